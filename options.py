@@ -22,9 +22,11 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from typing import Any, NoReturn, TypeVar
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 T = TypeVar("T")
@@ -90,17 +92,71 @@ def nearest(unknown: str, known: Sequence[str]) -> str | None:
     return None
 
 
-def parse(config: type[T], argv: Sequence[str] | None = None, *, prog: str, description: str | None = None) -> T:
+Defaults = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def parse(
+    config: type[T],
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str,
+    description: str | None = None,
+    defaults: Defaults | None = None,
+) -> T:
     """Parse ``argv`` (default: the process's) into an instance of the dataclass ``config``.
 
-    Later options win over earlier ones, and the command line over ``--config FILE``. Exits with code 2 and a message
-    naming the key on bad input.
+    Later options win over earlier ones, and the command line over ``--config FILE``. ``defaults`` gets the plain
+    top-level values that were given (``preset`` ...) and returns nested defaults that follow from them, which any
+    option still overrides. Exits with code 2 and a message naming the key on bad input.
     """
+    words = without_local_rank(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog=prog, description=description or first_line(config))
+    fill_parser(parser, config, words, defaults)
+    return build(config, parser.instantiate_classes(parser.parse_args(words)))
+
+
+def fill_parser(parser: Parser, config: type[Any], words: Sequence[str], defaults: Defaults | None) -> None:
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
     parser.add_class_arguments(config)
-    namespace = parser.parse_args(without_local_rank(sys.argv[1:] if argv is None else argv))
-    return build(config, parser.instantiate_classes(namespace))
+    if defaults is not None:
+        try:
+            parser.set_defaults(known_defaults(parser, defaults(peek(config, words))))
+        except (OSError, ValueError, KeyError) as error:
+            parser.error(str(error))
+
+
+def peek(config: type[Any], words: Sequence[str]) -> dict[str, Any]:
+    """Plain top-level values before parsing proper: the dataclass's defaults, then each ``--config``, then options."""
+    names = [item.name for item in fields(config)]
+    found = {item.name: item.default for item in fields(config) if item.default is not MISSING}
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or (name not in names and name != "config"):
+            continue
+        text = value if equals else next(rest, "")
+        if name != "config":
+            found[name] = yaml.safe_load(text)
+        elif os.path.isfile(text):
+            with open(text) as file:
+                content = yaml.safe_load(file)
+            found.update({key: value for key, value in (content or {}).items() if key in names})
+    return found
+
+
+def known_defaults(parser: Parser, nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested defaults by dotted key, cut where the parser's own keys end (a ``dict`` option stays a dict)."""
+    leaves = set(known_keys(parser))
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        dotted = f"{prefix}{name}"
+        if dotted in leaves:
+            flat[dotted] = value
+        elif isinstance(value, dict):
+            flat.update(known_defaults(parser, value, f"{dotted}."))
+        else:
+            raise KeyError(f"'{dotted}' is not a key of this command")
+    return flat
 
 
 def parse_command(
@@ -110,19 +166,19 @@ def parse_command(
     prog: str,
     description: str | None = None,
     positional: Mapping[str, str] | None = None,
+    defaults: Mapping[str, Defaults] | None = None,
 ) -> tuple[str, Any]:
     """Parse ``PROG COMMAND [options]``: returns the command's name and an instance of its dataclass.
 
     ``positional`` maps a command to the one field of its dataclass that stands without its ``--name``; an option of
-    that name works as well.
+    that name works as well. ``defaults`` is as in :func:`parse`, by command.
     """
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog=prog, description=description)
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, config in commands.items():
-        child = Parser(description=first_line(config))
-        child.add_argument("--config", action="config", help="YAML file with any of the keys below")
-        child.add_class_arguments(config)
+        child = Parser(prog=f"{prog} {name}", description=first_line(config))
+        fill_parser(child, config, words[1:], (defaults or {}).get(name) if words[:1] == [name] else None)
         subcommands.add_subcommand(name, child, help=first_line(config))
     field = (positional or {}).get(words[0]) if words else None
     if field and len(words) > 1 and not words[1].startswith("-"):

@@ -1,0 +1,45 @@
+# make demo [SOURCE=ucmerced DATA=folder] | make test | make lint | make format | make clean
+# A fresh machine needs Python 3.11, gcc and make: everything else is installed below.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+SOURCE ?= synthetic
+DATA ?=
+VENV := .venv
+BIN := $(VENV)/bin
+# The virtual environment is rebuilt only when the pins or the requirements change.
+PINS := $(shell cat constraints.txt setup.py | sha256sum | cut -c1-16)
+READY := $(VENV)/ready-$(PINS)
+PACKAGES := model data_shards cluster pretrain finetune retrieval demo options.py tests setup.py
+
+.PHONY: demo test lint format install clean
+
+demo: $(READY)
+	$(BIN)/python -m demo --source $(SOURCE) $(if $(DATA),--data $(DATA))
+
+test: $(READY) lint
+	$(BIN)/python -m pytest $(PYTEST)
+
+lint: $(READY)
+	$(BIN)/ruff check $(PACKAGES)
+	$(BIN)/ruff format --check $(PACKAGES)
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix $(PACKAGES)
+	$(BIN)/ruff format $(PACKAGES)
+
+install: $(READY)
+
+$(READY): constraints.txt setup.py packages.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: pass PYTHON=/path/to/python3.11")'
+	@cluster/system-packages packages.txt
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	@echo "[1/2] torch"
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt torch torchvision
+	@echo "[2/2] everything else"
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[test,demo-weights]'
+	@touch $(READY)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

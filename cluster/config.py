@@ -1,0 +1,98 @@
+"""What every run is told: where it writes, how it optimises, how DeepSpeed shards it. No torch is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW and its schedule.
+
+    Args:
+        lr: peak learning rate
+        betas: AdamW's momentum coefficients
+        eps: AdamW's epsilon
+        weight_decay: decoupled decay, not applied to norms, biases and scales
+        schedule: shape after the warm-up; cosine and linear end at min_lr_share of the peak
+        warmup: steps if 1 or more, else a share of the run
+        min_lr_share: learning rate at the end, as a share of the peak
+        clip_grad_norm: global gradient norm limit, 0 for none
+    """
+
+    lr: float = 5e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-6
+    weight_decay: float = 0.2
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: float = 0.1
+    min_lr_share: float = 0.0
+    clip_grad_norm: float = 1.0
+
+
+@dataclass
+class EngineConfig:
+    """DeepSpeed.
+
+    Args:
+        zero: ZeRO stage 0 to 3 (cluster/zero/*.json), or the path of a DeepSpeed JSON whose "auto" values are filled in
+        precision: number format of parameters and activations; the optimizer keeps float32 under bf16 and fp16
+        global_batch: samples a step over all ranks; the world size must divide it
+        micro_batch: samples a rank at a time, null for global_batch / world size. Fewer means gradient accumulation,
+            where the contrastive loss sees the negatives of one micro step only
+        grad_checkpointing: recompute activations in the backward pass: less memory, about a third more time
+        threads: CPU threads a rank, null for the cores of the machine divided by its ranks
+        timeout_minutes: a collective that waits longer than this ends the run
+    """
+
+    zero: str = "2"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    global_batch: int = 128
+    micro_batch: int | None = None
+    grad_checkpointing: bool = False
+    threads: int | None = None
+    timeout_minutes: float = 10
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints of the run.
+
+    Args:
+        every: steps between checkpoints, 0 for the end of each epoch only
+        keep: how many of the newest are kept
+        resume: continue from the run directory's newest checkpoint that verifies, where there is one
+    """
+
+    every: int = 0
+    keep: int = 2
+    resume: bool = True
+
+
+@dataclass
+class RunConfig:
+    """The run itself.
+
+    Args:
+        dir: run directory: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/, export/, report.json
+        epochs: passes over the training shards
+        max_steps: stop after this many steps, 0 for no limit; the schedule is laid out for the steps that are run
+        seed: of initialisation, sample order, augmentation and dropout
+        log_every: steps between records in metrics.jsonl and TensorBoard
+        evaluate_every: epochs between evaluations, 0 for the end of the run only
+        progress: show a progress bar on rank 0
+        deterministic: only deterministic kernels: the same figures on every run with the same world size
+    """
+
+    dir: str
+    epochs: int = 1
+    max_steps: int = 0
+    seed: int = 0
+    log_every: int = 10
+    evaluate_every: int = 1
+    progress: bool = True
+    deterministic: bool = False
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)

@@ -1,0 +1,166 @@
+"""Who am I among the ranks: one process, ``deepspeed``, ``torchrun``, ``srun`` or ``mpirun``.
+
+The deepspeed launcher and torchrun set RANK, LOCAL_RANK, WORLD_SIZE and MASTER_*; ``srun`` sets SLURM_*, from which they
+are derived here; under ``mpirun`` DeepSpeed asks mpi4py; with none of these the run is one process.
+
+    rank = start(EngineConfig())      # Rank(rank=0, world_size=2, local_rank=0, device=cpu)
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import random
+import socket
+import subprocess
+from dataclasses import dataclass
+
+import deepspeed
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+from cluster.config import EngineConfig
+
+logger = logging.getLogger(__name__)
+
+TORCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One process of a run. ``device`` is where its tensors live."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def start(config: EngineConfig) -> Rank:
+    """Join the other ranks and return this process's place. Safe to call again in the same process.
+
+    Raises:
+        RuntimeError: some, but not all, of the variables that the launchers set are there.
+    """
+    environment = rank_environment(dict(os.environ))
+    os.environ.update(environment)
+    # CUDA's matrix libraries are deterministic only with a fixed workspace, read when they start.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.init_distributed(
+        dist_backend=get_accelerator().communication_backend_name(),
+        timeout=datetime.timedelta(minutes=config.timeout_minutes),
+        verbose=False,
+    )
+    local_rank = int(os.environ["LOCAL_RANK"])
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        device = torch.device("cpu")
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or dist.get_world_size())
+        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks_here))
+    else:
+        accelerator.set_device(local_rank)
+        device = torch.device(accelerator.device_name(local_rank))
+        if config.threads:
+            torch.set_num_threads(config.threads)
+    return Rank(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def rank_environment(environment: dict[str, str]) -> dict[str, str]:
+    """The variables that torch.distributed reads, derived from the launcher's; empty where nothing is to be added."""
+    present = [name for name in TORCH_VARIABLES if name in environment]
+    if len(present) == len(TORCH_VARIABLES):
+        return {}
+    if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        return slurm_environment(environment)
+    if any(name in environment for name in MPI_VARIABLES):
+        return {}  # deepspeed.init_distributed asks mpi4py
+    if "RANK" in environment or int(environment.get("WORLD_SIZE", "1")) > 1:
+        missing = ", ".join(name for name in TORCH_VARIABLES if name not in environment)
+        raise RuntimeError(
+            f"the environment has {', '.join(present)} but not {missing}: start the run with deepspeed, torchrun, srun or"
+            " mpirun, which set all of them, or unset these for one process"
+        )
+    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+
+
+def slurm_environment(environment: dict[str, str]) -> dict[str, str]:
+    """One task a rank under ``srun``: the first host of the job is the master, its port follows from the job's number."""
+    master = environment.get("MASTER_ADDR")
+    if master is None:
+        hosts = subprocess.run(
+            ["scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
+        )
+        master = hosts.stdout.split()[0]
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "WORLD_SIZE": environment["SLURM_NTASKS"],
+        "MASTER_ADDR": master,
+        "MASTER_PORT": environment.get("MASTER_PORT", str(20000 + int(environment["SLURM_JOB_ID"]) % 20000)),
+    }
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def seed_everything(seed: int, deterministic: bool) -> None:
+    """The same initial weights on every rank; ``deterministic`` refuses kernels that are not."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Dropout of a step follows from (seed, step, rank), so that a resumed run draws what the whole one would have."""
+    state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
+    torch.manual_seed(int(state))
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is set on any rank: all of them get the same answer."""
+    if dist.get_world_size() == 1:
+        return flag
+    value = torch.tensor(float(flag), device=device)
+    dist.all_reduce(value, op=dist.ReduceOp.MAX)
+    return bool(value.item())
+
+
+def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Mean of each figure over the ranks; every rank passes the same keys."""
+    packed = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=device)
+    dist.all_reduce(packed)
+    return dict(zip(sorted(values), (packed / dist.get_world_size()).tolist()))
+
+
+def gather_rows(rows: torch.Tensor, index: torch.Tensor, total: int) -> torch.Tensor:
+    """Rows of all ranks put in order: ``rows (n, ...)`` belong at ``index (n,)``, -1 is padding. Returns ``(total, ...)``.
+
+    Every rank passes the same n. Raises:
+        ValueError: a position below ``total`` was given by no rank.
+    """
+    world = dist.get_world_size()
+    all_rows = [torch.empty_like(rows) for _ in range(world)]
+    all_index = [torch.empty_like(index) for _ in range(world)]
+    dist.all_gather(all_rows, rows.contiguous())
+    dist.all_gather(all_index, index.contiguous())
+    where = torch.cat(all_index)
+    kept = torch.cat(all_rows)[where >= 0]
+    where = where[where >= 0]
+    if len(where.unique()) != total:
+        raise ValueError(f"rows for {len(where.unique())} positions were gathered, {total} were expected")
+    ordered = kept.new_empty((total, *kept.shape[1:]))
+    ordered[where] = kept
+    return ordered

@@ -1,0 +1,257 @@
+"""The loop that every run shares: batches -> steps -> metrics, evaluations and checkpoints, until the last step.
+
+What differs between the stages comes in as two functions: ``step(engine, batch) -> (loss, parts)`` and
+``evaluate() -> figures``. The stream hands each rank its share of the global batch; what is needed to go on after a stop
+is the engine's state and the stream's ``(epoch, samples_seen)``, for dropout is seeded by the step.
+
+    report = train(config, rank, engine, stream, step, evaluate)     # {"steps": 300, "images_per_second": 210.4, ...}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import deepspeed
+import torch
+import torch.distributed as dist
+import yaml
+from timm.utils.distributed import distribute_bn
+
+from cluster import checkpoint
+from cluster.config import RunConfig
+from cluster.distributed import Rank, any_rank, mean_over_ranks, seed_step
+from cluster.metrics import MetricLog
+from cluster.preemption import REQUEUE_EXIT_CODE, Notice
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+Step = Callable[[deepspeed.DeepSpeedEngine, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+Evaluate = Callable[[], dict[str, float]]
+
+
+class Stream(Protocol):
+    """What the loop needs of a data stream: batches for ever, their number in an epoch, and a position."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __len__(self) -> int: ...
+    def state_dict(self) -> dict[str, int]: ...
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+
+def total_steps(config: RunConfig, steps_an_epoch: int) -> int:
+    """Optimizer steps of the whole run."""
+    steps = config.epochs * steps_an_epoch
+    return min(steps, config.max_steps) if config.max_steps else steps
+
+
+def prepare_folder(config: Any, run: RunConfig, rank: Rank) -> Path:
+    """The run directory with the resolved configuration in it. ``config`` is the whole dataclass of the command."""
+    folder = Path(run.dir)
+    if rank.is_first:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.replace_text(folder / "config.yaml", to_yaml(config))
+    dist.barrier()
+    return folder
+
+
+def to_yaml(config: Any) -> str:
+    """A dataclass as YAML that ``--config`` reads back."""
+    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False, allow_unicode=True)
+
+
+def train(
+    config: RunConfig, rank: Rank, engine: deepspeed.DeepSpeedEngine, stream: Stream, step: Step, evaluate: Evaluate
+) -> dict[str, Any]:
+    """Run to the last step, from the newest good checkpoint where there is one; returns the run's figures.
+
+    A SIGTERM or SIGUSR1 on any rank ends the process with REQUEUE_EXIT_CODE after a checkpoint of the step at hand.
+
+    Raises:
+        FloatingPointError: the loss is not finite; the message names the step and the epoch.
+    """
+    folder = Path(config.dir)
+    notice = Notice()
+    last = total_steps(config, len(stream))
+    evaluation = resume(config, folder, engine, stream)
+    started_at = engine.global_steps
+    log = MetricLog(folder, last, started_at, rank.is_first, config.progress)
+    log.text("run/config", f"```yaml\n{(folder / 'config.yaml').read_text()}\n```")
+    log.text("run/command", " ".join(sys.argv))
+    clock = Clock(config.engine.global_batch)
+
+    batches = iter(stream) if started_at < last else iter(())
+    while engine.global_steps < last:
+        clock.wait()
+        batch = next(batches)
+        clock.work()
+        seed_step(config.seed, engine.global_steps, rank.rank)
+        parts = optimize(engine, batch, step, rank.device)
+        done = engine.global_steps
+        clock.stepped()
+
+        end_of_epoch = done % len(stream) == 0
+        if done % config.log_every == 0 or done == last or done == started_at + 1:
+            figures = training_figures(engine, parts, clock, batch, rank)
+            log.numbers(done, figures)
+            log.advance(done, {"loss": figures["train/loss"], "images/s": figures["train/images_per_second"]})
+            if not math.isfinite(figures["train/loss"]):
+                log.close()
+                raise FloatingPointError(
+                    f"step {done} (epoch {batch['epoch']}): the loss is {figures['train/loss']}; lower run.optimizer.lr"
+                    f" or lengthen its warmup; checkpoints are in {folder / 'checkpoints'}"
+                )
+        else:
+            log.advance(done, {})
+
+        stopping = any_rank(notice.given, rank.device)
+        due = config.evaluate_every and end_of_epoch and (done // len(stream)) % config.evaluate_every == 0
+        if (due or done == last) and not stopping:
+            evaluation = evaluated(engine, evaluate, rank)
+            log.numbers(done, {f"eval/{name}": value for name, value in evaluation.items()})
+            clock.pause()
+        every = config.checkpoint.every
+        if stopping or done == last or (done % every == 0 if every else end_of_epoch):
+            state = {"stream": stream.state_dict(), "evaluation": evaluation}
+            checkpoint.save(engine, folder / "checkpoints", state, config.checkpoint.keep)
+            clock.pause()
+        if stopping and done < last:
+            log.close()
+            logger.warning("stopped at step %d of %d: run the same command again to go on", done, last)
+            sys.exit(REQUEUE_EXIT_CODE)
+    log.close()
+    return {
+        "steps": last,
+        "epochs": last / len(stream),
+        "samples_seen": last * config.engine.global_batch,
+        "images_per_second": clock.images_per_second() or recorded_speed(folder),
+        "world_size": rank.world_size,
+        "zero_stage": engine.zero_optimization_stage(),
+        "precision": config.engine.precision,
+        "global_batch": config.engine.global_batch,
+        "device": rank.device.type,
+        "evaluation": evaluation,
+    }
+
+
+def resume(config: RunConfig, folder: Path, engine: deepspeed.DeepSpeedEngine, stream: Stream) -> dict[str, float]:
+    """Continue from the newest good checkpoint of the run directory, if any; returns its last evaluation."""
+    found = checkpoint.newest_good(folder / "checkpoints") if config.checkpoint.resume else None
+    if found is None:
+        return {}
+    state = checkpoint.load(engine, found)
+    stream.load_state_dict(state["stream"])
+    logger.info("resumed %s: step %d", found, engine.global_steps)
+    return state["evaluation"]
+
+
+def optimize(
+    engine: deepspeed.DeepSpeedEngine, batch: Batch, step: Step, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """One optimizer step on this rank's share of the global batch; returns the loss and its parts, detached."""
+    micro = engine.train_micro_batch_size_per_gpu()
+    pieces = engine.gradient_accumulation_steps()
+    totals: dict[str, torch.Tensor] = {}
+    for piece in range(pieces):
+        rows = slice(piece * micro, (piece + 1) * micro)
+        part = {
+            name: value[rows].to(device, non_blocking=True) if torch.is_tensor(value) else value
+            for name, value in batch.items()
+        }
+        loss, parts = step(engine, part)
+        engine.backward(loss)
+        engine.step()
+        for name, value in {"loss": loss, **parts}.items():
+            totals[name] = totals.get(name, 0.0) + value.detach().float() / pieces
+    return totals
+
+
+def training_figures(
+    engine: deepspeed.DeepSpeedEngine, parts: dict[str, torch.Tensor], clock: Clock, batch: Batch, rank: Rank
+) -> dict[str, Any]:
+    """The record of a step; losses are means over the ranks, which for the global-batch losses is the loss itself."""
+    means = mean_over_ranks({name: float(value) for name, value in parts.items()}, rank.device)
+    figures: dict[str, Any] = {f"train/{name}": value for name, value in means.items()}
+    norm = engine.get_global_grad_norm()
+    figures["train/grad_norm"] = float(norm) if norm is not None else None
+    figures["train/lr"] = engine.get_lr()[0]
+    figures["train/epoch"] = batch["epoch"]
+    images_per_second, wait_share = clock.read()
+    figures["train/images_per_second"] = images_per_second
+    figures["train/data_wait_share"] = mean_over_ranks({"wait": wait_share}, rank.device)["wait"]
+    return figures
+
+
+def evaluated(engine: deepspeed.DeepSpeedEngine, evaluate: Evaluate, rank: Rank) -> dict[str, float]:
+    """Figures of the model as it stands, after averaging batch-norm statistics, which each rank gathered alone."""
+    if rank.world_size > 1:
+        distribute_bn(engine.module, rank.world_size, reduce=True)
+    engine.eval()
+    with torch.no_grad():
+        figures = evaluate()
+    engine.train()
+    if rank.is_first and figures:
+        logger.info("evaluation: %s", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    return figures
+
+
+def recorded_speed(folder: Path) -> float | None:
+    """Median images/s in metrics.jsonl, for a run that was finished before this process began."""
+    speeds = []
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        speed = json.loads(line).get("train/images_per_second")
+        if speed:
+            speeds.append(speed)
+    return statistics.median(speeds) if speeds else None
+
+
+class Clock:
+    """Time a step takes and the share of it spent waiting for data; evaluations and checkpoints do not count."""
+
+    def __init__(self, global_batch: int) -> None:
+        self.global_batch = global_batch
+        self.steps: list[float] = []
+        self.waits: list[float] = []
+        self.read_from = 0
+        self.begun: float | None = None
+        self.got = 0.0
+
+    def wait(self) -> None:
+        self.asked = time.perf_counter()
+        if self.begun is None:
+            self.begun = self.asked
+
+    def work(self) -> None:
+        self.got = time.perf_counter()
+
+    def stepped(self) -> None:
+        assert self.begun is not None
+        now = time.perf_counter()
+        self.steps.append(now - self.begun)
+        self.waits.append(self.got - self.asked)
+        self.begun = now
+
+    def pause(self) -> None:
+        self.begun = None
+
+    def read(self) -> tuple[float, float]:
+        """(images/s of all ranks, data-wait share) since the last reading."""
+        seconds = sum(self.steps[self.read_from :])
+        waited = sum(self.waits[self.read_from :])
+        count = len(self.steps) - self.read_from
+        self.read_from = len(self.steps)
+        return self.global_batch * count / seconds, waited / seconds
+
+    def images_per_second(self) -> float | None:
+        """Over the whole run, without its first steps, in which kernels and workers warm up."""
+        steady = self.steps[2:] or self.steps
+        return self.global_batch * len(steady) / sum(steady) if steady else None

