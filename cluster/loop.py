@@ -157,7 +157,10 @@ def resume(config: RunConfig, folder: Path, engine: deepspeed.DeepSpeedEngine, s
 def optimize(
     engine: deepspeed.DeepSpeedEngine, batch: Batch, step: Step, device: torch.device
 ) -> dict[str, torch.Tensor]:
-    """One optimizer step on this rank's share of the global batch; returns the loss and its parts, detached."""
+    """One optimizer step on this rank's share of the global batch; returns the loss and its parts, detached.
+
+    A tensor in the batch has one row a sample; anything else goes to every micro step as it is.
+    """
     micro = engine.train_micro_batch_size_per_gpu()
     pieces = engine.gradient_accumulation_steps()
     totals: dict[str, torch.Tensor] = {}
@@ -169,6 +172,11 @@ def optimize(
         }
         loss, parts = step(engine, part)
         engine.backward(loss)
+        plain = engine.zero_optimization_stage() == 0 and not (engine.bfloat16_enabled() or engine.fp16_enabled())
+        if plain and engine.is_gradient_accumulation_boundary():
+            # Without ZeRO and in float32, DeepSpeed clips but keeps no record of the norm.
+            gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+            totals["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
         engine.step()
         for name, value in {"loss": loss, **parts}.items():
             totals[name] = totals.get(name, 0.0) + value.detach().float() / pieces
@@ -181,8 +189,7 @@ def training_figures(
     """The record of a step; losses are means over the ranks, which for the global-batch losses is the loss itself."""
     means = mean_over_ranks({name: float(value) for name, value in parts.items()}, rank.device)
     figures: dict[str, Any] = {f"train/{name}": value for name, value in means.items()}
-    norm = engine.get_global_grad_norm()
-    figures["train/grad_norm"] = float(norm) if norm is not None else None
+    figures.setdefault("train/grad_norm", float(engine.get_global_grad_norm() or math.nan))
     figures["train/lr"] = engine.get_lr()[0]
     figures["train/epoch"] = batch["epoch"]
     images_per_second, wait_share = clock.read()

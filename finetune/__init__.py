@@ -1,0 +1,1 @@
+"""After stage one: the scene prior, vision-instruction tuning (stage two), closed-domain PriorITR."""

@@ -1,0 +1,1 @@
+"""Stage one: PriorCLIP pretrained on image-text shards under DeepSpeed ZeRO."""

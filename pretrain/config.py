@@ -1,0 +1,55 @@
+"""What stage one is told, and how a preset or an earlier export fills the model's part of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cluster.config import RunConfig
+from data_shards.config import DataConfig
+from model.config import LossConfig, ModelConfig, architecture
+
+
+@dataclass
+class EvaluationConfig:
+    """Retrieval evaluation while training.
+
+    Args:
+        shards: shards with every caption of each image; null for none
+        caption_field: list in KEY.json with the captions
+        batch_size: images, and texts, a rank encodes at a time
+    """
+
+    shards: str | list[str] | None = None
+    caption_field: str = "captions"
+    batch_size: int = 64
+
+
+@dataclass
+class PretrainConfig:
+    """Stage one: pretrain PriorCLIP on image-text shards.
+
+    Args:
+        run: the run directory, length, optimizer, DeepSpeed and checkpoints
+        data: the training shards
+        tokenizer: hub id, local folder or package:NAME; null takes the one of init_from
+        preset: architecture: a name in model/presets, whose values are the defaults of model.*
+        init_from: export folder whose weights (and architecture) the run starts from
+        model: the architecture, key by key
+        loss: the objective
+        evaluation: recall while training
+    """
+
+    run: RunConfig
+    data: DataConfig
+    tokenizer: str | None = None
+    preset: str = "priorclip-b32"
+    init_from: str | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def model_defaults(given: dict[str, Any]) -> dict[str, Any]:
+    """Defaults of ``model.*`` that follow from ``--init_from`` or ``--preset``."""
+    return {"model": architecture(given.get("init_from"), given["preset"])}

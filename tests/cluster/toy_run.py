@@ -1,0 +1,104 @@
+"""A whole run through the shared runtime on a small regression model: what the cluster tests launch on real ranks.
+
+The stream is a formula of the sample number, so that a run's weights can be computed again by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from cluster.config import RunConfig
+from cluster.distributed import seed_everything, start
+from cluster.engine import build_engine, full_state_dict
+from cluster.loop import prepare_folder, total_steps, train
+from options import parse
+
+SAMPLES = 96
+
+
+@dataclass
+class ToyConfig:
+    """Fit a formula.
+
+    Args:
+        run: the run
+        kill_at: rank 0 sends itself SIGTERM in this step
+        die_at: the last rank exits hard in this step
+    """
+
+    run: RunConfig = field(default_factory=lambda: RunConfig(dir="unset"))
+    kill_at: int = -1
+    die_at: int = -1
+
+
+class ToyStream:
+    """``SAMPLES`` rows an epoch in order; rank r of W gets rows r, r + W, ... of each global batch."""
+
+    def __init__(self, global_batch: int, rank: int, world_size: int) -> None:
+        self.global_batch, self.rank, self.world_size = global_batch, rank, world_size
+        self.epoch = self.seen = 0
+
+    def __len__(self) -> int:
+        return SAMPLES // self.global_batch
+
+    def __iter__(self):
+        while True:
+            index = torch.arange(self.seen + self.rank, self.seen + self.global_batch, self.world_size)
+            inputs = torch.sin(index[:, None] * torch.arange(1, 9) * 0.37 + self.epoch)
+            epoch = self.epoch
+            self.seen += self.global_batch
+            if self.seen + self.global_batch > SAMPLES:
+                self.epoch, self.seen = self.epoch + 1, 0
+            yield {"inputs": inputs, "targets": inputs.sum(1, keepdim=True).tanh(), "epoch": epoch}
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "samples_seen": self.seen}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.seen = state["epoch"], state["samples_seen"]
+
+
+def toy_model() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Dropout(0.1), nn.Linear(32, 1))
+
+
+def main() -> None:
+    config = parse(ToyConfig, prog="toy")
+    rank = start(config.run.engine)
+    seed_everything(config.run.seed, config.run.deterministic)
+    stream = ToyStream(config.run.engine.global_batch, rank.rank, rank.world_size)
+    folder = prepare_folder(config, config.run, rank)
+    model = toy_model()
+    groups = [{"params": list(model.parameters()), "weight_decay": 0.01}]
+    engine = build_engine(
+        model, groups, config.run, total_steps=total_steps(config.run, len(stream)), world_size=rank.world_size
+    )
+
+    def step(engine, batch):
+        if engine.global_steps == config.kill_at and rank.is_first:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if engine.global_steps == config.die_at and rank.rank == rank.world_size - 1:
+            os._exit(3)
+        inputs = batch["inputs"].to(next(engine.module.parameters()).dtype)
+        loss = nn.functional.mse_loss(engine(inputs).float(), batch["targets"])
+        return loss, {"mse": loss}
+
+    report = train(config.run, rank, engine, stream, step, lambda: {"parameters": 8.0 * 32 + 32 + 32 + 1})
+    state = full_state_dict(engine)
+    if rank.is_first:
+        torch.save(state, folder / "weights.pt")
+        Path(folder / "report.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit(0)
