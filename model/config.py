@@ -1,0 +1,261 @@
+"""What a model is made of, as dataclasses, and the presets that fill them.
+
+    config = load_preset("priorclip-b32")           # model/presets/priorclip-b32.yaml
+    config.vision.weights = None                    # random instead of the preset's pretrained weights
+    model = model.build_model(config)
+
+A preset is a YAML file with the keys of `ModelConfig`; keys it leaves out keep the defaults here. No torch in this
+module: `--help` must not wait for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import yaml
+
+PRESETS = Path(__file__).parent / "presets"
+T = TypeVar("T")
+
+
+@dataclass
+class EncoderConfig:
+    """An image encoder: a timm model without its classifier.
+
+    Args:
+        name: timm model name, with its tag if one is wanted (``vit_base_patch32_clip_quickgelu_224.openai``)
+        weights: null: random. ``hub``: timm's own pretrained weights. A .safetensors or .pth file. A folder that
+            ``finetune prior`` exported. ``package:NAME``: the weight file inside the installed package NAME
+        image_size: side of the square input, pixels
+        trainable: false: the encoder is frozen: no gradient, always in eval mode
+        freeze_batch_norm: keep batch normalisation on its stored statistics while training
+        mean: input mean by channel in [0, 1]; null: the timm model's own
+        std: input standard deviation by channel; null: the timm model's own
+        kwargs: further arguments of ``timm.create_model``
+    """
+
+    name: str = "resnet50"
+    weights: str | None = None
+    image_size: int = 224
+    trainable: bool = True
+    freeze_batch_norm: bool = False
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1, not {self.image_size} (encoder '{self.name}')")
+
+
+@dataclass
+class TextConfig:
+    """A text encoder: any transformers model that encodes text.
+
+    Args:
+        name: transformers hub id, local folder or ``package:NAME``: where tokenizer and architecture come from
+        config: the architecture itself (``model_type`` and sizes); null: read from ``name``
+        weights: null: random. ``hub``: those of ``name``. A local folder with model.safetensors, or ``package:NAME``
+        context_length: longest text, tokens
+        pooling: which token states stand for the text: the first, the mean of all, or the last (``eos``)
+        trainable: false: the encoder is frozen
+    """
+
+    name: str | None = None
+    config: dict[str, Any] | None = None
+    weights: str | None = None
+    context_length: int = 77
+    pooling: Literal["cls", "mean", "eos"] = "cls"
+    trainable: bool = True
+
+    def __post_init__(self) -> None:
+        if self.pooling not in ("cls", "mean", "eos"):
+            raise ValueError(f"text.pooling must be cls, mean or eos, not '{self.pooling}'")
+        if self.context_length < 1:
+            raise ValueError(f"text.context_length must be at least 1, not {self.context_length}")
+
+
+@dataclass
+class BeliefConfig:
+    """How the instruction weighs the visual tokens (PriorCLIP paper, arXiv 2405.10160, section III).
+
+    Args:
+        mode: soft: F * (M + 1/sqrt(R)). hard: keep the k tokens of highest belief. none: tokens as they are
+        k: tokens that ``hard`` keeps
+        compat: paper: as published. released: as the authors' code computes it, for their checkpoints
+    """
+
+    mode: Literal["soft", "hard", "none"] = "soft"
+    k: int | None = None
+    compat: Literal["paper", "released"] = "paper"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("soft", "hard", "none"):
+            raise ValueError(f"belief.mode must be soft, hard or none, not '{self.mode}'")
+        if self.compat not in ("paper", "released"):
+            raise ValueError(f"belief.compat must be paper or released, not '{self.compat}'")
+        if self.mode == "hard" and (self.k is None or self.k < 1):
+            raise ValueError(f"belief.mode 'hard' needs belief.k, the number of tokens to keep, not {self.k}")
+
+
+@dataclass
+class FusionConfig:
+    """Transformer layers in which the instruction token reads the tokens of a backbone that is not a plain ViT.
+
+    Args:
+        width: width of these layers; null: the backbone's
+        layers: number of layers
+        heads: attention heads
+        mlp_ratio: width of the feed-forward layers over ``width``
+        dropout: dropout after attention and feed-forward
+    """
+
+    width: int | None = None
+    layers: int = 2
+    heads: int = 8
+    mlp_ratio: float = 2.0
+    dropout: float = 0.0
+
+
+@dataclass
+class PAEConfig:
+    """Progressive attention encoders of the closed domain model.
+
+    Args:
+        spatial_layers: layers of the Spatial-PAE
+        temporal_cycles: layers (cycles) of the Temporal-PAE
+        heads: attention heads
+        dropout: dropout on attention weights and after each sub-layer
+    """
+
+    spatial_layers: int = 2
+    temporal_cycles: int = 3
+    heads: int = 8
+    dropout: float = 0.2
+
+
+@dataclass
+class ModelConfig:
+    """A PriorCLIP (open domain) or PriorITR (closed domain) model.
+
+    Args:
+        kind: priorclip or prioritr
+        embed_dim: width d of the shared embedding space
+        vision: the visual encoder
+        prior: the scene recognition encoder whose pooled feature is the instruction
+        text: the text encoder
+        belief: how the instruction weighs the visual tokens
+        fusion: layers over the tokens of a backbone that is not a plain ViT (priorclip only)
+        pae: the progressive attention encoders (prioritr only)
+        logit_scale_init: starting scale (1 / temperature) of the contrastive loss
+        attribution_scale_init: starting scale of the attribution loss
+        logit_scale_max: upper clamp of both scales
+    """
+
+    kind: Literal["priorclip", "prioritr"] = "priorclip"
+    embed_dim: int = 512
+    vision: EncoderConfig = field(default_factory=lambda: EncoderConfig(name="vit_base_patch32_clip_224"))
+    prior: EncoderConfig = field(default_factory=lambda: EncoderConfig(name="resnet50", trainable=False))
+    text: TextConfig = field(default_factory=TextConfig)
+    belief: BeliefConfig = field(default_factory=BeliefConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    pae: PAEConfig = field(default_factory=PAEConfig)
+    logit_scale_init: float = 1 / 0.07
+    attribution_scale_init: float = 1 / 0.07
+    logit_scale_max: float = 100.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("priorclip", "prioritr"):
+            raise ValueError(f"kind must be priorclip or prioritr, not '{self.kind}'")
+        for name in ("logit_scale_init", "attribution_scale_init"):
+            if not 0 < getattr(self, name) <= self.logit_scale_max:
+                raise ValueError(f"{name} must lie in (0, logit_scale_max={self.logit_scale_max}]")
+
+
+@dataclass
+class SceneConfig:
+    """A scene classifier, the instruction encoder before it instructs.
+
+    Args:
+        backbone: the image encoder
+        classes: scene names, in the order of the logits
+        kind: always ``scene``
+    """
+
+    backbone: EncoderConfig = field(default_factory=EncoderConfig)
+    classes: list[str] = field(default_factory=list)
+    kind: Literal["scene"] = "scene"
+
+
+def preset_names() -> list[str]:
+    """Names of the presets, sorted."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_preset(name: str) -> ModelConfig:
+    """The preset as a configuration of its own, free to change. Raises ValueError that names the nearest preset."""
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0)
+        raise ValueError(
+            f"no preset '{name}': did you mean '{near[0]}'? presets: {', '.join(preset_names())}"
+        )
+    return from_dict(ModelConfig, yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8")))
+
+
+def to_dict(config: ModelConfig | SceneConfig) -> dict[str, Any]:
+    """The configuration as plain values, what YAML and JSON take."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
+    """An instance of the dataclass from plain nested values. Raises ValueError that names an unknown key."""
+    types = get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in types:
+            near = difflib.get_close_matches(key, list(types), n=1, cutoff=0)
+            raise ValueError(f"unknown key '{where}{key}': did you mean '{where}{near[0]}'?")
+        nested = dataclasses.is_dataclass(types[key]) and isinstance(value, dict)
+        arguments[key] = from_dict(types[key], value, f"{where}{key}.") if nested else value
+    return cls(**arguments)
+
+
+@dataclass
+class LossConfig:
+    """The objective: contrastive + lambda_cs * attribution, both over the global batch.
+
+    Args:
+        contrastive: weight of the symmetric contrastive loss
+        lambda_cs: weight of the cluster-based symmetric Attribution loss; needs scene labels, 0 turns it off
+        chunk: columns of the similarity matrix that are held at a time
+    """
+
+    contrastive: float = 1.0
+    lambda_cs: float = 0.0
+    chunk: int = 4096
+
+
+def architecture(export: str | None, preset: str) -> dict[str, Any]:
+    """The model's configuration as plain values: that of an export folder where one is given, else the preset's.
+
+    Raises:
+        ValueError: no such preset; a folder that is no export, or holds a scene classifier.
+    """
+    if export is None:
+        return to_dict(load_preset(preset))
+    path = Path(export) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{export} is not an exported model: it has no config.json (a run exports to RUN/export)"
+        )
+    values = json.loads(path.read_text(encoding="utf-8"))["model"]
+    if values.get("kind") == "scene":
+        raise ValueError(
+            f"{export} is a scene classifier: give it as --model.prior.weights, not as --init_from"
+        )
+    return values

@@ -1,0 +1,73 @@
+"""Tensors of all ranks, with gradients that make the mean over ranks exact.
+
+Each rank computes the loss of its own rows against everybody's columns. The gradient of a gathered feature therefore
+has a part on every rank; the backward passes here sum those parts (a reduce-scatter for a gather, an all-reduce for a
+sum). With that, averaging parameter gradients over ranks, as DeepSpeed does, gives the gradient of the mean over ranks
+of the losses, to the last term.
+
+All of it is the identity in a process without torch.distributed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Ranks of the default process group; 1 where there is none."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather_integers(x: Tensor) -> Tensor:
+    """(B, ...) of every rank -> (W * B, ...), in the order of ranks, no gradient. B must be the same on all ranks."""
+    size = world_size()
+    if size == 1:
+        return x
+    gathered = x.new_empty((size * x.shape[0], *x.shape[1:]))
+    dist.all_gather_into_tensor(gathered, x.contiguous())
+    return gathered
+
+
+class GatherRows(torch.autograd.Function):
+    """(B, d) of every rank -> (W * B, d); backward: sum over ranks of the gradient of this rank's rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return gather_integers(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].contiguous()
+        own = gradient.new_empty((gradient.shape[0] // world_size(), *gradient.shape[1:]))
+        dist.reduce_scatter_tensor(own, gradient)
+        return own
+
+
+class SumOverRanks(torch.autograd.Function):
+    """Elementwise sum of every rank's tensor; backward: sum over ranks of the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Rows of all ranks, differentiable."""
+    return x if world_size() == 1 else GatherRows.apply(x)  # type: ignore[no-any-return]
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum over ranks, differentiable."""
+    return x if world_size() == 1 else SumOverRanks.apply(x)  # type: ignore[no-any-return]

@@ -1,0 +1,175 @@
+"""Text encoders: any transformers model that encodes text, as token states and one pooled state.
+
+    input_ids (B, T), attention_mask (B, T) -> states (B, T, C) -> pooled (B, C): first, mean or last token
+
+Padding never changes a feature: padded positions are masked, and pooling looks at real positions only. The model is
+built from its configuration alone; weights are loaded after, so an exported model needs neither hub nor packages.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedConfig
+
+from model.config import TextConfig
+from model.weights import PACKAGE, State, load_exactly, one_file, package_folder, read_state
+
+
+class TextEncoder(nn.Module):
+    """A transformers text model.
+
+    ``config`` is the resolved configuration: ``config.config`` holds the whole architecture.
+    """
+
+    def __init__(self, config: TextConfig, vocab_size: int | None = None):
+        super().__init__()
+        self.config = resolve(config, vocab_size)
+        assert self.config.config is not None
+        architecture = architecture_of(self.config.config)
+        check_length(config.context_length, architecture)
+        self.model = create(architecture)
+        self.width: int = architecture.hidden_size
+        if config.weights is not None:
+            load_pretrained(self.model, config)
+        if not config.trainable:
+            self.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        """Training mode, unless the encoder is frozen."""
+        super().train(mode and self.config.trainable)
+        return self
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Token states (B, T, C)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trainable):
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+    def pool(self, states: Tensor, attention_mask: Tensor) -> Tensor:
+        """States (B, T, C) -> (B, C) by the configured pooling; positions with mask 0 do not count."""
+        if self.config.pooling == "cls":
+            return states[:, 0]
+        real = attention_mask.to(states.dtype).unsqueeze(-1)
+        if self.config.pooling == "mean":
+            return (states * real).sum(1) / real.sum(1).clamp(min=1)
+        positions = torch.arange(states.shape[1], device=states.device)
+        last = (attention_mask.long() * positions).amax(1)
+        return states[torch.arange(states.shape[0], device=states.device), last]
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        if enable:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.model.gradient_checkpointing_disable()
+
+
+def resolve(config: TextConfig, vocab_size: int | None = None) -> TextConfig:
+    """The configuration with its architecture filled in: from ``name`` where ``config`` is null, and the vocabulary.
+
+    Raises ValueError where neither is given, or where pretrained weights meet a vocabulary of another size.
+    """
+    config = copy.deepcopy(config)
+    if config.config is None:
+        if config.name is None:
+            raise ValueError(
+                "text.name and text.config are both null: name a transformers model or give its sizes"
+            )
+        config.config = read_architecture(config.name)
+    if vocab_size is not None:
+        own = config.config.get("vocab_size")
+        if config.weights is not None and own is not None and vocab_size > own:
+            raise ValueError(
+                f"the tokenizer has {vocab_size} tokens, but the pretrained text encoder "
+                f"'{config.name or config.weights}' knows {own}: use its own tokenizer, or text.weights null"
+            )
+        if config.weights is None:
+            config.config["vocab_size"] = vocab_size
+    return config
+
+
+def read_architecture(name: str) -> dict[str, Any]:
+    """The configuration of a hub id, a local folder or ``package:NAME``."""
+    source = str(model_folder(name)) if name.startswith(PACKAGE) else str(Path(name).expanduser())
+    try:
+        loaded = AutoConfig.from_pretrained(source if Path(source).exists() else name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"text.name '{name}' is neither a transformers model on the hub nor a folder: {error}"
+        ) from error
+    loaded = getattr(loaded, "text_config", None) or loaded
+    return json.loads(json.dumps(loaded.to_diff_dict() | {"model_type": loaded.model_type}))
+
+
+def model_folder(source: str) -> Path:
+    """The folder with config.json and weights inside an installed package."""
+    return one_file(package_folder(source), is_model_config, "transformers config.json").parent
+
+
+def is_model_config(path: Path) -> bool:
+    return path.name == "config.json" and "model_type" in json.loads(path.read_text(encoding="utf-8"))
+
+
+def architecture_of(values: dict[str, Any]) -> PreTrainedConfig:
+    """A transformers configuration from plain values. Raises ValueError on an unknown ``model_type``."""
+    values = dict(values)
+    model_type = values.pop("model_type", None)
+    if model_type is None:
+        raise ValueError("text.config has no model_type (such as 'bert' or 'clip_text_model')")
+    return AutoConfig.for_model(model_type, **values)
+
+
+def check_length(context_length: int, architecture: PreTrainedConfig) -> None:
+    limit = getattr(architecture, "max_position_embeddings", None)
+    if limit is not None and context_length > limit:
+        raise ValueError(f"text.context_length {context_length} is over the text encoder's {limit} positions")
+
+
+def create(architecture: PreTrainedConfig) -> nn.Module:
+    """The encoder, random weights, without a pooling layer of its own: its parameters would never be used."""
+    auto = (
+        AutoModelForTextEncoding
+        if type(architecture) in AutoModelForTextEncoding._model_mapping
+        else AutoModel
+    )
+    model_class = auto._model_mapping[type(architecture)]
+    pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    return auto.from_config(
+        architecture, attn_implementation="sdpa", **({"add_pooling_layer": False} if pooler else {})
+    )
+
+
+def load_pretrained(model: nn.Module, config: TextConfig) -> None:
+    """Load the weights that ``config.weights`` names."""
+    source = config.weights or ""
+    if source == "hub":
+        if config.name is None:
+            raise ValueError("text.weights is 'hub', but text.name is null: name the hub's model")
+        auto = type(model)
+        loaded = auto.from_pretrained(config.name, config=model.config)  # type: ignore[attr-defined]
+        state: State = loaded.state_dict()
+    else:
+        folder = model_folder(source) if source.startswith(PACKAGE) else Path(source).expanduser()
+        state = read_state(folder / "model.safetensors" if folder.is_dir() else folder)
+    load_exactly(model, fit_names(state, model), source)
+
+
+def fit_names(state: State, model: nn.Module) -> State:
+    """Weights by the model's names: a checkpoint prefixes them (``bert.``) and may hold parts that we leave out."""
+    own = model.state_dict().keys()
+    prefixes = ("", f"{getattr(model, 'base_model_prefix', '')}.", "text_model.")
+    fitted: State = {}
+    for name, value in state.items():
+        short = next((name.removeprefix(p) for p in prefixes if name.removeprefix(p) in own), None)
+        if short is not None:
+            fitted[short] = value
+        elif not name.endswith("position_ids") and not name.removeprefix("bert.").startswith(
+            ("pooler.", "cls.")
+        ):
+            fitted[name] = value
+    return fitted

@@ -1,0 +1,141 @@
+"""Image encoders: any timm backbone as a source of visual tokens or of one pooled feature.
+
+    images uint8 (B, 3, H, W) -> [0, 1] -> this encoder's mean and std -> timm -> tokens (B, L, C) and global (B, C)
+
+Layouts that timm gives: (B, L, C) with prefix tokens before the patches (ViT), NCHW (convolutional nets), NHWC (Swin).
+Each encoder normalises on the device by its own mean and standard deviation, so that vision and prior encoders of
+different schooling share one batch of uint8 pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from model.config import EncoderConfig
+from model.weights import load_exactly, read_image_weights
+
+
+class VisualTokens(NamedTuple):
+    """What a backbone sees: tokens (B, L, C) in row-major order, global feature (B, C), grid (h, w) with h*w = L."""
+
+    tokens: Tensor
+    pooled: Tensor
+    grid: tuple[int, int]
+
+
+class ImageEncoder(nn.Module):
+    """A timm model without classifier, with its normalisation, freezing and weights as configured.
+
+    Args:
+        config: what to build
+        pool: true: forward gives the pooled feature (B, C). false: timm's unpooled features
+    """
+
+    def __init__(self, config: EncoderConfig, pool: bool):
+        super().__init__()
+        self.config, self.pool = config, pool
+        self.model = create_backbone(config, pool)
+        self.width: int = self.model.head_hidden_size if hasattr(self.model, "head_hidden_size") else 0
+        self.width = self.width or self.model.num_features
+        mean, std = normalisation(config)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        if not config.trainable:
+            self.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """Training mode, except for what the configuration freezes."""
+        super().train(mode and self.config.trainable)
+        if self.config.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8, or float in [0, 1], (B, 3, H, W) -> normalised, in the dtype of the weights."""
+        weights = next(self.parameters()).dtype
+        dtype = torch.promote_types(weights, torch.float32)
+        pixels = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
+        size = (self.config.image_size, self.config.image_size)
+        if self.pool and pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
+        if pixels.shape[-2:] != size:
+            got = "x".join(map(str, pixels.shape[-2:]))
+            raise ValueError(f"images are {got} pixels, but image_size of '{self.config.name}' is {size[0]}")
+        return ((pixels - self.mean.to(dtype)) / self.std.to(dtype)).to(weights)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> pooled feature (B, C) or timm's unpooled features."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trainable):
+            return self.model(self.normalise(images))
+
+    def tokens(self, images: Tensor) -> VisualTokens:
+        """The unpooled features as tokens, whatever their layout. The global feature is the class token or the mean."""
+        features = self(images)
+        if features.ndim == 3:
+            prefix = getattr(self.model, "num_prefix_tokens", 0)
+            tokens = features[:, prefix:]
+            has_class = prefix > 0 and getattr(self.model, "cls_token", None) is not None
+            pooled = features[:, 0] if has_class else tokens.mean(1)
+            return VisualTokens(tokens, pooled, grid_of(tokens.shape[1]))
+        if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            features = features.permute(0, 3, 1, 2)
+        tokens = features.flatten(2).transpose(1, 2)
+        return VisualTokens(tokens, tokens.mean(1), (features.shape[2], features.shape[3]))
+
+
+def create_backbone(config: EncoderConfig, pool: bool) -> nn.Module:
+    """The timm model with its weights. Raises ValueError that says what timm did not like."""
+    try:
+        fixed = timm.get_pretrained_cfg(config.name)
+        size = {"img_size": config.image_size} if fixed and fixed.fixed_input_size else {}
+        head = {} if pool else {"global_pool": ""}
+        model = timm.create_model(
+            config.name,
+            pretrained=config.weights in ("hub", "timm"),
+            num_classes=0,
+            **{**size, **head, **config.kwargs},
+        )
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(
+            f"timm cannot build the encoder '{config.name}' ({config.kwargs}): {error}"
+        ) from error
+    if config.weights not in (None, "hub", "timm"):
+        assert config.weights is not None
+        load_exactly(model, read_image_weights(config.weights, model), config.weights)
+    return model
+
+
+def normalisation(config: EncoderConfig) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the encoder's input, by channel."""
+    own = timm.get_pretrained_cfg(config.name)
+    mean, std = (
+        (own.mean, own.std) if own else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
+    )
+    return list(config.mean or mean), list(config.std or std)
+
+
+def grid_of(length: int) -> tuple[int, int]:
+    """The square grid of so many tokens."""
+    side = math.isqrt(length)
+    if side * side != length:
+        raise ValueError(f"{length} visual tokens are no square grid; the encoders take square images")
+    return side, side
+
+
+def is_plain_vit(model: nn.Module) -> bool:
+    """Whether the instruction can go in before the blocks: timm's VisionTransformer with its own forward."""
+    return (
+        isinstance(model, VisionTransformer)
+        and type(model).forward_features is VisionTransformer.forward_features
+    )

