@@ -1,0 +1,210 @@
+"""Materials: what fills an area, as ``(n, n, 3)`` float pictures in 0..255.
+
+A material is two tones mixed by broad noise, then mottled and grained:
+
+    texture("grass", grid, rng)   # lawn with worn patches
+
+Materials with a structure of their own (water, canopy, dunes, crop rows, mountains) are functions below.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from .dice import Rng, between, chance
+from .noise import canopy_patch, patch
+from .palette import Rgb, blend
+from .sketch import Grid, Picture, Plane, Texture
+
+
+class Material(NamedTuple):
+    """Two tones (RGB) and the strength of each scale of noise, as a share of brightness."""
+
+    tone: Rgb
+    other: Rgb
+    drift: float  # picture-to-picture shift of the tones
+    mix: float  # how far broad noise moves between the tones
+    mottle: float
+    grain: float
+
+
+MATERIALS: dict[str, Material] = {
+    "grass": Material((92, 122, 62), (124, 142, 80), 9, 0.35, 0.05, 0.06),
+    "lawn": Material((84, 134, 62), (104, 150, 74), 7, 0.25, 0.02, 0.03),
+    "dry grass": Material((182, 166, 106), (160, 140, 84), 8, 0.35, 0.05, 0.06),
+    "soil": Material((134, 98, 70), (158, 122, 90), 8, 0.35, 0.05, 0.06),
+    "sand": Material((220, 202, 164), (206, 184, 142), 7, 0.30, 0.02, 0.03),
+    "concrete": Material((172, 170, 165), (188, 185, 178), 8, 0.30, 0.025, 0.025),
+    "asphalt": Material((94, 95, 98), (110, 110, 111), 8, 0.30, 0.025, 0.03),
+    "gravel": Material((150, 142, 132), (128, 120, 110), 8, 0.3, 0.04, 0.09),
+    "rock": Material((136, 122, 106), (108, 98, 88), 10, 0.4, 0.10, 0.10),
+    "snow": Material((240, 243, 248), (222, 229, 240), 4, 0.3, 0.01, 0.01),
+    "clay": Material((178, 104, 66), (192, 122, 80), 6, 0.25, 0.02, 0.03),
+    "desert": Material((212, 168, 112), (196, 148, 94), 8, 0.4, 0.03, 0.03),
+}
+
+
+def _speckled(tone: Rgb, other: Rgb, mix: Plane, light: Plane) -> Picture:
+    picture = np.empty((*mix.shape, 3), np.float32)
+    for channel in range(3):
+        picture[..., channel] = (tone[channel] + (other[channel] - tone[channel]) * mix) * light
+    return picture
+
+
+def _drifted(tone: Rgb, rng: Rng, drift: float) -> Rgb:
+    lift, warm, green = (rng.random(3) - 0.5) * (2 * drift)
+    return tone[0] + lift + warm * 0.6, tone[1] + lift + green * 0.5, tone[2] + lift - warm * 0.6
+
+
+def plain(material: Material, grid: Grid, rng: Rng) -> Picture:
+    """Return two tones of a material mixed by noise at three scales."""
+    tone, other = _drifted(material.tone, rng, material.drift), _drifted(material.other, rng, material.drift)
+    mix = np.clip(0.5 + material.mix * patch("broad", grid.size, rng), 0, 1)
+    light = 1 + material.mottle * patch("mottle", grid.size, rng) + material.grain * patch("grain", grid.size, rng)
+    return _speckled(tone, other, mix, light)
+
+
+def water(deep: Rgb = (44, 74, 88), shallow: Rgb = (66, 104, 108)) -> Texture:
+    """Return water with slow changes of depth and fine waves."""
+
+    def fill(grid: Grid, rng: Rng) -> Picture:
+        mix = np.clip(0.4 + 0.35 * patch("broad", grid.size, rng), 0, 1)
+        angle, waves = rng.random(2)
+        ripple = np.sin(
+            (grid.u * math.cos(angle * 6.3) + grid.v * math.sin(angle * 6.3)) * (220 + 120 * waves)
+            + 2.2 * patch("mottle", grid.size, rng)
+        )
+        light = 1 + 0.018 * ripple + 0.03 * patch("grain", grid.size, rng)
+        drift = 9
+        return _speckled(_drifted(deep, rng, drift), _drifted(shallow, rng, drift), mix, light)
+
+    return fill
+
+
+def canopy(dark: Rgb = (40, 66, 36), light: Rgb = (88, 118, 58), jitter: float = 0.8) -> Texture:
+    """Return tree crowns seen from above, each with a lit and a shaded side."""
+
+    def fill(grid: Grid, rng: Rng) -> Picture:
+        height, tone = canopy_patch(grid.size, rng, jitter)
+        lit = _relief(height, grid) * (0.16 * grid.size / 12)
+        level = np.clip(0.30 + 0.85 * height, 0.25, 1.15) + np.clip(lit, -0.35, 0.45)
+        level *= 1 + 0.07 * patch("grain", grid.size, rng)
+        return _speckled(_drifted(dark, rng, 6), _drifted(light, rng, 8), 0.25 + 0.6 * tone, level)
+
+    return fill
+
+
+def _relief(height: Plane, grid: Grid) -> Plane:
+    """Return how much a height field faces the sun: the slope along the way that shadows fall."""
+    du, dv = np.zeros_like(height), np.zeros_like(height)
+    du[:, 1:-1] = height[:, 2:] - height[:, :-2]
+    dv[1:-1] = height[2:] - height[:-2]
+    du[:, 0], du[:, -1] = du[:, 1], du[:, -2]
+    dv[0], dv[-1] = dv[1], dv[-2]
+    return du * grid.sun[0] + dv * grid.sun[1]
+
+
+def crop(tone: Rgb, other: Rgb, heading: float, rows: float = 40.0, depth: float = 0.09) -> Texture:
+    """Return a ploughed or planted field with furrows along ``heading``, ``rows`` to a scene side."""
+
+    def fill(grid: Grid, rng: Rng) -> Picture:
+        across = grid.v * math.cos(heading) - grid.u * math.sin(heading)
+        wobble = 0.5 * patch("mottle", grid.size, rng)
+        furrow = np.sin(across * (2 * math.pi * rows) + wobble)
+        tractor = np.sin(across * (2 * math.pi * rows / 6) + wobble * 0.3) > 0.93
+        mix = np.clip(0.45 + 0.35 * patch("broad", grid.size, rng), 0, 1)
+        light = 1 + depth * furrow - 0.10 * tractor + 0.04 * patch("grain", grid.size, rng)
+        return _speckled(_drifted(tone, rng, 7), _drifted(other, rng, 7), mix, light)
+
+    return fill
+
+
+def mown(tone: Rgb, other: Rgb, heading: float, stripes: float = 18.0) -> Texture:
+    """Return a mown pitch in two greens, striped along ``heading``."""
+
+    def fill(grid: Grid, rng: Rng) -> Picture:
+        across = grid.v * math.cos(heading) - grid.u * math.sin(heading)
+        mix = np.clip(0.5 + 3 * np.sin(across * (2 * math.pi * stripes)), 0, 1)
+        light = 1 + 0.03 * patch("mottle", grid.size, rng) + 0.03 * patch("grain", grid.size, rng)
+        return _speckled(_drifted(tone, rng, 5), _drifted(other, rng, 5), mix, light)
+
+    return fill
+
+
+def dunes(tone: Rgb, other: Rgb, heading: float, ridges: float = 7.0) -> Texture:
+    """Return wind-blown ridges across ``heading``, lit from one side."""
+
+    def fill(grid: Grid, rng: Rng) -> Picture:
+        across = grid.v * math.cos(heading) - grid.u * math.sin(heading)
+        wobble = 1.3 * patch("broad", grid.size, rng) + 0.12 * patch("mottle", grid.size, rng)
+        wave = np.mod(across * ridges + wobble, 1.0)
+        profile = np.where(wave < 0.78, wave / 0.78, (1 - wave) / 0.22)
+        slip = (wave >= 0.78) * np.sin((wave - 0.78) * (math.pi / 0.22))
+        light = 0.94 + 0.12 * profile - 0.30 * slip + 0.03 * patch("grain", grid.size, rng)
+        mix = np.clip(0.5 + 0.3 * patch("broad", grid.size, rng), 0, 1)
+        return _speckled(_drifted(tone, rng, 6), _drifted(other, rng, 6), mix, light)
+
+    return fill
+
+
+def mountains(peaks: list[tuple[float, float, float]], slope: Rgb, foot: Rgb, snow_line: float | None) -> Texture:
+    """Return ridges under the given peaks ``(u, v, radius)``, bare or with snow above ``snow_line`` of their height."""
+
+    def fill(grid: Grid, rng: Rng) -> Picture:
+        n = grid.size
+        fold = 1 - np.abs(patch("broad", n, rng))
+        fine = patch("mottle", n, rng)
+        height = 0.10 * fold
+        summit = np.zeros_like(grid.u)
+        for u, v, radius in peaks:
+            x, y = grid.u - u, grid.v - v
+            away = np.hypot(x, y) / radius
+            spurs = np.cos(np.arctan2(y, x) * 5 + 9 * u + 2.5 * away + 0.8 * fine) * np.minimum(away, 0.6)
+            cone = np.maximum(1 - away + 0.16 * spurs + 0.05 * fold, 0)
+            summit = np.maximum(summit, cone)
+        height = height + 0.8 * summit + 0.022 * fine
+        lit = np.clip(_relief(height, grid) * (n / 5.5), -0.55, 0.5)
+        rough = 1 + 0.05 * patch("grain", n, rng)
+        bare = np.clip(summit * 3 - 0.2 + 0.3 * fine * 0.4, 0, 1)
+        picture = _speckled(_drifted(foot, rng, 7), _drifted(slope, rng, 7), bare, rough)
+        if snow_line is not None:
+            cover = np.clip((summit - snow_line + 0.03 * fine) * 14, 0, 1)[..., None]
+            picture += (np.array((244, 247, 252), np.float32) - picture) * cover
+        return picture * (0.92 + lit)[..., None]
+
+    return fill
+
+
+CROPS: dict[str, tuple[Rgb, Rgb]] = {
+    "green": ((74, 128, 54), (100, 146, 66)),
+    "yellow": ((214, 190, 84), (222, 202, 106)),
+    "brown": ((128, 92, 66), (146, 110, 82)),
+}
+
+
+def field_of(rng: Rng, colour: str, heading: float) -> Texture:
+    """Return a field of the named crop colour with furrows of its own spacing."""
+    tone, other = CROPS[colour]
+    shift = between(rng, 0, 0.3)
+    return crop(blend(tone, other, shift), other, heading, between(rng, 18, 36), 0.04 + 0.05 * chance(rng, 0.6))
+
+
+NAMED: dict[str, Texture] = {
+    "water": water(),
+    "sea": water((34, 84, 108), (62, 128, 138)),
+    "forest": canopy(),
+    "autumn forest": canopy((120, 62, 28), (196, 116, 48)),
+    "orchard": canopy((58, 84, 42), (92, 122, 60), 0.1),
+}
+
+
+def texture(material: str | Texture, grid: Grid, rng: Rng) -> Picture:
+    """Return the picture ``(n, n, 3)`` of a material given by name or as a function."""
+    if not isinstance(material, str):
+        return material(grid, rng)
+    if material in NAMED:
+        return NAMED[material](grid, rng)
+    return plain(MATERIALS[material], grid, rng)

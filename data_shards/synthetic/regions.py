@@ -1,0 +1,88 @@
+"""Regions as signed distances, for `Sketch.fill`: negative inside, in scene sides."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .sketch import Distance, Grid, Plane
+
+
+def everywhere() -> Distance:
+    """Return the whole picture."""
+    return lambda grid: np.full_like(grid.u, -1.0)
+
+
+def band(
+    offset: float, half_width: float, bend: float = 0.0, wave: float = 1.0, phase: float = 0.0, angle: float = 0.0
+) -> Distance:
+    """Return a strip along the line ``v = offset``, turned by ``angle``, swinging by ``bend`` every ``wave``."""
+    cos, sin = math.cos(angle), math.sin(angle)
+
+    def distance(grid: Grid) -> Plane:
+        along = grid.u * cos + grid.v * sin if angle else grid.u
+        across = grid.v * cos - grid.u * sin if angle else grid.v
+        if bend:
+            across = across - bend * np.sin(along * (2 * math.pi / wave) + phase)
+        return np.abs(across - offset) - half_width
+
+    return distance
+
+
+def beyond(offset: float, bend: float = 0.0, wave: float = 1.0, phase: float = 0.0) -> Distance:
+    """Return the side of the line ``v = offset`` where v is larger, its edge swinging by ``bend``."""
+
+    def distance(grid: Grid) -> Plane:
+        edge = offset + bend * np.sin(grid.u * (2 * math.pi / wave) + phase) if bend else offset
+        return edge - grid.v
+
+    return distance
+
+
+def disc(u: float, v: float, radius: float) -> Distance:
+    """Return a disc."""
+    return lambda grid: np.hypot(grid.u - u, grid.v - v) - radius
+
+
+def ring(u: float, v: float, radius: float, half_width: float) -> Distance:
+    """Return a ring whose middle line has the given radius."""
+    return lambda grid: np.abs(np.hypot(grid.u - u, grid.v - v) - radius) - half_width
+
+
+def ellipse(u: float, v: float, length: float, width: float, heading: float = 0.0) -> Distance:
+    """Return an ellipse with axes ``length`` and ``width`` (distance exact on its edge only)."""
+    cos, sin = math.cos(heading), math.sin(heading)
+
+    def distance(grid: Grid) -> Plane:
+        x, y = grid.u - u, grid.v - v
+        a, b = (x * cos + y * sin) * (2 / length), (y * cos - x * sin) * (2 / width)
+        return (np.hypot(a, b) - 1) * (min(length, width) / 2)
+
+    return distance
+
+
+def rectangle(u: float, v: float, length: float, width: float, heading: float = 0.0, corner: float = 0.0) -> Distance:
+    """Return a rectangle along ``heading`` with corners rounded by ``corner``."""
+    cos, sin = math.cos(heading), math.sin(heading)
+
+    def distance(grid: Grid) -> Plane:
+        x, y = grid.u - u, grid.v - v
+        a = np.abs(x * cos + y * sin) - (length / 2 - corner)
+        b = np.abs(y * cos - x * sin) - (width / 2 - corner)
+        if not corner:
+            return np.maximum(a, b)
+        return np.hypot(np.maximum(a, 0), np.maximum(b, 0)) + np.minimum(np.maximum(a, b), 0) - corner
+
+    return distance
+
+
+def ray(u: float, v: float, heading: float, half_width: float) -> Distance:
+    """Return a strip that starts at a point and runs out of the picture."""
+    cos, sin = math.cos(heading), math.sin(heading)
+
+    def distance(grid: Grid) -> Plane:
+        x, y = grid.u - u, grid.v - v
+        return np.maximum(np.abs(y * cos - x * sin) - half_width, -(x * cos + y * sin))
+
+    return distance

@@ -1,0 +1,135 @@
+"""From a drawing list to pixels.
+
+    areas (one picture pixel each, analytic edges) -> marks -> shadows -> bodies (OVERSAMPLE times finer) -> averaged down
+
+Everything that is drawn at random is drawn in an order and number that do not depend on the size, so that one scene at
+two sizes is the same scene. Only the sensor (see `camera`) adds noise for each pixel, last of all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .dice import Rng
+from .ground import texture
+from .noise import patch
+from .sketch import Grid, Picture, Plane, Shape, Sketch
+
+OVERSAMPLE = 3
+SHADOW = (16, 20, 34)
+SHADOW_DEPTH = 0.58  # share of the light that a cast shadow takes
+
+
+def grid_of(sketch: Sketch, size: int) -> Grid:
+    """Return the scene's coordinates at every pixel of a picture of that size."""
+    axis = ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5).astype(np.float32)
+    cos, sin = np.float32(math.cos(sketch.turn)), np.float32(math.sin(sketch.turn))
+    x, y = axis[None, :], axis[:, None]
+    return Grid(size, x * cos + y * sin, y * cos - x * sin, (math.cos(sketch.sun), math.sin(sketch.sun)))
+
+
+def _ground(sketch: Sketch, grid: Grid, rng: Rng) -> Picture:
+    picture = texture(sketch.ground, grid, rng)
+    for area in sketch.areas:
+        cover = _cover(area.distance(grid), area.rough, area.soft, grid, rng) * np.float32(area.opacity)
+        material = texture(area.material, grid, rng)
+        material -= picture
+        material *= cover[..., None]
+        picture += material
+    return picture
+
+
+def _cover(distance: Plane, rough: float, soft: float, grid: Grid, rng: Rng) -> Plane:
+    if rough:
+        distance = distance + rough * patch("broad", grid.size, rng) + 0.25 * rough * patch("mottle", grid.size, rng)
+    edge = max(soft, 1.0 / grid.size)
+    return np.clip(0.5 - distance / edge, 0, 1).astype(np.float32)
+
+
+def _to_pixels(sketch: Sketch, shapes: Sequence[Shape], scale: float) -> Iterable[tuple[Shape, list[float]]]:
+    """Yield every shape with its points as flat pixel coordinates ``[x0, y0, x1, y1, ...]``."""
+    if not shapes:
+        return
+    points = np.array([point for shape in shapes for point in shape.points], np.float64)
+    cos, sin = math.cos(sketch.turn), math.sin(sketch.turn)
+    pixels = (points @ np.array(((cos, sin), (-sin, cos))) + 0.5) * scale - 0.5
+    flat, start = pixels.ravel().tolist(), 0
+    for shape in shapes:
+        end = start + 2 * len(shape.points)
+        yield shape, flat[start:end]
+        start = end
+
+
+def _draw(pen: ImageDraw.ImageDraw, shape: Shape, at: list[float], radius: float, colour: object) -> None:
+    if shape.radius:
+        x, y = at
+        pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)  # type: ignore[arg-type]
+    else:
+        pen.polygon(at, fill=colour)  # type: ignore[arg-type]
+
+
+def _cast(pen: ImageDraw.ImageDraw, shape: Shape, at: list[float], radius: float, dx: float, dy: float) -> None:
+    """Draw the shadow of an upright body: its outline swept along ``(dx, dy)`` pixels."""
+    if shape.radius:
+        x, y = at
+        pen.line((x, y, x + dx, y + dy), fill=255, width=max(1, round(2 * radius)))
+        pen.ellipse((x + dx - radius, y + dy - radius, x + dx + radius, y + dy + radius), fill=255)
+        return
+    moved = [c + (dy if i & 1 else dx) for i, c in enumerate(at)]
+    pen.polygon(moved, fill=255)
+    if len(at) <= 12:
+        for i in range(0, len(at), 2):
+            j = (i + 2) % len(at)
+            pen.polygon((at[i], at[i + 1], at[j], at[j + 1], moved[j], moved[j + 1], moved[i], moved[i + 1]), fill=255)
+    else:  # round outlines: the copy half way closes the gap
+        pen.polygon([c + (dy if i & 1 else dx) / 2 for i, c in enumerate(at)], fill=255)
+
+
+def _ink(shape: Shape) -> tuple[int, int, int]:
+    red, green, blue = shape.colour
+    return min(255, max(0, int(red))), min(255, max(0, int(green))), min(255, max(0, int(blue)))
+
+
+def render(sketch: Sketch, size: int, rng: Rng) -> Picture:
+    """Return the sunlit scene, ``(size, size, 3)`` float32 in 0..255, before the camera."""
+    grid = grid_of(sketch, size)
+    scale = size * OVERSAMPLE
+    ground = np.clip(_ground(sketch, grid, rng), 0, 255).astype(np.uint8)
+    canvas = Image.fromarray(ground).resize((scale, scale), Image.Resampling.NEAREST)
+    pen = ImageDraw.Draw(canvas)
+    for shape, at in _to_pixels(sketch, sketch.marks, scale):
+        _draw(pen, shape, at, shape.radius * scale, _ink(shape))
+    if any(shape.height for shape in sketch.bodies):
+        canvas.paste(SHADOW, mask=_shadows(sketch, scale))
+        pen = ImageDraw.Draw(canvas)
+    for shape, at in _to_pixels(sketch, sketch.bodies, scale):
+        _draw(pen, shape, at, shape.radius * scale, _ink(shape))
+    picture = np.asarray(canvas.reduce(OVERSAMPLE), np.float32)
+    weathered = 1 + 0.018 * patch("grain", size, rng) + 0.02 * patch("mottle", size, rng)
+    return picture * weathered[..., None]
+
+
+def _shadows(sketch: Sketch, scale: int) -> Image.Image:
+    mask = Image.new("L", (scale, scale))
+    pen = ImageDraw.Draw(mask)
+    reach = sketch.shadow_length * scale
+    dx, dy = math.cos(sketch.sun) * reach, math.sin(sketch.sun) * reach
+    for shape, at in _to_pixels(sketch, sketch.bodies, scale):
+        if shape.height:
+            _cast(pen, shape, at, shape.radius * scale, dx * shape.height, dy * shape.height)
+    return mask.point(lambda value: int(value * SHADOW_DEPTH))
+
+
+def part_mask(sketch: Sketch, size: int, part: str) -> Plane:
+    """Return the share of every pixel that shows the named part, ``(size, size)`` in 0..1: which pixels are the object's."""
+    scale = size * OVERSAMPLE
+    mask = Image.new("L", (scale, scale))
+    pen = ImageDraw.Draw(mask)
+    for shapes in (sketch.marks, sketch.bodies):
+        for shape, at in _to_pixels(sketch, shapes, scale):
+            _draw(pen, shape, at, shape.radius * scale, 255 if shape.part == part else 0)
+    return np.asarray(mask.reduce(OVERSAMPLE), np.float32) / 255

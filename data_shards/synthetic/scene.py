@@ -1,0 +1,91 @@
+"""One sample of the product's own data: a picture from above and what people might write about it.
+
+    (seed, index) -> class and facts (scenes) -> drawing list (sketch) -> pixels (render) -> photograph (camera)
+                                     `-> captions (wording)
+
+    >>> scene = draw_scene(seed=1, index=7)
+    >>> scene.image.shape, scene.label, len(scene.fine), len(scene.coarse)
+    ((128, 128, 3), 'farmland', 5, 5)
+
+A scene depends on seed and index alone, its pixels on the size as well: same call, same bytes, in any order and process.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .camera import photograph
+from .dice import between, generator
+from .facts import Facts
+from .render import render
+from .scenes import DRAW, SCENES
+from .sketch import Sketch
+from .wording import coarse_captions, fine_captions
+
+SMALLEST, LARGEST = 16, 1024  # pixels; noise tiles of larger pictures would not fit in memory
+LABELS, DRAWING, GROUND, CAMERA, FINE, COARSE = range(6)  # what each stream of random numbers is for
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn scene.
+
+    Args:
+        image: the photograph, uint8 ``(size, size, 3)``
+        label: scene class, one of `SCENES`
+        fine: five paraphrases that each state every fact
+        coarse: five noisy, class-level captions
+        attributes: the facts, as JSON types: ``scene``, ``main``, ``ground``, ``company``
+    """
+
+    image: NDArray[np.uint8]
+    label: str
+    fine: list[str]
+    coarse: list[str]
+    attributes: dict[str, Any]
+
+
+def label_of(seed: int, index: int) -> str:
+    """Return the class of a scene: every run of ``len(SCENES)`` indices holds each class once, shuffled."""
+    block, place = divmod(index, len(SCENES))
+    return SCENES[generator(seed, LABELS, block).permutation(len(SCENES))[place]]
+
+
+def sketch_scene(seed: int, index: int) -> tuple[str, Sketch, Facts]:
+    """Return the class, the drawing list and the facts of a scene, without drawing it."""
+    label = label_of(seed, index)
+    rng = generator(seed, DRAWING, index)
+    turn, sun = between(rng, 0, 2 * math.pi), between(rng, 0, 2 * math.pi)
+    sketch = Sketch(turn, sun, between(rng, 0.5, 1.1))
+    return label, sketch, DRAW[label](sketch, rng)
+
+
+def draw_scene(seed: int, index: int, size: int = 128) -> Scene:
+    """Draw one scene and its captions.
+
+    Args:
+        seed: of the data set, non-negative
+        index: of the scene in it, non-negative
+        size: pixels along a side; the same scene comes out at every size
+
+    Raises:
+        ValueError: negative seed or index, or a size out of range
+    """
+    if seed < 0 or index < 0:
+        raise ValueError(f"seed and index must not be negative: seed={seed}, index={index}")
+    if not SMALLEST <= size <= LARGEST:
+        raise ValueError(f"size {size} is out of range: use {SMALLEST} to {LARGEST} pixels")
+    label, sketch, facts = sketch_scene(seed, index)
+    sunlit = render(sketch, size, generator(seed, GROUND, index))
+    return Scene(
+        photograph(sunlit, generator(seed, CAMERA, index)),
+        label,
+        fine_captions(label, facts, generator(seed, FINE, index)),
+        coarse_captions(label, generator(seed, COARSE, index)),
+        facts.asdict(label),
+    )

@@ -1,0 +1,266 @@
+"""Airport, harbour, bridge, overpass, roundabout, parking lot, railway station."""
+
+from __future__ import annotations
+
+import math
+
+from ..dice import Rng, between, chance, count, pick, shuffled
+from ..facts import Company, Facts, Thing
+from ..layout import MAIN, Room, along, layout_for, spots
+from ..objects import WHITE, car, dashes, flat_roof, plane, rails, scatter_bushes, ship, some_colour, train, tree, truck
+from ..palette import colour_on, paint, shade
+from ..regions import band, beyond, disc, ray, rectangle
+from ..sketch import Sketch, box, line
+from .company import CARS, LINE, STRIP, neighbour
+
+
+def airport(sketch: Sketch, rng: Rng) -> Facts:
+    """Aircraft parked on an apron, by a runway or a terminal."""
+    ground = pick(rng, ("grass", "dry grass", "sand"))
+    sketch.ground = ground
+    number = count(rng, 1, 8)
+    layout = layout_for(rng, number)
+    surface = pick(rng, ("concrete", "asphalt"))
+    sketch.fill(rectangle(0, -0.10, 1.6 if chance(rng, 0.5) else 0.84, 0.60), surface)
+    for i in range(-3, 4):
+        sketch.mark(box(i * 0.14, -0.10, 0.004, 0.58), (150, 148, 142))
+    colour = colour_on(rng, surface, ("white", "blue", "red", "yellow", "orange"))
+    sizes = {1: 0.34, 2: 0.28, 3: 0.23, 4: 0.20}
+    length = min(sizes.get(number, 0.165), 0.62 / number if layout == "row" else 1.0)
+    for u, v, heading in spots(rng, number, layout, MAIN, length * 1.04):
+        plane(sketch, u, v, heading, length, paint(rng, colour))
+    if chance(rng, 0.55):
+        sketch.fill(band(LINE, 0.075), "asphalt")
+        dashes(sketch, LINE, WHITE, 0.06)
+        for side in (-1, 1):
+            sketch.mark(box(0, LINE + side * 0.064, 1.6, 0.006), (226, 226, 222))
+        company = Company("beside", Thing("runway"))
+    else:
+        roof = colour_on(rng, ground, ("white", "grey", "blue", "red"))
+        sketch.fill(rectangle(0, LINE, 0.74, 0.16), "concrete")
+        flat_roof(sketch, 0, LINE, 0.62, 0.10, 0, paint(rng, roof), rng, 0.05, "company")
+        company = Company("beside", Thing("terminal", 1, roof))
+    return Facts(Thing("plane", number, colour, layout), surface, [company])
+
+
+def harbour(sketch: Sketch, rng: Rng) -> Facts:
+    """Boats moored at piers that reach out from a quay."""
+    sketch.ground = "water"
+    quay = pick(rng, ("concrete", "sand", "grass"))
+    sketch.fill(beyond(0.28), quay)
+    sketch.mark(box(0, 0.282, 1.6, 0.014), (206, 203, 196))
+    piers = count(rng, 1, 4)
+    wide = 0.64 / piers
+    colour = pick(rng, ("white", "red", "orange", "yellow"))
+    berths = []
+    for u in along(piers, Room(0, 0, 0.70, 0)):
+        sketch.body(box(u, -0.03, 0.034, 0.62), pick(rng, ((176, 160, 138), (190, 188, 182))), 0.012)
+        length = min(0.19, max(0.13, wide * 0.42))
+        for side in (-1, 1):
+            berths += [
+                (u + side * (0.025 + length / 2), v, 0.0 if side > 0 else math.pi, length)
+                for v in (-0.25, -0.12, 0.01, 0.14)
+            ]
+    if piers >= 3:  # neighbouring piers share the water between them
+        berths = [berth for i, berth in enumerate(berths) if (i // 4) % 2 == 0]
+    number = count(rng, 1, min(12, len(berths)))
+    for u, v, heading, length in shuffled(rng, berths)[:number]:
+        ship(sketch, u, v + between(rng, -0.008, 0.008), heading, length, paint(rng, colour))
+    roof = colour_on(rng, quay, ("white", "red", "blue", "brown"))
+    sheds = count(rng, 1, 3)
+    for u in along(sheds, STRIP):
+        flat_roof(sketch, u, 0.375, 0.15, 0.095, 0, paint(rng, roof), rng, 0.035, "company")
+    return Facts(
+        Thing("boat", number, colour),
+        None,
+        [Company("moored", Thing("pier", piers)), Company("near", Thing("warehouse", sheds, roof))],
+    )
+
+
+def bridge(sketch: Sketch, rng: Rng) -> Facts:
+    """A road or rail bridge across water."""
+    bank = pick(rng, ("grass", "dry grass", "sand", "forest", "soil"))
+    sketch.ground = bank
+    half = between(rng, 0.19, 0.27)
+    sketch.fill(band(0, half + 0.03, 0.02, 0.9, between(rng, 0, 6)), "soil" if bank != "soil" else "sand", 0.012, 0.03)
+    sketch.fill(band(0, half, 0.02, 0.9, between(rng, 0, 6)), "water", 0.012)
+    bridges = count(rng, 1, 2)
+    colour = pick(rng, ("white", "red", "blue", "yellow"))
+    vehicles = count(rng, 0, 5)
+    lorry = chance(rng, 0.4)
+    places = [-0.17, 0.17] if bridges == 2 else [between(rng, -0.08, 0.08)]
+    deck = 0.062
+    for u in places:
+        sketch.fill(ray(u, 0, math.pi / 2, deck), "asphalt")
+        sketch.fill(ray(u, 0, -math.pi / 2, deck), "asphalt")
+        for side in (-1, 1):
+            sketch.body(box(u + side * deck, 0, 0.014, 2 * half + 0.05), (214, 212, 206), 0.045)
+        sketch.body(box(u, 0, 2 * deck - 0.01, 2 * half + 0.05), (104, 105, 108), 0.045)
+        for i in range(14):
+            sketch.body(box(u, (i - 6.5) * 0.1, 0.007, 0.05), WHITE)
+    slots = [
+        (u + side * 0.03, v, side) for u in places for v in (-0.3, -0.18, -0.06, 0.06, 0.18, 0.3) for side in (-1, 1)
+    ]
+    for u, v, side in shuffled(rng, slots)[:vehicles]:
+        draw, length = (truck, 0.115) if lorry else (car, 0.088)
+        draw(sketch, u, v, side * math.pi / 2, length, paint(rng, colour), "company")
+    boats = count(rng, 0, 2)
+    tone = pick(rng, ("white", "red", "orange"))
+    for i in range(boats):
+        ship(
+            sketch,
+            (0.36, -0.36)[i],
+            between(rng, -0.06, 0.06),
+            math.pi * chance(rng, 0.5),
+            0.15,
+            paint(rng, tone),
+            "boat",
+        )
+    company = []
+    if vehicles:
+        company.append(Company("carrying", Thing("truck" if lorry else "car", vehicles, colour)))
+    company.append(Company("over", Thing("river"), Thing("boat", boats, tone) if boats else None))
+    return Facts(Thing("bridge", bridges), bank, company)
+
+
+def overpass(sketch: Sketch, rng: Rng) -> Facts:
+    """Two or three highways that cross on levels."""
+    ground = pick(rng, ("grass", "dry grass", "soil", "forest"))
+    sketch.ground = ground
+    roads = count(rng, 2, 3)
+    half = 0.075
+    turns = [0.0, between(rng, 1.2, 1.9)] if roads == 2 else [0.0, between(rng, 0.9, 1.2), between(rng, 1.95, 2.25)]
+    offsets = [between(rng, -0.08, 0.08) for _ in turns]
+    if chance(rng, 0.6) and roads == 2:
+        for su, sv in ((1, 1), (-1, -1), (1, -1), (-1, 1)):
+            u, v = su * 0.2, sv * 0.2
+            sketch.fill(lambda grid, u=u, v=v: abs(_hypot(grid, u, v) - 0.15) - 0.026, "asphalt")  # type: ignore[misc]
+        ramps = True
+    else:
+        ramps = False
+    for turn, offset in zip(turns, offsets, strict=True):
+        sketch.fill(band(offset, half, angle=turn), "asphalt")
+    top = turns[-1]
+    for level, (turn, offset) in enumerate(zip(turns, offsets, strict=True)):
+        cu, cv = -math.sin(turn) * offset, math.cos(turn) * offset
+        height = 0.03 * level
+        if level:
+            sketch.body(box(cu, cv, 1.7, 2 * half + 0.02, turn), (196, 194, 188), height + 0.02)
+            sketch.body(box(cu, cv, 1.7, 2 * half, turn), shade((103, 104, 107), between(rng, 0.95, 1.08)))
+        pen = sketch.body if level else sketch.mark
+        pen(box(cu, cv, 1.7, 0.014, turn), (188, 184, 170))
+        for side in (-0.5, 0.5):
+            for i in range(14):
+                along_u = (i - 6.5) * 0.11
+                du, dv = -math.sin(turn) * side * half, math.cos(turn) * side * half
+                pen(
+                    box(cu + du + math.cos(turn) * along_u, cv + dv + math.sin(turn) * along_u, 0.05, 0.006, turn),
+                    WHITE,
+                )
+    number, lorry, colour = count(rng, 1, 8), chance(rng, 0.3), pick(rng, ("white", "red", "blue", "yellow"))
+    turn, offset = top, offsets[-1]
+    lanes = [(a, s) for a in (-0.36, -0.24, -0.12, 0.0, 0.12, 0.24, 0.36) for s in (-0.75, -0.25, 0.25, 0.75)]
+    lanes = [lane for i, lane in enumerate(lanes) if (i // 4 + i) % 2]
+    for a, s in shuffled(rng, lanes)[:number]:
+        u = math.cos(turn) * a - math.sin(turn) * (offset + s * half)
+        v = math.sin(turn) * a + math.cos(turn) * (offset + s * half)
+        draw, length = (truck, 0.11) if lorry else (car, 0.08)
+        draw(sketch, u, v, turn + (math.pi if s < 0 else 0), length, paint(rng, colour), "company")
+    return Facts(
+        Thing("highway", roads, kind="looped" if ramps else None),
+        ground,
+        [Company("carrying", Thing("truck" if lorry else "car", number, colour))],
+    )
+
+
+def _hypot(grid, u, v):  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    return np.hypot(grid.u - u, grid.v - v)
+
+
+def roundabout(sketch: Sketch, rng: Rng) -> Facts:
+    """A circular junction of three to six roads around an island."""
+    ground = pick(rng, ("grass", "dry grass", "soil", "concrete"))
+    sketch.ground = ground
+    arms = count(rng, 3, 6)
+    radius, half = between(rng, 0.19, 0.22), 0.055
+    headings = [2 * math.pi * i / arms + between(rng, -0.06, 0.06) for i in range(arms)]
+    for heading in headings:
+        sketch.fill(ray(0, 0, heading, half), "asphalt")
+    sketch.fill(disc(0, 0, radius + half), "asphalt")
+    island = pick(rng, [name for name in ("grass", "sand", "water") if name != ground])
+    sketch.fill(disc(0, 0, radius - half + 0.012), "concrete")
+    sketch.fill(disc(0, 0, radius - half), island)
+    for heading in headings:
+        for i in range(4):
+            away = radius + half + 0.05 + i * 0.09
+            sketch.mark(box(math.cos(heading) * away, math.sin(heading) * away, 0.045, 0.007, heading), WHITE)
+    if island == "grass":
+        tree(sketch, 0, 0, 0.045, rng)
+    number, colour = count(rng, 1, 8), pick(rng, ("white", "red", "blue", "yellow"))
+    slots = [
+        (radius * math.cos(a), radius * math.sin(a), a + math.pi / 2) for a in (i * math.pi / 4 + 0.2 for i in range(8))
+    ]
+    for u, v, heading in shuffled(rng, slots)[:number]:
+        car(sketch, u, v, heading, 0.085, paint(rng, colour), "company")
+    for heading in headings:
+        side = heading + math.pi / arms
+        if ground != "concrete":
+            tree(sketch, 0.42 * math.cos(side), 0.42 * math.sin(side), between(rng, 0.03, 0.045), rng)
+    islands = {"grass": "green", "sand": "sandy", "water": "fountain"}
+    return Facts(
+        Thing("roundabout", 1),
+        ground,
+        [
+            Company("joining", Thing("road", arms)),
+            Company("carrying", Thing("car", number, colour)),
+            Company("around", Thing("island", 1, kind=islands[island])),
+        ],
+    )
+
+
+def parking_lot(sketch: Sketch, rng: Rng) -> Facts:
+    """Cars of one colour between the lines of a car park."""
+    ground = pick(rng, ("grass", "dry grass", "soil", "sand"))
+    sketch.ground = ground
+    surface = pick(rng, ("asphalt", "concrete"))
+    sketch.fill(rectangle(0, -0.08, 0.80, 0.58), surface)
+    rows, columns = 3, 6
+    stalls = [(u, v) for v in (-0.27, -0.08, 0.11) for u in along(columns, Room(0, 0, 0.70, 0))]
+    for v in (-0.27, -0.08, 0.11):
+        for i in range(columns + 1):
+            sketch.mark(box((i / columns - 0.5) * 0.70, v, 0.006, 0.14), WHITE)
+    number = pick(rng, (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 17))
+    colour = colour_on(rng, surface, CARS)
+    for u, v in shuffled(rng, stalls)[: min(number, rows * columns)]:
+        heading = math.pi / 2 + math.pi * chance(rng, 0.5)
+        car(sketch, u, v + between(rng, -0.008, 0.008), heading, 0.125, paint(rng, colour), "main")
+    company = neighbour(sketch, rng, ground, ("trees", "houses", "sheds", "pond", "railway", "woods"))
+    return Facts(Thing("car", number, colour), surface, [company])
+
+
+def railway_station(sketch: Sketch, rng: Rng) -> Facts:
+    """Parallel tracks, platforms, trains, a station roof."""
+    ground = pick(rng, ("grass", "dry grass", "concrete", "soil"))
+    sketch.ground = ground
+    tracks = count(rng, 3, 7)
+    pitch = 0.066
+    low = -0.10 - (tracks - 1) / 2 * pitch
+    sketch.fill(band(-0.10, (tracks / 2) * pitch + 0.02), "gravel", soft=0.012)
+    for i in range(tracks):
+        rails(sketch, low + i * pitch)
+    trains = count(rng, 1, min(4, tracks))
+    colour = pick(rng, ("red", "blue", "yellow", "white", "green", "orange"))
+    for i in shuffled(rng, range(tracks))[:trains]:
+        train(sketch, between(rng, -0.1, 0.1), low + i * pitch, count(rng, 3, 5), 0, paint(rng, colour), "main")
+    roof = colour_on(rng, ground, ("white", "red", "blue", "brown", "grey"))
+    sketch.fill(rectangle(0, 0.30, 1.6, 0.30), "concrete")
+    flat_roof(sketch, 0, LINE, between(rng, 0.4, 0.56), 0.11, 0, paint(rng, roof), rng, 0.04, "company")
+    scatter_bushes(sketch, rng, 0)
+    _ = line, some_colour
+    return Facts(
+        Thing("train", trains, colour),
+        ground,
+        [Company("among", Thing("track", tracks)), Company("beside", Thing("station", 1, roof))],
+    )
