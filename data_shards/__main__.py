@@ -1,0 +1,163 @@
+"""`python -m data_shards pack|index|verify|stats|tokenizer`: see each command's --help."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_shards.commands import IndexConfig, PackConfig, StatsConfig, TokenizerConfig, VerifyConfig
+from options import parse_command
+
+if TYPE_CHECKING:
+    from data_shards.sources import Record
+
+COMMANDS = {
+    "pack": PackConfig,
+    "index": IndexConfig,
+    "verify": VerifyConfig,
+    "stats": StatsConfig,
+    "tokenizer": TokenizerConfig,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 1 the data are bad, 2 the request is."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    name, config = parse_command(
+        COMMANDS,
+        plain(sys.argv[1:] if argv is None else argv),
+        prog="data_shards",
+        description="Pack, check and describe WebDataset shards of aerial images.",
+        positional={"verify": "shards", "stats": "shards", "index": "shards"},
+    )
+    run = {"pack": run_pack, "index": run_index, "verify": run_verify, "stats": run_stats, "tokenizer": run_tokenizer}
+    try:
+        return run[name](config)
+    except (OSError, ValueError) as error:
+        print(f"data_shards {name}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def plain(argv: Sequence[str]) -> list[str]:
+    """``--shard-size 10`` as ``--shard_size 10``, and a bare ``--overwrite`` as ``--overwrite=true``."""
+    words: list[str] = []
+    for place, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            word = f"--{name[2:].replace('-', '_')}{equals}{value}"
+        following = argv[place + 1] if place + 1 < len(argv) else "--"
+        bare = word == "--overwrite" and following.lower() not in ("true", "false", "yes", "no")
+        words.append("--overwrite=true" if bare else word)
+    return words
+
+
+def run_pack(config: PackConfig) -> int:
+    from data_shards.pack import PackPlan, pack
+
+    relabel = config.caption_from == "relabel"
+    if config.caption_from not in ("template", "none", "relabel"):
+        raise ValueError(f"--caption-from: template, none or relabel, not {config.caption_from!r}")
+    if config.shard_size < 1:
+        raise ValueError(f"--shard-size must be at least 1, not {config.shard_size}")
+    records = chosen(read_source(config), config)
+    for record in records if relabel else []:
+        record.captions = [] if record.label is not None else record.captions
+    drawn = config.source == "synthetic"
+    plan = PackPlan(
+        prefix=config.prefix or config.split or "shard",
+        shard_size=config.shard_size,
+        max_side=config.max_side,
+        quality=None if drawn else config.quality,
+        max_pixels=config.max_pixels,
+        template_captions=config.caption_from != "none",
+        captions_per_image=config.captions_per_image,
+        seed=config.seed,
+    )
+    manifest = pack(records, Path(config.output), plan, config.workers or os.cpu_count() or 1, config.overwrite)
+    print(
+        f"{config.output}: {manifest.samples} samples, {manifest.captions} captions, {len(manifest.classes)} classes, "
+        f"{len(manifest.shards)} shards, {manifest.bytes / 1e6:.1f} MB"
+    )
+    for reason, count in manifest.skipped.items():
+        print(f"  left out: {count} x {reason} (see {Path(config.output) / 'quarantine.jsonl'})")
+    return 0
+
+
+def read_source(config: PackConfig) -> list[Record]:
+    """Records of the chosen source; ValueError that names the option it lacks."""
+    from data_shards import sources
+
+    def need(option: str) -> str:
+        value = getattr(config, option)
+        if value is None:
+            raise ValueError(f"--source {config.source} needs --{option}")
+        return value
+
+    if config.source == "synthetic":
+        quality = config.quality or sources.Drawing.quality
+        return sources.synthetic(config.count, config.seed, config.size, config.captions, config.first_index, quality)
+    if config.source == "csv":
+        return sources.csv(need("csv"), need("images"), config.split)
+    if config.source == "karpathy":
+        return sources.karpathy(need("json"), need("images"), config.split, config.labels)
+    if config.source == "imagefolder":
+        return sources.imagefolder(need("images"), config.split)
+    raise ValueError(f"--source: synthetic, csv, karpathy or imagefolder, not {config.source!r}")
+
+
+def chosen(records: list[Record], config: PackConfig) -> list[Record]:
+    """The records of --classes, shuffled, the first --limit of them."""
+    from data_shards.seeds import mix, permutation
+
+    if config.classes is not None:
+        unknown = set(config.classes) - {record.label for record in records}
+        if unknown:
+            raise ValueError(f"--classes: no record is labelled {', '.join(sorted(unknown))}")
+        records = [record for record in records if record.label in config.classes]
+    if config.shuffle and config.source != "synthetic":
+        records = [records[i] for i in permutation(mix(config.seed), len(records))]
+    return records[: config.limit]
+
+
+def run_index(config: IndexConfig) -> int:
+    from data_shards.build_index import build_index
+
+    for folder, manifest in build_index(config.shards, config.workers or os.cpu_count() or 1, config.overwrite):
+        print(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {len(manifest.classes)} classes")
+    return 0
+
+
+def run_verify(config: VerifyConfig) -> int:
+    from data_shards.verify import verify
+
+    problems, samples = verify(Path(config.shards), config.workers or os.cpu_count() or 1)
+    for problem in problems:
+        print(f"BAD {problem}")
+    print(f"{config.shards}: {samples} samples checked, {len(problems)} problems")
+    return 1 if problems else 0
+
+
+def run_stats(config: StatsConfig) -> int:
+    from data_shards.stats import write_stats
+
+    print(write_stats(config))
+    return 0
+
+
+def run_tokenizer(config: TokenizerConfig) -> int:
+    from data_shards.shards import ShardSet
+    from data_shards.tokenizer import all_captions, train_tokenizer
+
+    fields = [name.strip() for name in config.caption_field.split(",")]
+    captions = all_captions(ShardSet(config.shards), fields)
+    tokenizer = train_tokenizer(captions, config.output, config.vocab_size, config.context_length)
+    print(f"{config.output}: {len(tokenizer)} entries, {config.context_length} tokens a caption")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Positions of an epoch -> one batch: read, decode, augment, tokenise. Runs in the worker processes.
+
+A sample that is bad is replaced by another one, drawn by (seed, epoch, position, attempt), so that every rank keeps its
+batch size and the replacement is the same after a resume. What was bad travels with the batch to the training process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from data_shards.config import DataConfig
+from data_shards.order import EpochOrder
+from data_shards.sample import BadSample, Sample
+from data_shards.seeds import mix
+from data_shards.transforms import eval_transform, train_transform
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+AUGMENTATION, REPLACEMENT = 3, 4
+ATTEMPTS = 100
+BAD_ROWS = "bad_rows"
+
+Position = tuple[int, int]  # (epoch, position in the epoch)
+
+
+class SampleSource(Protocol):
+    """What a stream reads from: ShardSet or RecordSet."""
+
+    sizes: list[int]
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+    def read(self, sample: int) -> Sample: ...
+    def name(self, sample: int) -> tuple[str, str]: ...
+    def captions(self, sample: int, caption_field: str = "captions") -> list[str]: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class BatchFetcher(Dataset):
+    """A map-style dataset whose item is a whole batch: DataLoader hands ``__getitems__`` the batch's positions.
+
+    Args:
+        source: samples
+        tokenizer: transformers tokenizer, or None for images and labels only
+        config: see DataConfig
+        seed: of the run
+        train: random crop, flips and caption; otherwise the centred square and the first caption
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        tokenizer: PreTrainedTokenizerBase | None,
+        config: DataConfig,
+        seed: int,
+        train: bool,
+    ) -> None:
+        self.source, self.tokenizer, self.config, self.seed, self.train = source, tokenizer, config, seed, train
+        classes = config.classes if config.classes is not None else source.classes
+        self.label_ids = {name: number for number, name in enumerate(classes)}
+        self._orders: dict[int, EpochOrder] = {}
+
+    def order(self, epoch: int) -> EpochOrder:
+        """The epoch's order; the latest two are kept, as prefetching crosses into the next epoch."""
+        if epoch not in self._orders:
+            config = self.config
+            self._orders[epoch] = EpochOrder(
+                self.source.sizes, self.seed, epoch, config.block_size, config.window_blocks
+            )
+            for old in sorted(self._orders)[:-2]:
+                del self._orders[old]
+        return self._orders[epoch]
+
+    def __getitems__(self, positions: Sequence[Position]) -> dict[str, Any]:
+        """One batch; see ShardStream for its keys. ``bad_rows`` lists what was replaced."""
+        bad_rows: list[dict[str, str]] = []
+        size = self.config.image_size
+        images = np.empty((len(positions), 3, size, size), np.uint8)
+        captions, labels, ids = [], [], []
+        for row, (epoch, position) in enumerate(positions):
+            sample, images[row], label, caption = self.fetch(epoch, position, bad_rows)
+            ids.append(sample)
+            labels.append(label)
+            captions.append(caption)
+        batch: dict[str, Any] = {
+            "images": torch.from_numpy(images),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "image_ids": torch.tensor(ids, dtype=torch.int64),
+            "epoch": positions[0][0],
+            BAD_ROWS: bad_rows,
+        }
+        if self.tokenizer is not None:
+            batch |= tokenize(self.tokenizer, captions)
+        return batch
+
+    def fetch(
+        self, epoch: int, position: int, bad_rows: list[dict[str, str]]
+    ) -> tuple[int, NDArray[np.uint8], int, str]:
+        """(sample index, pixels, label id or -1, caption) of a position, or of the one that replaces it."""
+        index = self.order(epoch)[position]
+        for attempt in range(ATTEMPTS):
+            try:
+                return index, *self.prepare(self.source.read(index), epoch, index)
+            except BadSample as error:
+                shard, key = self.source.name(index)
+                bad_rows.append({"shard": shard, "key": key, "reason": error.reason, "detail": error.detail})
+            index = mix(self.seed, epoch, REPLACEMENT, position, attempt) % len(self.source)
+        shards = ", ".join(sorted({row["shard"] for row in bad_rows})[:5])
+        raise RuntimeError(f"{ATTEMPTS} samples in a row are bad ({bad_rows[-1]['reason']}): see {shards}")
+
+    def prepare(self, sample: Sample, epoch: int, index: int) -> tuple[NDArray[np.uint8], int, str]:
+        """Pixels, label id and caption of one sample, a function of (seed, epoch, sample index)."""
+        config = self.config
+        rng = random.Random(mix(self.seed, epoch, AUGMENTATION, index))
+        draw = rng.random()
+        caption = ""
+        if self.tokenizer is not None:
+            texts = sample.texts(config.caption_field)
+            caption = texts[int(draw * len(texts))] if self.train else texts[0]
+        if config.check_hashes:
+            check_hash(sample)
+        if self.train:
+            pixels = train_transform(
+                sample.image,
+                config.image_size,
+                rng,
+                scale=config.scale,
+                hflip=config.hflip,
+                vflip=config.vflip,
+                rot90=config.rot90,
+                max_pixels=config.max_pixels,
+            )
+        else:
+            pixels = eval_transform(sample.image, config.image_size, max_pixels=config.max_pixels)
+        return pixels, self.label_ids.get(sample.label, -1) if sample.label is not None else -1, caption
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, torch.Tensor]:
+    """``input_ids`` and ``attention_mask``, int64 (b, T), padded to the tokenizer's ``model_max_length``."""
+    encoded = tokenizer(
+        texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="np"
+    )
+    names = ("input_ids", "attention_mask")
+    return {name: torch.from_numpy(np.asarray(encoded[name], dtype=np.int64)) for name in names}
+
+
+def check_hash(sample: Sample) -> None:
+    recorded = sample.info.get("sha256")
+    if recorded and hashlib.sha256(sample.image).hexdigest() != recorded:
+        raise BadSample("image differs from its hash", f"recorded {recorded}")

@@ -1,0 +1,129 @@
+"""The options of `python -m data_shards`: one dataclass a sub-command, importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class PackConfig:
+    """Pack images with captions or scene labels into shards.
+
+    Args:
+        source: synthetic, csv, karpathy or imagefolder
+        output: folder to write; new, or half packed with the same options
+        images: folder of the images (csv, karpathy, imagefolder)
+        csv: CSV with a column for the file name, and for caption and/or label, split (source csv)
+        json: Karpathy JSON (source karpathy)
+        labels: CSV of file names and labels, where the Karpathy JSON has none (source karpathy)
+        split: keep the records of this split; null keeps all
+        count: scenes to draw (source synthetic)
+        size: side of a drawn scene in pixels (source synthetic)
+        captions: fine, coarse, or both: fine in `captions`, coarse in `coarse_captions` (source synthetic)
+        first_index: index of the first scene: other ranges of one seed do not overlap (source synthetic)
+        seed: of drawing, shuffling and template captions
+        caption_from: template captions images that have only a label; none leaves them without; relabel captions all
+            labelled images from templates, also those that have captions
+        captions_per_image: template captions an image
+        classes: keep the records of these scene classes; null keeps all
+        max_side: shrink images whose longer side exceeds this many pixels
+        quality: re-encode every image as JPEG of this quality; null keeps the bytes of jpg, png and webp
+        max_pixels: leave out larger images
+        shard_size: samples a shard
+        prefix: shards are named PREFIX-000000.tar; null takes the split or "shard"
+        shuffle: pack in random order, so that each shard mixes the classes
+        limit: pack at most this many records, taken after the shuffle
+        workers: processes; null takes one a core
+        overwrite: remove what an earlier pack wrote to the folder
+    """
+
+    source: str
+    output: str
+    images: str | None = None
+    csv: str | None = None
+    json: str | None = None
+    labels: str | None = None
+    split: str | None = None
+    count: int = 1000
+    size: int = 128
+    captions: str = "both"
+    first_index: int = 0
+    seed: int = 0
+    caption_from: str = "template"
+    captions_per_image: int = 1
+    classes: list[str] | None = None
+    max_side: int | None = None
+    quality: int | None = None
+    max_pixels: int = 100_000_000
+    shard_size: int = 1000
+    prefix: str | None = None
+    shuffle: bool = True
+    limit: int | None = None
+    workers: int | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class IndexConfig:
+    """Write manifest.json and .idx files beside existing tars.
+
+    Args:
+        shards: folder, tar or pattern of local tars
+        workers: processes; null takes one a core
+        overwrite: replace a manifest that is there
+    """
+
+    shards: str | list[str]
+    workers: int | None = None
+    overwrite: bool = False
+
+
+@dataclass
+class VerifyConfig:
+    """Re-check every hash, offset and count of packed shards; exit 1 and name each bad shard and member.
+
+    Args:
+        shards: folder that holds a manifest
+        workers: processes; null takes one a core
+    """
+
+    shards: str
+    workers: int | None = None
+
+
+@dataclass
+class StatsConfig:
+    """Print counts, caption lengths, words, class balance and image sizes; draw a contact sheet.
+
+    Args:
+        shards: folder or pattern
+        output: folder for stats.txt, stats.json and contact_sheet.png; null writes them to the working folder
+        caption_field: captions or coarse_captions
+        images: images on the contact sheet
+        seed: chooses them
+    """
+
+    shards: str | list[str]
+    output: str | None = None
+    caption_field: str = "captions"
+    images: int = 24
+    seed: int = 0
+
+
+@dataclass
+class TokenizerConfig:
+    """Train a tokenizer on the captions of shards.
+
+    Args:
+        shards: folder or pattern
+        output: folder to write, which transformers' AutoTokenizer reads
+        vocab_size: entries, among them 256 bytes and 4 special tokens
+        context_length: tokens a caption is padded or cut to
+        caption_field: one or several of captions and coarse_captions, comma-separated
+    """
+
+    shards: str | list[str]
+    output: str
+    vocab_size: int = 8000
+    context_length: int = 77
+    caption_field: str = "captions"

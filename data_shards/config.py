@@ -1,0 +1,67 @@
+"""What a run says about its data: one dataclass, importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class DataConfig:
+    """Which shards to stream, and how.
+
+    Args:
+        shards: folder, braceexpand pattern or list of them, e.g. "data/{pub11,rs3}-train-{0000..0031}.tar";
+            local path, http(s)://, s3://, hf:// or pipe:
+        caption_field: list in KEY.json that captions are drawn from: captions or coarse_captions
+        image_size: side of the square image given to the model, in pixels
+        scale: smallest share of the image's area that a random crop keeps (1.0: no random crop)
+        hflip: mirror left to right half of the time
+        vflip: mirror top to bottom half of the time
+        rot90: turn by a random multiple of 90 degrees; an aerial image has no up
+        classes: scene classes in the order of their label ids; null takes them from the manifest
+        block_size: samples in a block, the contiguous run that is read together
+        window_blocks: blocks whose samples are shuffled together; larger shuffles better and reads more scattered
+        workers: decoding processes a rank (0 decodes in the training process)
+        prefetch: batches that each worker keeps ready
+        start_method: how workers start: forkserver is safe beside torch.distributed, MPI and CUDA; fork starts faster
+        pin_memory: copy batches to page-locked memory, for GPUs
+        max_pixels: images with more pixels than this are refused before they are decoded
+        check_hashes: compare each image with the sha256 that packing recorded
+        max_bad_share: the run stops when more than this share of an epoch's samples is bad
+        quarantine: JSON-lines file that bad samples are appended to (shard, key, reason); null keeps counts only
+        cache: folder for remote shards; null is ~/.cache/data_shards
+    """
+
+    shards: str | list[str]
+    caption_field: str = "captions"
+    image_size: int = 224
+    scale: float = 0.5
+    hflip: bool = True
+    vflip: bool = True
+    rot90: bool = True
+    classes: list[str] | None = None
+    block_size: int = 256
+    window_blocks: int = 64
+    workers: int = 2
+    prefetch: int = 2
+    start_method: str = "forkserver"
+    pin_memory: bool = False
+    max_pixels: int = 100_000_000
+    check_hashes: bool = False
+    max_bad_share: float = 0.01
+    quarantine: str | None = None
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        positive = ("image_size", "block_size", "window_blocks", "prefetch", "max_pixels")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1, not {getattr(self, name)}")
+        if not 0 < self.scale <= 1:
+            raise ValueError(f"data.scale is a share of the image's area: 0 < scale <= 1, not {self.scale}")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ValueError(f"data.max_bad_share must be between 0 and 1, not {self.max_bad_share}")
+        if self.workers < 0:
+            raise ValueError(f"data.workers must not be negative, but is {self.workers}")
+        if self.start_method not in ("forkserver", "fork", "spawn"):
+            raise ValueError(f"data.start_method: forkserver, fork or spawn, not {self.start_method!r}")

@@ -1,0 +1,208 @@
+"""``NAME.tar.idx``: where every member of a tar lies, so that any sample is one ``pread`` away.
+
+Layout, little-endian, 46 + len(key)/members bytes a member:
+
+    line 1   JSON: {"format": "data-shards-index", "version": 1, "samples": S, "members": M, "key_bytes": K,
+             "extensions": ["jpg", "json"], "hashed": true}, then "\\n"
+    first    uint32[S + 1]   sample s owns members first[s] .. first[s + 1] - 1
+    key_end  uint32[S]       end of key s in the key text
+    offset   uint64[M]       of the member's bytes in the tar
+    size     uint64[M]       of the member's bytes
+    kind     uint16[M]       index into "extensions"
+    sha256   uint8[M, 32]    of the member's bytes, only where "hashed"
+    keys     uint8[K]        all keys, UTF-8, end to end
+
+A tar without one is scanned header by header (``scan``), which reads no image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.sample import IMAGE_MEMBERS, split_name
+
+log = logging.getLogger(__name__)
+
+FORMAT, VERSION = "data-shards-index", 1
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file in a tar: ``KEY.extension``, its bytes' place and, where known, their SHA-256."""
+
+    key: str
+    extension: str
+    offset: int
+    size: int
+    sha256: bytes | None = None
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """Members of one tar, grouped into samples, as flat arrays (see the module docstring)."""
+
+    extensions: tuple[str, ...]
+    first: NDArray[np.uint32]
+    key_end: NDArray[np.uint32]
+    offset: NDArray[np.uint64]
+    size: NDArray[np.uint64]
+    kind: NDArray[np.uint16]
+    sha256: NDArray[np.uint8] | None
+    key_text: bytes
+
+    def __len__(self) -> int:
+        return len(self.key_end)
+
+    def key(self, sample: int) -> str:
+        start = int(self.key_end[sample - 1]) if sample else 0
+        return self.key_text[start : int(self.key_end[sample])].decode("utf-8", "surrogateescape")
+
+    def members(self, sample: int) -> list[Member]:
+        """Members of one sample in tar order."""
+        key = self.key(sample)
+        return [
+            Member(
+                key,
+                self.extensions[self.kind[row]],
+                int(self.offset[row]),
+                int(self.size[row]),
+                None if self.sha256 is None else self.sha256[row].tobytes(),
+            )
+            for row in range(int(self.first[sample]), int(self.first[sample + 1]))
+        ]
+
+    def save(self, path: Path) -> bytes:
+        """Write the index aside, fsync, rename; returns the SHA-256 of the file."""
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "samples": len(self),
+            "members": len(self.offset),
+            "key_bytes": len(self.key_text),
+            "extensions": list(self.extensions),
+            "hashed": self.sha256 is not None,
+        }
+        parts = [json.dumps(header).encode() + b"\n"]
+        parts += [array.tobytes() for array in (self.first, self.key_end, self.offset, self.size, self.kind)]
+        parts += [self.sha256.tobytes()] if self.sha256 is not None else []
+        data = b"".join([*parts, self.key_text])
+        write_aside(path, data)
+        return hashlib.sha256(data).digest()
+
+    @classmethod
+    def load(cls, path: Path) -> ShardIndex:
+        """Read an index. Raises ValueError, naming the file, where it is damaged or of another format."""
+        data = path.read_bytes()
+        line, _, body = data.partition(b"\n")
+        try:
+            header = json.loads(line)
+            known = header["format"] == FORMAT and header["version"] == VERSION
+            samples, members, key_bytes = (int(header[name]) for name in ("samples", "members", "key_bytes"))
+            extensions, hashed = tuple(header["extensions"]), bool(header["hashed"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a shard index: write it anew with `data_shards index`") from error
+        size = 4 * (samples + 1) + 4 * samples + (8 + 8 + 2 + 32 * hashed) * members + key_bytes
+        if not known or len(body) != size:
+            raise ValueError(f"{path} is damaged or of another version: write it anew with `data_shards index`")
+        return cls(extensions, *_arrays(body, samples, members, hashed))
+
+    @classmethod
+    def build(cls, members: list[Member]) -> ShardIndex:
+        """Group members of the same key that follow each other into samples, as webdataset does."""
+        starts = [i for i, member in enumerate(members) if i == 0 or member.key != members[i - 1].key]
+        keys = [members[i].key.encode("utf-8", "surrogateescape") for i in starts]
+        extensions = tuple(sorted({member.extension for member in members}))
+        number = {extension: i for i, extension in enumerate(extensions)}
+        hashes = [member.sha256 for member in members if member.sha256 is not None]
+        hashed = len(hashes) == len(members) and bool(members)
+        return cls(
+            extensions,
+            np.array([*starts, len(members)], dtype="<u4"),
+            np.cumsum([len(key) for key in keys], dtype="<u4"),
+            np.array([member.offset for member in members], dtype="<u8"),
+            np.array([member.size for member in members], dtype="<u8"),
+            np.array([number[member.extension] for member in members], dtype="<u2"),
+            np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32) if hashed else None,
+            b"".join(keys),
+        )
+
+
+def _arrays(body: bytes, samples: int, members: int, hashed: bool) -> tuple:
+    """Views into ``body`` in the order of the file."""
+    place = 0
+
+    def take(kind: str, count: int) -> NDArray:
+        nonlocal place
+        array = np.frombuffer(body, dtype=kind, count=count, offset=place)
+        place += array.nbytes
+        return array
+
+    arrays = [take("<u4", samples + 1), take("<u4", samples), take("<u8", members), take("<u8", members)]
+    arrays.append(take("<u2", members))
+    sha256 = take("u1", 32 * members).reshape(members, 32) if hashed else None
+    return (*arrays, sha256, bytes(body[place:]))
+
+
+def scan(path: Path, hashes: bool = False) -> ShardIndex:
+    """Index of a tar by walking its headers; with ``hashes`` every member is read and hashed too.
+
+    A tar cut short gives the members whose header is there (the last one may reach past the end: reading it fails then
+    as a bad sample, and is counted as one) and a warning.
+    """
+    members: list[Member] = []
+    try:
+        for info, data in walk(path, read=hashes):
+            key, extension = split_name(info.name)
+            digest = None if data is None else hashlib.sha256(data).digest()
+            members.append(Member(key, extension, info.offset_data, info.size, digest))
+    except tarfile.ReadError as error:
+        if not members:
+            raise ValueError(f"{path} is not an uncompressed tar that can be read: {error}") from error
+        log.warning("%s is damaged or cut short after %d members: %s", path, len(members), error)
+    index = ShardIndex.build(members)
+    if members and not set(index.extensions) & set(IMAGE_MEMBERS):
+        log.warning("%s has no image members (its extensions: %s)", path, ", ".join(index.extensions))
+    return index
+
+
+def walk(path: Path, read: bool) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
+    """Regular members of an uncompressed tar in order, with their bytes if asked. Raises tarfile.ReadError."""
+    with open(path, "rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            raise ValueError(f"{path} is gzip-compressed, which cannot be sought in: unpack it with gunzip first")
+        file.seek(0)
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for info in tar:
+                if not info.isreg():
+                    continue
+                data = None
+                if read:
+                    handle = tar.extractfile(info)
+                    data = handle.read() if handle else b""
+                    if len(data) != info.size:
+                        raise tarfile.ReadError(f"member {info.name} is cut short")
+                yield info, data
+                tar.members.clear()  # tarfile keeps every header it has read; a scan needs the current one only
+            file.seek(tar.offset)  # tarfile ends quietly at a header it cannot read; the end mark is all zeros
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"the header at byte {tar.offset} is damaged")
+
+
+def write_aside(path: Path, data: bytes) -> None:
+    """Write ``path`` so that it is either whole or absent: to a sibling, fsync, rename."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

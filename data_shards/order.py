@@ -1,0 +1,82 @@
+"""The order of an epoch: a function of (seed, epoch, shard sizes) and of nothing else.
+
+    shards      A A A A A A  B B B B  C C C          as the manifest lists them
+    shuffled    C C C  A A A A A A  B B B B          by (seed, epoch)
+    blocks      [C C][C] [A A][A A][A A] [B B][B B]  at most block_size samples, never across a shard
+    windows     {[C C][C][A A]}{[A A][A A][B B]}...  window_blocks blocks; the samples of a window are permuted
+
+A global batch is a range of positions in this order, so that it is the same for any number of ranks and workers. Memory
+is 16 bytes a block and a few permuted windows: 5 million samples in blocks of 256 take under a megabyte.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.seeds import mix, permutation
+
+SHARD_ORDER, WINDOW_ORDER = 1, 2
+WINDOWS_KEPT = 4
+
+
+class EpochOrder:
+    """Position in the epoch -> sample index. ``order[position]``, ``len(order)``; every sample exactly once.
+
+    Args:
+        sizes: samples of each shard, in manifest order
+        seed: of the run
+        epoch: 0-based
+        block_size: samples in a block
+        window_blocks: blocks in a window
+    """
+
+    def __init__(self, sizes: Sequence[int], seed: int, epoch: int, block_size: int, window_blocks: int) -> None:
+        if block_size < 1 or window_blocks < 1:
+            raise ValueError(f"block_size {block_size} and window_blocks {window_blocks} must be at least 1")
+        counts = np.asarray(sizes, dtype=np.int64)
+        starts = np.cumsum(counts) - counts
+        self._key = mix(seed, epoch, WINDOW_ORDER)
+        shards = permutation(mix(seed, epoch, SHARD_ORDER), len(counts))
+        blocks = -(-counts[shards] // block_size)  # a shard's blocks, the last one shorter
+        shard_of_block = np.repeat(shards, blocks)
+        number = np.arange(blocks.sum()) - np.repeat(np.cumsum(blocks) - blocks, blocks)
+        self._first = starts[shard_of_block] + number * block_size
+        self._length = np.minimum(block_size, counts[shard_of_block] - number * block_size)
+        self._window_blocks = window_blocks
+        self._window_start = np.concatenate([[0], np.cumsum(self._length)])[:-1][::window_blocks]
+        self._size = int(counts.sum())
+        self._windows: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, position: int) -> int:
+        if not 0 <= position < self._size:
+            raise IndexError(f"position {position} is outside the epoch's {self._size} samples")
+        window = int(np.searchsorted(self._window_start, position, side="right")) - 1
+        return int(self._window(window)[position - self._window_start[window]])
+
+    def _window(self, window: int) -> NDArray[np.int64]:
+        """Sample indices of a window, permuted. Consecutive positions share it, so a few are kept."""
+        if window in self._windows:
+            self._windows.move_to_end(window)
+            return self._windows[window]
+        blocks = slice(window * self._window_blocks, (window + 1) * self._window_blocks)
+        first, length = self._first[blocks], self._length[blocks]
+        offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+        samples = np.repeat(first, length) + offset
+        self._windows[window] = samples[permutation(mix(self._key, window), len(samples))]
+        if len(self._windows) > WINDOWS_KEPT:
+            self._windows.popitem(last=False)
+        return self._windows[window]
+
+
+def epoch_order(
+    sizes: Sequence[int], seed: int, epoch: int, block_size: int = 256, window_blocks: int = 64
+) -> EpochOrder:
+    """The order of one epoch; see :class:`EpochOrder`."""
+    return EpochOrder(sizes, seed, epoch, block_size, window_blocks)

@@ -1,0 +1,123 @@
+"""One sample: the members of a tar that share a key, parsed without ever unpickling anything.
+
+airport/12.jpg  airport/12.json {"captions": [...], "label": "airport"}   our own shards
+airport/12.jpg  airport/12.txt                                            plain WebDataset
+000123.img_content  000123.img_name  000123.caption                       RS5M as published
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "img_content")
+TEXT_MEMBERS = ("txt", "caption")
+JSON_MEMBER, LABEL_MEMBER, NAME_MEMBER = "json", "cls", "img_name"
+USED_MEMBERS = frozenset((*IMAGE_MEMBERS, *TEXT_MEMBERS, JSON_MEMBER, LABEL_MEMBER, NAME_MEMBER))
+
+
+class BadSample(ValueError):
+    """A sample that cannot be used. ``reason`` is one of a few phrases to count by, ``detail`` says more."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[BadSample], tuple[str, str]]:
+        return BadSample, (self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a shard holds under one key.
+
+    Args:
+        key: member name up to the first dot of its base name, folders kept (the WebDataset rule)
+        image: encoded image bytes
+        captions: captions that are not blank
+        label: scene class or None
+        info: all of KEY.json; for other layouts what was found, e.g. ``img_name``
+        shard: path of the tar, for messages
+    """
+
+    key: str
+    image: bytes
+    captions: list[str]
+    label: str | None
+    info: dict[str, Any] = field(default_factory=dict)
+    shard: str = ""
+
+    def texts(self, caption_field: str) -> list[str]:
+        """Captions of the named field that are not blank; BadSample if there are none."""
+        texts = self.captions if caption_field == "captions" else captions_of(self.info, caption_field)
+        if not texts:
+            raise BadSample("no caption", f"no text in '{caption_field}'")
+        return texts
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Member name -> (key, extension in lower case), cut at the first dot of the base name.
+
+    ``a.b/c.seg.PNG`` -> (``a.b/c``, ``seg.png``), as webdataset's ``base_plus_ext`` cuts.
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, _, extension = base.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def parse_sample(key: str, members: Mapping[str, bytes], shard: str) -> Sample:
+    """Members by extension -> Sample. Raises BadSample for a missing image or for text that does not parse."""
+    image = next((members[name] for name in IMAGE_MEMBERS if name in members), None)
+    if image is None:
+        raise BadSample("no image", f"members: {', '.join(sorted(members))}")
+    if not image:
+        raise BadSample("empty image", "zero bytes")
+    return Sample(key, image, *parse_text(members), shard)
+
+
+def parse_text(members: Mapping[str, bytes]) -> tuple[list[str], str | None, dict[str, Any]]:
+    """Captions, label and JSON of a sample; the image is not needed."""
+    info = _json(members.get(JSON_MEMBER))
+    captions = captions_of(info, "captions")
+    for name in TEXT_MEMBERS:
+        if not captions and name in members:
+            captions = [text] if (text := _utf8(members[name], name).strip()) else []
+    if not captions:
+        captions = captions_of(info, "caption")
+    if NAME_MEMBER in members:
+        info.setdefault(NAME_MEMBER, _utf8(members[NAME_MEMBER], NAME_MEMBER))
+    label = info.get("label")
+    if label is None and LABEL_MEMBER in members:
+        label = _utf8(members[LABEL_MEMBER], LABEL_MEMBER).strip()
+    return captions, None if label in (None, "") else str(label), info
+
+
+def captions_of(info: Mapping[str, Any], name: str) -> list[str]:
+    """Strings of ``info[name]`` (a list or one string) that are not blank, stripped."""
+    value = info.get(name) or []
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise BadSample("bad json", f"'{name}' is not a list of strings")
+    return [text.strip() for text in texts if text.strip()]
+
+
+def _json(data: bytes | None) -> dict[str, Any]:
+    if data is None:
+        return {}
+    try:
+        info = json.loads(_utf8(data, JSON_MEMBER))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise BadSample("bad json", str(error)) from error
+    if not isinstance(info, dict):
+        raise BadSample("bad json", f"an object was expected, not {type(info).__name__}")
+    return info
+
+
+def _utf8(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadSample("text is not UTF-8", f"member .{name}: {error}") from error

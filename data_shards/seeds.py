@@ -1,0 +1,40 @@
+"""Random numbers as a function of their coordinates: ``mix(seed, epoch, sample)`` is the same everywhere, for ever.
+
+SplitMix64 (Steele, Lea, Flood 2014) rather than a numpy generator, because numpy does not promise the same permutation
+from one version to the next, and the order of an epoch must outlive an upgrade in the middle of a run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+MASK = (1 << 64) - 1
+GAMMA = 0x9E3779B97F4A7C15
+
+
+def mix(*coordinates: int) -> int:
+    """A 64-bit hash of the coordinates, in order."""
+    state = 0
+    for value in coordinates:
+        state = _finish((state ^ (value & MASK)) + GAMMA & MASK)
+    return state
+
+
+def mix_array(key: int, count: int) -> NDArray[np.uint64]:
+    """``count`` 64-bit hashes: element i is ``mix`` finished on key and i."""
+    state = np.arange(count, dtype=np.uint64) * np.uint64(GAMMA) + np.uint64(key & MASK)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def permutation(key: int, count: int) -> NDArray[np.int64]:
+    """A permutation of 0..count-1 that depends on ``key`` alone."""
+    return np.argsort(mix_array(key, count), kind="stable")
+
+
+def _finish(state: int) -> int:
+    state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    state = (state ^ (state >> 27)) * 0x94D049BB133111EB & MASK
+    return state ^ (state >> 31)

