@@ -9,6 +9,7 @@ Pure torch: it knows nothing of shards, runs or clusters. Names are imported whe
 configuration (``--help``) does not load torch.
 """
 
+# ruff: noqa: F401 (the imports for type checkers only)
 from __future__ import annotations
 
 import importlib
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         BeliefConfig,
         EncoderConfig,
         FusionConfig,
+        LossConfig,
         ModelConfig,
         PAEConfig,
         SceneConfig,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
         preset_names,
         to_dict,
     )
-    from model.export import from_pretrained, save_pretrained
+    from model.export import from_pretrained, load_weights, save_pretrained
     from model.losses import AttributionLoss, ContrastiveLoss, RetrievalLoss
     from model.prior import SceneClassifier
     from model.priorclip import PriorCLIP
@@ -42,6 +44,7 @@ HOME = {
         "BeliefConfig",
         "EncoderConfig",
         "FusionConfig",
+        "LossConfig",
         "ModelConfig",
         "PAEConfig",
         "SceneConfig",
@@ -51,7 +54,7 @@ HOME = {
         "preset_names",
         "to_dict",
     ),
-    "export": ("from_pretrained", "save_pretrained"),
+    "export": ("from_pretrained", "load_weights", "save_pretrained"),
     "losses": ("AttributionLoss", "ContrastiveLoss", "RetrievalLoss"),
     "prior": ("SceneClassifier",),
     "priorclip": ("PriorCLIP",),
@@ -59,7 +62,7 @@ HOME = {
     "recall": ("chance", "recall_at_k", "retrieval_metrics"),
 }
 WHERE = {name: module for module, names in HOME.items() for name in names}
-__all__ = sorted(WHERE)  # noqa: PLE0605
+__all__ = sorted(WHERE)
 
 
 def __getattr__(name: str) -> Any:

@@ -201,9 +201,7 @@ def load_preset(name: str) -> ModelConfig:
     """The preset as a configuration of its own, free to change. Raises ValueError that names the nearest preset."""
     if name not in preset_names():
         near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0)
-        raise ValueError(
-            f"no preset '{name}': did you mean '{near[0]}'? presets: {', '.join(preset_names())}"
-        )
+        raise ValueError(f"no preset '{name}': did you mean '{near[0]}'? presets: {', '.join(preset_names())}")
     return from_dict(ModelConfig, yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
@@ -250,12 +248,9 @@ def architecture(export: str | None, preset: str) -> dict[str, Any]:
         return to_dict(load_preset(preset))
     path = Path(export) / "config.json"
     if not path.is_file():
-        raise ValueError(
-            f"{export} is not an exported model: it has no config.json (a run exports to RUN/export)"
-        )
-    values = json.loads(path.read_text(encoding="utf-8"))["model"]
+        raise ValueError(f"{export} is not an exported model: it has no config.json (a run exports to RUN/export)")
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values.pop("format", None)
     if values.get("kind") == "scene":
-        raise ValueError(
-            f"{export} is a scene classifier: give it as --model.prior.weights, not as --init_from"
-        )
+        raise ValueError(f"{export} is a scene classifier: give it as --model.prior.weights, not as --init_from")
     return values

@@ -105,8 +105,16 @@ def from_pretrained(folder: str | Path) -> Any:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is no export folder: it has no {name}")
     model = create(read_config(folder))
-    load_exactly(model, load_file(folder / "model.safetensors"), str(folder / "model.safetensors"))
+    load_weights(model, folder)
     return model.eval()
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> None:
+    """Load the weights of an export folder into a model of the same architecture. ValueError where they do not fit."""
+    path = Path(folder) / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no export folder: it has no {path.name}")
+    load_exactly(model, load_file(path), str(path))
 
 
 def read_config(folder: Path) -> ModelConfig | SceneConfig:
@@ -114,10 +122,8 @@ def read_config(folder: Path) -> ModelConfig | SceneConfig:
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     version = values.pop("format", None)
     if version != FORMAT:
-        raise ValueError(
-            f"{folder / 'config.json'} is of format {version}; this version reads format {FORMAT}"
-        )
-    return from_dict(SceneConfig, values) if values.get("kind") == "scene" else from_dict(ModelConfig, values)
+        raise ValueError(f"{folder / 'config.json'} is of format {version}; this version reads format {FORMAT}")
+    return from_dict(SceneConfig, values) if values["kind"] == "scene" else from_dict(ModelConfig, values)
 
 
 def create(config: ModelConfig | SceneConfig) -> nn.Module:
@@ -145,9 +151,7 @@ def check_fit(state_dict: Mapping[str, Tensor], config: ModelConfig | SceneConfi
     """Build the model without memory and compare names and shapes, so that what is written can be read."""
     with torch.device("meta"):
         model = create(config)
-        load_exactly(
-            model, {name: torch.empty(value.shape) for name, value in state_dict.items()}, "the state dict"
-        )
+        load_exactly(model, {name: torch.empty(value.shape) for name, value in state_dict.items()}, "the state dict")
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -180,9 +184,7 @@ def preprocessor(config: ModelConfig | SceneConfig) -> dict[str, Any]:
     }
 
 
-def model_card(
-    config: ModelConfig | SceneConfig, state_dict: Mapping[str, Tensor], extra: Mapping[str, Any]
-) -> str:
+def model_card(config: ModelConfig | SceneConfig, state_dict: Mapping[str, Tensor], extra: Mapping[str, Any]) -> str:
     """README.md: what the model is, how to load it, the figures."""
     size = sum(value.numel() for value in state_dict.values()) / 1e6
     if isinstance(config, SceneConfig):
@@ -217,9 +219,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Nested names joined by dots."""
     rows: list[tuple[str, Any]] = []
     for name, value in values.items():
-        rows += (
-            flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
-        )
+        rows += flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
     return rows
 
 

@@ -114,11 +114,7 @@ class InstructedBackbone(nn.Module):
         instruction, tokens = self.instruction(prior), self.narrow(self.see(images).tokens)
         x = torch.cat([instruction.unsqueeze(1), apply_belief(tokens, instruction, self.belief)], dim=1)
         for layer in self.layers:
-            x = (
-                checkpoint(layer, x, use_reentrant=False)
-                if self.grad_checkpointing and self.training
-                else layer(x)
-            )
+            x = checkpoint(layer, x, use_reentrant=False) if self.grad_checkpointing and self.training else layer(x)
         return self.norm(x[:, 0] + tokens.mean(1))
 
     def see(self, images: Tensor) -> VisualTokens:

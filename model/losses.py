@@ -27,12 +27,12 @@ IGNORED = -1  # the label of a sample whose scene is not known
 
 
 class StreamingCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of rows against columns, soft targets uniform over the columns of equal id, column chunk by chunk.
+    """Cross-entropy of rows against columns, soft targets uniform over columns of equal id, chunk by chunk.
 
         loss_i = logsumexp_j(s <r_i, c_j>) - mean over j with id_j = id_i of s <r_i, c_j>
 
     rows (B, d), columns (N, d), scale s (), row_ids (B,), column_ids (N,) -> (B,). The logits of a chunk are computed
-    once in the forward and once more in the backward pass, so that no more than (B, chunk) of them ever stand in memory.
+    once in the forward and once more in the backward pass, so no more than (B, chunk) of them ever stand in memory.
     """
 
     @staticmethod
@@ -93,9 +93,7 @@ class ContrastiveLoss(nn.Module):
         with torch.autocast(image.device.type, enabled=False):
             ids = gather_integers(image_ids)
             to_text = StreamingCrossEntropy.apply(image, gather_rows(text), scale, image_ids, ids, self.chunk)
-            to_image = StreamingCrossEntropy.apply(
-                text, gather_rows(image), scale, image_ids, ids, self.chunk
-            )
+            to_image = StreamingCrossEntropy.apply(text, gather_rows(image), scale, image_ids, ids, self.chunk)
             return (to_text.mean() + to_image.mean()) / 2
 
 
@@ -113,9 +111,7 @@ class AttributionLoss(nn.Module):
         everybody = gather_integers(labels)
         classes, counts = everybody[everybody != IGNORED].unique(return_counts=True)
         if len(classes) == 0:
-            return 0 * (
-                image.sum() + text.sum() + scale
-            )  # in the graph: every rank runs the same backward pass
+            return 0 * (image.sum() + text.sum() + scale)  # in the graph: every rank runs the same backward pass
         with torch.autocast(image.device.type, enabled=False):
             valid = labels != IGNORED
             target = torch.searchsorted(classes, labels[valid])
@@ -139,9 +135,7 @@ class RetrievalLoss(nn.Module):
     def __init__(self, contrastive: float = 1.0, lambda_cs: float = 0.0, chunk: int = 4096):
         super().__init__()
         if contrastive < 0 or lambda_cs < 0:
-            raise ValueError(
-                f"loss weights must not be negative: contrastive {contrastive}, lambda_cs {lambda_cs}"
-            )
+            raise ValueError(f"loss weights must not be negative: contrastive {contrastive}, lambda_cs {lambda_cs}")
         self.weight, self.lambda_cs = contrastive, lambda_cs
         self.contrastive = ContrastiveLoss(chunk)
         self.attribution = AttributionLoss()

@@ -26,9 +26,7 @@ class SceneClassifier(nn.Module):
     def __init__(self, config: SceneConfig):
         super().__init__()
         if not config.classes:
-            raise ValueError(
-                "SceneConfig.classes is empty: a scene classifier needs the names of its classes"
-            )
+            raise ValueError("SceneConfig.classes is empty: a scene classifier needs the names of its classes")
         self.config = copy.deepcopy(config)
         self.backbone = ImageEncoder(self.config.backbone, pool=True)
         self.config.backbone.mean, self.config.backbone.std = normalisation(config.backbone)

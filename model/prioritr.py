@@ -4,9 +4,9 @@
            belief keeps or weighs F under f -> Spatial-PAE(F, f) -> normalise(global + head(first token))
     text:  encoder tokens -> linear (B, T, d) -> Temporal-PAE -> normalise(global + head(first token))
 
-The image's global feature is the backbone's pooled feature projected by the same linear layer. In the released code that
-pooled token also stands among the tokens that belief ranks (50 for Swin-T); with ``compat="paper"`` they are the grid
-alone.
+The image's global feature is the backbone's pooled feature projected by the same linear layer. In the released code
+that pooled token also stands among the tokens that belief ranks (50 for Swin-T); with ``compat="paper"`` they
+are the grid alone.
 
 Source: PriorCLIP, arXiv 2405.10160, section III (closed domain), and PIR (ACM MM 2023), its first form.
 """

@@ -72,9 +72,7 @@ def text_to_image_ranks(images: Tensor, texts: Tensor, index: Tensor) -> Tensor:
     return torch.cat(ranks)
 
 
-def chance(
-    text_to_image_index: Tensor, ks: Sequence[int] = (1, 5, 10), images: int | None = None
-) -> dict[str, float]:
+def chance(text_to_image_index: Tensor, ks: Sequence[int] = (1, 5, 10), images: int | None = None) -> dict[str, float]:
     """The expected recalls of a random ranking, exactly.
 
     i2t: 1 - C(T - c, k) / C(T, k), the chance that k of T captions drawn without replacement hold one of the c that are
@@ -105,9 +103,7 @@ def with_mean(metrics: dict[str, float]) -> dict[str, float]:
 
 def check(images: Tensor, texts: Tensor, index: Tensor) -> None:
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
-        raise ValueError(
-            f"features must be (I, d) and (T, d), not {tuple(images.shape)} and {tuple(texts.shape)}"
-        )
+        raise ValueError(f"features must be (I, d) and (T, d), not {tuple(images.shape)} and {tuple(texts.shape)}")
     if len(index) != len(texts):
         raise ValueError(f"text_to_image_index has {len(index)} entries for {len(texts)} texts")
     if len(texts) == 0 or int(index.min()) < 0 or int(index.max()) >= len(images):

@@ -11,9 +11,9 @@ from torch import Tensor
 class ClampBelow(torch.autograd.Function):
     """min(x, limit), whose gradient still moves x back inside.
 
-    A plain clamp has gradient zero outside, so a parameter that steps over the limit stays there. Clamping the parameter
-    in place does not help under ZeRO: the fp32 master is another, partitioned tensor, and overwrites the clamped copy.
-    Here the gradient passes inside, and at or over the limit where descent along it lowers x.
+    A plain clamp has gradient zero outside, so a parameter that steps over the limit stays there. Clamping the
+    parameter in place does not help under ZeRO: the fp32 master is another, partitioned tensor, and overwrites the
+    clamped copy. Here the gradient passes inside, and at or over the limit where descent along it lowers x.
     """
 
     @staticmethod

@@ -12,7 +12,7 @@ import copy
 import inspect
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +34,7 @@ class TextEncoder(nn.Module):
         assert self.config.config is not None
         architecture = architecture_of(self.config.config)
         check_length(config.context_length, architecture)
-        self.model = create(architecture)
+        self.model: Any = create(architecture)
         self.width: int = architecture.hidden_size
         if config.weights is not None:
             load_pretrained(self.model, config)
@@ -77,9 +77,7 @@ def resolve(config: TextConfig, vocab_size: int | None = None) -> TextConfig:
     config = copy.deepcopy(config)
     if config.config is None:
         if config.name is None:
-            raise ValueError(
-                "text.name and text.config are both null: name a transformers model or give its sizes"
-            )
+            raise ValueError("text.name and text.config are both null: name a transformers model or give its sizes")
         config.config = read_architecture(config.name)
     if vocab_size is not None:
         own = config.config.get("vocab_size")
@@ -130,15 +128,11 @@ def check_length(context_length: int, architecture: PreTrainedConfig) -> None:
         raise ValueError(f"text.context_length {context_length} is over the text encoder's {limit} positions")
 
 
-def create(architecture: PreTrainedConfig) -> nn.Module:
+def create(architecture: PreTrainedConfig) -> Any:
     """The encoder, random weights, without a pooling layer of its own: its parameters would never be used."""
-    auto = (
-        AutoModelForTextEncoding
-        if type(architecture) in AutoModelForTextEncoding._model_mapping
-        else AutoModel
-    )
+    auto = AutoModelForTextEncoding if type(architecture) in AutoModelForTextEncoding._model_mapping else AutoModel
     model_class = auto._model_mapping[type(architecture)]
-    pooler = "add_pooling_layer" in inspect.signature(model_class.__init__).parameters
+    pooler = "add_pooling_layer" in inspect.signature(cast(type, model_class)).parameters
     return auto.from_config(
         architecture, attn_implementation="sdpa", **({"add_pooling_layer": False} if pooler else {})
     )
@@ -168,8 +162,6 @@ def fit_names(state: State, model: nn.Module) -> State:
         short = next((name.removeprefix(p) for p in prefixes if name.removeprefix(p) in own), None)
         if short is not None:
             fitted[short] = value
-        elif not name.endswith("position_ids") and not name.removeprefix("bert.").startswith(
-            ("pooler.", "cls.")
-        ):
+        elif not name.endswith("position_ids") and not name.removeprefix("bert.").startswith(("pooler.", "cls.")):
             fitted[name] = value
     return fitted

@@ -10,7 +10,7 @@ different schooling share one batch of uint8 pixels.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -39,12 +39,14 @@ class ImageEncoder(nn.Module):
         pool: true: forward gives the pooled feature (B, C). false: timm's unpooled features
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: EncoderConfig, pool: bool):
         super().__init__()
         self.config, self.pool = config, pool
-        self.model = create_backbone(config, pool)
-        self.width: int = self.model.head_hidden_size if hasattr(self.model, "head_hidden_size") else 0
-        self.width = self.width or self.model.num_features
+        self.model: Any = create_backbone(config, pool)
+        self.width = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
         mean, std = normalisation(config)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -107,9 +109,7 @@ def create_backbone(config: EncoderConfig, pool: bool) -> nn.Module:
             **{**size, **head, **config.kwargs},
         )
     except (RuntimeError, TypeError, AssertionError) as error:
-        raise ValueError(
-            f"timm cannot build the encoder '{config.name}' ({config.kwargs}): {error}"
-        ) from error
+        raise ValueError(f"timm cannot build the encoder '{config.name}' ({config.kwargs}): {error}") from error
     if config.weights not in (None, "hub", "timm"):
         assert config.weights is not None
         load_exactly(model, read_image_weights(config.weights, model), config.weights)
@@ -119,9 +119,7 @@ def create_backbone(config: EncoderConfig, pool: bool) -> nn.Module:
 def normalisation(config: EncoderConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the encoder's input, by channel."""
     own = timm.get_pretrained_cfg(config.name)
-    mean, std = (
-        (own.mean, own.std) if own else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
-    )
+    mean, std = (own.mean, own.std) if own else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
     return list(config.mean or mean), list(config.std or std)
 
 
@@ -135,7 +133,4 @@ def grid_of(length: int) -> tuple[int, int]:
 
 def is_plain_vit(model: nn.Module) -> bool:
     """Whether the instruction can go in before the blocks: timm's VisionTransformer with its own forward."""
-    return (
-        isinstance(model, VisionTransformer)
-        and type(model).forward_features is VisionTransformer.forward_features
-    )
+    return isinstance(model, VisionTransformer) and type(model).forward_features is VisionTransformer.forward_features

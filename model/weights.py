@@ -131,9 +131,7 @@ def from_efficientnet_pytorch(state: State, backbone: nn.Module) -> State:
                 renamed[".".join([top[head], *rest])] = value
         except (KeyError, IndexError) as error:
             kind = type(backbone).__name__
-            raise ValueError(
-                f"no rule for the efficientnet_pytorch weight '{name}' in timm's {kind}"
-            ) from error
+            raise ValueError(f"no rule for the efficientnet_pytorch weight '{name}' in timm's {kind}") from error
     return renamed
 
 
