@@ -21,7 +21,9 @@ def photograph(picture: Picture, rng: Rng) -> NDArray[np.uint8]:
     blur = between(rng, 0.25, 0.65) if chance(rng, 0.5) else 0.0
     tint = (1 + (rng.random(3) - 0.5) * 0.07).astype(np.float32)
     light = 1 + 0.03 * patch("broad", size, rng)
-    exposed = picture * light[..., None]
+    faded = between(rng, 0.04, 0.24)
+    exposed = picture + (picture.mean(axis=2, keepdims=True) - picture) * np.float32(faded)
+    exposed *= light[..., None]
     exposed *= tint * np.float32(gain * (1 - haze))
     exposed += HAZE * np.float32(haze)
     if blur:

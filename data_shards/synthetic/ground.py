@@ -32,10 +32,10 @@ class Material(NamedTuple):
 
 
 MATERIALS: dict[str, Material] = {
-    "grass": Material((92, 122, 62), (124, 142, 80), 9, 0.35, 0.05, 0.06),
+    "grass": Material((88, 116, 62), (122, 136, 82), 10, 0.42, 0.035, 0.04),
     "lawn": Material((84, 134, 62), (104, 150, 74), 7, 0.25, 0.02, 0.03),
-    "dry grass": Material((182, 166, 106), (160, 140, 84), 8, 0.35, 0.05, 0.06),
-    "soil": Material((134, 98, 70), (158, 122, 90), 8, 0.35, 0.05, 0.06),
+    "dry grass": Material((184, 168, 112), (156, 138, 86), 8, 0.42, 0.035, 0.04),
+    "soil": Material((130, 98, 74), (160, 126, 96), 9, 0.42, 0.035, 0.04),
     "sand": Material((220, 202, 164), (206, 184, 142), 7, 0.30, 0.02, 0.03),
     "concrete": Material((172, 170, 165), (188, 185, 178), 8, 0.30, 0.025, 0.025),
     "asphalt": Material((94, 95, 98), (110, 110, 111), 8, 0.30, 0.025, 0.03),
@@ -55,7 +55,7 @@ def _speckled(tone: Rgb, other: Rgb, mix: Plane, light: Plane) -> Picture:
 
 
 def _drifted(tone: Rgb, rng: Rng, drift: float) -> Rgb:
-    lift, warm, green = (rng.random(3) - 0.5) * (2 * drift)
+    lift, warm, green = ((rng.random(3) - 0.5) * (2 * drift)).tolist()
     return tone[0] + lift + warm * 0.6, tone[1] + lift + green * 0.5, tone[2] + lift - warm * 0.6
 
 
@@ -72,7 +72,7 @@ def water(deep: Rgb = (44, 74, 88), shallow: Rgb = (66, 104, 108)) -> Texture:
 
     def fill(grid: Grid, rng: Rng) -> Picture:
         mix = np.clip(0.4 + 0.35 * patch("broad", grid.size, rng), 0, 1)
-        angle, waves = rng.random(2)
+        angle, waves = rng.random(2).tolist()
         ripple = np.sin(
             (grid.u * math.cos(angle * 6.3) + grid.v * math.sin(angle * 6.3)) * (220 + 120 * waves)
             + 2.2 * patch("mottle", grid.size, rng)
@@ -135,15 +135,17 @@ def mown(tone: Rgb, other: Rgb, heading: float, stripes: float = 18.0) -> Textur
 
 
 def dunes(tone: Rgb, other: Rgb, heading: float, ridges: float = 7.0) -> Texture:
-    """Return wind-blown ridges across ``heading``, lit from one side."""
+    """Return wind-blown ridges across ``heading``: long lit backs, short slip faces, fine ripples."""
 
     def fill(grid: Grid, rng: Rng) -> Picture:
         across = grid.v * math.cos(heading) - grid.u * math.sin(heading)
-        wobble = 1.3 * patch("broad", grid.size, rng) + 0.12 * patch("mottle", grid.size, rng)
+        wobble = 0.55 * patch("broad", grid.size, rng) + 0.05 * patch("mottle", grid.size, rng)
+        strength = np.clip(0.75 + 0.35 * patch("broad", grid.size, rng), 0.2, 1.2)
         wave = np.mod(across * ridges + wobble, 1.0)
-        profile = np.where(wave < 0.78, wave / 0.78, (1 - wave) / 0.22)
-        slip = (wave >= 0.78) * np.sin((wave - 0.78) * (math.pi / 0.22))
-        light = 0.94 + 0.12 * profile - 0.30 * slip + 0.03 * patch("grain", grid.size, rng)
+        back = np.minimum(wave / 0.74, (1 - wave) / 0.26)
+        slip = np.sin(np.clip((wave - 0.74) / 0.26, 0, 1) * math.pi)
+        ripple = np.sin(across * (ridges * 2 * math.pi * 9) + 6 * wobble)
+        light = 0.93 + strength * (0.13 * back - 0.20 * slip) + 0.012 * ripple + 0.025 * patch("grain", grid.size, rng)
         mix = np.clip(0.5 + 0.3 * patch("broad", grid.size, rng), 0, 1)
         return _speckled(_drifted(tone, rng, 6), _drifted(other, rng, 6), mix, light)
 
@@ -155,25 +157,25 @@ def mountains(peaks: list[tuple[float, float, float]], slope: Rgb, foot: Rgb, sn
 
     def fill(grid: Grid, rng: Rng) -> Picture:
         n = grid.size
-        fold = 1 - np.abs(patch("broad", n, rng))
-        fine = patch("mottle", n, rng)
-        height = 0.10 * fold
+        folds, fine, spread = patch("broad", n, rng), patch("mottle", n, rng), patch("broad", n, rng)
         summit = np.zeros_like(grid.u)
         for u, v, radius in peaks:
             x, y = grid.u - u, grid.v - v
             away = np.hypot(x, y) / radius
-            spurs = np.cos(np.arctan2(y, x) * 5 + 9 * u + 2.5 * away + 0.8 * fine) * np.minimum(away, 0.6)
-            cone = np.maximum(1 - away + 0.16 * spurs + 0.05 * fold, 0)
+            bearing = np.arctan2(y, x) + 0.35 * folds * np.minimum(away, 1)
+            arms = np.abs(np.sin(bearing * 2.5 + 9 * u)) + 0.5 * np.abs(np.sin(bearing * 5.5 + 7 * v))
+            cone = np.maximum(1 - away * (0.72 + 0.30 * arms) + 0.05 * spread * np.minimum(away, 1), 0)
             summit = np.maximum(summit, cone)
-        height = height + 0.8 * summit + 0.022 * fine
-        lit = np.clip(_relief(height, grid) * (n / 5.5), -0.55, 0.5)
-        rough = 1 + 0.05 * patch("grain", n, rng)
-        bare = np.clip(summit * 3 - 0.2 + 0.3 * fine * 0.4, 0, 1)
+        height = 0.30 * summit + 0.020 * np.abs(folds) + 0.0022 * fine
+        lit = _relief(height, grid) * (n / 3.4)
+        lit = np.clip(lit, -0.5, 0.42)
+        rough = 1 + 0.045 * patch("grain", n, rng) + 0.05 * fine
+        bare = np.clip(summit * 4 - 0.25 + 0.10 * fine, 0, 1)
         picture = _speckled(_drifted(foot, rng, 7), _drifted(slope, rng, 7), bare, rough)
         if snow_line is not None:
-            cover = np.clip((summit - snow_line + 0.03 * fine) * 14, 0, 1)[..., None]
+            cover = np.clip((summit - snow_line + 0.03 * fine + 0.04 * spread) * 12, 0, 1)[..., None]
             picture += (np.array((244, 247, 252), np.float32) - picture) * cover
-        return picture * (0.92 + lit)[..., None]
+        return picture * (0.94 + lit)[..., None]
 
     return fill
 

@@ -10,12 +10,13 @@ built once a process for each size; a scene takes a crop at a place of its own, 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Plane = NDArray[np.float32]
+Plane = NDArray[np.floating[Any]]
 
 TILE_SIDE = 2  # scene sides that one tile covers, so that a crop rarely repeats
 HIGHEST = 128  # waves a scene side kept in the master spectrum
@@ -30,14 +31,14 @@ BANDS: dict[str, tuple[float, float, float]] = {
 CANOPY_CELLS = 40  # tree crowns along one side of a tile
 
 
-@lru_cache(maxsize=None)
+@cache
 def _spectrum(kind: str) -> NDArray[np.complex128]:
     """Return the master coefficients ``(2K, 2K)`` of a band, scaled to unit standard deviation."""
     low, high, fall = BANDS[kind]
     half = HIGHEST * TILE_SIDE
     waves = np.fft.fftfreq(2 * half) * 2 * half / TILE_SIDE
     radius = np.hypot(waves[:, None], waves[None, :])
-    amplitude = np.where((radius >= low) & (radius <= high), np.maximum(radius, low) ** -(fall + 0.0), 0.0)
+    amplitude = np.where((radius >= low) & (radius <= high), np.maximum(radius, low) ** -fall, 0.0)
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([SEED, sorted(BANDS).index(kind)])))
     phase = np.exp(2j * np.pi * rng.random(radius.shape))
     return amplitude * phase / np.sqrt((amplitude**2).sum() / 2)

@@ -9,21 +9,23 @@ import math
 
 from .dice import Rng, between, pick
 from .palette import PAINT, Rgb, blend, paint, shade
-from .sketch import Sketch, box, line, oval, place
+from .sketch import Point, Sketch, box, line, oval, place
 
 GLASS: Rgb = (44, 54, 66)
 WHITE: Rgb = (236, 237, 235)
 WATER_BLUE: Rgb = (70, 168, 196)
 TRUNKS: tuple[Rgb, ...] = ((50, 78, 42), (60, 88, 46), (44, 70, 44), (72, 94, 50))
 
-FUSELAGE = ((0.5, 0), (0.46, 0.035), (0.36, 0.05), (-0.34, 0.045), (-0.5, 0.012))
-FUSELAGE = FUSELAGE + tuple((x, -y) for x, y in reversed(FUSELAGE[1:]))
-WINGS = ((0.12, 0.04), (-0.14, 0.48), (-0.21, 0.48), (-0.08, 0.04))
-WINGS = WINGS + tuple((x, -y) for x, y in reversed(WINGS))
-TAIL = ((-0.36, 0.03), (-0.46, 0.19), (-0.51, 0.19), (-0.47, 0.02))
-TAIL = TAIL + tuple((x, -y) for x, y in reversed(TAIL))
-HULL = ((0.5, 0), (0.34, 0.5), (0.1, 0.62), (-0.44, 0.56), (-0.5, 0.42))
-HULL = HULL + tuple((x, -y) for x, y in reversed(HULL[1:]))
+
+def _mirrored(side: tuple[Point, ...]) -> tuple[Point, ...]:
+    """Return an outline symmetric about its length from the points of one side."""
+    return side + tuple((x, -y) for x, y in reversed(side) if y)
+
+
+FUSELAGE = _mirrored(((0.5, 0), (0.46, 0.035), (0.36, 0.05), (-0.34, 0.045), (-0.5, 0.012)))
+WINGS = _mirrored(((0.12, 0.04), (-0.14, 0.48), (-0.21, 0.48), (-0.08, 0.04)))
+TAIL = _mirrored(((-0.36, 0.03), (-0.46, 0.19), (-0.51, 0.19), (-0.47, 0.02)))
+HULL = _mirrored(((0.5, 0), (0.34, 0.5), (0.1, 0.62), (-0.44, 0.56), (-0.5, 0.42)))
 
 
 def plane(sketch: Sketch, u: float, v: float, heading: float, length: float, colour: Rgb) -> None:
@@ -84,7 +86,14 @@ def tank(sketch: Sketch, u: float, v: float, radius: float, colour: Rgb, rng: Rn
 
 
 def gable(
-    sketch: Sketch, u: float, v: float, length: float, width: float, heading: float, colour: Rgb, part: str = "main"
+    sketch: Sketch,
+    u: float,
+    v: float,
+    length: float,
+    width: float,
+    heading: float,
+    colour: Rgb,
+    part: str = "main",
 ) -> None:
     """A house under a pitched roof: two slopes, the one towards the sun brighter."""
     lee_u, lee_v = sketch.lee
@@ -93,7 +102,10 @@ def gable(
     height = min(length, width) * 0.42
     sketch.body(box(u, v, length, width, heading), near, height, part)
     half = place(
-        ((-length / 2, -width / 2), (length / 2, -width / 2), (length / 2, 0), (-length / 2, 0)), u, v, heading
+        ((-length / 2, -width / 2), (length / 2, -width / 2), (length / 2, 0), (-length / 2, 0)),
+        u,
+        v,
+        heading,
     )
     sketch.body(half, far, 0, part)
     ridge = place(((-length / 2, 0), (length / 2, 0)), u, v, heading)
@@ -201,8 +213,8 @@ def umbrella(sketch: Sketch, u: float, v: float, radius: float, colour: Rgb, rng
 
 def chimney(sketch: Sketch, u: float, v: float, radius: float, height: float) -> None:
     """A factory stack: dark mouth, long shadow."""
-    sketch.disc(u, v, radius, (206, 200, 194), height)
-    sketch.disc(u, v, radius * 0.62, (58, 54, 54))
+    sketch.disc(u, v, radius, (214, 206, 198), height)
+    sketch.disc(u, v, radius * 0.60, (58, 54, 54))
 
 
 def court(sketch: Sketch, u: float, v: float, length: float, heading: float, colour: Rgb, apron: Rgb) -> None:
@@ -210,8 +222,8 @@ def court(sketch: Sketch, u: float, v: float, length: float, heading: float, col
     width = length * 0.5
     sketch.mark(box(u, v, length * 1.36, width * 1.5, heading), apron, "apron")
     sketch.mark(box(u, v, length, width, heading), WHITE)
-    sketch.mark(box(u, v, length - 0.012, width - 0.012, heading), colour, "main")
-    stroke = 0.006
+    sketch.mark(box(u, v, length - 0.010, width - 0.010, heading), colour, "main")
+    stroke = 0.004 + 0.008 * length
 
     def stripe(a: tuple[float, float], b: tuple[float, float], tone: Rgb, thick: float) -> None:
         ends = place((a, b), u, v, heading)
@@ -230,11 +242,12 @@ def panel_row(sketch: Sketch, u: float, v: float, length: float, width: float, h
     """A row of solar panels: dark blue glass between pale frames."""
     glass: Rgb = (34, 48, 92)
     sketch.body(box(u, v, length, width, heading), (176, 182, 196), 0.016)
+    sketch.body(box(u, v, length - 0.006, width - 0.006, heading), glass, 0, "main")
     cells = max(3, round(length / 0.05))
-    pitch = length / cells
-    for i in range(cells):
-        cu, cv = place((((i + 0.5) * pitch - length / 2, 0),), u, v, heading)[0]
-        sketch.body(box(cu, cv, pitch - 0.006, width - 0.008, heading), glass, 0, "main")
+    for i in range(1, cells):
+        cu, cv = place(((length * (i / cells - 0.5), 0),), u, v, heading)[0]
+        sketch.body(box(cu, cv, 0.0025, width - 0.006, heading), (96, 108, 146))
+    sketch.body(box(u, v, length - 0.006, 0.0025, heading), (96, 108, 146))
 
 
 def boulder(sketch: Sketch, u: float, v: float, radius: float, rng: Rng, tone: Rgb = (112, 98, 86)) -> None:

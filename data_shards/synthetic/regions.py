@@ -6,16 +6,22 @@ import math
 
 import numpy as np
 
+from .dice import Rng, between
 from .sketch import Distance, Grid, Plane
 
 
-def everywhere() -> Distance:
-    """Return the whole picture."""
-    return lambda grid: np.full_like(grid.u, -1.0)
+def _away(grid: Grid, u: float, v: float) -> Plane:
+    """Return the distance of every pixel from a point."""
+    return np.hypot(grid.u - np.float32(u), grid.v - np.float32(v))
 
 
 def band(
-    offset: float, half_width: float, bend: float = 0.0, wave: float = 1.0, phase: float = 0.0, angle: float = 0.0
+    offset: float,
+    half_width: float,
+    bend: float = 0.0,
+    wave: float = 1.0,
+    phase: float = 0.0,
+    angle: float = 0.0,
 ) -> Distance:
     """Return a strip along the line ``v = offset``, turned by ``angle``, swinging by ``bend`` every ``wave``."""
     cos, sin = math.cos(angle), math.sin(angle)
@@ -25,7 +31,7 @@ def band(
         across = grid.v * cos - grid.u * sin if angle else grid.v
         if bend:
             across = across - bend * np.sin(along * (2 * math.pi / wave) + phase)
-        return np.abs(across - offset) - half_width
+        return np.abs(across - np.float32(offset)) - np.float32(half_width)
 
     return distance
 
@@ -40,14 +46,19 @@ def beyond(offset: float, bend: float = 0.0, wave: float = 1.0, phase: float = 0
     return distance
 
 
+def before(offset: float) -> Distance:
+    """Return the side of the line ``v = offset`` where v is smaller."""
+    return lambda grid: grid.v - offset
+
+
 def disc(u: float, v: float, radius: float) -> Distance:
     """Return a disc."""
-    return lambda grid: np.hypot(grid.u - u, grid.v - v) - radius
+    return lambda grid: _away(grid, u, v) - radius
 
 
 def ring(u: float, v: float, radius: float, half_width: float) -> Distance:
     """Return a ring whose middle line has the given radius."""
-    return lambda grid: np.abs(np.hypot(grid.u - u, grid.v - v) - radius) - half_width
+    return lambda grid: np.abs(_away(grid, u, v) - radius) - half_width
 
 
 def ellipse(u: float, v: float, length: float, width: float, heading: float = 0.0) -> Distance:
@@ -58,6 +69,22 @@ def ellipse(u: float, v: float, length: float, width: float, heading: float = 0.
         x, y = grid.u - u, grid.v - v
         a, b = (x * cos + y * sin) * (2 / length), (y * cos - x * sin) * (2 / width)
         return (np.hypot(a, b) - 1) * (min(length, width) / 2)
+
+    return distance
+
+
+def blob(rng: Rng, u: float, v: float, length: float, width: float, heading: float = 0.0) -> Distance:
+    """Return a rounded natural outline of about the given axes: a pond, an island, a bunker."""
+    cos, sin = math.cos(heading), math.sin(heading)
+    lobes = [(k, between(rng, 0.02, 0.13) / math.sqrt(k - 1), between(rng, 0, 2 * math.pi)) for k in (2, 3, 5)]
+
+    def distance(grid: Grid) -> Plane:
+        x, y = grid.u - np.float32(u), grid.v - np.float32(v)
+        a, b = (x * cos + y * sin) * (2 / length), (y * cos - x * sin) * (2 / width)
+        bearing, edge = np.arctan2(b, a), np.ones_like(a)
+        for k, depth, phase in lobes:
+            edge += depth * np.sin(k * bearing + phase)
+        return (np.hypot(a, b) - edge) * np.float32(min(length, width) / 2)
 
     return distance
 
@@ -86,3 +113,20 @@ def ray(u: float, v: float, heading: float, half_width: float) -> Distance:
         return np.maximum(np.abs(y * cos - x * sin) - half_width, -(x * cos + y * sin))
 
     return distance
+
+
+def sector(u: float, v: float, heading: float, radius: float) -> Distance:
+    """Return a quarter of a disc around ``heading``."""
+    cos, sin = math.cos(heading), math.sin(heading)
+
+    def distance(grid: Grid) -> Plane:
+        x, y = grid.u - u, grid.v - v
+        ahead, aside = x * cos + y * sin, np.abs(y * cos - x * sin)
+        return np.maximum(np.hypot(x, y) - radius, (aside - ahead) * np.float32(math.sqrt(0.5)))
+
+    return distance
+
+
+def grown(region: Distance, margin: float) -> Distance:
+    """Return the region with its edge moved out by ``margin`` (in, where negative)."""
+    return lambda grid: region(grid) - margin

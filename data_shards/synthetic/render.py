@@ -1,6 +1,6 @@
 """From a drawing list to pixels.
 
-    areas (one picture pixel each, analytic edges) -> marks -> shadows -> bodies (OVERSAMPLE times finer) -> averaged down
+    areas (analytic edges) -> marks -> shadows and bodies of each level (OVERSAMPLE times finer) -> averaged down
 
 Everything that is drawn at random is drawn in an order and number that do not depend on the size, so that one scene at
 two sizes is the same scene. Only the sensor (see `camera`) adds noise for each pixel, last of all.
@@ -45,7 +45,7 @@ def _ground(sketch: Sketch, grid: Grid, rng: Rng) -> Picture:
 
 def _cover(distance: Plane, rough: float, soft: float, grid: Grid, rng: Rng) -> Plane:
     if rough:
-        distance = distance + rough * patch("broad", grid.size, rng) + 0.25 * rough * patch("mottle", grid.size, rng)
+        distance = distance + rough * patch("broad", grid.size, rng) + 0.10 * rough * patch("mottle", grid.size, rng)
     edge = max(soft, 1.0 / grid.size)
     return np.clip(0.5 - distance / edge, 0, 1).astype(np.float32)
 
@@ -103,33 +103,33 @@ def render(sketch: Sketch, size: int, rng: Rng) -> Picture:
     pen = ImageDraw.Draw(canvas)
     for shape, at in _to_pixels(sketch, sketch.marks, scale):
         _draw(pen, shape, at, shape.radius * scale, _ink(shape))
-    if any(shape.height for shape in sketch.bodies):
-        canvas.paste(SHADOW, mask=_shadows(sketch, scale))
-        pen = ImageDraw.Draw(canvas)
-    for shape, at in _to_pixels(sketch, sketch.bodies, scale):
-        _draw(pen, shape, at, shape.radius * scale, _ink(shape))
+    for level in sketch.levels:
+        if any(shape.height for shape in level):
+            canvas.paste(SHADOW, mask=_shadows(sketch, level, scale))
+        for shape, at in _to_pixels(sketch, level, scale):
+            _draw(pen, shape, at, shape.radius * scale, _ink(shape))
     picture = np.asarray(canvas.reduce(OVERSAMPLE), np.float32)
-    weathered = 1 + 0.018 * patch("grain", size, rng) + 0.02 * patch("mottle", size, rng)
+    weathered = 1 + 0.024 * patch("grain", size, rng) + 0.034 * patch("mottle", size, rng)
     return picture * weathered[..., None]
 
 
-def _shadows(sketch: Sketch, scale: int) -> Image.Image:
+def _shadows(sketch: Sketch, level: Sequence[Shape], scale: int) -> Image.Image:
     mask = Image.new("L", (scale, scale))
     pen = ImageDraw.Draw(mask)
     reach = sketch.shadow_length * scale
     dx, dy = math.cos(sketch.sun) * reach, math.sin(sketch.sun) * reach
-    for shape, at in _to_pixels(sketch, sketch.bodies, scale):
+    for shape, at in _to_pixels(sketch, level, scale):
         if shape.height:
             _cast(pen, shape, at, shape.radius * scale, dx * shape.height, dy * shape.height)
     return mask.point(lambda value: int(value * SHADOW_DEPTH))
 
 
 def part_mask(sketch: Sketch, size: int, part: str) -> Plane:
-    """Return the share of every pixel that shows the named part, ``(size, size)`` in 0..1: which pixels are the object's."""
+    """Return how much of every pixel shows the named part, ``(size, size)`` in 0..1."""
     scale = size * OVERSAMPLE
     mask = Image.new("L", (scale, scale))
     pen = ImageDraw.Draw(mask)
-    for shapes in (sketch.marks, sketch.bodies):
+    for shapes in (sketch.marks, *sketch.levels):
         for shape, at in _to_pixels(sketch, shapes, scale):
             _draw(pen, shape, at, shape.radius * scale, 255 if shape.part == part else 0)
     return np.asarray(mask.reduce(OVERSAMPLE), np.float32) / 255

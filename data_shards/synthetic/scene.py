@@ -7,7 +7,7 @@
     >>> scene.image.shape, scene.label, len(scene.fine), len(scene.coarse)
     ((128, 128, 3), 'farmland', 5, 5)
 
-A scene depends on seed and index alone, its pixels on the size as well: same call, same bytes, in any order and process.
+A scene depends on seed and index alone, its pixels on the size as well: same call, same bytes, in any process.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .backdrop import wear
 from .camera import photograph
 from .dice import between, generator
 from .facts import Facts
@@ -62,7 +63,9 @@ def sketch_scene(seed: int, index: int) -> tuple[str, Sketch, Facts]:
     rng = generator(seed, DRAWING, index)
     turn, sun = between(rng, 0, 2 * math.pi), between(rng, 0, 2 * math.pi)
     sketch = Sketch(turn, sun, between(rng, 0.5, 1.1))
-    return label, sketch, DRAW[label](sketch, rng)
+    facts = DRAW[label](sketch, rng)
+    wear(sketch, rng)
+    return label, sketch, facts
 
 
 def draw_scene(seed: int, index: int, size: int = 128) -> Scene:

@@ -1,8 +1,8 @@
 """A scene as a drawing list, before there are any pixels.
 
-Scene functions write into a `Sketch`: materials over areas, marks painted on the ground, bodies that stand on it and cast
-shadows. All in scene units: the picture's side is 1, the origin its centre, `u` and `v` the scene's own axes, which lie in
-the picture at any angle. `render` turns the list into pixels at any size.
+Scene functions write into a `Sketch`: materials over areas, marks painted on the ground, bodies that stand on it and
+cast shadows. All in scene units: the picture's side is 1, the origin its centre, `u` and `v` the scene's own axes,
+which lie in the picture at any angle. `render` turns the list into pixels at any size.
 
     sketch.fill(band(0.3, 0.06), "water")             # a river along v = 0.3
     sketch.disc(0, 0, 0.1, (238, 238, 234), height=0.05, part="main")   # a white tank and its shadow
@@ -13,15 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .noise import Plane
 from .palette import Rgb
 
-Plane = NDArray[np.float32]
-Picture = NDArray[np.float32]
+Picture = NDArray[np.floating[Any]]
 Point = tuple[float, float]
 
 
@@ -75,6 +75,7 @@ class Sketch:
         sun: direction in which shadows fall, in picture axes, radians
         shadow_length: shadow length of an object one unit high
         ground: material under everything
+        levels: bodies, by what their shadows fall on: the first level's on the ground, the second's on the first...
     """
 
     turn: float
@@ -83,7 +84,7 @@ class Sketch:
     ground: str | Texture = "grass"
     areas: list[Area] = field(default_factory=list)
     marks: list[Shape] = field(default_factory=list)
-    bodies: list[Shape] = field(default_factory=list)
+    levels: list[list[Shape]] = field(default_factory=lambda: [[]])
 
     @property
     def lee(self) -> Point:
@@ -109,19 +110,28 @@ class Sketch:
         """Paint a disc on the ground."""
         self.marks.append(Shape(((u, v),), radius, colour, 0.0, part))
 
+    def rise(self) -> None:
+        """Start a new level: what is drawn from here on stands on, and shades, what stands already."""
+        self.levels.append([])
+
     def body(self, points: Sequence[Point], colour: Rgb, height: float = 0.0, part: str = "") -> None:
         """Stand a polygon on the ground; it casts a shadow where ``height`` is positive."""
-        self.bodies.append(Shape(points, 0.0, colour, height, part))
+        self.levels[-1].append(Shape(points, 0.0, colour, height, part))
 
     def disc(self, u: float, v: float, radius: float, colour: Rgb, height: float = 0.0, part: str = "") -> None:
         """Stand a disc on the ground; it casts a shadow where ``height`` is positive."""
-        self.bodies.append(Shape(((u, v),), radius, colour, height, part))
+        self.levels[-1].append(Shape(((u, v),), radius, colour, height, part))
 
 
 def box(u: float, v: float, length: float, width: float, heading: float = 0.0) -> list[Point]:
     """Return the corners of a rectangle that lies along ``heading`` (radians in scene axes)."""
     return place(
-        ((-length / 2, -width / 2), (length / 2, -width / 2), (length / 2, width / 2), (-length / 2, width / 2)),
+        (
+            (-length / 2, -width / 2),
+            (length / 2, -width / 2),
+            (length / 2, width / 2),
+            (-length / 2, width / 2),
+        ),
         u,
         v,
         heading,

@@ -19,7 +19,21 @@ from .scenes import SCENES
 
 PARAPHRASES = 5
 
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+NUMBERS = (
+    "no",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 ONE = ("a", "one", "a single")
 PLENTY = ("many", "dozens of", "lots of")
 
@@ -59,7 +73,10 @@ NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("{n} {c} roofed factory building", "{n} {c} roofed factory buildings"),
         ("{n} {c} industrial building", "{n} {c} industrial buildings"),
     ),
-    "terminal": (("{n} {c} terminal", "{n} {c} terminals"), ("{n} {c} airport building", "{n} {c} airport buildings")),
+    "terminal": (
+        ("{n} {c} terminal", "{n} {c} terminals"),
+        ("{n} {c} airport building", "{n} {c} airport buildings"),
+    ),
     "station": (
         ("{n} station with {c} roof", "{n} stations with {c} roofs"),
         ("{n} {c} station building", "{n} {c} station buildings"),

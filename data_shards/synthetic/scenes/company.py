@@ -14,7 +14,7 @@ from ..ground import field_of
 from ..layout import Room, along
 from ..objects import car, dashes, flat_roof, gable, rails, ship, train, tree, truck
 from ..palette import colour_on, paint
-from ..regions import band, beyond, ellipse
+from ..regions import band, beyond, blob, grown
 from ..sketch import Sketch
 
 LINE = 0.36  # where the neighbour runs
@@ -95,15 +95,17 @@ def _field(sketch: Sketch, rng: Rng, ground: str) -> Company:
 
 
 def _pond(sketch: Sketch, rng: Rng, ground: str) -> Company:
-    where = ellipse(between(rng, -0.12, 0.12), LINE, between(rng, 0.26, 0.34), 0.15)
-    sketch.fill(where, "soil" if ground != "soil" else "grass", rough=0.012, soft=0.03)
-    sketch.fill(lambda grid: where(grid) + 0.014, "water", rough=0.012)
+    where = blob(rng, between(rng, -0.12, 0.12), LINE, between(rng, 0.26, 0.34), 0.15)
+    sketch.fill(where, "soil" if ground != "soil" else "grass", rough=0.004, soft=0.03)
+    sketch.fill(grown(where, -0.014), "water", rough=0.004)
     return Company("beside", Thing("pond"))
 
 
 def _woods(sketch: Sketch, rng: Rng, ground: str) -> Company:
     sketch.fill(
-        beyond(LINE - 0.09, between(rng, 0.01, 0.02), between(rng, 0.5, 0.9), between(rng, 0, 6)), "forest", 0.02
+        beyond(LINE - 0.09, between(rng, 0.01, 0.02), between(rng, 0.5, 0.9), between(rng, 0, 6)),
+        "forest",
+        0.02,
     )
     return Company("beside", Thing("woods"))
 

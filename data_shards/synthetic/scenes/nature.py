@@ -8,9 +8,9 @@ from ..dice import Rng, between, chance, count, pick, shuffled
 from ..facts import Company, Facts, Thing
 from ..ground import canopy, dunes, mountains
 from ..layout import WHOLE, Room, along, layout_for, spots
-from ..objects import boulder, gable, scatter_bushes, ship, tree, umbrella
+from ..objects import boulder, gable, ship, tree, umbrella
 from ..palette import Rgb, colour_on, paint
-from ..regions import band, beyond, ellipse
+from ..regions import band, before, beyond, blob, grown
 from ..sketch import Sketch
 
 TREES: dict[str, tuple[Rgb, Rgb]] = {
@@ -68,15 +68,15 @@ def lake(sketch: Sketch, rng: Rng) -> Facts:
     sketch.ground = shore
     kind = pick(rng, ("round", "long"))
     length, width = (0.72, 0.68) if kind == "round" else (0.86, 0.44)
-    lake_shape = ellipse(0, 0, length, width)
-    sketch.fill(lambda grid: lake_shape(grid) - 0.02, "sand" if shore != "sand" else "grass", 0.02, 0.04)
-    sketch.fill(lake_shape, "water", 0.02)
+    lake_shape = blob(rng, 0, 0, length, width)
+    sketch.fill(grown(lake_shape, 0.02), "sand" if shore != "sand" else "grass", 0.006, 0.03)
+    sketch.fill(lake_shape, "water", 0.006)
     islands, boats = count(rng, 0, 3), count(rng, 0, 4)
     rows = (-0.15, 0.15) if kind == "round" else (-0.07, 0.07)
     places = shuffled(rng, [(u, v) for u in (-0.18, 0.0, 0.18) for v in rows])
     for u, v in places[:islands]:
-        isle = ellipse(u, v, 0.13, 0.10, between(rng, 0, 3))
-        sketch.fill(lambda grid, isle=isle: isle(grid) - 0.012, "sand", 0.008)  # type: ignore[misc]
+        isle = blob(rng, u, v, 0.13, 0.10, between(rng, 0, 3))
+        sketch.fill(grown(isle, 0.012), "sand", 0.008)
         sketch.fill(isle, "forest", 0.008)
     colour = pick(rng, ("white", "red", "orange", "yellow"))
     for u, v in places[islands : min(islands + boats, 6)]:
@@ -97,7 +97,7 @@ def beach(sketch: Sketch, rng: Rng) -> Facts:
     sketch.fill(beyond(0.13, bend, 0.9, phase), "sea", 0.012, 0.03)
     for offset, half in ((0.135, 0.010), (0.175, 0.006), (0.225, 0.004)):
         sketch.fill(band(offset, half, bend, 0.9, phase), "snow", 0.016, 0.012, 0.85)
-    sketch.fill(lambda grid: grid.v + 0.30, behind, 0.012)
+    sketch.fill(before(-0.30), behind, 0.012)
     number = count(rng, 1, 10)
     colour = pick(rng, ("red", "blue", "green", "orange", "purple", "black"))
     layout = (
@@ -136,7 +136,7 @@ def forest(sketch: Sketch, rng: Rng) -> Facts:
     places = shuffled(rng, [(u, v) for u in (-0.24, 0.0, 0.24) for v in (-0.27, 0.27)])
     cover = pick(rng, ("grass", "soil", "water"))
     for u, v in places[:clearings]:
-        sketch.fill(ellipse(u, v, between(rng, 0.15, 0.20), 0.15, between(rng, 0, 3)), cover, 0.02)
+        sketch.fill(blob(rng, u, v, between(rng, 0.15, 0.20), 0.16, between(rng, 0, 3)), cover, 0.02)
     huts = count(rng, 0, 2) if clearings and cover != "water" else 0
     huts = min(huts, clearings)
     roof = pick(rng, ("red", "white", "blue"))
@@ -172,14 +172,20 @@ def desert(sketch: Sketch, rng: Rng) -> Facts:
         company.append(Company("crossed", Thing("road")))
     places = shuffled(rng, [(u, v) for u in (-0.25, 0.0, 0.25) for v in (-0.30, -0.10, 0.10)])
     for u, v in places[:oases]:
-        sketch.fill(ellipse(u, v, 0.19, 0.15, between(rng, 0, 3)), "grass", 0.02, 0.02)
-        sketch.fill(ellipse(u, v, 0.11, 0.08, between(rng, 0, 3)), "water", 0.01)
+        sketch.fill(blob(rng, u, v, 0.19, 0.15, between(rng, 0, 3)), "grass", 0.02, 0.02)
+        sketch.fill(blob(rng, u, v, 0.11, 0.08, between(rng, 0, 3)), "water", 0.01)
         for i in range(4):
             angle = i * 1.57 + between(rng, -0.3, 0.3)
             tree(sketch, u + 0.085 * math.cos(angle), v + 0.07 * math.sin(angle), 0.02, rng)
     rocks = min(rocks, 9 - oases)
     for u, v in places[oases : oases + rocks]:
-        boulder(sketch, u + between(rng, -0.04, 0.04), v + between(rng, -0.03, 0.03), between(rng, 0.026, 0.040), rng)
+        boulder(
+            sketch,
+            u + between(rng, -0.04, 0.04),
+            v + between(rng, -0.03, 0.03),
+            between(rng, 0.026, 0.040),
+            rng,
+        )
     if rocks:
         company.append(Company("with", Thing("rock", rocks)))
     if oases:
@@ -209,9 +215,6 @@ def mountain(sketch: Sketch, rng: Rng) -> Facts:
     sketch.ground = mountains(peaks, (128, 112, 98), tones[foot], 0.45 if snow else None)
     lakes = count(rng, 0, 1)
     if lakes:
-        sketch.fill(ellipse(0.33, 0.33, 0.16, 0.11, between(rng, 0, 3)), "water", 0.02)
+        sketch.fill(blob(rng, 0.33, 0.33, 0.16, 0.11, between(rng, 0, 3)), "water", 0.02)
     company = [Company("with", Thing("tarn", lakes))] if lakes else []
     return Facts(Thing("peak", number, None, layout, "snow" if snow else "bare"), foot, company)
-
-
-_ = scatter_bushes

@@ -10,9 +10,9 @@ from ..ground import mown
 from ..layout import MAIN, layout_for, spots
 from ..objects import WHITE, car, court, dashes, gable, pool, scatter_bushes, some_colour, stands, tree
 from ..palette import PAINT, colour_on, paint, shade
-from ..regions import band, ellipse, rectangle
+from ..regions import band, blob, sector
 from ..sketch import Sketch, box, line, oval, place
-from .company import ROOFS, neighbour
+from .company import neighbour
 
 LAWN = ((82, 130, 60), (100, 150, 74))
 
@@ -114,7 +114,8 @@ def _pitch_lines(sketch: Sketch, u: float, v: float, length: float, width: float
         a, b = i * math.pi / 6, (i + 1) * math.pi / 6
         r = width * 0.16
         sketch.body(
-            line((u + r * math.cos(a), v + r * math.sin(a)), (u + r * math.cos(b), v + r * math.sin(b)), 0.005), WHITE
+            line((u + r * math.cos(a), v + r * math.sin(a)), (u + r * math.cos(b), v + r * math.sin(b)), 0.005),
+            WHITE,
         )
 
 
@@ -123,18 +124,24 @@ def baseball_field(sketch: Sketch, rng: Rng) -> Facts:
     ground = pick(rng, ("grass", "dry grass", "concrete", "soil"))
     sketch.ground = ground
     number = count(rng, 1, 4)
-    size = {1: 0.46, 2: 0.31, 3: 0.25, 4: 0.245}[number]
     layout = layout_for(rng, number) if number != 4 else "grid"
-    for u, v, heading in spots(rng, number, layout, MAIN, size * 1.04):
-        turn = heading + (pick(rng, (0, 1, 2, 3)) * math.pi / 2 if layout != "scattered" else 0)
+    size = {1: 0.42, 2: 0.31, 3: 0.23, 4: 0.19}[number]
+    if layout == "scattered":
+        size = {2: 0.23, 3: 0.20}[number]
+    facing = pick(rng, (0, math.pi))
+    for u, v, heading in spots(rng, number, layout, MAIN, size * (1.05 if layout == "row" else 1.45)):
+        turn = heading if layout in (None, "scattered") else facing
         home_u, home_v = place(((-size * 0.46, 0.0),), u, v, turn)[0]
         fan = [(0.0, 0.0)] + [
             (math.cos(a) * size, math.sin(a) * size) for a in (math.pi / 4 * (i / 6 - 1) for i in range(13))
         ]
-        sketch.fill(_sector(home_u, home_v, turn, size * 1.0), mown(LAWN[0], LAWN[1], turn, 5 / size))
+        sketch.fill(sector(home_u, home_v, turn, size * 1.0), mown(LAWN[0], LAWN[1], turn, 5 / size))
         sketch.mark(place([(x * 0.62, y * 0.62) for x, y in fan], home_u, home_v, turn), (182, 112, 74), "main")
         diamond = [(0.0, 0.0), (0.27, 0.27), (0.54, 0.0), (0.27, -0.27)]
-        sketch.mark(place([(0.06 + x * 0.82, y * 0.82) for x, y in diamond], home_u, home_v, turn, size), (98, 146, 72))
+        sketch.mark(
+            place([(0.06 + x * 0.82, y * 0.82) for x, y in diamond], home_u, home_v, turn, size),
+            (98, 146, 72),
+        )
         sketch.mark_disc(*place(((size * 0.29, 0),), home_u, home_v, turn)[0], size * 0.055, (182, 112, 74))
         for side in (-1, 1):
             far = place(((math.cos(math.pi / 4) * size, side * math.sin(math.pi / 4) * size),), home_u, home_v, turn)[0]
@@ -144,19 +151,6 @@ def baseball_field(sketch: Sketch, rng: Rng) -> Facts:
             sketch.mark(box(cu, cv, 0.014, 0.014, turn + math.pi / 4), WHITE)
     company = neighbour(sketch, rng, ground, ("river", "road", "trees", "houses", "pond", "railway", "woods"))
     return Facts(Thing("diamond", number, None, layout), ground, [company])
-
-
-def _sector(u: float, v: float, heading: float, radius: float):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    cos, sin = math.cos(heading), math.sin(heading)
-
-    def distance(grid):  # type: ignore[no-untyped-def]
-        x, y = grid.u - u, grid.v - v
-        a, b = x * cos + y * sin, np.abs(y * cos - x * sin)
-        return np.maximum(np.hypot(x, y) - radius, (b - a) * math.sqrt(0.5))
-
-    return distance
 
 
 def tennis_court(sketch: Sketch, rng: Rng) -> Facts:
@@ -176,9 +170,10 @@ def tennis_court(sketch: Sketch, rng: Rng) -> Facts:
         for i in range(run):
             court(sketch, (i - (run - 1) / 2) * pitch, v, size, math.pi / 2, tone, apron)
     company = neighbour(sketch, rng, ground, ("road", "trees", "houses", "pond", "railway", "sheds"))
-    scatter_bushes(sketch, rng, 0)
     return Facts(
-        Thing("court", number, colour, layout), ground, [Company("rimmed", Thing("surround", 1, rim)), company]
+        Thing("court", number, colour, layout),
+        ground,
+        [Company("rimmed", Thing("surround", 1, rim)), company],
     )
 
 
@@ -186,19 +181,23 @@ def golf_course(sketch: Sketch, rng: Rng) -> Facts:
     """Fairways between trees, with sand bunkers and ponds."""
     sketch.ground = "grass"
     sketch.fill(
-        band(0, 0.44, 0.06, 1.3, between(rng, 0, 6)), mown((92, 142, 66), (108, 158, 78), between(rng, 0, 3)), 0.03
+        band(0, 0.44, 0.06, 1.3, between(rng, 0, 6)),
+        mown((92, 142, 66), (108, 158, 78), between(rng, 0, 3)),
+        0.03,
     )
     bunkers, ponds, trees = count(rng, 1, 6), count(rng, 0, 2), count(rng, 3, 9)
     places = shuffled(rng, [(u, v) for u in (-0.27, 0.0, 0.27) for v in (-0.27, 0.0, 0.27)])
     green_u, green_v = places[0]
     sketch.fill(
-        ellipse(green_u, green_v, 0.26, 0.20, between(rng, 0, 3)), mown((132, 186, 92), (142, 196, 100), 0.5, 30), 0.01
+        blob(rng, green_u, green_v, 0.26, 0.20, between(rng, 0, 3)),
+        mown((132, 186, 92), (142, 196, 100), 0.5, 30),
+        0.01,
     )
     sketch.mark_disc(green_u, green_v, 0.008, (250, 250, 250))
     for u, v in places[1 : 1 + ponds]:
-        sketch.fill(ellipse(u, v, 0.25, 0.17, between(rng, 0, 3)), "water", 0.014)
+        sketch.fill(blob(rng, u, v, 0.25, 0.17, between(rng, 0, 3)), "water", 0.014)
     for u, v in places[1 + ponds : 1 + ponds + bunkers]:
-        lobes = ellipse(u, v, between(rng, 0.12, 0.17), between(rng, 0.08, 0.10), between(rng, 0, 3))
+        lobes = blob(rng, u, v, between(rng, 0.12, 0.17), between(rng, 0.08, 0.10), between(rng, 0, 3))
         sketch.fill(lobes, "sand", 0.014)
     rim = [(0.42 * math.cos(a), 0.42 * math.sin(a)) for a in (i * 2 * math.pi / trees + 0.3 for i in range(trees))]
     for u, v in rim:
@@ -207,6 +206,3 @@ def golf_course(sketch: Sketch, rng: Rng) -> Facts:
     if ponds:
         company.insert(1, Company("with", Thing("pond", ponds)))
     return Facts(Thing("green"), None, company)
-
-
-_ = ROOFS, rectangle

@@ -7,10 +7,21 @@ import math
 from ..dice import Rng, between, chance, count, pick, shuffled
 from ..facts import Company, Facts, Thing
 from ..layout import MAIN, Room, along, layout_for, spots
-from ..objects import WHITE, car, dashes, flat_roof, plane, rails, scatter_bushes, ship, some_colour, train, tree, truck
+from ..objects import (
+    WHITE,
+    car,
+    dashes,
+    flat_roof,
+    plane,
+    rails,
+    ship,
+    train,
+    tree,
+    truck,
+)
 from ..palette import colour_on, paint, shade
-from ..regions import band, beyond, disc, ray, rectangle
-from ..sketch import Sketch, box, line
+from ..regions import band, beyond, disc, ray, rectangle, ring
+from ..sketch import Sketch, box
 from .company import CARS, LINE, STRIP, neighbour
 
 
@@ -134,7 +145,7 @@ def overpass(sketch: Sketch, rng: Rng) -> Facts:
     if chance(rng, 0.6) and roads == 2:
         for su, sv in ((1, 1), (-1, -1), (1, -1), (-1, 1)):
             u, v = su * 0.2, sv * 0.2
-            sketch.fill(lambda grid, u=u, v=v: abs(_hypot(grid, u, v) - 0.15) - 0.026, "asphalt")  # type: ignore[misc]
+            sketch.fill(ring(u, v, 0.15, 0.026), "asphalt")
         ramps = True
     else:
         ramps = False
@@ -145,6 +156,7 @@ def overpass(sketch: Sketch, rng: Rng) -> Facts:
         cu, cv = -math.sin(turn) * offset, math.cos(turn) * offset
         height = 0.03 * level
         if level:
+            sketch.rise()
             sketch.body(box(cu, cv, 1.7, 2 * half + 0.02, turn), (196, 194, 188), height + 0.02)
             sketch.body(box(cu, cv, 1.7, 2 * half, turn), shade((103, 104, 107), between(rng, 0.95, 1.08)))
         pen = sketch.body if level else sketch.mark
@@ -154,9 +166,16 @@ def overpass(sketch: Sketch, rng: Rng) -> Facts:
                 along_u = (i - 6.5) * 0.11
                 du, dv = -math.sin(turn) * side * half, math.cos(turn) * side * half
                 pen(
-                    box(cu + du + math.cos(turn) * along_u, cv + dv + math.sin(turn) * along_u, 0.05, 0.006, turn),
+                    box(
+                        cu + du + math.cos(turn) * along_u,
+                        cv + dv + math.sin(turn) * along_u,
+                        0.05,
+                        0.006,
+                        turn,
+                    ),
                     WHITE,
                 )
+    sketch.rise()
     number, lorry, colour = count(rng, 1, 8), chance(rng, 0.3), pick(rng, ("white", "red", "blue", "yellow"))
     turn, offset = top, offsets[-1]
     lanes = [(a, s) for a in (-0.36, -0.24, -0.12, 0.0, 0.12, 0.24, 0.36) for s in (-0.75, -0.25, 0.25, 0.75)]
@@ -171,12 +190,6 @@ def overpass(sketch: Sketch, rng: Rng) -> Facts:
         ground,
         [Company("carrying", Thing("truck" if lorry else "car", number, colour))],
     )
-
-
-def _hypot(grid, u, v):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    return np.hypot(grid.u - u, grid.v - v)
 
 
 def roundabout(sketch: Sketch, rng: Rng) -> Facts:
@@ -257,8 +270,6 @@ def railway_station(sketch: Sketch, rng: Rng) -> Facts:
     roof = colour_on(rng, ground, ("white", "red", "blue", "brown", "grey"))
     sketch.fill(rectangle(0, 0.30, 1.6, 0.30), "concrete")
     flat_roof(sketch, 0, LINE, between(rng, 0.4, 0.56), 0.11, 0, paint(rng, roof), rng, 0.04, "company")
-    scatter_bushes(sketch, rng, 0)
-    _ = line, some_colour
     return Facts(
         Thing("train", trains, colour),
         ground,

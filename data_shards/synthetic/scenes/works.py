@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+
+import numpy as np
 
 from ..dice import Rng, between, chance, count, pick, shuffled
 from ..facts import Company, Facts, Thing
 from ..ground import field_of
 from ..layout import MAIN, WHOLE, Room, along, layout_for, spots
-from ..objects import chimney, flat_roof, gable, panel_row, scatter_bushes, tank, tree, truck, turbine
+from ..objects import chimney, flat_roof, gable, panel_row, tank, turbine
 from ..palette import colour_on, paint
-from ..regions import band, disc, rectangle
-from ..sketch import Sketch, line
+from ..regions import disc, rectangle
+from ..sketch import Distance, Grid, Plane, Sketch, box, line
 from .company import neighbour
 
 
@@ -26,7 +29,7 @@ def storage_tanks(sketch: Sketch, rng: Rng) -> Facts:
     if layout == "row":
         radius = min(radius, 0.29 / number)
     places = spots(rng, number, layout, MAIN, radius * 2.5)
-    for (u, v, _), (next_u, next_v, _) in zip(places, places[1:], strict=False):
+    for (u, v, _), (next_u, next_v, _) in pairwise(places):
         sketch.mark(line((u, v), (next_u, next_v), 0.008), (150, 144, 136))
     for u, v, _ in places:
         tank(sketch, u, v, radius, paint(rng, colour), rng)
@@ -48,8 +51,10 @@ def industrial(sketch: Sketch, rng: Rng) -> Facts:
         for i in range(run):
             size = deep * between(rng, 0.8, 1.0)
             flat_roof(sketch, (i - (run - 1) / 2) * wide, v, wide * 0.80, size, 0, paint(rng, colour), rng, 0.05)
+    sketch.rise()
+    stand = MAIN.v if layout == "two rows" else MAIN.v - between(rng, 0.05, 0.12)
     for i in range(stacks):
-        chimney(sketch, (i - (stacks - 1) / 2) * 0.2 + 0.1, MAIN.v, 0.020, 0.20)
+        chimney(sketch, (i - (stacks - 1) / 2) * 0.22, stand, 0.024, 0.17)
     company = [Company("with", Thing("chimney", stacks))] if stacks else []
     company.append(neighbour(sketch, rng, ground, ("river", "road", "railway", "trees", "field", "pond")))
     return Facts(Thing("factory", number, colour, layout), ground, company)
@@ -61,11 +66,11 @@ def solar_farm(sketch: Sketch, rng: Rng) -> Facts:
     sketch.ground = ground
     rows = count(rng, 3, 9)
     blocks = count(rng, 1, 2)
-    pitch = min(0.075, 0.52 / rows)
+    pitch = min(0.085, 0.54 / rows)
     for i in range(rows):
         v = MAIN.v + (i - (rows - 1) / 2) * pitch
         for u in [0.0] if blocks == 1 else [-0.19, 0.19]:
-            panel_row(sketch, u, v, 0.70 if blocks == 1 else 0.32, pitch * 0.66, 0)
+            panel_row(sketch, u, v, 0.70 if blocks == 1 else 0.32, pitch * 0.56, 0)
     company = [Company("in", Thing("block", blocks))]
     company.append(
         neighbour(sketch, rng, ground, ("river", "road", "trees", "houses", "field", "pond", "sheds", "woods"))
@@ -81,7 +86,7 @@ def wind_farm(sketch: Sketch, rng: Rng) -> Facts:
     layout = layout_for(rng, number)
     radius = {1: 0.17, 2: 0.13, 3: 0.105}.get(number, 0.085)
     places = spots(rng, number, layout, MAIN, radius * 1.85)
-    for (u, v, _), (next_u, next_v, _) in zip(places, places[1:], strict=False):
+    for (u, v, _), (next_u, next_v, _) in pairwise(places):
         sketch.mark(line((u, v), (next_u, next_v), 0.012), (190, 178, 152))
     turn = between(rng, 0, 2)
     for u, v, _ in places:
@@ -93,6 +98,7 @@ def wind_farm(sketch: Sketch, rng: Rng) -> Facts:
 def farmland(sketch: Sketch, rng: Rng) -> Facts:
     """A patchwork of fields, or circles of irrigated crop, with a farm."""
     circles = chance(rng, 0.45)
+    mixed: list[Company] = []
     colour = pick(rng, ("green", "yellow", "brown"))
     other = pick(rng, [name for name in ("green", "yellow", "brown") if name != colour])
     if circles:
@@ -108,23 +114,41 @@ def farmland(sketch: Sketch, rng: Rng) -> Facts:
         main = Thing("circle", number, colour, layout)
     else:
         ground = None
-        number = count(rng, 3, 8)
-        strips = number
-        main = Thing("field", number, colour, "strips")
-        edges = [i / strips for i in range(strips + 1)]
+        number, others = count(rng, 1, 5), count(rng, 1, 4)
+        strips = shuffled(rng, [True] * number + [False] * others)
+        main = Thing("field", number, colour, "strips" if number > 1 else None)
+        mixed = [Company("with", Thing("field", others, other))]
+        edges = _edges(rng, len(strips))
         sketch.ground = field_of(rng, colour, math.pi / 2)
-        for i in range(strips):
-            middle, wide = (edges[i] + edges[i + 1]) / 2 - 0.5, 1 / strips
-            sketch.fill(rectangle(middle, 0, wide, 2.0), field_of(rng, colour, math.pi / 2))
+        second = [edges[i : i + 2] for i, first in enumerate(strips) if not first]
+        sketch.fill(_stripes(second), field_of(rng, other, math.pi / 2))
         for edge in edges:
-            sketch.fill(rectangle(edge - 0.5, 0, 0.020, 2.0), "soil" if colour != "brown" else "grass", 0.004)
+            sketch.mark(box(edge, 0, 0.016, 2.0), (118, 128, 84) if colour != "green" else (150, 130, 98))
     barns, roof = count(rng, 1, 4), colour_on(rng, ground or "soil", ("red", "white", "blue", "grey"))
     sketch.fill(rectangle(0, 0.33, 0.56, 0.17, 0, 0.03), "grass" if colour != "green" else "soil", 0.01)
     for u in along(barns, Room(0, 0, 0.5, 0)):
         gable(sketch, u, 0.33, 0.095, 0.075, 0, paint(rng, roof), "company")
-    del other
-    return Facts(main, ground, [Company("with", Thing("farmhouse", barns, roof))])
+    return Facts(main, ground, [*mixed, Company("with", Thing("farmhouse", barns, roof))])
+
+
+def _edges(rng: Rng, strips: int) -> list[float]:
+    """Return where strips of uneven width begin and end, over the picture."""
+    widths = [between(rng, 0.75, 1.25) for _ in range(strips)]
+    edges = [0.0]
+    for width in widths:
+        edges.append(edges[-1] + width / sum(widths))
+    reach = 0.98
+    return [(edge - 0.5) * reach for edge in edges]
+
+
+def _stripes(spans: list[list[float]]) -> Distance:
+    """Return the strips of the picture between the given values of u."""
+
+    def distance(grid: Grid) -> Plane:
+        inside = [np.abs(grid.u - (low + high) / 2) - (high - low) / 2 for low, high in spans]
+        return np.minimum.reduce(inside)
+
+    return distance
 
 
 DULL = {("brown", "soil"), ("yellow", "dry grass"), ("yellow", "sand")}
-_ = band, scatter_bushes, shuffled, tree, truck
