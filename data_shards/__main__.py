@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_shards.commands import IndexConfig, PackConfig, StatsConfig, TokenizerConfig, VerifyConfig
 from options import parse_command
@@ -34,7 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Pack, check and describe WebDataset shards of aerial images.",
         positional={"verify": "shards", "stats": "shards", "index": "shards"},
     )
-    run = {"pack": run_pack, "index": run_index, "verify": run_verify, "stats": run_stats, "tokenizer": run_tokenizer}
+    run: dict[str, Callable[[Any], int]] = {
+        "pack": run_pack,
+        "index": run_index,
+        "verify": run_verify,
+        "stats": run_stats,
+        "tokenizer": run_tokenizer,
+    }
     try:
         return run[name](config)
     except (OSError, ValueError) as error:

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from data_shards.collate import SampleSource, tokenize
 from data_shards.sample import BadSample
 from data_shards.sources import Record, RecordSet
-from data_shards.stream import as_it_is
 from data_shards.transforms import MAX_PIXELS, eval_transform
+from data_shards.workers import batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -109,11 +109,7 @@ class EvalBatches:
 
     def images(self) -> Iterator[dict[str, torch.Tensor]]:
         """images uint8 (b, 3, S, S), index int64 (b,), labels int64 (b,); the same number of batches on all ranks."""
-        parallel = {"multiprocessing_context": "forkserver"} if self.workers else {}
-        plan = self._plan(self.image_count)
-        yield from DataLoader(
-            self.fetcher, batch_sampler=plan, collate_fn=as_it_is, num_workers=self.workers, **parallel
-        )
+        yield from batches(self.fetcher, self._plan(self.image_count), self.workers)
 
     def texts(self) -> Iterator[dict[str, torch.Tensor]]:
         """input_ids, attention_mask int64 (b, T), index and image_index int64 (b,)."""

@@ -192,7 +192,8 @@ def walk(path: Path, read: bool) -> Iterator[tuple[tarfile.TarInfo, bytes | None
                     if len(data) != info.size:
                         raise tarfile.ReadError(f"member {info.name} is cut short")
                 yield info, data
-                tar.members.clear()  # tarfile keeps every header it has read; a scan needs the current one only
+                # tarfile keeps every header it has read; a scan needs the current one only
+                tar.members.clear()  # type: ignore[attr-defined]
             file.seek(tar.offset)  # tarfile ends quietly at a header it cannot read; the end mark is all zeros
             if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
                 raise tarfile.ReadError(f"the header at byte {tar.offset} is damaged")

@@ -228,7 +228,7 @@ class ShardWriter:
             padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             offset = self.output.size - padded
             self.members.append(Member(key, extension, offset, len(data), hashlib.sha256(data).digest()))
-        self.tar.members.clear()  # tarfile would keep every header
+        self.tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
         self.samples += 1
         self.captions += len(info["captions"])
         self.fields |= {name for name in ("captions", "coarse_captions") if info.get(name)}

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
 from data_shards.index import Member, ShardIndex, scan
 from data_shards.manifest import Manifest, ShardEntry
@@ -113,12 +113,16 @@ class ShardSet:
         members = self._members(shard, row)
         return parse_sample(members[0].key, self._pread(shard, members), str(self.paths[shard]))
 
-    def captions(self, sample: int, caption_field: str = "captions") -> list[str]:
-        """Captions of one sample, without reading its image."""
+    def text(self, sample: int) -> Sample:
+        """One sample without reading its image (``image`` is empty)."""
         shard, row = self.locate(sample)
         members = [member for member in self._members(shard, row) if member.extension not in IMAGE_MEMBERS]
-        texts, label, info = parse_text(self._pread(shard, members) if members else {})
-        return Sample("", b"", texts, label, info).texts(caption_field)
+        parts = self._pread(shard, members) if members else {}
+        return Sample(self._index(shard).key(row), b"", *parse_text(parts), str(self.paths[shard]))
+
+    def captions(self, sample: int, caption_field: str = "captions") -> list[str]:
+        """Captions of one sample, without reading its image. Raises BadSample where it has none."""
+        return self.text(sample).texts(caption_field)
 
     def _members(self, shard: int, row: int) -> list[Member]:
         index = self._index(shard)

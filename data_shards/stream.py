@@ -11,17 +11,15 @@ The N - B*G samples left over at the end of an epoch are dropped (a different fe
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
-
-from torch.utils.data import DataLoader
 
 from data_shards.collate import BAD_ROWS, BatchFetcher, Position, SampleSource
 from data_shards.config import DataConfig
 from data_shards.quarantine import Quarantine
 from data_shards.quarantine import TooManyBadSamples as TooManyBadSamples
+from data_shards.workers import batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,19 +112,15 @@ class ShardStream:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Batches from the current state on. Abandoning the iterator stops its workers; a new one goes on."""
         config = self.config
-        workers: dict[str, Any] = {}
-        if config.workers:
-            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
-            workers = {"prefetch_factor": config.prefetch, "multiprocessing_context": config.start_method}
-        loader = DataLoader(
-            self.fetcher,
-            batch_sampler=self.positions(),
-            collate_fn=as_it_is,
-            num_workers=config.workers,
-            pin_memory=config.pin_memory,
-            **workers,
-        )
         allowed = config.max_bad_share * len(self.source) / self.world_size
+        loader = batches(
+            self.fetcher,
+            self.positions(),
+            config.workers,
+            prefetch=config.prefetch,
+            start_method=config.start_method,
+            pin_memory=config.pin_memory,
+        )
         for batch in loader:
             self._quarantine.add(batch.pop(BAD_ROWS), batch["epoch"], allowed)
             self._seen += self.global_batch
@@ -158,8 +152,3 @@ def check_batch(samples: int, global_batch: int, rank: int, world_size: int) -> 
         )
     if samples < global_batch:
         raise ValueError(f"{samples} samples are fewer than one global batch of {global_batch}: use a smaller batch")
-
-
-def as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
-    """The fetcher returns whole batches already."""
-    return batch
