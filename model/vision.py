@@ -45,8 +45,9 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, pool: bool):
         super().__init__()
         self.config, self.pool = config, pool
-        self.model: Any = create_backbone(config, pool)
-        self.width = int(getattr(self.model, "head_hidden_size", None) or self.model.num_features)
+        backbone: Any = create_backbone(config, pool)
+        self.model = backbone
+        self.width: int = getattr(backbone, "head_hidden_size", None) or backbone.num_features
         mean, std = normalisation(config)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)

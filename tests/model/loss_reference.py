@@ -1,0 +1,45 @@
+"""The losses as the paper writes them, in one process, with N x N matrices and loops: slow and obvious."""
+
+import torch
+from torch import Tensor
+
+
+def contrastive(image: Tensor, text: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
+    total = image.new_zeros(())
+    for rows, columns in ((image, text), (text, image)):
+        logits = scale * rows @ columns.T
+        for i in range(len(rows)):
+            positives = [j for j in range(len(rows)) if ids[j] == ids[i]]
+            log_probability = logits[i] - torch.log(logits[i].exp().sum())
+            total = total - sum(log_probability[j] for j in positives) / len(positives)
+    return total / (2 * len(image))
+
+
+def attribution(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -> Tensor:
+    valid = [i for i in range(len(labels)) if labels[i] >= 0]
+    classes = sorted({int(labels[i]) for i in valid})
+    total = image.new_zeros(())
+    for rows, others in ((image, text), (text, image)):
+        centres = []
+        for c in classes:
+            members = [others[i] for i in valid if int(labels[i]) == c]
+            centres.append(sum(members) / len(members))
+        for i in valid:
+            logits = torch.stack([scale * rows[i] @ centre for centre in centres])
+            total = total - (logits[classes.index(int(labels[i]))] - torch.log(logits.exp().sum()))
+    return total / (2 * max(len(valid), 1))
+
+
+def batch(size: int = 12, width: int = 6, seed: int = 0) -> dict[str, Tensor]:
+    """A global batch: unit features, image ids with repeats, labels with gaps, repeats and -1, unevenly spread."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randn(size, width, dtype=torch.float64, generator=generator)
+    text = torch.randn(size, width, dtype=torch.float64, generator=generator)
+    ids = torch.tensor([0, 1, 2, 3, 0, 1, 0, 7, 8, 9, 10, 3])[:size]
+    labels = torch.tensor([5, -1, 2, 2, 9, 5, 5, 2, -1, -1, -1, -1])[:size]
+    return {
+        "image": torch.nn.functional.normalize(image, dim=-1),
+        "text": torch.nn.functional.normalize(text, dim=-1),
+        "ids": ids,
+        "labels": labels,
+    }

@@ -1,0 +1,148 @@
+"""Losses in one process against the N x N float64 reference: values, gradients, chunks, precision, edges."""
+
+import math
+
+import loss_reference as reference
+import pytest
+import torch
+
+from model.losses import AttributionLoss, ContrastiveLoss, RetrievalLoss, StreamingCrossEntropy
+from model.scale import clamped_exp
+
+
+def leaves(width: int = 6, size: int = 12):
+    data = reference.batch(size, width)
+    image, text = data["image"].requires_grad_(), data["text"].requires_grad_()
+    return image, text, torch.tensor(7.0, dtype=torch.float64, requires_grad=True), data["ids"], data["labels"]
+
+
+def gradients(loss: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(loss, inputs))
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 12, 4096])
+def test_contrastive_equals_the_reference(chunk: int):
+    image, text, scale, ids, _ = leaves()
+    found, expected = ContrastiveLoss(chunk)(image, text, scale, ids), reference.contrastive(image, text, scale, ids)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(gradients(found, image, text, scale), gradients(expected, image, text, scale), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_contrastive_with_distinct_ids_is_clips_cross_entropy():
+    image, text, scale, _, _ = leaves()
+    logits, target = scale * image @ text.T, torch.arange(12)
+    expected = (torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)) / 2
+    torch.testing.assert_close(ContrastiveLoss()(image, text, scale, target), expected)
+
+
+def test_streaming_gradient_is_the_numerical_one():
+    image, text, scale, ids, _ = leaves(width=3)
+    assert torch.autograd.gradcheck(lambda i, t, s: StreamingCrossEntropy.apply(i, t, s, ids, ids, 5), (image, text, scale))
+
+
+def test_attribution_equals_the_reference():
+    image, text, scale, _, labels = leaves()
+    found, expected = AttributionLoss()(image, text, scale, labels), reference.attribution(image, text, scale, labels)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(gradients(found, image, text, scale), gradients(expected, image, text, scale), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_attribution_without_labels_is_zero_with_zero_gradients():
+    image, text, scale, _, labels = leaves()
+    loss = AttributionLoss()(image, text, scale, torch.full_like(labels, -1))
+    assert loss.item() == 0
+    assert all((gradient == 0).all() for gradient in gradients(loss, image, text, scale))
+
+
+def test_ignored_samples_get_no_gradient():
+    image, text, scale, _, labels = leaves()
+    grad = gradients(AttributionLoss()(image, text, scale, labels), image)[0]
+    assert ((grad == 0).all(1) == (labels == -1)).all()
+
+
+def test_logits_of_no_more_than_a_chunk_stand_in_memory():
+    """The largest tensor the forward and backward passes make is (B, chunk) or (N, d), never (N, N)."""
+    size, width, chunk = 512, 8, 16
+    image = torch.nn.functional.normalize(torch.randn(size, width), dim=-1).requires_grad_()
+    text = torch.nn.functional.normalize(torch.randn(size, width), dim=-1).requires_grad_()
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return out
+
+    with Watch():
+        ContrastiveLoss(chunk)(image, text, torch.tensor(10.0), torch.arange(size)).backward()
+    assert size * width <= largest <= size * chunk
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_features_are_computed_in_float32(dtype: torch.dtype):
+    image, text, scale, ids, labels = leaves()
+    half = [image.detach().to(dtype), text.detach().to(dtype), torch.tensor(100.0, dtype=dtype)]
+    exact = [x.double() for x in half]
+    for loss, key in ((ContrastiveLoss(), ids), (AttributionLoss(), labels)):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = loss(*half, key)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.double(), loss(*exact, key), rtol=1e-5, atol=1e-5)
+
+
+def outputs_of(image, text, scale):
+    return {"image_features": image, "text_features": text, "logit_scale": scale, "attribution_scale": scale + 1}
+
+
+def test_retrieval_loss_weighs_its_parts():
+    image, text, scale, ids, labels = leaves()
+    total, parts = RetrievalLoss(contrastive=0.5, lambda_cs=3.0)(outputs_of(image, text, scale), ids, labels)
+    expected = 0.5 * reference.contrastive(image, text, scale, ids) + 3 * reference.attribution(image, text, scale + 1, labels)
+    torch.testing.assert_close(total, expected)
+    assert set(parts) == {"contrastive", "attribution"}
+    assert not any(part.requires_grad for part in parts.values())
+
+
+def test_every_output_is_in_the_graph_without_attribution():
+    image, text, scale, ids, _ = leaves()
+    attribution_scale = torch.tensor(3.0, requires_grad=True)
+    outputs = outputs_of(image, text, scale) | {"attribution_scale": attribution_scale}
+    total, parts = RetrievalLoss(lambda_cs=0.0)(outputs, ids, None)
+    assert torch.autograd.grad(total, attribution_scale)[0].item() == 0
+    assert parts["attribution"].item() == 0
+
+
+def test_one_modality_is_refused():
+    image, _, scale, ids, _ = leaves()
+    with pytest.raises(ValueError, match="call the model with both"):
+        RetrievalLoss()(outputs_of(image, None, scale), ids)
+
+
+def test_scale_is_clamped_and_its_gradient_leads_inside():
+    limit = math.log(100)
+    for value in (limit, limit + 0.5):
+        log_scale = torch.tensor(value, requires_grad=True)
+        scale = clamped_exp(log_scale, limit)
+        assert scale.item() == pytest.approx(100, rel=1e-6)
+        assert torch.autograd.grad(scale, log_scale)[0].item() == pytest.approx(100, rel=1e-6)  # descent lowers: passes
+        assert torch.autograd.grad(-clamped_exp(log_scale, limit), log_scale)[0].item() == 0  # descent raises: stopped
+    below = torch.tensor(1.0, requires_grad=True)
+    for sign in (1, -1):
+        grad = torch.autograd.grad(sign * clamped_exp(below, limit), below)[0]
+        assert grad.item() == pytest.approx(sign * math.e, rel=1e-6)
+
+
+def test_scale_over_the_limit_comes_back_by_descent():
+    """What a plain clamp fails: from above the limit, a loss that wants 20 is reached."""
+    log_scale = torch.nn.Parameter(torch.tensor(6.0))
+    optimizer = torch.optim.SGD([log_scale], lr=1e-4)
+    for _ in range(2000):
+        optimizer.zero_grad()
+        (clamped_exp(log_scale, math.log(100)) - 20).square().backward()
+        optimizer.step()
+    assert log_scale.exp().item() == pytest.approx(20, rel=1e-2)
