@@ -12,8 +12,8 @@
     config = parse(Config, ["--config", "run.yaml", "--lr", "1e-4"], prog="train")
 
 What this adds to jsonargparse: an unknown key, in the file or on the command line, is an error that names the nearest
-known key, and the ``--local_rank`` that the deepspeed launcher passes to every process is taken off first. Nothing
-heavy is imported here, so that ``--help`` answers at once.
+known key; ``--dry-run`` is ``--dry_run``, and alone it means true; the ``--local_rank`` that the deepspeed launcher
+passes to every process is taken off first. Nothing heavy is imported here, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any, NoReturn, TypeVar
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
@@ -111,6 +111,7 @@ def parse(
     """
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog=prog, description=description or first_line(config))
+    words = plain_words(words, config)
     fill_parser(parser, config, words, defaults)
     return build(config, parser.instantiate_classes(parser.parse_args(words)))
 
@@ -174,6 +175,8 @@ def parse_command(
     that name works as well. ``defaults`` is as in :func:`parse`, by command.
     """
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in commands:
+        words = [words[0], *plain_words(words[1:], commands[words[0]])]
     parser = Parser(prog=prog, description=description)
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, config in commands.items():
@@ -198,14 +201,44 @@ def first_line(config: type[Any]) -> str:
     return (config.__doc__ or "").strip().split("\n")[0]
 
 
+def plain_words(words: Sequence[str], config: type[Any]) -> list[str]:
+    """``--dry-run`` as ``--dry_run=true``: dashes in a name are underscores, and a true-or-false option may stand alone."""
+    flags = {f"--{name}" for name in flag_keys(config)}
+    plain: list[str] = []
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        alone = place + 1 == len(words) or words[place + 1].startswith("--")
+        plain.append(f"{name}=true" if name in flags and not equals and alone else f"{name}{equals}{value}")
+    return plain
+
+
+def flag_keys(config: type[Any], prefix: str = "") -> list[str]:
+    """Dotted keys of the dataclass, and of those within it, that are true or false."""
+    keys: list[str] = []
+    types = get_type_hints(config)
+    for item in fields(config):
+        if types[item.name] is bool:
+            keys.append(f"{prefix}{item.name}")
+        elif is_dataclass(types[item.name]):
+            keys += flag_keys(types[item.name], f"{prefix}{item.name}.")
+    return keys
+
+
 def without_local_rank(argv: Sequence[str]) -> list[str]:
-    """``argv`` without the deepspeed launcher's ``--local_rank=N``, which becomes LOCAL_RANK where that is unset."""
+    """``argv`` without the deepspeed launcher's ``--local_rank=N``, which becomes LOCAL_RANK where that is unset.
+
+    Option names may be written with dashes as well: ``--max-side`` is ``--max_side``.
+    """
     words: list[str] = []
     rest = iter(argv)
     for word in rest:
-        name, _, value = word.partition("=")
-        if name in ("--local_rank", "--local-rank"):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = f"--{name[2:].replace('-', '_')}"
+        if name == "--local_rank":
             os.environ.setdefault("LOCAL_RANK", value or next(rest, "0"))
         else:
-            words.append(word)
+            words.append(name + equals + value)
     return words
