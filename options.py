@@ -85,7 +85,11 @@ def nearest(unknown: str, known: Sequence[str]) -> str | None:
     group, _, leaf = unknown.rpartition(".")
     siblings = {key.rpartition(".")[2]: key for key in known if group and key.rpartition(".")[0] == group}
     leaves = {key.rpartition(".")[2]: key for key in known}
-    for wanted, candidates, cutoff in ((leaf, siblings, 0.25), (unknown, {k: k for k in known}, 0.6), (leaf, leaves, 0.6)):
+    for wanted, candidates, cutoff in (
+        (leaf, siblings, 0.25),
+        (unknown, {k: k for k in known}, 0.6),
+        (leaf, leaves, 0.6),
+    ):
         close = difflib.get_close_matches(wanted, list(candidates), n=1, cutoff=cutoff)
         if close:
             return candidates[close[0]]

@@ -97,7 +97,10 @@ def slurm_environment(environment: dict[str, str]) -> dict[str, str]:
     master = environment.get("MASTER_ADDR")
     if master is None:
         hosts = subprocess.run(
-            ["scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]], capture_output=True, text=True, check=True
+            ["scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         master = hosts.stdout.split()[0]
     return {

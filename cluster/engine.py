@@ -55,7 +55,9 @@ def deepspeed_settings(engine: EngineConfig, optimizer: OptimizerConfig, world_s
     """
     path = ZERO_FOLDER / f"zero{engine.zero}.json" if engine.zero in ("0", "1", "2", "3") else Path(engine.zero)
     if not path.is_file():
-        raise ValueError(f"run.engine.zero: '{engine.zero}' is neither a ZeRO stage (0, 1, 2, 3) nor a DeepSpeed JSON file")
+        raise ValueError(
+            f"run.engine.zero: '{engine.zero}' is neither a ZeRO stage (0, 1, 2, 3) nor a DeepSpeed JSON file"
+        )
     try:
         settings = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -77,7 +79,7 @@ def deepspeed_settings(engine: EngineConfig, optimizer: OptimizerConfig, world_s
         fill(settings, dotted, value, path)
     left = [dotted for dotted, value in flatten(settings).items() if value == "auto"]
     if left:
-        raise ValueError(f"{path}: no value is known for the \"auto\" of {', '.join(left)}: write a number there")
+        raise ValueError(f'{path}: no value is known for the "auto" of {", ".join(left)}: write a number there')
     return settings
 
 
@@ -119,7 +121,9 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig, settings: dict[str, Any]) -> torch.optim.Optimizer:
+def build_optimizer(
+    groups: list[dict[str, Any]], config: OptimizerConfig, settings: dict[str, Any]
+) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
     device = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
     if device in ("cpu", "nvme"):
@@ -160,7 +164,9 @@ def full_state_dict(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor
             sharded = [parameter] if hasattr(parameter, "ds_id") else []
             with GatheredParameters(sharded, enabled=bool(sharded)):
                 value = parameter.detach().clone()
-        state[name] = value.detach().to("cpu", copy=True).float().reshape(getattr(parameter, "ds_shape", parameter.shape))
+        state[name] = (
+            value.detach().to("cpu", copy=True).float().reshape(getattr(parameter, "ds_shape", parameter.shape))
+        )
     persistent = set(engine.module.state_dict().keys())
     for name, buffer in engine.module.named_buffers():
         if name in persistent:

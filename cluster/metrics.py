@@ -74,7 +74,9 @@ class MetricLog:
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:
     """JSON has no NaN: such figures are written as null."""
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
 
 
 def records_before(path: Path, step: int) -> list[dict[str, Any]]:

@@ -1,0 +1,44 @@
+"""``python -m cluster check|launch|sbatch [options] [-- MODULE options of the run]``."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+from cluster.commands import CheckConfig, LaunchConfig, SbatchConfig
+from options import parse_command
+
+COMMANDS = {"check": CheckConfig, "launch": LaunchConfig, "sbatch": SbatchConfig}
+DESCRIPTION = "Start runs on one machine, the hosts of a hostfile or SLURM. What stands after -- is the run."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: the run's own for ``launch``, 2 for a request that makes no sense."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    words = list(sys.argv[1:] if argv is None else argv)
+    split = words.index("--") if "--" in words else len(words)
+    own, run = words[:split], words[split + 1 :]
+    command, config = parse_command(COMMANDS, own, prog="cluster", description=DESCRIPTION)
+    try:
+        if command == "check":
+            from cluster.check import check
+
+            return check(config)
+        if not run:
+            example = f"python -m cluster {' '.join(own)} -- pretrain --config FILE.yaml"
+            raise ValueError(f"what to run is missing: {example}")
+        if command == "launch":
+            from cluster.launch import launch
+
+            return launch(config, run)
+        from cluster.sbatch import submit
+
+        return submit(config, run)
+    except ValueError as error:
+        print(f"cluster {command}: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What ``python -m cluster check|launch|sbatch`` is told. No torch is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class CheckConfig:
+    """Look at this machine, or at every host of a hostfile, before a run.
+
+    Args:
+        hostfile: hosts and slots, one ``worker-0 slots=8`` a line; null for this machine alone
+        ssh_port: port of the hosts' ssh servers, null for ssh's own choice
+        folder: where runs and shards are, looked at on every host
+        free_gb: least free disk of that folder, GB
+        shm_gb: least free /dev/shm, GB; NCCL and data workers pass tensors through it
+        skew_seconds: most that a host's clock may differ from this machine's
+        timeout_seconds: how long a host may take to answer
+    """
+
+    hostfile: str | None = None
+    ssh_port: int | None = None
+    folder: str = "."
+    free_gb: float = 20.0
+    shm_gb: float = 1.0
+    skew_seconds: float = 5.0
+    timeout_seconds: float = 120.0
+
+
+@dataclass
+class LaunchConfig:
+    """Start a run on this machine or on the hosts of a hostfile: launch [options] -- pretrain --config FILE [...]
+
+    Args:
+        hostfile: hosts and slots, one ``worker-0 slots=8`` a line; null for this machine alone
+        nproc: ranks on this machine; null for one a GPU, or two without GPUs
+        launcher: how ranks are started; null is pdsh with a hostfile, else local
+        launcher_args: further options of pdsh, mpirun or srun, in one string
+        ssh_port: port of the hosts' ssh servers
+        master_addr: address of the first host; null asks the host itself
+        master_port: port of the rendezvous; null for a free one on this machine, 29500 with a hostfile
+        dry_run: print the command instead
+    """
+
+    hostfile: str | None = None
+    nproc: int | None = None
+    launcher: Literal["local", "pdsh", "openmpi", "slurm"] | None = None
+    launcher_args: str = ""
+    ssh_port: int | None = None
+    master_addr: str | None = None
+    master_port: int | None = None
+    dry_run: bool = False
+
+
+@dataclass
+class SbatchConfig:
+    """Submit a run to SLURM, one task a rank: sbatch [options] -- pretrain --config FILE [...]
+
+    Args:
+        nodes: machines of the job
+        gpus_per_node: GPUs, and ranks, on each; 0 for a run on CPUs
+        ranks_per_node: null for one a GPU, or two without GPUs
+        cpus_per_task: cores a rank, for its data workers
+        time: limit, [days-]hours:minutes:seconds; the run checkpoints before it and is requeued
+        partition: null for the cluster's default
+        account: null for the user's default
+        qos: null for the default
+        job_name: name of the job and of its logs
+        signal_seconds: how long before the limit the ranks are told to checkpoint
+        container: image that the ranks run in, null for none
+        container_runtime: apptainer, or pyxis (srun --container-image)
+        python: interpreter of the ranks; null is this one, or python3 in a container
+        logs: folder of the log files, one a node
+        template: batch script with {{names}} to fill in; null is cluster/slurm/run.sbatch
+        dry_run: print the script instead of submitting it
+    """
+
+    nodes: int = 1
+    gpus_per_node: int = 8
+    ranks_per_node: int | None = None
+    cpus_per_task: int = 8
+    time: str = "1-00:00:00"
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    job_name: str = "priorclip"
+    signal_seconds: int = 300
+    container: str | None = None
+    container_runtime: Literal["apptainer", "pyxis"] = "apptainer"
+    python: str | None = None
+    logs: str = "logs"
+    template: str | None = None
+    dry_run: bool = False

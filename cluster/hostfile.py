@@ -1,0 +1,47 @@
+"""The hostfile that deepspeed and mpirun read: one host a line, with the ranks that it takes.
+
+    worker-0 slots=8
+    worker-1 slots=8      # comments and blank lines are skipped
+
+    read_hostfile("hosts")  ->  {"worker-0": 8, "worker-1": 8}
+
+Host names go into the command lines of ssh and pdsh, so only the characters of names and addresses pass.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_][A-Za-z0-9_.-]*")
+LINE = re.compile(r"(?P<host>\S+)\s+slots=(?P<slots>\d+)")
+
+
+def read_hostfile(path: str | Path) -> dict[str, int]:
+    """Slots of each host, in the order of the file, which is the order of the ranks.
+
+    Raises:
+        ValueError: the file is missing, empty, or has a line that is not ``HOST slots=N``; the message names the line.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ValueError(f"hostfile {path} cannot be read: {error.strerror}") from error
+    hosts: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        found = LINE.fullmatch(line)
+        if not found or not HOST.fullmatch(found["host"]):
+            raise ValueError(
+                f"{path}, line {number}: '{line}' is not 'HOST slots=N' with a plain host name or IPv4 address"
+            )
+        if int(found["slots"]) < 1:
+            raise ValueError(f"{path}, line {number}: {found['host']} has no slots; remove the line or give it some")
+        if found["host"] in hosts:
+            raise ValueError(f"{path}, line {number}: {found['host']} is there twice; add its slots up in one line")
+        hosts[found["host"]] = int(found["slots"])
+    if not hosts:
+        raise ValueError(f"{path} names no host: one 'HOST slots=N' a line")
+    return hosts

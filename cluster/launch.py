@@ -1,0 +1,209 @@
+"""``python -m cluster launch``: the ``deepspeed`` command line of a run, and waiting for it.
+
+    python -m cluster launch -- pretrain --config c.yaml                    # every GPU of this machine
+    python -m cluster launch --hostfile hosts -- pretrain --config c.yaml   # pdsh over ssh
+    -> deepspeed --hostfile hosts --force_multi --launcher pdsh --module pretrain --config c.yaml
+
+DeepSpeed starts and watches the ranks. What this adds: a run's words reach it unchanged through pdsh's remote shells, a
+port that is free, the GPUs that CUDA_VISIBLE_DEVICES allows, and a SIGTERM, SIGUSR1 or Ctrl-C that reaches the ranks, so
+that they checkpoint and the command ends with their exit code.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from cluster.commands import LaunchConfig
+from cluster.hostfile import HOST, read_hostfile
+
+logger = logging.getLogger(__name__)
+
+MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+# Unquoted in the remote shell, where DeepSpeed writes the working folder and the interpreter.
+PLAIN_PATH = re.compile(r"[\w@+=:,./-]+")
+CPU_RANKS = 2
+
+
+def launch(config: LaunchConfig, run: Sequence[str]) -> int:
+    """Start ``run`` (a module and its options) and return its exit code.
+
+    Raises:
+        ValueError: the hostfile, the module or the options do not make a run; nothing was started.
+    """
+    sys.path.insert(0, os.getcwd())
+    command = deepspeed_command(config, run, os.environ)
+    if config.dry_run:
+        print(shlex.join(command))
+        return 0
+    logger.info("%s", shlex.join(command))
+    return wait_for(command, config.launcher or ("pdsh" if config.hostfile else "local"))
+
+
+def deepspeed_command(config: LaunchConfig, run: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """The argument list that starts the run; no shell of this machine reads it."""
+    module, *words = run
+    if not MODULE.fullmatch(module) or importlib.util.find_spec(module.split(".")[0]) is None:
+        raise ValueError(f"'{module}' is no module of {os.getcwd()}: pretrain, or finetune with its sub-command first")
+    program = Path(sys.executable).parent / "deepspeed"
+    if not program.is_file():
+        raise ValueError(f"{program} is missing: install deepspeed for {sys.executable}")
+    launcher = config.launcher or ("pdsh" if config.hostfile else "local")
+    if launcher == "local":
+        if config.hostfile:
+            raise ValueError("--launcher local runs on this machine: leave --hostfile out, or choose another launcher")
+        port = str(config.master_port or free_port())
+        # DeepSpeed would read /job/hostfile where there is one.
+        options = ["--hostfile", os.devnull, *local_slots(config.nproc, environment), "--master_port", port]
+    else:
+        options = hostfile_options(config, launcher)
+    if launcher == "pdsh":
+        words = [through_pdsh(word) for word in words]
+    if launcher == "slurm":
+        return [str(program), *options, str(Path(__file__).parent / "run_module.py"), module, *words]
+    return [str(program), *options, "--module", module, *words]
+
+
+def local_slots(nproc: int | None, environment: Mapping[str, str]) -> list[str]:
+    """Which devices of this machine take a rank each."""
+    if nproc is not None and nproc < 1:
+        raise ValueError(f"--nproc {nproc}: at least one rank is needed")
+    gpus = visible_gpus(environment)
+    if not gpus:
+        return ["--num_gpus", str(nproc or CPU_RANKS)]
+    if nproc and nproc > len(gpus):
+        raise ValueError(
+            f"--nproc {nproc}, but there are {len(gpus)} GPUs; DS_ACCELERATOR=cpu in front runs on the CPU"
+        )
+    return ["--include", f"localhost:{','.join(gpus[: nproc or len(gpus)])}"]
+
+
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """Numbers of the GPUs that this process may use."""
+    if environment.get("DS_ACCELERATOR") == "cpu":
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    named = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip().isdigit()]
+    return [name.strip() for name in named] if len(named) == count else [str(number) for number in range(count)]
+
+
+def hostfile_options(config: LaunchConfig, launcher: str) -> list[str]:
+    """DeepSpeed's options for a run over the hosts of the hostfile."""
+    if config.hostfile is None:
+        raise ValueError(f"--launcher {launcher} needs --hostfile FILE with one 'HOST slots=N' a line")
+    if config.nproc is not None:
+        raise ValueError("--nproc is for this machine alone; with --hostfile the ranks are the slots in it")
+    read_hostfile(config.hostfile)
+    options = ["--hostfile", config.hostfile, "--force_multi", "--launcher", launcher]
+    if launcher == "pdsh":
+        for path in (os.getcwd(), sys.executable):
+            if not PLAIN_PATH.fullmatch(path):
+                raise ValueError(f"{path}: pdsh runs break on this path; use one of letters, digits and @+=:,./-_")
+    if config.ssh_port:
+        options += ["--ssh_port", str(config.ssh_port)]
+    if config.master_addr:
+        if not HOST.fullmatch(config.master_addr):
+            raise ValueError(f"--master-addr '{config.master_addr}' is not a host name or IPv4 address")
+        options += ["--master_addr", config.master_addr]
+    if config.master_port:
+        options += ["--master_port", str(config.master_port)]
+    arguments = shlex.split(config.launcher_args)
+    if launcher == "openmpi":
+        arguments += mpirun_arguments(config, arguments)
+    return [*options, f"--launcher_args={shlex.join(arguments)}"] if arguments else options
+
+
+def mpirun_arguments(config: LaunchConfig, given: Sequence[str]) -> list[str]:
+    """What DeepSpeed does not tell mpirun: the ssh port, the rendezvous port, and an interface that exists."""
+    arguments: list[str] = []
+    if config.ssh_port:
+        arguments += ["--mca", "plm_rsh_args", f"-p {config.ssh_port}"]
+    if config.master_port:
+        arguments += ["-x", f"MASTER_PORT={config.master_port}"]
+    if "btl_tcp_if_include" not in given:
+        names = [name for _, name in socket.if_nameindex()]
+        others = [name for name in names if name != "lo"]
+        arguments += ["--mca", "btl_tcp_if_include", "eth0" if "eth0" in names else ",".join(others or names)]
+    return arguments
+
+
+def through_pdsh(word: str) -> str:
+    """``word`` so that it arrives whole after DeepSpeed, pdsh and the remote shell have each had a go at it.
+
+    DeepSpeed puts words with a space in double quotes and escapes the double quotes in them, nothing else; it leaves all
+    other words bare. The remote shell then reads the line, and pdsh replaces ``%n`` and the like before it.
+    """
+    quoted = re.sub(r"([\\$`])", r"\\\1", word) if " " in word else shlex.quote(word)
+    return quoted.replace("%", "%%")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(command: Sequence[str], launcher: str) -> int:
+    """Run the command and return its exit code (128 + N for signal N), telling the ranks of signals that arrive here.
+
+    The first SIGTERM, SIGUSR1 or Ctrl-C asks for a checkpoint and an end, the second ends the run at once.
+    """
+    if launcher in ("pdsh", "slurm") and not shutil.which({"pdsh": "pdsh", "slurm": "srun"}[launcher]):
+        raise ValueError(f"--launcher {launcher}: {'srun' if launcher == 'slurm' else launcher} is not installed here")
+    process = subprocess.Popen(command, start_new_session=True)
+    told = 0
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        del frame
+        nonlocal told
+        told += 1
+        logger.warning(
+            "%s: %s", signal.Signals(number).name, "the ranks checkpoint and end" if told == 1 else "ending now"
+        )
+        tell_ranks(process.pid, launcher, at_once=told > 1)
+
+    previous = {name: signal.signal(name, pass_on) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        code = process.wait()
+    finally:
+        for name, handler in previous.items():
+            signal.signal(name, handler)
+    return 128 - code if code < 0 else code
+
+
+def tell_ranks(pid: int, launcher: str, at_once: bool) -> None:
+    """Ask the run below the ``deepspeed`` process ``pid`` to stop, the way its launcher can.
+
+    ``deepspeed`` starts its launcher, and that the ranks. The local one kills what it is told to stop, so the ranks are
+    told themselves; mpirun and srun carry SIGUSR1 to ranks on all hosts; pdsh can only end them.
+    """
+    try:
+        deepspeed = psutil.Process(pid)
+        below = deepspeed.children()
+        if launcher == "pdsh":
+            deepspeed.send_signal(signal.SIGTERM)
+        elif at_once:
+            os.killpg(pid, signal.SIGKILL)
+        elif launcher == "local":
+            for rank in [rank for starter in below for rank in starter.children()]:
+                rank.send_signal(signal.SIGTERM)
+        else:
+            for starter in below:
+                starter.send_signal(signal.SIGUSR1)
+    except (psutil.NoSuchProcess, ProcessLookupError):
+        return
