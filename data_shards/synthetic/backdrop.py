@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from .dice import Rng, between, chance, count, pick
 from .objects import bush
 from .regions import band, blob
-from .sketch import Sketch
+from .sketch import Grid, Sketch
 
 # What shows through each ground where it is worn.
 WORN: dict[str, tuple[str, ...]] = {
@@ -55,8 +57,22 @@ def wear(sketch: Sketch, rng: Rng) -> None:
 
 
 def _hedge(sketch: Sketch, rng: Rng) -> None:
-    """Shrubs under the scene's own bodies: what stands on them hides them."""
+    """Shrubs on the open ground only, under the scene's own bodies: what stands on them hides them."""
+    number = count(rng, 4, 14)
+    places = (rng.random((2, 1, number), dtype=np.float32) - np.float32(0.5)) * np.float32(1.3)
+    spot = Grid(number, places[0], places[1], (1.0, 0.0))
+    margin = 0.03
+    open_ground = np.ones((1, number), bool)
+    for area in sketch.areas:
+        if area.opacity == 1:
+            open_ground &= area.distance(spot) > margin
+    for mark in sketch.marks:
+        if mark.part:  # courts, pools, infields; plain lines may be overgrown
+            corners = np.array(mark.points, np.float32)
+            u, v = corners.mean(axis=0)
+            reach = mark.radius + np.hypot(*(corners - (u, v)).T).max()
+            open_ground &= np.hypot(spot.u - u, spot.v - v) > reach + margin
     scene, sketch.levels = sketch.levels, [[]]
-    for _ in range(count(rng, 3, 10)):
-        bush(sketch, between(rng, -0.6, 0.6), between(rng, -0.6, 0.6), between(rng, 0.007, 0.015), rng)
+    for u, v in places[:, open_ground].T.tolist():
+        bush(sketch, u, v, between(rng, 0.007, 0.016), rng)
     sketch.levels = [sketch.levels[0] + scene[0], *scene[1:]]

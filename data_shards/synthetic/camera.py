@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
@@ -11,13 +13,13 @@ from .noise import patch
 from .sketch import Picture
 
 HAZE = np.array((196, 206, 216), np.float32)
-REFERENCE = 128  # pixels at which blur is stated
+REFERENCE = 128  # pixels at which blur is stated; a camera that resolves more also blurs less of the ground
 
 
 def photograph(picture: Picture, rng: Rng) -> NDArray[np.uint8]:
     """Return the scene ``(n, n, 3)`` as a satellite or aircraft would have recorded it, uint8."""
     size = picture.shape[0]
-    gain, haze, noise = between(rng, 0.86, 1.12), max(0.0, between(rng, -0.10, 0.20)), between(rng, 1.0, 6.0)
+    gain, haze, noise = between(rng, 0.86, 1.12), max(0.0, between(rng, -0.10, 0.20)), between(rng, 1.0, 5.0)
     blur = between(rng, 0.25, 0.65) if chance(rng, 0.5) else 0.0
     tint = (1 + (rng.random(3) - 0.5) * 0.07).astype(np.float32)
     light = 1 + 0.03 * patch("broad", size, rng)
@@ -28,7 +30,7 @@ def photograph(picture: Picture, rng: Rng) -> NDArray[np.uint8]:
     exposed += HAZE * np.float32(haze)
     if blur:
         image = Image.fromarray(np.clip(exposed, 0, 255).astype(np.uint8))
-        exposed = np.asarray(image.filter(ImageFilter.GaussianBlur(blur * size / REFERENCE)), np.float32)
+        exposed = np.asarray(image.filter(ImageFilter.GaussianBlur(blur * math.sqrt(size / REFERENCE))), np.float32)
     grey = rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(0.8 * noise)
     speck = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(0.5 * noise)
     return np.clip(exposed + grey + speck + 0.5, 0, 255).astype(np.uint8)

@@ -162,18 +162,18 @@ def mountains(peaks: list[tuple[float, float, float]], slope: Rgb, foot: Rgb, sn
         for u, v, radius in peaks:
             x, y = grid.u - u, grid.v - v
             away = np.hypot(x, y) / radius
-            bearing = np.arctan2(y, x) + 0.35 * folds * np.minimum(away, 1)
-            arms = np.abs(np.sin(bearing * 2.5 + 9 * u)) + 0.5 * np.abs(np.sin(bearing * 5.5 + 7 * v))
-            cone = np.maximum(1 - away * (0.72 + 0.30 * arms) + 0.05 * spread * np.minimum(away, 1), 0)
-            summit = np.maximum(summit, cone)
-        height = 0.30 * summit + 0.020 * np.abs(folds) + 0.0022 * fine
-        lit = _relief(height, grid) * (n / 3.4)
-        lit = np.clip(lit, -0.5, 0.42)
+            bearing = np.arctan2(y, x) + 0.5 * folds * np.minimum(away, 1)
+            arms = 1 - np.abs(np.sin(bearing * 2.5 + 9 * u)) + 0.5 * (1 - np.abs(np.sin(bearing * 5.5 + 7 * v)))
+            reach = 1 + 0.34 * (arms - 0.6) * np.minimum(away * 2, 1)
+            summit = np.maximum(summit, np.exp(-((away * 1.25 / reach) ** 1.4)))
+        gullies = 1 - np.abs(fine + 0.8 * spread) * 0.5
+        height = 0.36 * summit + 0.012 * folds + 0.012 * gullies * (0.5 + 0.4 * summit)
+        lit = np.clip(_relief(height, grid) * (n / 3.6), -0.52, 0.40)
         rough = 1 + 0.045 * patch("grain", n, rng) + 0.05 * fine
-        bare = np.clip(summit * 4 - 0.25 + 0.10 * fine, 0, 1)
+        bare = np.clip(summit * 3 - 0.45 + 0.10 * fine, 0, 1)
         picture = _speckled(_drifted(foot, rng, 7), _drifted(slope, rng, 7), bare, rough)
         if snow_line is not None:
-            cover = np.clip((summit - snow_line + 0.03 * fine + 0.04 * spread) * 12, 0, 1)[..., None]
+            cover = np.clip((summit - snow_line + 0.015 * fine + 0.05 * spread) * 9, 0, 1)[..., None]
             picture += (np.array((244, 247, 252), np.float32) - picture) * cover
         return picture * (0.94 + lit)[..., None]
 

@@ -25,7 +25,7 @@ SEED = 20405  # the bank is part of the product, not of a data set: it never cha
 # Waves a scene side: (lowest, highest, exponent of the amplitude's fall-off).
 BANDS: dict[str, tuple[float, float, float]] = {
     "broad": (0.5, 16.0, 1.7),
-    "mottle": (4.0, 28.0, 0.8),
+    "mottle": (5.0, 44.0, 1.0),
     "grain": (16.0, 96.0, 0.5),
 }
 CANOPY_CELLS = 40  # tree crowns along one side of a tile

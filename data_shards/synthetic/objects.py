@@ -6,6 +6,7 @@ Sizes are in scene sides. `part` names the pixels that carry the colour the capt
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from .dice import Rng, between, pick
 from .palette import PAINT, Rgb, blend, paint, shade
@@ -40,12 +41,22 @@ def plane(sketch: Sketch, u: float, v: float, heading: float, length: float, col
     sketch.body(place(((0.43, 0.022), (0.46, 0), (0.43, -0.022), (0.41, 0)), u, v, heading, length), GLASS)
 
 
-def ship(sketch: Sketch, u: float, v: float, heading: float, length: float, colour: Rgb, part: str = "main") -> None:
-    """A ship: hull, deck, bridge at the stern, hatches."""
+def ship(
+    sketch: Sketch,
+    u: float,
+    v: float,
+    heading: float,
+    length: float,
+    colour: Rgb,
+    part: str = "main",
+    wake: bool = True,
+) -> None:
+    """A ship: hull, deck, bridge at the stern, hatches, and its wake where it sails."""
     beam = 0.30
     hull = [(x, y * beam) for x, y in HULL]
-    wake = [(-0.45, 0.10), (-1.0, 0.20), (-1.0, -0.20), (-0.45, -0.10)]
-    sketch.mark(place(wake, u, v, heading, length), (120, 146, 150))
+    if wake:
+        foam = [(-0.45, 0.10), (-0.9, 0.18), (-0.9, -0.18), (-0.45, -0.10)]
+        sketch.mark(place(foam, u, v, heading, length), (112, 138, 144))
     sketch.body(place(hull, u, v, heading, length), colour, 0.02, part)
     sketch.body(place(hull, u, v, heading, length * 0.80), shade(colour, 0.86), 0, part)
     pale = WHITE if sum(colour) < 620 else (120, 122, 126)
@@ -81,8 +92,11 @@ def tank(sketch: Sketch, u: float, v: float, radius: float, colour: Rgb, rng: Rn
     sketch.disc(u - lee_u * radius * 0.10, v - lee_v * radius * 0.10, radius * 0.74, shade(colour, 1.06), 0, "main")
     sketch.disc(u, v, radius * 0.10, shade(colour, 0.7))
     turn = between(rng, 0, 2 * math.pi)
-    rim = (u + math.cos(turn) * radius, v + math.sin(turn) * radius)
-    sketch.body(line((u, v), rim, radius * 0.09), shade(colour, 0.68))
+    stair = [
+        (u + math.cos(turn + i * 0.3) * radius * 0.97, v + math.sin(turn + i * 0.3) * radius * 0.97) for i in range(5)
+    ]
+    for start, end in pairwise(stair):
+        sketch.body(line(start, end, radius * 0.09), shade(colour, 0.60))
 
 
 def gable(

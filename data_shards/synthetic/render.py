@@ -109,7 +109,7 @@ def render(sketch: Sketch, size: int, rng: Rng) -> Picture:
         for shape, at in _to_pixels(sketch, level, scale):
             _draw(pen, shape, at, shape.radius * scale, _ink(shape))
     picture = np.asarray(canvas.reduce(OVERSAMPLE), np.float32)
-    weathered = 1 + 0.024 * patch("grain", size, rng) + 0.034 * patch("mottle", size, rng)
+    weathered = 1 + 0.024 * patch("grain", size, rng) + 0.025 * patch("mottle", size, rng)
     return picture * weathered[..., None]
 
 

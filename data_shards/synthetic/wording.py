@@ -81,6 +81,10 @@ NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("{n} station with {c} roof", "{n} stations with {c} roofs"),
         ("{n} {c} station building", "{n} {c} station buildings"),
     ),
+    "clubhouse": (
+        ("{n} clubhouse with {c} roof", "{n} clubhouses with {c} roofs"),
+        ("{n} {c} building", "{n} {c} buildings"),
+    ),
     "chimney": (("{n} chimney", "{n} chimneys"), ("{n} smokestack", "{n} smokestacks")),
     "tree": (("{n} tree", "{n} trees"),),
     "pool": (("{n} swimming pool", "{n} swimming pools"), ("{n} pool", "{n} pools")),

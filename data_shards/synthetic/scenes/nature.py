@@ -7,8 +7,8 @@ import math
 from ..dice import Rng, between, chance, count, pick, shuffled
 from ..facts import Company, Facts, Thing
 from ..ground import canopy, dunes, mountains
-from ..layout import WHOLE, Room, along, layout_for, spots
-from ..objects import boulder, gable, ship, tree, umbrella
+from ..layout import MAIN, Room, along, layout_for, spots
+from ..objects import boulder, car, gable, ship, tree, umbrella
 from ..palette import Rgb, colour_on, paint
 from ..regions import band, before, beyond, blob, grown
 from ..sketch import Sketch
@@ -169,7 +169,10 @@ def desert(sketch: Sketch, rng: Rng) -> Facts:
     company = []
     if chance(rng, 0.5):
         sketch.fill(band(LANE, 0.034), "asphalt", 0.006, 0.02)
-        company.append(Company("crossed", Thing("road")))
+        cars, tone = count(rng, 0, 4), pick(rng, ("white", "red", "blue", "green"))
+        for u in along(cars, Room(0, 0, 0.6, 0)) if cars else []:
+            car(sketch, u, LANE, math.pi * chance(rng, 0.5), 0.08, paint(rng, tone), "company")
+        company.append(Company("crossed", Thing("road"), Thing("car", cars, tone) if cars else None))
     places = shuffled(rng, [(u, v) for u in (-0.25, 0.0, 0.25) for v in (-0.30, -0.10, 0.10)])
     for u, v in places[:oases]:
         sketch.fill(blob(rng, u, v, 0.19, 0.15, between(rng, 0, 3)), "grass", 0.02, 0.02)
@@ -207,14 +210,19 @@ def mountain(sketch: Sketch, rng: Rng) -> Facts:
     tones: dict[str, Rgb] = {
         "grass": (96, 122, 66),
         "forest": (50, 74, 46),
-        "rock": (134, 124, 112),
+        "rock": (104, 90, 78),
         "dry grass": (170, 152, 100),
     }
-    radius = {1: 0.36, 2: 0.25, 3: 0.20, 4: 0.19}[number]
-    peaks = [(u, v, radius * between(rng, 0.92, 1.08)) for u, v, _ in spots(rng, number, layout, WHOLE, radius * 1.35)]
-    sketch.ground = mountains(peaks, (128, 112, 98), tones[foot], 0.45 if snow else None)
+    radius = {1: 0.36, 2: 0.25, 3: 0.20, 4: 0.18}[number]
+    peaks = [(u, v, radius * between(rng, 0.92, 1.08)) for u, v, _ in spots(rng, number, layout, MAIN, radius * 1.3)]
+    sketch.ground = mountains(peaks, (162, 152, 142), tones[foot], 0.45 if snow else None)
     lakes = count(rng, 0, 1)
     if lakes:
-        sketch.fill(blob(rng, 0.33, 0.33, 0.16, 0.11, between(rng, 0, 3)), "water", 0.02)
+        sketch.fill(blob(rng, 0.28, 0.34, 0.16, 0.11, between(rng, 0, 3)), "water", 0.02)
     company = [Company("with", Thing("tarn", lakes))] if lakes else []
+    huts, roof = count(rng, 0, 3), pick(rng, ("red", "white", "blue"))
+    for u in along(huts, Room(-0.12, 0, 0.44, 0)) if huts else []:
+        gable(sketch, u, 0.36, 0.085, 0.066, between(rng, -0.2, 0.2), paint(rng, roof), "company")
+    if huts:
+        company.append(Company("with", Thing("cabin", huts, roof)))
     return Facts(Thing("peak", number, None, layout, "snow" if snow else "bare"), foot, company)

@@ -8,9 +8,9 @@ from ..dice import Rng, between, chance, count, pick, shuffled
 from ..facts import Company, Facts, Thing
 from ..ground import mown
 from ..layout import MAIN, layout_for, spots
-from ..objects import WHITE, car, court, dashes, gable, pool, scatter_bushes, some_colour, stands, tree
+from ..objects import WHITE, car, court, dashes, gable, pool, scatter_bushes, stands, tree
 from ..palette import PAINT, colour_on, paint, shade
-from ..regions import band, blob, sector
+from ..regions import band, blob, grown, sector
 from ..sketch import Sketch, box, line, oval, place
 from .company import neighbour
 
@@ -38,9 +38,16 @@ def dense_residential(sketch: Sketch, rng: Rng) -> Facts:
                 gable(sketch, u, row, 0.088, depth * between(rng, 0.86, 1), 0.0, paint(rng, colour, 12))
                 if abs(i) <= 2 and abs(v) < 0.3:
                     plots.append((u, row + side * (depth / 2 + 0.034)))
-        for _ in range(2):
-            u = between(rng, -0.5, 0.5)
-            car(sketch, u, v + pick(rng, (-0.018, 0.018)), 0, 0.056, some_colour(rng))
+    cars, tone = count(rng, 0, 5), pick(rng, ("white", "red", "blue", "yellow"))
+    slots = [
+        (u, v + side * 0.018)
+        for v in lines
+        if abs(v) < 0.3
+        for u in (-0.24, -0.12, 0.0, 0.12, 0.24)
+        for side in (-1, 1)
+    ]
+    for u, v in shuffled(rng, slots[:: 1 + len(slots) % 2])[:cars]:
+        car(sketch, u, v, math.pi * chance(rng, 0.5), 0.07, paint(rng, tone), "company")
     plots = [plot for plot in plots if abs(plot[1]) < 0.36]
     for u, v in shuffled(rng, plots)[:pools]:
         pool(sketch, u, v, 0.056, 0)
@@ -48,6 +55,8 @@ def dense_residential(sketch: Sketch, rng: Rng) -> Facts:
         u, v = between(rng, -0.6, 0.6), pick(rng, lines) + pick(rng, (-1, 1)) * (0.045 + depth + 0.05)
         tree(sketch, u, v, between(rng, 0.016, 0.026), rng)
     company = [Company("along", Thing("street", streets))]
+    if cars:
+        company[0] = Company("along", Thing("street", streets), Thing("car", cars, tone))
     if pools:
         company.append(Company("with", Thing("pool", pools)))
     return Facts(Thing("house", 26 * streets, colour, "rows"), ground, company)
@@ -186,7 +195,7 @@ def golf_course(sketch: Sketch, rng: Rng) -> Facts:
         0.03,
     )
     bunkers, ponds, trees = count(rng, 1, 6), count(rng, 0, 2), count(rng, 3, 9)
-    places = shuffled(rng, [(u, v) for u in (-0.27, 0.0, 0.27) for v in (-0.27, 0.0, 0.27)])
+    places = shuffled(rng, [(u, v) for u in (-0.23, 0.0, 0.23) for v in (-0.23, 0.0, 0.23)])
     green_u, green_v = places[0]
     sketch.fill(
         blob(rng, green_u, green_v, 0.26, 0.20, between(rng, 0, 3)),
@@ -197,12 +206,17 @@ def golf_course(sketch: Sketch, rng: Rng) -> Facts:
     for u, v in places[1 : 1 + ponds]:
         sketch.fill(blob(rng, u, v, 0.25, 0.17, between(rng, 0, 3)), "water", 0.014)
     for u, v in places[1 + ponds : 1 + ponds + bunkers]:
-        lobes = blob(rng, u, v, between(rng, 0.12, 0.17), between(rng, 0.08, 0.10), between(rng, 0, 3))
-        sketch.fill(lobes, "sand", 0.014)
-    rim = [(0.42 * math.cos(a), 0.42 * math.sin(a)) for a in (i * 2 * math.pi / trees + 0.3 for i in range(trees))]
+        lobes = blob(rng, u, v, between(rng, 0.13, 0.17), between(rng, 0.09, 0.12), between(rng, 0, 3))
+        sketch.fill(grown(lobes, 0.006), "lawn", 0.004)
+        sketch.fill(lobes, "sand", 0.004)
+    rim = [(0.45 * math.cos(a), 0.45 * math.sin(a)) for a in (i * 2 * math.pi / trees + 0.3 for i in range(trees))]
     for u, v in rim:
         tree(sketch, u, v, between(rng, 0.032, 0.044), rng)
     company = [Company("with", Thing("bunker", bunkers)), Company("with", Thing("tree", trees))]
+    if chance(rng, 0.7) and len(places) > 1 + ponds + bunkers:
+        roof, (u, v) = pick(rng, ("red", "white", "blue", "brown")), places[-1]
+        gable(sketch, u, v, 0.15, 0.09, between(rng, 0, 3), paint(rng, roof), "company")
+        company.append(Company("near", Thing("clubhouse", 1, roof)))
     if ponds:
         company.insert(1, Company("with", Thing("pond", ponds)))
     return Facts(Thing("green"), None, company)

@@ -76,7 +76,7 @@ def harbour(sketch: Sketch, rng: Rng) -> Facts:
         berths = [berth for i, berth in enumerate(berths) if (i // 4) % 2 == 0]
     number = count(rng, 1, min(12, len(berths)))
     for u, v, heading, length in shuffled(rng, berths)[:number]:
-        ship(sketch, u, v + between(rng, -0.008, 0.008), heading, length, paint(rng, colour))
+        ship(sketch, u, v + between(rng, -0.008, 0.008), heading, length, paint(rng, colour), wake=False)
     roof = colour_on(rng, quay, ("white", "red", "blue", "brown"))
     sheds = count(rng, 1, 3)
     for u in along(sheds, STRIP):
@@ -141,14 +141,10 @@ def overpass(sketch: Sketch, rng: Rng) -> Facts:
     roads = count(rng, 2, 3)
     half = 0.075
     turns = [0.0, between(rng, 1.2, 1.9)] if roads == 2 else [0.0, between(rng, 0.9, 1.2), between(rng, 1.95, 2.25)]
-    offsets = [between(rng, -0.08, 0.08) for _ in turns]
-    if chance(rng, 0.6) and roads == 2:
-        for su, sv in ((1, 1), (-1, -1), (1, -1), (-1, 1)):
-            u, v = su * 0.2, sv * 0.2
-            sketch.fill(ring(u, v, 0.15, 0.026), "asphalt")
-        ramps = True
-    else:
-        ramps = False
+    ramps = roads == 2 and chance(rng, 0.6)
+    offsets = [0.0 if ramps else between(rng, -0.08, 0.08) for _ in turns]
+    if ramps:
+        _loops(sketch, turns[1], half)
     for turn, offset in zip(turns, offsets, strict=True):
         sketch.fill(band(offset, half, angle=turn), "asphalt")
     top = turns[-1]
@@ -190,6 +186,18 @@ def overpass(sketch: Sketch, rng: Rng) -> Facts:
         ground,
         [Company("carrying", Thing("truck" if lorry else "car", number, colour))],
     )
+
+
+def _loops(sketch: Sketch, turn: float, half: float) -> None:
+    """Draw the four loop ramps of a cloverleaf, each touching both highways."""
+    radius, lane = 0.105, 0.024
+    for quarter in range(4):
+        opening = turn if quarter % 2 == 0 else math.pi - turn
+        bisector = turn / 2 + quarter * math.pi / 2
+        away = (radius + half * 0.75) / math.sin(opening / 2)
+        u, v = away * math.cos(bisector), away * math.sin(bisector)
+        sketch.fill(disc(u, v, radius - lane), "lawn", 0, 0, 0.6)
+        sketch.fill(ring(u, v, radius, lane), "asphalt")
 
 
 def roundabout(sketch: Sketch, rng: Rng) -> Facts:
