@@ -1,0 +1,53 @@
+"""Using a trained model: recall on a test set, and an index of images that text or an image searches.
+
+    export folder + Karpathy JSON or shards -> evaluate -> table, report.json
+    export folder + images                  -> index    -> embeddings + where each image lies
+    index + text or image                   -> search   -> ranked table
+                                            -> serve    -> a page to look at
+
+    from retrieval import EmbeddingIndex, Encoder, Searcher
+    searcher = Searcher(EmbeddingIndex.load("runs/index"), Encoder.load("runs/demo/export"))
+    for hit in searcher.by_text("four white storage tanks beside a river", k=10): ...
+
+Nothing here imports torch until one of these names is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retrieval.encoder import Encoder as Encoder
+    from retrieval.evaluation import evaluate as evaluate
+    from retrieval.gallery import Gallery as Gallery
+    from retrieval.gallery import open_gallery as open_gallery
+    from retrieval.index import EmbeddingIndex as EmbeddingIndex
+    from retrieval.index import build_index as build_index
+    from retrieval.search import Hit as Hit
+    from retrieval.search import Searcher as Searcher
+    from retrieval.server import create_server as create_server
+
+EXPORTS = {
+    "EmbeddingIndex": "index",
+    "Encoder": "encoder",
+    "Gallery": "gallery",
+    "Hit": "search",
+    "Searcher": "search",
+    "build_index": "index",
+    "create_server": "server",
+    "evaluate": "evaluation",
+    "open_gallery": "gallery",
+}
+
+__all__ = sorted(EXPORTS)
+
+
+def __getattr__(name: str) -> Any:
+    if name in EXPORTS:
+        return getattr(import_module(f"retrieval.{EXPORTS[name]}"), name)
+    raise AttributeError(f"module 'retrieval' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *EXPORTS])

@@ -1,0 +1,199 @@
+"""An exported model with its tokenizer, on a device: images and texts in, L2-normalised features out.
+
+    encoder = Encoder.load("runs/demo/export")
+    encoder.text("a harbour with ten boats")            # (d,)
+    encoder.image(Path("harbour.jpg").read_bytes())     # (d,)
+    found = encoder.images(batches)                     # .features (I, d), .usable (I,), .labels (I,)
+    encoder.texts(batches)                              # (T, d)
+
+Images take the way that evaluation while training takes: the centred square, resized, uint8, normalised by the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data_shards import EvalBatches, eval_batches, load_tokenizer
+from data_shards.collate import tokenize
+from data_shards.sample import BadSample
+from data_shards.transforms import MAX_PIXELS, eval_transform
+from model import from_pretrained
+from model.evaluation import encode_texts
+from retrieval.config import Device, GalleryConfig, Precision
+from retrieval.gallery import Gallery, Skipped, skip
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """A gallery's images after the model.
+
+    Args:
+        features: (I, d), zeros where an image cannot be used
+        usable: (I,) bool
+        labels: (I,) int64, the place of the scene in the batches' ``classes``, -1 where it is not known
+    """
+
+    features: Tensor
+    usable: Tensor
+    labels: Tensor
+
+
+class Encoder:
+    """PriorCLIP or PriorITR in eval mode. Calling it is calling the model, in the chosen precision, without gradients.
+
+    Args:
+        model: what ``model.from_pretrained`` gives
+        tokenizer: the one it was trained with
+        folder: export folder, for messages and to recognise the model again
+        device: where the model goes
+        precision: fp32, or bf16 or fp16 through autocast
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, device: torch.device, precision: Precision
+    ) -> None:
+        self.model = model.to(device).eval()
+        self.tokenizer, self.folder, self.device, self.precision = tokenizer, folder, device, precision
+
+    @classmethod
+    def load(cls, folder: str | Path, device: Device = "auto", precision: Precision = "fp32") -> Encoder:
+        """The model of an export folder.
+
+        Raises:
+            FileNotFoundError: no export folder, or one without tokenizer
+            ValueError: a scene classifier; weights that do not fit; a GPU is asked for and there is none
+        """
+        folder = Path(folder)
+        where = pick_device(device)
+        model = from_pretrained(folder)
+        if not hasattr(model, "encode_text"):
+            raise ValueError(f"--model {folder} is a {type(model).__name__}: it has no text encoder to search with")
+        return cls(model, read_tokenizer(folder, model.config.text), folder, where, precision)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model's input in pixels."""
+        return self.model.config.vision.image_size
+
+    def __call__(self, **inputs: Tensor) -> Mapping[str, Any]:
+        reduced = self.precision != "fp32"
+        with torch.inference_mode(), torch.autocast(self.device.type, DTYPES[self.precision], enabled=reduced):
+            return self.model(**inputs)
+
+    def batches(self, gallery: Gallery, config: GalleryConfig, caption_field: str | None = None) -> EvalBatches:
+        """Batches of the gallery's images, and of its captions where a field is named."""
+        return eval_batches(
+            gallery.source,
+            None if caption_field is None else self.tokenizer,
+            self.image_size,
+            config.batch_size,
+            caption_field=caption_field or "captions",
+            workers=config.workers,
+            skip_bad=True,
+            max_pixels=config.max_pixels,
+        )
+
+    def images(self, batches: EvalBatches, dtype: torch.dtype = torch.float32) -> EncodedImages:
+        """Features of all images as ``dtype`` on the CPU, each batch put in its place as it comes.
+
+        Raises ValueError where a feature is not finite.
+        """
+        total = batches.image_count
+        features = torch.zeros(0)
+        usable = torch.zeros(total, dtype=torch.bool)
+        labels = torch.full((total,), -1)
+        with tqdm(total=total, desc="images", unit="image", disable=None) as bar:
+            for batch in batches.images():
+                rows = self(images=batch["images"].to(self.device))["image_features"].float().cpu()
+                if not len(features):
+                    features = torch.zeros(total, rows.shape[1], dtype=dtype)
+                real = batch["index"] >= 0
+                places = batch["index"][real]
+                features[places] = rows[real].to(dtype)
+                usable[places] = True
+                labels[places] = batch["labels"][real]
+                bar.update(min(len(rows), total - int(bar.n)))
+        self.refuse_non_finite(features)
+        return EncodedImages(features, usable, labels)
+
+    def texts(self, batches: EvalBatches) -> Tensor:
+        """Features of all captions in their order, (T, d) float32 on the CPU. ValueError if one is not finite."""
+        with tqdm(total=batches.text_count, desc="captions", unit="caption", disable=None) as bar:
+
+            def forward(**inputs: Tensor) -> Mapping[str, Any]:
+                bar.update(min(len(inputs["input_ids"]), batches.text_count - int(bar.n)))
+                return self(**inputs)
+
+            features = encode_texts(forward, batches, self.device).cpu()
+        self.refuse_non_finite(features)
+        return features
+
+    def text(self, text: str) -> Tensor:
+        """Feature (d,) of one text, float32 on the CPU. ValueError for a blank one."""
+        if not text.strip():
+            raise ValueError("the text to search for is blank")
+        inputs = {name: value.to(self.device) for name, value in tokenize(self.tokenizer, [text.strip()]).items()}
+        return self.one(self(**inputs)["text_features"])
+
+    def image(self, data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
+        """Feature (d,) of one encoded image, float32 on the CPU. BadSample, a ValueError, if it cannot be read."""
+        pixels = torch.from_numpy(eval_transform(data, self.image_size, max_pixels=max_pixels))
+        return self.one(self(images=pixels[None].to(self.device))["image_features"])
+
+    def one(self, features: Tensor) -> Tensor:
+        """The only row of (1, d)."""
+        row = features[0].float().cpu()
+        self.refuse_non_finite(row)
+        return row
+
+    def refuse_non_finite(self, features: Tensor) -> None:
+        """NaN compares as neither larger nor smaller, so that recall over NaN would look perfect."""
+        if not features.isfinite().all():
+            raise ValueError(
+                f"the model in {self.folder} gives features that are not finite in {self.precision}: its weights are "
+                f"damaged, or the precision is too low (--precision fp32)"
+            )
+
+
+def reasons(gallery: Gallery, usable: Tensor, image_size: int, max_pixels: int) -> Skipped:
+    """Why images could not be used: the few are read once more, as workers report no reason."""
+    skipped: Skipped = {}
+    for sample in (~usable).nonzero().flatten().tolist():
+        try:
+            eval_transform(gallery.source.read(sample).image, image_size, max_pixels=max_pixels)
+            skip(skipped, gallery, sample, BadSample("could not be read at first", "but could a second time"))
+        except BadSample as error:
+            skip(skipped, gallery, sample, error)
+    return skipped
+
+
+def pick_device(device: Device) -> torch.device:
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU on this machine, use --device cpu")
+    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def read_tokenizer(folder: Path, text: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer in an export folder, checked against the text encoder's vocabulary (``text`` is its TextConfig)."""
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise FileNotFoundError(
+            f"--model {folder} has no tokenizer: copy the files of the one it was trained with into the folder"
+        )
+    tokenizer = load_tokenizer(str(folder), text.context_length)
+    known = (text.config or {}).get("vocab_size")
+    if known is not None and len(tokenizer) > known:
+        raise ValueError(f"the tokenizer in {folder} has {len(tokenizer)} entries, its text encoder knows {known}")
+    return tokenizer

@@ -1,0 +1,183 @@
+"""What ``--data`` names, as a source of samples that can be read one by one.
+
+    open_gallery("dataset_rsicd.json", "RSICD_images")       # Karpathy JSON: its test split
+    open_gallery("shards/test")                              # folder of tars, a tar, or a pattern of tars
+
+    gallery.source      len(), read(i) -> Sample, captions(i, field), name(i) -> (shard or data set, key)
+    gallery.place(i)    where image i lies, so that an index finds it again without the annotation file
+
+A sample that cannot be used is left out and said so: ``Skipped`` lists its key under the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_shards.sample import BadSample, Sample
+from data_shards.shards import ShardSet
+from data_shards.sources import Record, RecordSet, karpathy, keep_split
+
+if TYPE_CHECKING:
+    from data_shards.collate import SampleSource
+
+log = logging.getLogger(__name__)
+
+TEST, ALL = "test", "all"
+
+Skipped = dict[str, list[str]]  # reason -> keys of the samples
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Images with what is known about them.
+
+    Args:
+        source: the samples
+        split: split of the Karpathy JSON they are, or "all"
+        origin: the whole set that ``source`` may be a selection of
+        places: index in ``origin`` of each sample of ``source``
+    """
+
+    source: SampleSource
+    split: str
+    origin: RecordSet | ShardSet
+    places: Sequence[int]
+
+    def place(self, sample: int) -> dict[str, Any]:
+        """Where the image lies: ``{"path"}`` of a file, or ``{"shard", "sample"}``: a tar and the row in it."""
+        if isinstance(self.origin, ShardSet):
+            shard, row = self.origin.locate(self.places[sample])
+            return {"shard": str(self.origin.paths[shard].resolve()), "sample": row}
+        return {"path": str(Path(str(self.origin.records[self.places[sample]].image)).resolve())}
+
+    def keep(self, samples: Sequence[int]) -> Gallery:
+        """The gallery with these samples only, in the order given."""
+        places = [self.places[sample] for sample in samples]
+        return Gallery(Selection(self.origin, places), self.split, self.origin, places)
+
+
+class Selection:
+    """Some samples of a source, as a source."""
+
+    def __init__(self, origin: RecordSet | ShardSet, places: Sequence[int]) -> None:
+        self.origin, self.places = origin, places
+        self.sizes = [len(places)]
+        self.classes = origin.classes
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.origin.fingerprint
+
+    def read(self, sample: int) -> Sample:
+        return self.origin.read(self.places[sample])
+
+    def name(self, sample: int) -> tuple[str, str]:
+        return self.origin.name(self.places[sample])
+
+    def captions(self, sample: int, caption_field: str = "captions") -> list[str]:
+        return self.origin.captions(self.places[sample], caption_field)
+
+
+def open_gallery(data: str, images: str | None = None, split: str | None = None, limit: int | None = None) -> Gallery:
+    """The samples of a Karpathy JSON (``data`` ends in .json) or of shards.
+
+    Args:
+        data: JSON file, or shard specification
+        images: folder of the JSON's images
+        split: of the JSON, or "all"; None takes "test" where the file has it, else all
+        limit: the first so many samples
+
+    Raises:
+        FileNotFoundError: the file, the folder, or every single image is not there
+        ValueError: options that do not fit each other, a split that is not there, a file that is no Karpathy JSON
+    """
+    origin: RecordSet | ShardSet
+    if data.endswith(".json"):
+        records, split = read_records(Path(data), images, split)
+        origin = RecordSet(records)
+    else:
+        if images is not None:
+            raise ValueError(
+                f"--images {images} goes with a Karpathy JSON; the shards of --data {data} hold the images"
+            )
+        if split not in (None, ALL):
+            raise ValueError(f"--split {split}: shards have no splits, so name the tars of the split in --data")
+        origin, split = ShardSet(data), ALL
+    gallery = Gallery(origin, split or ALL, origin, range(len(origin)))
+    return gallery if limit is None or limit >= len(origin) else gallery.keep(range(limit))
+
+
+def read_records(path: Path, images: str | None, split: str | None) -> tuple[list[Record], str]:
+    """Records of the split of a Karpathy JSON, and the split's name."""
+    if not path.is_file():
+        raise FileNotFoundError(f"--data {path}: no such file")
+    if images is None:
+        raise ValueError(f"--data {path} names images by file name: give their folder as --images DIR")
+    if not Path(images).is_dir():
+        raise FileNotFoundError(f"--images {images}: no such folder")
+    refuse_manifest(path)
+    records = karpathy(path, images)
+    if split is None:
+        split = TEST if any(record.split == TEST for record in records) else ALL
+        log.info("%s: taking the split '%s'" if split == TEST else "%s: no test split, taking %s images", path, split)
+    kept = records if split == ALL else keep_split(records, split, path)
+    paths = [record.image for record in kept if isinstance(record.image, Path)]
+    if paths and not any(path.is_file() for path in paths):
+        raise FileNotFoundError(
+            f"none of the {len(paths)} images that {path} names is in --images {images} (the first would be "
+            f"{paths[0]}): give the folder that its file names are relative to"
+        )
+    return kept, split
+
+
+def refuse_manifest(path: Path) -> None:
+    """A shard folder's manifest.json is JSON too, but the folder is what --data takes."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return  # karpathy() says what is wrong with it
+    if isinstance(content, dict) and "shards" in content and "images" not in content:
+        raise ValueError(f"--data {path} is the manifest of a shard folder: give the folder, --data {path.parent}")
+
+
+def with_captions(gallery: Gallery, caption_field: str) -> tuple[Gallery, Skipped]:
+    """The samples that have captions, and the keys of those that have none."""
+    kept: list[int] = []
+    skipped: Skipped = {}
+    for sample in range(len(gallery.source)):
+        try:
+            gallery.source.captions(sample, caption_field)
+            kept.append(sample)
+        except BadSample as error:
+            skip(skipped, gallery, sample, error)
+    if not kept:
+        raise ValueError(f"no sample has a caption in '{caption_field}': see --caption_field")
+    return (gallery.keep(kept) if skipped else gallery), skipped
+
+
+def skip(skipped: Skipped, gallery: Gallery, sample: int, error: BadSample) -> None:
+    """Write a sample down under the reason, and log it with the detail."""
+    shard, key = gallery.source.name(sample)
+    log.warning("%s of %s is left out: %s", key, shard, error)
+    skipped.setdefault(error.reason, []).append(key)
+
+
+def refuse_too_many(skipped: Skipped, total: int, max_bad_share: float) -> None:
+    """Raise ValueError where more than the share of the samples cannot be used."""
+    count = sum(len(keys) for keys in skipped.values())
+    if not count:
+        return
+    reasons = "; ".join(f"{reason}: {len(keys)}, such as {', '.join(keys[:3])}" for reason, keys in skipped.items())
+    if count > max_bad_share * total or count == total:
+        raise ValueError(
+            f"{count} of {total} images cannot be used, more than --max_bad_share {max_bad_share:g} allows ({reasons})"
+        )
+    log.warning("%d of %d images are left out (%s)", count, total, reasons)

@@ -1,0 +1,79 @@
+"""Ranks the images of an index by a text, by an image, or by one of its own images."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from retrieval.encoder import Encoder
+from retrieval.index import EmbeddingIndex, model_hash
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result.
+
+    Args:
+        rank: 1 for the best
+        score: cosine similarity, -1 to 1
+        row: of the image in the index
+        key: of the sample
+        label: scene class or None
+        where: file, or tar and the row in it
+    """
+
+    rank: int
+    score: float
+    row: int
+    key: str
+    label: str | None
+    where: str
+
+
+class Searcher:
+    """An index with the model that made it. Safe to call from several threads.
+
+    Raises:
+        ValueError: the model is not the one that made the index
+    """
+
+    def __init__(self, index: EmbeddingIndex, encoder: Encoder) -> None:
+        if model_hash(encoder.folder) != index.about["model_sha256"]:
+            raise ValueError(
+                f"the index {index.folder} was made with other weights than {encoder.folder} holds now: make it anew "
+                f"with `retrieval index`, or name the right model by --model"
+            )
+        self.index, self.encoder = index, encoder
+        self._turn = threading.Lock()
+
+    def by_text(self, text: str, k: int) -> list[Hit]:
+        """The k images most like a text. ValueError for a blank one."""
+        with self._turn:
+            return self._hits(self.encoder.text(text), k)
+
+    def by_image(self, data: bytes, k: int) -> list[Hit]:
+        """The k images most like an encoded image. BadSample, a ValueError, if it cannot be read."""
+        with self._turn:
+            return self._hits(self.encoder.image(data), k)
+
+    def by_row(self, row: int, k: int) -> list[Hit]:
+        """The k images most like an image of the index, itself among them. IndexError outside the index."""
+        self.index.entry(row)
+        with self._turn:
+            return self._hits(self.index.embeddings[row].float(), k)
+
+    def _hits(self, query: Tensor, k: int) -> list[Hit]:
+        found = zip(*self.index.nearest(query, k), strict=True)
+        return [self._hit(rank, score, row) for rank, (score, row) in enumerate(found, 1)]
+
+    def _hit(self, rank: int, score: float, row: int) -> Hit:
+        entry = self.index.entry(row)
+        return Hit(rank, score, row, entry["key"], entry["label"], place_of(entry))
+
+
+def place_of(entry: dict[str, Any]) -> str:
+    """``/data/harbour_1.jpg``, or ``/data/test-000000.tar#17``."""
+    return entry["path"] if "path" in entry else f"{entry['shard']}#{entry['sample']}"

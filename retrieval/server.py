@@ -1,0 +1,215 @@
+"""A search page over an index: the standard library's HTTP server, one HTML page, no outside resources.
+
+    GET /                           the page; /?text=river and /?image=12 are its bookmarks
+    GET /search?text=river&k=24     {"query", "hits": [{"rank", "score", "row", "key", "label", "where"}]}
+    GET /search?image=12&k=24       the same, by an image of the index
+    GET /image/12?side=320          the centred square of image 12 as a JPEG; without side the whole image
+
+Read-only, and an image is named by its row alone: no request carries a path.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import logging
+import re
+from dataclasses import asdict
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from PIL import Image
+
+from data_shards.sample import BadSample
+from data_shards.transforms import UPRIGHT, eval_transform, opened, orientation, to_rgb
+from retrieval.search import Searcher
+
+log = logging.getLogger(__name__)
+
+HITS, MOST_HITS = 24, 200
+LONGEST_TEXT = 1000
+MOST_PIXELS_A_SIDE = 1024
+JPEG_QUALITY = 88
+BROWSER_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
+IDLE_SECONDS = 30
+POLICY = {
+    "default-src": "'none'",
+    "img-src": "'self' data:",
+    "connect-src": "'self'",
+    "style-src": "'unsafe-inline'",
+    "script-src": "'unsafe-inline'",
+    "base-uri": "'none'",
+    "form-action": "'self'",
+    "frame-ancestors": "'none'",
+}
+HEADERS = {
+    "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in POLICY.items()),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class BadRequest(ValueError):
+    """A request that names something which is not there, or not allowed."""
+
+    def __init__(self, message: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class SearchServer(ThreadingHTTPServer):
+    """Answers for one Searcher, each connection in a thread of its own."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], searcher: Searcher) -> None:
+        self.searcher = searcher
+        self.page = page(searcher)
+        super().__init__(address, Answer)
+
+    @property
+    def url(self) -> str:
+        host, port = self.server_address[:2]
+        return f"http://{host!s}:{port}/"
+
+
+class Answer(BaseHTTPRequestHandler):
+    """One connection."""
+
+    server: SearchServer
+    timeout = IDLE_SECONDS
+    server_version = "retrieval"
+    sys_version = ""
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        try:
+            self.reply(HTTPStatus.OK, *self.answer())
+        except BadRequest as error:
+            self.fail(error.status, str(error))
+        except (BadSample, OSError) as error:
+            if isinstance(error, ConnectionError | TimeoutError):
+                raise
+            log.warning("%s: %s", self.path, error)
+            self.fail(HTTPStatus.GONE, "this image cannot be read where the index says it is: make the index anew")
+        except Exception:
+            log.exception("%s failed", self.path)
+            self.fail(HTTPStatus.INTERNAL_SERVER_ERROR, "the search failed: see the server's log")
+
+    do_HEAD = do_GET
+
+    def answer(self) -> tuple[str, bytes, bool]:
+        """(content type, body, may be cached) for the path. Raises BadRequest."""
+        url = urlsplit(self.path)
+        query = parse_qs(url.query, keep_blank_values=True)
+        if url.path == "/":
+            return "text/html; charset=utf-8", self.server.page, False
+        if url.path == "/search":
+            return "application/json", json.dumps(search(self.server.searcher, query)).encode(), False
+        if found := re.fullmatch(r"/image/(\d{1,12})", url.path, re.ASCII):
+            return *picture(self.server.searcher, int(found[1]), query), True
+        raise BadRequest("there is nothing here: the page is at /", HTTPStatus.NOT_FOUND)
+
+    def reply(self, status: HTTPStatus, kind: str, body: bytes, cached: bool = False) -> None:
+        self.send_response(status)
+        headers = {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}
+        headers["Cache-Control"] = "private, max-age=3600" if cached else "no-store"
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def fail(self, status: HTTPStatus, message: str) -> None:
+        self.reply(status, "application/json", json.dumps({"error": message}).encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug("%s " + format, self.address_string(), *args)
+
+
+def search(searcher: Searcher, query: dict[str, list[str]]) -> dict[str, Any]:
+    """The answer to /search. Raises BadRequest."""
+    k = whole(query, "k", HITS, MOST_HITS)
+    if ("text" in query) == ("image" in query):
+        raise BadRequest("a search takes either text= or image=")
+    if "image" in query:
+        row = row_of(searcher, whole(query, "image", 0, len(searcher.index)))
+        return {"query": {"image": row}, "hits": [asdict(hit) for hit in searcher.by_row(row, k)]}
+    text = query["text"][0].strip()
+    if not text or len(text) > LONGEST_TEXT:
+        raise BadRequest(f"text must have 1 to {LONGEST_TEXT} characters")
+    return {"query": {"text": text}, "hits": [asdict(hit) for hit in searcher.by_text(text, k)]}
+
+
+def picture(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[str, bytes]:
+    """The answer to /image: (content type, bytes). Raises BadRequest, and BadSample or OSError for a lost image."""
+    data = searcher.index.read_image(row_of(searcher, row))
+    if "side" in query:
+        side = max(1, whole(query, "side", 0, MOST_PIXELS_A_SIDE))
+        return "image/jpeg", jpeg(Image.fromarray(eval_transform(data, side).transpose(1, 2, 0)))
+    with opened(data) as image:
+        if image.format in BROWSER_FORMATS:
+            return BROWSER_FORMATS[image.format], data
+        upright = to_rgb(image)
+        turn = UPRIGHT.get(orientation(image))
+        return "image/jpeg", jpeg(upright if turn is None else upright.transpose(turn))
+
+
+def jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def whole(query: dict[str, list[str]], name: str, default: int, most: int) -> int:
+    """A whole number of the query, at least 0 and at most ``most``; BadRequest if it is none."""
+    text = query.get(name, [str(default)])[0]
+    if not re.fullmatch(r"\d{1,12}", text, re.ASCII):
+        raise BadRequest(f"{name}= takes a whole number")
+    return min(int(text), most)
+
+
+def row_of(searcher: Searcher, row: int) -> int:
+    if row >= len(searcher.index):
+        raise BadRequest(
+            f"the index has {len(searcher.index)} images, the last is {len(searcher.index) - 1}", HTTPStatus.NOT_FOUND
+        )
+    return row
+
+
+def page(searcher: Searcher) -> bytes:
+    """The HTML page, with what is served in its places."""
+    about = searcher.index.about
+    facts = {"count": f"{len(searcher.index):,}", "data": about["data"], "model": searcher.encoder.folder}
+    text = files("retrieval").joinpath("page.html").read_text(encoding="utf-8")
+    for name, value in facts.items():
+        text = text.replace(f"{{{{{name}}}}}", html.escape(str(value)))
+    return text.encode()
+
+
+def create_server(searcher: Searcher, host: str = "127.0.0.1", port: int = 0) -> SearchServer:
+    """A server that listens already; ``serve_forever`` answers. Port 0 takes a free one, see ``url``.
+
+    Raises OSError that names the address where it cannot listen there.
+    """
+    try:
+        return SearchServer((host, port), searcher)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host}:{port}: {error.strerror or error} (--port 0 takes a free one)"
+        ) from error
+
+
+def serve(server: SearchServer) -> None:
+    """Answer until interrupted."""
+    log.info("%d images at %s, Ctrl-C ends it", len(server.searcher.index), server.url)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        log.info("ended")
+    finally:
+        server.server_close()
