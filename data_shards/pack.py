@@ -114,8 +114,7 @@ def claim(folder: Path, fingerprint: str, overwrite: bool) -> Path:
     """Make the folder ours: new, or half finished with the same fingerprint. Returns its progress folder."""
     progress = folder / PROGRESS
     note = progress / OPTIONS
-    if overwrite:
-        clear(folder)
+    ours = overwrite and clear(folder)
     if (folder / NAME).exists():
         raise FileExistsError(f"{folder} holds finished shards: use another --output, or --overwrite")
     if note.exists():
@@ -124,19 +123,19 @@ def claim(folder: Path, fingerprint: str, overwrite: bool) -> Path:
                 f"{folder} is half packed with other options or other input: repeat those to finish it, or --overwrite"
             )
         return progress
-    if folder.is_dir() and any(path.name != PROGRESS for path in folder.iterdir()):
+    if not ours and folder.is_dir() and any(path.name != PROGRESS for path in folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty and was not written by pack: use another --output")
     progress.mkdir(parents=True, exist_ok=True)
     write_aside(note, json.dumps({"fingerprint": fingerprint}).encode())
     return progress
 
 
-def clear(folder: Path) -> None:
-    """Remove what packing wrote, and nothing else."""
+def clear(folder: Path) -> bool:
+    """Remove what packing wrote, and nothing else; False where it had written nothing."""
     manifest = Manifest.load(folder)
     note = folder / PROGRESS
     if not manifest and not note.is_dir():
-        return
+        return False
     names = {entry.name for entry in manifest.shards} if manifest else set()
     names |= {f"{path.stem}.tar" for path in note.glob("*.json")}
     for name in names:
@@ -145,6 +144,7 @@ def clear(folder: Path) -> None:
     for path in (*folder.glob("*.tar.tmp"), *folder.glob("*.idx.tmp"), folder / QUARANTINE, folder / NAME):
         path.unlink(missing_ok=True)
     shutil.rmtree(note, ignore_errors=True)
+    return True
 
 
 def finish(folder: Path, progress: Path, names: list[str], fingerprint: str, options: dict) -> Manifest:

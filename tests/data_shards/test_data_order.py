@@ -1,0 +1,189 @@
+"""The streaming contract, as properties: exactly once, the same for any world, resumable anywhere."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_shards import ShardStream
+from data_shards.config import DataConfig
+from data_shards.order import EpochOrder
+from data_shards.seeds import mix, mix_array, permutation
+
+SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
+WORLDS = (1, 2, 3, 4, 8, 64)
+
+
+class Sizes:
+    """A source that has lengths and no samples: positions need no more."""
+
+    classes: list[str] = []  # noqa: RUF012
+    fingerprint = "sizes"
+
+    def __init__(self, sizes: list[int]) -> None:
+        self.sizes = sizes
+
+    def __len__(self) -> int:
+        return sum(self.sizes)
+
+
+def slow_order(sizes: list[int], seed: int, epoch: int, block_size: int, window_blocks: int) -> list[int]:
+    """The docstring of data_shards.order, in plain lists."""
+    starts = [sum(sizes[:shard]) for shard in range(len(sizes))]
+    samples = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
+    shuffled = sorted(range(len(sizes)), key=lambda shard: slow_mix(mix(seed, epoch, 1), shard))
+    blocks = [samples[s][i : i + block_size] for s in shuffled for i in range(0, sizes[s], block_size)]
+    order = []
+    for number, start in enumerate(range(0, len(blocks), window_blocks)):
+        window = [sample for block in blocks[start : start + window_blocks] for sample in block]
+        key = mix(mix(seed, epoch, 2), number)
+        order += [window[i] for i in sorted(range(len(window)), key=lambda i: slow_mix(key, i))]
+    return order
+
+
+def slow_mix(key: int, i: int) -> int:
+    """SplitMix64 in Python's integers."""
+    z = (i * 0x9E3779B97F4A7C15 + key) % 2**64
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+def order_of(stream: ShardStream, batches: int) -> list[list[int]]:
+    """Sample indices of the next batches of one rank."""
+    positions = stream.positions()
+    return [[stream.fetcher.order(e)[p] for e, p in next(positions)] for _ in range(batches)]
+
+
+def config(block_size: int = 4, window_blocks: int = 3) -> DataConfig:
+    return DataConfig("unused", workers=0, block_size=block_size, window_blocks=window_blocks)
+
+
+def test_splitmix64_is_the_published_one() -> None:
+    # First outputs of SplitMix64 seeded with 1234567 (Rosetta Code, from Vigna's splitmix64.c); element i here is
+    # output i of the generator whose state is already advanced once.
+    expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert list(mix_array(1234567 + 0x9E3779B97F4A7C15, 4)) == expected
+
+
+@given(SIZES, st.integers(0, 2**40), st.integers(0, 50), st.integers(1, 50), st.integers(1, 10))
+def test_order_is_what_the_docstring_says(sizes: list[int], seed: int, epoch: int, block: int, window: int) -> None:
+    order = EpochOrder(sizes, seed, epoch, block, window)
+    assert [order[i] for i in range(len(order))] == slow_order(sizes, seed, epoch, block, window)
+    assert sorted(order[i] for i in range(len(order))) == list(range(sum(sizes)))
+
+
+@given(SIZES, st.integers(0, 99))
+def test_random_access_agrees_with_walking(sizes: list[int], seed: int) -> None:
+    walk, jump = EpochOrder(sizes, seed, 0, 3, 2), EpochOrder(sizes, seed, 0, 3, 2)
+    walked = [walk[i] for i in range(len(walk))]
+    for position in permutation(seed, len(walk)):
+        assert jump[int(position)] == walked[position]
+
+
+def test_epochs_and_seeds_differ() -> None:
+    def listed(seed: int, epoch: int) -> list[int]:
+        order = EpochOrder([30] * 10, seed, epoch, 8, 4)
+        return [order[i] for i in range(len(order))]
+
+    assert len({tuple(listed(seed, epoch)) for seed in range(3) for epoch in range(3)}) == 9
+    assert listed(1, 2) == listed(1, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.integers(1, 6), st.integers(0, 99), st.sampled_from(WORLDS))
+def test_global_batches_do_not_depend_on_the_world(sizes: list[int], share: int, seed: int, world: int) -> None:
+    batch = world * share
+    source = Sizes(sizes * 20)
+    if len(source) < batch:
+        return
+    one = ShardStream(source, None, config(), global_batch=batch, seed=seed)
+    count = len(one) + 2  # into the second epoch
+    ranks = [
+        order_of(ShardStream(source, None, config(), global_batch=batch, rank=r, world_size=world, seed=seed), count)
+        for r in range(world)
+    ]
+    for number, whole in enumerate(order_of(one, count)):
+        dealt = [ranks[position % world][number][position // world] for position in range(batch)]
+        assert dealt == whole
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.integers(1, 16), st.integers(0, 99))
+def test_every_sample_at_most_once_and_only_the_tail_dropped(sizes: list[int], batch: int, seed: int) -> None:
+    source = Sizes(sizes)
+    if len(source) < batch:
+        return
+    stream = ShardStream(source, None, config(), global_batch=batch, seed=seed)
+    seen = Counter(sample for row in order_of(stream, len(stream)) for sample in row)
+    assert set(seen.values()) == {1}
+    assert len(seen) == len(source) - len(source) % batch
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.integers(1, 8), st.integers(0, 99), st.integers(0, 40), st.sampled_from(WORLDS), st.data())
+def test_resume_continues_the_sequence(
+    sizes: list[int], share: int, seed: int, stop: int, world: int, data: st.DataObject
+) -> None:
+    """Stop after any batch of any epoch; go on with another world size."""
+    batch = share * world
+    source = Sizes(sizes * 10)
+    if len(source) < batch:
+        return
+    whole = ShardStream(source, None, config(), global_batch=batch, seed=seed)
+    expected = order_of(whole, stop + 3)[stop:]
+    epoch, number = divmod(stop, len(whole))
+    rank = data.draw(st.integers(0, world - 1))
+    resumed = ShardStream(source, None, config(), global_batch=batch, rank=rank, world_size=world, seed=seed)
+    resumed.load_state_dict({"epoch": epoch, "samples_seen": number * batch})
+    assert order_of(resumed, 3) == [row[rank::world] for row in expected]
+
+
+def test_a_world_that_does_not_divide_and_too_few_samples_are_errors() -> None:
+    with pytest.raises(ValueError, match=r"world size 3 must divide the global batch 8.*use 6"):
+        ShardStream(Sizes([100]), None, config(), global_batch=8, world_size=3)
+    with pytest.raises(ValueError, match="5 samples are fewer than one global batch of 8"):
+        ShardStream(Sizes([5]), None, config(), global_batch=8)
+    with pytest.raises(ValueError, match="out of range"):
+        ShardStream(Sizes([50]), None, config(), global_batch=8, rank=2, world_size=2)
+
+
+def test_changed_shards_and_impossible_states_are_refused() -> None:
+    stream = ShardStream(Sizes([50]), None, config(), global_batch=8)
+    with pytest.raises(ValueError, match="shards have changed"):
+        stream.load_state_dict({"epoch": 0, "samples_seen": 8, "data": "others"})
+    with pytest.raises(ValueError, match="outside"):
+        stream.load_state_dict({"epoch": 0, "samples_seen": 51})
+
+
+def test_windows_mix_far() -> None:
+    """Neighbours in the order come from all over their window: mean rank distance of a random permutation is n/3."""
+    order = EpochOrder([1000] * 64, 7, 0, 250, 64)
+    first = np.array([order[i] for i in range(16_000)])
+    shards = first // 1000
+    assert len(set(shards)) == 16
+    place = {shard: i for i, shard in enumerate(dict.fromkeys(shards))}
+    flat = np.array([place[s] * 1000 for s in shards]) + first % 1000
+    assert abs(np.abs(np.diff(flat)).mean() / (16_000 / 3) - 1) < 0.05
+
+
+def test_five_million_samples_resume_in_no_time_and_little_memory() -> None:
+    code = (
+        "import resource, time\n"
+        "from data_shards.order import EpochOrder\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "start = time.perf_counter()\n"
+        "order = EpochOrder([1000] * 5070, 1, 3, 256, 64)\n"
+        "sample = order[len(order) * 9 // 10]\n"
+        "print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, kilobytes = map(float, done.stdout.split())
+    assert seconds < 0.5
+    assert kilobytes < 20_000
