@@ -26,6 +26,10 @@ MAIN = Room(0.0, -0.09, 0.68, 0.50)  # clear of what runs along v = 0.36, in the
 WHOLE = Room(0.0, 0.0, 0.64, 0.64)
 
 
+EDGE = 0.8  # share of a thing's extent that must stay inside the room beyond its place at the edge
+LINE_GAP = 1.1  # least distance of two rows, in extents
+
+
 def layout_for(rng: Rng, count: int) -> str | None:
     """Return a layout that this many things can show, None for a single one."""
     if count == 1:
@@ -77,10 +81,25 @@ def spots(rng: Rng, count: int, layout: str | None, room: Room, extent: float) -
     raise ValueError(f"unknown layout {layout!r}: use row, two rows, grid, ring, scattered or None")
 
 
+def extent_for(count: int, layout: str | None, room: Room, wish: float) -> float:
+    """Return the wished extent of one thing, or the largest at which the layout holds them apart, if that is less."""
+    if layout is None:
+        return min(wish, room.length, room.width)
+    if layout == "ring":
+        chord = math.sin(math.pi / count)
+        return min(wish, chord * min(room.length, room.width) / (1 + EDGE * chord))
+    if layout == "scattered":
+        return min(wish, max(min(room.length / i, room.width / math.ceil(count / i)) for i in range(1, count + 1)))
+    side = math.isqrt(count)
+    columns, rows = {"row": (count, 1), "two rows": (count - count // 2, 2), "grid": (side, side)}[layout]
+    length = min(room.length, room.width) if layout == "grid" else room.length
+    return min(wish, length / (columns - 1 + EDGE), room.width / (LINE_GAP * (rows - 1) + EDGE))
+
+
 def _lines(rng: Rng, lengths: tuple[int, ...], room: Room, extent: float) -> list[Spot]:
     longest = max(lengths)
-    pitch = min(extent * between(rng, 1.0, 1.25), (room.length - extent * 0.8) / max(longest - 1, 1))
-    gap = min(extent * between(rng, 1.1, 1.5), (room.width - extent * 0.8) / max(len(lengths) - 1, 1))
+    pitch = min(extent * between(rng, 1.0, 1.25), (room.length - extent * EDGE) / max(longest - 1, 1))
+    gap = min(extent * between(rng, LINE_GAP, 1.5), (room.width - extent * EDGE) / max(len(lengths) - 1, 1))
     found = []
     for line, number in enumerate(lengths):
         for place in range(number):
@@ -91,8 +110,8 @@ def _lines(rng: Rng, lengths: tuple[int, ...], room: Room, extent: float) -> lis
 
 
 def _ring(rng: Rng, count: int, room: Room, extent: float) -> list[Spot]:
-    widest = (min(room.length, room.width) - extent * 0.8) / 2
-    radius = min(widest, max(extent * count / (2 * math.pi) * 1.1, extent))
+    widest = (min(room.length, room.width) - extent * EDGE) / 2
+    radius = min(widest, max(extent / (2 * math.sin(math.pi / count)) * 1.1, extent * 0.8))
     start = between(rng, 0, 2 * math.pi)
     turns = [start + 2 * math.pi * i / count for i in range(count)]
     return [(room.u + radius * math.cos(a), room.v + radius * math.sin(a), a) for a in turns]
@@ -100,12 +119,10 @@ def _ring(rng: Rng, count: int, room: Room, extent: float) -> list[Spot]:
 
 def _scattered(rng: Rng, count: int, room: Room, extent: float) -> list[Spot]:
     """Draw places from a jittered lattice: random to the eye, never overlapping, at a fixed number of draws."""
-    columns = max(1, min(int(room.length / extent), count))
-    rows = max(1, math.ceil(count / columns))
-    while columns * rows < count * 1.3 and (rows + 1) * extent <= room.width * 1.05:
-        rows += 1
+    columns = max(1, min(int(room.length / extent + 1e-6), count))
+    rows = max(1, int(room.width / extent + 1e-6))
     while columns * rows < count:
-        columns += 1
+        columns, rows = (columns + 1, rows) if room.length / columns > room.width / rows else (columns, rows + 1)
     step_u, step_v = room.length / columns, room.width / rows
     cells = shuffled(rng, [(i, j) for i in range(columns) for j in range(rows)])[:count]
     loose_u, loose_v = max(0.0, step_u - extent) / 2, max(0.0, step_v - extent) / 2

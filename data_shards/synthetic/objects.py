@@ -35,7 +35,7 @@ def plane(sketch: Sketch, u: float, v: float, heading: float, length: float, col
     sketch.body(place(WINGS, u, v, heading, length), wing, 0.035, "main")
     for x, y in ((0.06, 0.17), (0.06, -0.17), (-0.02, 0.31), (-0.02, -0.31)):
         cu, cv = place(((x, y),), u, v, heading, length)[0]
-        sketch.body(box(cu, cv, 0.10 * length, 0.045 * length, heading), shade(colour, 0.62))
+        sketch.body(box(cu, cv, 0.10 * length, 0.045 * length, heading), shade(colour, 0.62), 0, "main")
     sketch.body(place(TAIL, u, v, heading, length), wing, 0.03, "main")
     sketch.body(place(FUSELAGE, u, v, heading, length), colour, 0.035, "main")
     sketch.body(place(((0.43, 0.022), (0.46, 0), (0.43, -0.022), (0.41, 0)), u, v, heading, length), GLASS)
@@ -72,7 +72,7 @@ def car(sketch: Sketch, u: float, v: float, heading: float, length: float, colou
     sketch.body(box(u, v, length, length * 0.48, heading), colour, 0.010, part)
     for x, size in ((0.16, 0.13), (-0.30, 0.09)):
         cu, cv = place(((x, 0),), u, v, heading, length)[0]
-        sketch.body(box(cu, cv, size * length, 0.38 * length, heading), GLASS)
+        sketch.body(box(cu, cv, size * length, 0.34 * length, heading), GLASS)
 
 
 def truck(sketch: Sketch, u: float, v: float, heading: float, length: float, colour: Rgb, part: str = "") -> None:

@@ -14,7 +14,7 @@ Rgb = tuple[float, float, float]
 
 PAINT: dict[str, Rgb] = {
     "white": (238, 238, 234),
-    "grey": (142, 144, 147),
+    "grey": (132, 134, 137),
     "black": (38, 38, 42),
     "red": (188, 42, 38),
     "orange": (232, 128, 34),

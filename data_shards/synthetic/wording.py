@@ -152,7 +152,7 @@ NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
     "oasis": (("{n} oasis", "{n} oases"), ("{n} green oasis", "{n} green oases")),
     "bunker": (("{n} sand bunker", "{n} sand bunkers"), ("{n} sand trap", "{n} sand traps")),
     "green": (("{n} golf green", "{n} golf greens"), ("{n} putting green", "{n} putting greens")),
-    "peak": (("{n} {k} peak", "{n} {k} peaks"), ("{n} {k} mountain top", "{n} {k} mountain tops")),
+    "peak": (("{n} {k} peak", "{n} {k} peaks"), ("{n} {k} summit", "{n} {k} summits")),
     "backdrop": (("{k}", "{k}"),),
 }
 
@@ -355,17 +355,22 @@ def _sentence(style: int, label: str, facts: Facts, rng: Rng) -> str:
     setting = pick(rng, SETTINGS.get(facts.main.noun, SETTING)).format(g=ground) if ground else ""
     scene = SCENE_WORDS[label][0]
     verb = "are" if many else "is"
-    tail = f", {setting}" if setting else ""
     if style == 0:
-        return f"{placed} {setting}, {company}."
+        return _joined(", ", f"{placed} {setting}", company)
     if style == 1:
-        return f"an aerial view of {placed} {company}{tail}."
+        return _joined(", ", f"an aerial view of {placed} {company}", setting)
     if style == 2:
-        return f"there {verb} {placed}, {company}{tail}."
+        return _joined(", ", f"there {verb} {placed}", company, setting)
     if style == 3:
-        return f"{scene}: {placed} {setting} {company}."
-    last = f"; the ground is {ground}" if ground and not SETTINGS.get(facts.main.noun) else tail
-    return f"this picture from above shows {placed} {company}{last}."
+        return _joined(" ", f"{scene}: {placed}", setting, company)
+    shown = f"this picture from above shows {placed} {company}"
+    if ground and facts.main.noun not in SETTINGS:
+        return _joined("; ", shown, f"the ground is {ground}")
+    return _joined(", ", shown, setting)
+
+
+def _joined(mark: str, *parts: str) -> str:
+    return mark.join(part.strip() for part in parts if part.strip()) + "."
 
 
 def fine_captions(label: str, facts: Facts, rng: Rng) -> list[str]:

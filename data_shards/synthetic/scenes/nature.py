@@ -7,7 +7,7 @@ import math
 from ..dice import Rng, between, chance, count, pick, shuffled
 from ..facts import Company, Facts, Thing
 from ..ground import canopy, dunes, mountains
-from ..layout import MAIN, Room, along, layout_for, spots
+from ..layout import MAIN, Room, along, extent_for, layout_for, spots
 from ..objects import boulder, car, gable, ship, tree, umbrella
 from ..palette import Rgb, colour_on, paint
 from ..regions import band, before, beyond, blob, grown
@@ -31,6 +31,7 @@ def river(sketch: Sketch, rng: Rng) -> Facts:
     sketch.fill(band(0, half + 0.03, bend, wave, phase), "sand" if bank != "sand" else "soil", 0.012, 0.03)
     sketch.fill(band(0, half, bend, wave, phase), "water", 0.010)
     number, colour = count(rng, 0, 5), pick(rng, ("white", "red", "orange", "yellow"))
+    length = 0.155 if number <= 3 else 0.115
     for u in along(number, Room(0, 0, 0.78, 0)) if number else []:
         v = bend * math.sin(u * 2 * math.pi / wave + phase)
         slope = math.atan(bend * 2 * math.pi / wave * math.cos(u * 2 * math.pi / wave + phase))
@@ -39,14 +40,14 @@ def river(sketch: Sketch, rng: Rng) -> Facts:
             u,
             v + between(rng, -0.03, 0.03),
             slope + math.pi * chance(rng, 0.5),
-            0.155,
+            length,
             paint(rng, colour),
             "company",
         )
     houses, roof = count(rng, 0, 4), colour_on(rng, bank, ("red", "white", "blue", "brown"))
     side = half + 0.17 + (0.10 if kind == "winding" else 0)
     for u in along(houses, Room(0, 0, 0.5, 0)) if houses else []:
-        gable(sketch, u, min(side, 0.37), 0.09, 0.07, 0, paint(rng, roof), "house")
+        gable(sketch, u, min(side, 0.37), 0.09, 0.07, 0, paint(rng, roof), "company")
     if bank != "forest":
         scatter_off(sketch, rng, 8, half + bend)
     company = [Company("with", Thing("ship", number, colour))] if number else []
@@ -107,8 +108,10 @@ def beach(sketch: Sketch, rng: Rng) -> Facts:
     )
     if layout == "grid":
         layout = "row"
-    for u, v, _ in spots(rng, number, layout, Room(0, -0.09, 0.72, 0.34), 0.115):
-        umbrella(sketch, u, v, 0.036, paint(rng, colour), rng)
+    strand = Room(0, -0.09, 0.72, 0.34)
+    extent = extent_for(number, layout, strand, 0.125)
+    for u, v, _ in spots(rng, number, layout, strand, extent):
+        umbrella(sketch, u, v, extent * 0.31, paint(rng, colour), rng)
     boats, tone = count(rng, 0, 3), pick(rng, ("white", "red", "orange"))
     for u in along(boats, Room(0, 0, 0.5, 0)) if boats else []:
         ship(sketch, u, 0.345, between(rng, -0.5, 0.5), 0.125, paint(rng, tone), "company")
@@ -122,7 +125,8 @@ def forest(sketch: Sketch, rng: Rng) -> Facts:
     colour = pick(rng, tuple(TREES))
     sketch.ground = canopy(*TREES[colour])
     clearings = count(rng, 0, 4)
-    path = pick(rng, ("dirt track", "stream", "road", "none"))
+    paths = ("dirt track", "stream", "road", "none")
+    path = pick(rng, paths if clearings else paths[:3])
     where = between(rng, -0.05, 0.05)
     curve = (0.05, between(rng, 0.8, 1.2), between(rng, 0, 6))
     if path == "dirt track":
@@ -165,7 +169,7 @@ def desert(sketch: Sketch, rng: Rng) -> Facts:
     colour = pick(rng, tuple(SANDS))
     heading = between(rng, 0, math.pi)
     sketch.ground = dunes(*SANDS[colour], heading, between(rng, 4, 9))
-    rocks, oases = count(rng, 0, 8), count(rng, 0, 2)
+    rocks, oases = count(rng, 1, 8), count(rng, 0, 2)
     company = []
     if chance(rng, 0.5):
         sketch.fill(band(LANE, 0.034), "asphalt", 0.006, 0.02)

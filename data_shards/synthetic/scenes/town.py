@@ -7,7 +7,7 @@ import math
 from ..dice import Rng, between, chance, count, pick, shuffled
 from ..facts import Company, Facts, Thing
 from ..ground import mown
-from ..layout import MAIN, layout_for, spots
+from ..layout import MAIN, extent_for, layout_for, spots
 from ..objects import WHITE, car, court, dashes, gable, pool, scatter_bushes, stands, tree
 from ..palette import PAINT, colour_on, paint, shade
 from ..regions import band, blob, grown, sector
@@ -39,15 +39,10 @@ def dense_residential(sketch: Sketch, rng: Rng) -> Facts:
                 if abs(i) <= 2 and abs(v) < 0.3:
                     plots.append((u, row + side * (depth / 2 + 0.034)))
     cars, tone = count(rng, 0, 5), pick(rng, ("white", "red", "blue", "yellow"))
-    slots = [
-        (u, v + side * 0.018)
-        for v in lines
-        if abs(v) < 0.3
-        for u in (-0.24, -0.12, 0.0, 0.12, 0.24)
-        for side in (-1, 1)
-    ]
-    for u, v in shuffled(rng, slots[:: 1 + len(slots) % 2])[:cars]:
-        car(sketch, u, v, math.pi * chance(rng, 0.5), 0.07, paint(rng, tone), "company")
+    slots = [(u, v) for v in lines if abs(v) < 0.3 for u in (-0.24, -0.12, 0.0, 0.12, 0.24)]
+    for u, v in shuffled(rng, slots)[:cars]:
+        side = pick(rng, (-1, 1))
+        car(sketch, u, v + side * 0.018, math.pi * (side < 0), 0.07, paint(rng, tone), "company")
     plots = [plot for plot in plots if abs(plot[1]) < 0.36]
     for u, v in shuffled(rng, plots)[:pools]:
         pool(sketch, u, v, 0.056, 0)
@@ -70,6 +65,7 @@ def sparse_residential(sketch: Sketch, rng: Rng) -> Facts:
     layout = layout_for(rng, number)
     colour = colour_on(rng, ground, ("red", "brown", "white", "blue", "grey", "orange"))
     extent = 0.25 if number <= 2 else 0.19 if number <= 4 else 0.165
+    extent = extent_for(number, layout, MAIN, extent)
     pools = min(count(rng, 0, 2), number)
     places = spots(rng, number, layout, MAIN, extent)
     for i, (u, v, heading) in enumerate(places):
@@ -137,8 +133,9 @@ def baseball_field(sketch: Sketch, rng: Rng) -> Facts:
     size = {1: 0.42, 2: 0.31, 3: 0.23, 4: 0.19}[number]
     if layout == "scattered":
         size = {2: 0.23, 3: 0.20}[number]
-    facing = pick(rng, (0, math.pi))
-    for u, v, heading in spots(rng, number, layout, MAIN, size * (1.05 if layout == "row" else 1.45)):
+    facing, spread = pick(rng, (0, math.pi)), 1.05 if layout == "row" else 1.45
+    size = extent_for(number, layout, MAIN, size * spread) / spread
+    for u, v, heading in spots(rng, number, layout, MAIN, size * spread):
         turn = heading if layout in (None, "scattered") else facing
         home_u, home_v = place(((-size * 0.46, 0.0),), u, v, turn)[0]
         fan = [(0.0, 0.0)] + [

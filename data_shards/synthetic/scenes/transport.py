@@ -6,7 +6,7 @@ import math
 
 from ..dice import Rng, between, chance, count, pick, shuffled
 from ..facts import Company, Facts, Thing
-from ..layout import MAIN, Room, along, layout_for, spots
+from ..layout import MAIN, Room, along, extent_for, layout_for, spots
 from ..objects import (
     WHITE,
     car,
@@ -36,9 +36,9 @@ def airport(sketch: Sketch, rng: Rng) -> Facts:
     for i in range(-3, 4):
         sketch.mark(box(i * 0.14, -0.10, 0.004, 0.58), (150, 148, 142))
     colour = colour_on(rng, surface, ("white", "blue", "red", "yellow", "orange"))
-    sizes = {1: 0.34, 2: 0.28, 3: 0.23, 4: 0.20}
-    length = min(sizes.get(number, 0.165), 0.62 / number if layout == "row" else 1.0)
-    for u, v, heading in spots(rng, number, layout, MAIN, length * 1.04):
+    extent = extent_for(number, layout, MAIN, {1: 0.38, 2: 0.31, 3: 0.26, 4: 0.22}.get(number, 0.19))
+    length = extent / 1.16
+    for u, v, heading in spots(rng, number, layout, MAIN, extent):
         plane(sketch, u, v, heading, length, paint(rng, colour))
     if chance(rng, 0.55):
         sketch.fill(band(LINE, 0.075), "asphalt")
@@ -125,7 +125,7 @@ def bridge(sketch: Sketch, rng: Rng) -> Facts:
             math.pi * chance(rng, 0.5),
             0.15,
             paint(rng, tone),
-            "boat",
+            "company",
         )
     company = []
     if vehicles:

@@ -10,7 +10,7 @@ import numpy as np
 from ..dice import Rng, between, chance, count, pick, shuffled
 from ..facts import Company, Facts, Thing
 from ..ground import field_of
-from ..layout import MAIN, WHOLE, Room, along, layout_for, spots
+from ..layout import MAIN, WHOLE, Room, along, extent_for, layout_for, spots
 from ..objects import chimney, flat_roof, gable, panel_row, tank, turbine
 from ..palette import colour_on, paint
 from ..regions import disc, rectangle
@@ -26,8 +26,7 @@ def storage_tanks(sketch: Sketch, rng: Rng) -> Facts:
     layout = layout_for(rng, number)
     colour = colour_on(rng, ground, ("white", "grey", "red", "blue", "green", "brown"))
     radius = {1: 0.15, 2: 0.11, 3: 0.088, 4: 0.076}.get(number, 0.062 if number <= 8 else 0.050)
-    if layout == "row":
-        radius = min(radius, 0.29 / number)
+    radius = extent_for(number, layout, MAIN, radius * 2.5) / 2.5
     places = spots(rng, number, layout, MAIN, radius * 2.5)
     for (u, v, _), (next_u, next_v, _) in pairwise(places):
         sketch.mark(line((u, v), (next_u, next_v), 0.008), (150, 144, 136))
@@ -85,7 +84,8 @@ def wind_farm(sketch: Sketch, rng: Rng) -> Facts:
     number = count(rng, 1, 8)
     layout = layout_for(rng, number)
     radius = {1: 0.17, 2: 0.13, 3: 0.105}.get(number, 0.085)
-    places = spots(rng, number, layout, MAIN, radius * 1.85)
+    radius = extent_for(number, layout, MAIN, radius * 1.9) / 1.9
+    places = spots(rng, number, layout, MAIN, radius * 1.9)
     for (u, v, _), (next_u, next_v, _) in pairwise(places):
         sketch.mark(line((u, v), (next_u, next_v), 0.012), (190, 178, 152))
     turn = between(rng, 0, 2)
@@ -107,7 +107,9 @@ def farmland(sketch: Sketch, rng: Rng) -> Facts:
         number = count(rng, 1, 4)
         radius = {1: 0.30, 2: 0.17, 3: 0.14, 4: 0.155}[number]
         layout = layout_for(rng, number)
-        for u, v, heading in spots(rng, number, layout, WHOLE._replace(v=-0.06), radius * 2.05):
+        room = WHOLE._replace(v=-0.06)
+        radius = extent_for(number, layout, room, radius * 2.05) / 2.05
+        for u, v, heading in spots(rng, number, layout, room, radius * 2.05):
             sketch.fill(disc(u, v, radius), field_of(rng, colour, heading))
             rim = (u + radius * math.cos(heading), v + radius * math.sin(heading))
             sketch.mark(line((u, v), rim, 0.008), (206, 202, 190))
