@@ -2,8 +2,8 @@
 
     python -m cluster check --hostfile hosts
 
-Each host of the hostfile is asked over ssh, in this folder and with this interpreter, as a run would be (cluster/probe.py);
-without a hostfile this machine is. The exit code is 1 where anything was found.
+Each host of the hostfile is asked over ssh, in this folder and with this interpreter, as a run would be
+(cluster/probe.py); without a hostfile this machine is. The exit code is 1 where anything was found.
 """
 
 from __future__ import annotations
@@ -92,11 +92,7 @@ def findings(rows: Sequence[dict[str, Any]], config: CheckConfig) -> list[Findin
     answered = [row for row in rows if "error" not in row]
     for row in rows:
         if "error" in row:
-            way = (
-                f"see what `ssh {row['host']} hostname` says"
-                if config.hostfile
-                else "install the project for this Python"
-            )
+            way = f"see what `ssh {row['host']} hostname` says" if config.hostfile else "install the project here"
             found.append(Finding(row["host"], row["error"], f"{way}; {sys.executable} and {os.getcwd()} must be there"))
     for name in (*VERSIONS, "accelerator"):
         usual = Counter(row[name] for row in answered).most_common(1)[0][0] if answered else ""
@@ -104,9 +100,7 @@ def findings(rows: Sequence[dict[str, Any]], config: CheckConfig) -> list[Findin
             if row[name] == "missing":
                 found.append(Finding(row["host"], f"{name} is missing", f"install it for {sys.executable}"))
             elif row[name] != usual:
-                remedy = (
-                    "use one environment on all hosts" if name in VERSIONS else "leave the host out of the hostfile"
-                )
+                remedy = "use one environment on all hosts" if name in VERSIONS else "take the host out of the hostfile"
                 found.append(Finding(row["host"], f"{name} is {row[name]}, elsewhere {usual}", remedy))
     for row in answered:
         found += capacity(row, config)
@@ -128,9 +122,7 @@ def capacity(row: dict[str, Any], config: CheckConfig) -> list[Finding]:
         remedy = "mount -o remount,size=16G /dev/shm, or docker run --shm-size=16g"
         found.append(Finding(host, f"{row['shm_gb']} GB free in /dev/shm, {config.shm_gb:g} wanted", remedy))
     if abs(row["skew_s"]) > config.skew_seconds:
-        found.append(
-            Finding(host, f"its clock is {row['skew_s']:+.1f} s off", "start chronyd or systemd-timesyncd there")
-        )
+        found.append(Finding(host, f"its clock is {row['skew_s']:+.1f} s off", "start chronyd or timesyncd there"))
     return found
 
 

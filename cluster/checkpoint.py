@@ -1,6 +1,7 @@
-"""Checkpoints of a run: written aside, fsynced, checksummed, then published by renaming; the newest that verifies resumes.
+"""Checkpoints of a run: written aside, fsynced, checksummed, published by renaming; the newest that verifies resumes.
 
     checkpoints/step_00000100/            DeepSpeed's files, one set a rank
+    checkpoints/step_00000100/buffers_rank_00000.pt   a rank's batch-norm statistics; DeepSpeed keeps only rank 0's
     checkpoints/step_00000100/checksums.json   sha256 of each of them, and the world size that wrote them
     checkpoints/latest                    the name of the newest, for people and for DeepSpeed's own tools
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
+import torch
 import torch.distributed as dist
 
 logger = logging.getLogger(__name__)
@@ -35,9 +37,11 @@ def save(engine: deepspeed.DeepSpeedEngine, folder: Path, client_state: dict[str
     partial = folder / f"{final.name}.partial"
     first = dist.get_rank() == 0
     if first:
-        shutil.rmtree(partial, ignore_errors=True)
+        for torn in folder.glob("step_*.partial"):
+            shutil.rmtree(torn)
     dist.barrier()
     engine.save_checkpoint(str(folder), tag=partial.name, client_state=client_state, save_latest=False)
+    save_buffers(engine.module, partial)
     dist.barrier()
     if first:
         seal(partial, dist.get_world_size())
@@ -46,10 +50,40 @@ def save(engine: deepspeed.DeepSpeedEngine, folder: Path, client_state: dict[str
         partial.rename(final)
         replace_text(folder / "latest", final.name)
         sync_folder(folder)
-        for old in published(folder)[max(1, keep) :]:
-            shutil.rmtree(old)
+        retire(final, keep)
     dist.barrier()
     return final
+
+
+def retire(newest: Path, keep: int) -> None:
+    """Remove all but the ``keep`` newest checkpoints up to ``newest``, which was just written.
+
+    Later steps are removed too: they are torn, or of a run that was begun again here, and would else be resumed from.
+    """
+    whole = published(newest.parent)
+    for later in [path for path in whole if path.name > newest.name]:
+        logger.warning(
+            "%s is removed: the run has gone on from an earlier step, and %s is its newest", later, newest.name
+        )
+        shutil.rmtree(later)
+    for old in [path for path in whole if path.name <= newest.name][max(1, keep) :]:
+        shutil.rmtree(old)
+
+
+def save_buffers(model: torch.nn.Module, folder: Path) -> None:
+    """This rank's buffers beside DeepSpeed's files."""
+    persistent = set(model.state_dict().keys())
+    buffers = {name: buffer.cpu() for name, buffer in model.named_buffers() if name in persistent}
+    if buffers:
+        torch.save(buffers, folder / f"buffers_rank_{dist.get_rank():05d}.pt")
+
+
+def load_buffers(model: torch.nn.Module, folder: Path) -> None:
+    path = folder / f"buffers_rank_{dist.get_rank():05d}.pt"
+    if path.is_file():
+        buffers = dict(model.named_buffers())
+        for name, value in torch.load(path, map_location="cpu", weights_only=True).items():
+            buffers[name].copy_(value)
 
 
 def seal(folder: Path, world_size: int) -> None:
@@ -127,9 +161,10 @@ def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
     if world_size != dist.get_world_size():
         raise ValueError(
             f"{checkpoint} was written by {world_size} ranks and this run has {dist.get_world_size()}: resume with"
-            f" {world_size}, or start a new run directory with --init_from EXPORT (weights carry over, the optimizer not)"
+            f" {world_size}, or start a new run directory with --init_from EXPORT (weights carry over)"
         )
     path, client_state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if path is None:
         raise ValueError(f"{checkpoint}: DeepSpeed could not load it")
+    load_buffers(engine.module, checkpoint)
     return client_state

@@ -1,7 +1,7 @@
 """Who am I among the ranks: one process, ``deepspeed``, ``torchrun``, ``srun`` or ``mpirun``.
 
-The deepspeed launcher and torchrun set RANK, LOCAL_RANK, WORLD_SIZE and MASTER_*; ``srun`` sets SLURM_*, from which they
-are derived here; under ``mpirun`` DeepSpeed asks mpi4py; with none of these the run is one process.
+The deepspeed launcher and torchrun set RANK, LOCAL_RANK, WORLD_SIZE and MASTER_*; ``srun`` sets SLURM_*, from which
+they are derived here; under ``mpirun`` DeepSpeed asks mpi4py; with none of these the run is one process.
 
     rank = start(EngineConfig())      # Rank(rank=0, world_size=2, local_rank=0, device=cpu)
 """
@@ -21,13 +21,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
 
 from cluster.config import EngineConfig
 
 logger = logging.getLogger(__name__)
 
 TORCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-MPI_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+MPI_VARIABLES = ("PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ def start(config: EngineConfig) -> Rank:
     deepspeed.init_distributed(
         dist_backend=get_accelerator().communication_backend_name(),
         timeout=datetime.timedelta(minutes=config.timeout_minutes),
+        distributed_port=int(os.environ.get("MASTER_PORT", TORCH_DISTRIBUTED_DEFAULT_PORT)),
         verbose=False,
     )
     local_rank = int(os.environ["LOCAL_RANK"])
@@ -79,25 +81,28 @@ def rank_environment(environment: dict[str, str]) -> dict[str, str]:
     present = [name for name in TORCH_VARIABLES if name in environment]
     if len(present) == len(TORCH_VARIABLES):
         return {}
-    if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+    if "OMPI_COMM_WORLD_SIZE" in environment:
+        return {}  # before SLURM_*, which mpirun hands on inside a job; deepspeed.init_distributed asks mpi4py
+    # A step of a job, which srun starts: the batch script itself has SLURM_PROCID and SLURM_NTASKS, but is no rank.
+    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return slurm_environment(environment)
     if any(name in environment for name in MPI_VARIABLES):
         return {}  # deepspeed.init_distributed asks mpi4py
     if "RANK" in environment or int(environment.get("WORLD_SIZE", "1")) > 1:
         missing = ", ".join(name for name in TORCH_VARIABLES if name not in environment)
         raise RuntimeError(
-            f"the environment has {', '.join(present)} but not {missing}: start the run with deepspeed, torchrun, srun or"
-            " mpirun, which set all of them, or unset these for one process"
+            f"the environment has {', '.join(present)} but not {missing}: start the run with deepspeed, torchrun, srun"
+            " or mpirun, which set all of them, or unset these for one process"
         )
     return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
 
 
 def slurm_environment(environment: dict[str, str]) -> dict[str, str]:
-    """One task a rank under ``srun``: the first host of the job is the master, its port follows from the job's number."""
+    """One task a rank under ``srun``: the first host is the master, its port follows from the job's number."""
     master = environment.get("MASTER_ADDR")
     if master is None:
         hosts = subprocess.run(
-            ["scontrol", "show", "hostnames", environment["SLURM_JOB_NODELIST"]],
+            ["scontrol", "show", "hostnames", environment["SLURM_STEP_NODELIST"]],
             capture_output=True,
             text=True,
             check=True,
@@ -106,7 +111,7 @@ def slurm_environment(environment: dict[str, str]) -> dict[str, str]:
     return {
         "RANK": environment["SLURM_PROCID"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
-        "WORLD_SIZE": environment["SLURM_NTASKS"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "MASTER_ADDR": master,
         "MASTER_PORT": environment.get("MASTER_PORT", str(20000 + int(environment["SLURM_JOB_ID"]) % 20000)),
     }
@@ -149,7 +154,7 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
 
 
 def gather_rows(rows: torch.Tensor, index: torch.Tensor, total: int) -> torch.Tensor:
-    """Rows of all ranks put in order: ``rows (n, ...)`` belong at ``index (n,)``, -1 is padding. Returns ``(total, ...)``.
+    """Rows of all ranks in order: ``rows (n, ...)`` belong at ``index (n,)``, -1 is padding. Returns ``(total, ...)``.
 
     Every rank passes the same n. Raises:
         ValueError: a position below ``total`` was given by no rank.

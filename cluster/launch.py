@@ -4,13 +4,14 @@
     python -m cluster launch --hostfile hosts -- pretrain --config c.yaml   # pdsh over ssh
     -> deepspeed --hostfile hosts --force_multi --launcher pdsh --module pretrain --config c.yaml
 
-DeepSpeed starts and watches the ranks. What this adds: a run's words reach it unchanged through pdsh's remote shells, a
-port that is free, the GPUs that CUDA_VISIBLE_DEVICES allows, and a SIGTERM, SIGUSR1 or Ctrl-C that reaches the ranks, so
+DeepSpeed starts and watches the ranks. What this adds: a run's words reach it unchanged through pdsh's remote shells;
+a port that is free; the GPUs that CUDA_VISIBLE_DEVICES allows; and a SIGTERM, SIGUSR1 or Ctrl-C reaches the ranks, so
 that they checkpoint and the command ends with their exit code.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import logging
 import os
@@ -21,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -29,6 +31,7 @@ import psutil
 
 from cluster.commands import LaunchConfig
 from cluster.hostfile import HOST, read_hostfile
+from cluster.preemption import REQUEUE_EXIT_CODE
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,7 @@ MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 # Unquoted in the remote shell, where DeepSpeed writes the working folder and the interpreter.
 PLAIN_PATH = re.compile(r"[\w@+=:,./-]+")
 CPU_RANKS = 2
+POLL_SECONDS = 0.2
 
 
 def launch(config: LaunchConfig, run: Sequence[str]) -> int:
@@ -68,6 +72,7 @@ def deepspeed_command(config: LaunchConfig, run: Sequence[str], environment: Map
         port = str(config.master_port or free_port())
         # DeepSpeed would read /job/hostfile where there is one.
         options = ["--hostfile", os.devnull, *local_slots(config.nproc, environment), "--master_port", port]
+        options += ["--log_level", "error"]
     else:
         options = hostfile_options(config, launcher)
     if launcher == "pdsh":
@@ -85,9 +90,7 @@ def local_slots(nproc: int | None, environment: Mapping[str, str]) -> list[str]:
     if not gpus:
         return ["--num_gpus", str(nproc or CPU_RANKS)]
     if nproc and nproc > len(gpus):
-        raise ValueError(
-            f"--nproc {nproc}, but there are {len(gpus)} GPUs; DS_ACCELERATOR=cpu in front runs on the CPU"
-        )
+        raise ValueError(f"--nproc {nproc}, but there are {len(gpus)} GPUs; DS_ACCELERATOR=cpu in front takes the CPU")
     return ["--include", f"localhost:{','.join(gpus[: nproc or len(gpus)])}"]
 
 
@@ -145,8 +148,8 @@ def mpirun_arguments(config: LaunchConfig, given: Sequence[str]) -> list[str]:
 def through_pdsh(word: str) -> str:
     """``word`` so that it arrives whole after DeepSpeed, pdsh and the remote shell have each had a go at it.
 
-    DeepSpeed puts words with a space in double quotes and escapes the double quotes in them, nothing else; it leaves all
-    other words bare. The remote shell then reads the line, and pdsh replaces ``%n`` and the like before it.
+    DeepSpeed puts words with a space in double quotes and escapes the double quotes in them, nothing else; it leaves
+    all other words bare. The remote shell then reads the line, and pdsh replaces ``%n`` and the like before it.
     """
     quoted = re.sub(r"([\\$`])", r"\\\1", word) if " " in word else shlex.quote(word)
     return quoted.replace("%", "%%")
@@ -166,6 +169,7 @@ def wait_for(command: Sequence[str], launcher: str) -> int:
     if launcher in ("pdsh", "slurm") and not shutil.which({"pdsh": "pdsh", "slurm": "srun"}[launcher]):
         raise ValueError(f"--launcher {launcher}: {'srun' if launcher == 'slurm' else launcher} is not installed here")
     process = subprocess.Popen(command, start_new_session=True)
+    watch = RankWatch(process.pid) if launcher == "local" else None
     told = 0
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -179,31 +183,67 @@ def wait_for(command: Sequence[str], launcher: str) -> int:
 
     previous = {name: signal.signal(name, pass_on) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
-        code = process.wait()
+        while (code := process.poll()) is None:
+            time.sleep(POLL_SECONDS)
+            if watch:
+                watch.look()
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)
+    if watch and watch.first_gone and code not in (0, REQUEUE_EXIT_CODE):
+        logger.error("exit code %d: %s on %s was the first to end", code, watch.first_gone, socket.gethostname())
     return 128 - code if code < 0 else code
+
+
+class RankWatch:
+    """Which rank below a local ``deepspeed`` process went first: DeepSpeed ends the others, and names none of them."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.ranks: dict[psutil.Process, str] = {}
+        self.first_gone: str | None = None
+
+    def look(self) -> None:
+        for rank in ranks_below(self.pid):
+            with contextlib.suppress(psutil.Error, KeyError):
+                if rank not in self.ranks:
+                    self.ranks[rank] = f"rank {rank.environ()['RANK']} (process {rank.pid})"
+        gone = [name for rank, name in self.ranks.items() if not alive(rank)]
+        if gone and self.first_gone is None:
+            self.first_gone = " and ".join(gone)
+
+
+def alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def ranks_below(pid: int) -> list[psutil.Process]:
+    """``deepspeed`` (pid) starts its launcher, and that the ranks of this machine."""
+    try:
+        return [rank for starter in psutil.Process(pid).children() for rank in starter.children()]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def tell_ranks(pid: int, launcher: str, at_once: bool) -> None:
     """Ask the run below the ``deepspeed`` process ``pid`` to stop, the way its launcher can.
 
-    ``deepspeed`` starts its launcher, and that the ranks. The local one kills what it is told to stop, so the ranks are
-    told themselves; mpirun and srun carry SIGUSR1 to ranks on all hosts; pdsh can only end them.
+    DeepSpeed's local launcher kills what it is told to stop, so the ranks are told themselves; mpirun and srun carry
+    SIGUSR1 to ranks on all hosts; pdsh can only end them.
     """
     try:
         deepspeed = psutil.Process(pid)
-        below = deepspeed.children()
         if launcher == "pdsh":
             deepspeed.send_signal(signal.SIGTERM)
         elif at_once:
             os.killpg(pid, signal.SIGKILL)
         elif launcher == "local":
-            for rank in [rank for starter in below for rank in starter.children()]:
+            for rank in ranks_below(pid):
                 rank.send_signal(signal.SIGTERM)
         else:
-            for starter in below:
+            for starter in deepspeed.children():
                 starter.send_signal(signal.SIGUSR1)
     except (psutil.NoSuchProcess, ProcessLookupError):
         return

@@ -1,8 +1,8 @@
 """The loop that every run shares: batches -> steps -> metrics, evaluations and checkpoints, until the last step.
 
 What differs between the stages comes in as two functions: ``step(engine, batch) -> (loss, parts)`` and
-``evaluate() -> figures``. The stream hands each rank its share of the global batch; what is needed to go on after a stop
-is the engine's state and the stream's ``(epoch, samples_seen)``, for dropout is seeded by the step.
+``evaluate() -> figures``. The stream hands each rank its share of the global batch; what is needed to go on after a
+stop is the engine's state and the stream's ``(epoch, samples_seen)``, for dropout is seeded by the step.
 
     report = train(config, rank, engine, stream, step, evaluate)     # {"steps": 300, "images_per_second": 210.4, ...}
 """
@@ -82,12 +82,15 @@ def train(
     folder = Path(config.dir)
     notice = Notice()
     last = total_steps(config, len(stream))
-    evaluation = resume(config, folder, engine, stream)
+    evaluation, overdue = resume(config, folder, engine, stream)
     started_at = engine.global_steps
     log = MetricLog(folder, last, started_at, rank.is_first, config.progress)
     log.text("run/config", f"```yaml\n{(folder / 'config.yaml').read_text()}\n```")
     log.text("run/command", " ".join(sys.argv))
     clock = Clock(config.engine.global_batch)
+    if overdue:
+        evaluation = evaluated(engine, evaluate, rank)
+        log.numbers(started_at, {f"eval/{name}": value for name, value in evaluation.items()})
 
     batches = iter(stream) if started_at < last else iter(())
     while engine.global_steps < last:
@@ -99,32 +102,28 @@ def train(
         done = engine.global_steps
         clock.stepped()
 
-        end_of_epoch = done % len(stream) == 0
-        if done % config.log_every == 0 or done == last or done == started_at + 1:
+        stopping = any_rank(notice.given, rank.device)
+        evaluating = done == last or is_multiple(done, config.evaluate_every * len(stream))
+        saving = stopping or done == last or is_multiple(done, config.checkpoint.every or len(stream))
+        if done == last or is_multiple(done, config.log_every) or done == started_at + 1:
             figures = training_figures(engine, parts, clock, batch, rank)
             log.numbers(done, figures)
             log.advance(done, {"loss": figures["train/loss"], "images/s": figures["train/images_per_second"]})
-            if not math.isfinite(figures["train/loss"]):
-                log.close()
-                raise FloatingPointError(
-                    f"step {done} (epoch {batch['epoch']}): the loss is {figures['train/loss']}; lower run.optimizer.lr"
-                    f" or lengthen its warmup; checkpoints are in {folder / 'checkpoints'}"
-                )
+            refuse_non_finite(engine, parts, config, rank, log)
         else:
             log.advance(done, {})
+            if saving:
+                refuse_non_finite(engine, parts, config, rank, log)
 
-        stopping = any_rank(notice.given, rank.device)
-        due = config.evaluate_every and end_of_epoch and (done // len(stream)) % config.evaluate_every == 0
-        if (due or done == last) and not stopping:
+        if evaluating and not stopping:
             evaluation = evaluated(engine, evaluate, rank)
             log.numbers(done, {f"eval/{name}": value for name, value in evaluation.items()})
             clock.pause()
-        every = config.checkpoint.every
-        if stopping or done == last or (done % every == 0 if every else end_of_epoch):
-            state = {"stream": stream.state_dict(), "evaluation": evaluation}
+        if saving:
+            state = {"stream": stream.state_dict(), "evaluation": evaluation, "overdue": evaluating and stopping}
             checkpoint.save(engine, folder / "checkpoints", state, config.checkpoint.keep)
             clock.pause()
-        if stopping and done < last:
+        if stopping:
             log.close()
             logger.warning("stopped at step %d of %d: run the same command again to go on", done, last)
             sys.exit(REQUEUE_EXIT_CODE)
@@ -143,15 +142,20 @@ def train(
     }
 
 
-def resume(config: RunConfig, folder: Path, engine: deepspeed.DeepSpeedEngine, stream: Stream) -> dict[str, float]:
-    """Continue from the newest good checkpoint of the run directory, if any; returns its last evaluation."""
+def resume(
+    config: RunConfig, folder: Path, engine: deepspeed.DeepSpeedEngine, stream: Stream
+) -> tuple[dict[str, float], bool]:
+    """Continue from the newest good checkpoint of the run directory, if any.
+
+    Returns its last evaluation, and whether one is due that the stop left no time for.
+    """
     found = checkpoint.newest_good(folder / "checkpoints") if config.checkpoint.resume else None
     if found is None:
-        return {}
+        return {}, False
     state = checkpoint.load(engine, found)
     stream.load_state_dict(state["stream"])
     logger.info("resumed %s: step %d", found, engine.global_steps)
-    return state["evaluation"]
+    return state["evaluation"], state["overdue"]
 
 
 def optimize(
@@ -181,6 +185,27 @@ def optimize(
         for name, value in {"loss": loss, **parts}.items():
             totals[name] = totals.get(name, 0.0) + value.detach().float() / pieces
     return totals
+
+
+def is_multiple(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def refuse_non_finite(
+    engine: deepspeed.DeepSpeedEngine, parts: dict[str, torch.Tensor], config: RunConfig, rank: Rank, log: MetricLog
+) -> None:
+    """End the run, on every rank, where the loss or its gradient is not a number, before a checkpoint is made of it."""
+    loss = mean_over_ranks({"loss": float(parts["loss"])}, rank.device)["loss"]
+    norm = parts.get("grad_norm", engine.get_global_grad_norm())
+    # Under fp16 DeepSpeed skips a step whose gradients overflow and lowers the loss scale.
+    burst = norm is not None and not math.isfinite(float(norm)) and config.engine.precision != "fp16"
+    if math.isfinite(loss) and not any_rank(burst, rank.device):
+        return
+    log.close()
+    raise FloatingPointError(
+        f"step {engine.global_steps}: the loss is {loss} and its gradient norm {'not finite' if burst else norm}; lower"
+        f" run.optimizer.lr or lengthen its warmup; checkpoints are in {Path(config.dir) / 'checkpoints'}"
+    )
 
 
 def training_figures(

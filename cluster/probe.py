@@ -1,4 +1,4 @@
-"""``python -m cluster.probe FOLDER``: one line of JSON on what this machine has. ``cluster check`` runs it on every host.
+"""``python -m cluster.probe FOLDER``: what this machine has, as one line of JSON; ``cluster check`` runs it on hosts.
 
 {"host": "worker-0", "python": "3.11.14", "torch": "2.14.1", "deepspeed": "0.19.8", "cuda": "12.8",
  "accelerator": "NVIDIA H200", "count": 8, "free_gb": 812.4, "shm_gb": 63.9, "time": 1767225600.1}
@@ -64,3 +64,4 @@ def free_gb(folder: str) -> float | None:
 
 if __name__ == "__main__":
     print(json.dumps(probe(sys.argv[1])), flush=True)
+    os._exit(0)  # torch takes half a second to go, which would count as clock skew

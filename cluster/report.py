@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import sys
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from cluster.checkpoint import replace_text
@@ -19,8 +21,15 @@ def set_up_logging(rank: Rank) -> None:
     level = logging.INFO if rank.is_first else logging.WARNING
     form = f"%(asctime)s rank {rank.rank}: %(message)s"
     logging.basicConfig(level=level, format=form, datefmt="%H:%M:%S", stream=sys.stdout, force=True)
+    sys.excepthook = lambda kind, error, trace: log_failure(rank, kind, error, trace)
     for noisy in ("DeepSpeed", "httpx", "timm", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def log_failure(rank: Rank, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """An exception that ends the rank, with its place: many ranks write into one log."""
+    where = f"rank {rank.rank} of {rank.world_size} on {socket.gethostname()}"
+    logger.error("%s fails: %s: %s", where, kind.__name__, error, exc_info=(kind, error, trace))
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:

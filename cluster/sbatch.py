@@ -3,8 +3,8 @@
     python -m cluster sbatch --nodes 4 --gpus-per-node 8 --partition gpu -- pretrain --config c.yaml
 
 A template is text with ``{{names}}``. A line with a name that has no value is left out, so that ``--partition`` is only
-there if one was given. Values of #SBATCH lines may hold only characters of names, times and paths; what goes to the shell
-is quoted.
+there if one was given. Values of #SBATCH lines may hold only characters of names, times and paths; what goes to the
+shell is quoted.
 """
 
 from __future__ import annotations

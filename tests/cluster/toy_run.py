@@ -5,12 +5,11 @@ The stream is a formula of the sample number, so that a run's weights can be com
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -19,6 +18,7 @@ from cluster.config import RunConfig
 from cluster.distributed import seed_everything, start
 from cluster.engine import build_engine, full_state_dict
 from cluster.loop import prepare_folder, total_steps, train
+from cluster.report import set_up_logging, write_report
 from options import parse
 
 SAMPLES = 96
@@ -32,11 +32,17 @@ class ToyConfig:
         run: the run
         kill_at: rank 0 sends itself SIGTERM in this step
         die_at: the last rank exits hard in this step
+        nan_at: the loss of this step is not a number
+        dropout: of the hidden layer
+        batch_norm: normalise the hidden layer over the batch, with statistics of each rank's own
     """
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="unset"))
     kill_at: int = -1
     die_at: int = -1
+    nan_at: int = -1
+    dropout: float = 0.0
+    batch_norm: bool = False
 
 
 class ToyStream:
@@ -66,19 +72,25 @@ class ToyStream:
         self.epoch, self.seen = state["epoch"], state["samples_seen"]
 
 
-def toy_model() -> nn.Module:
+def toy_model(dropout: float, batch_norm: bool) -> nn.Module:
     torch.manual_seed(3)
-    return nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Dropout(0.1), nn.Linear(32, 1))
+    norm = nn.BatchNorm1d(32) if batch_norm else nn.Identity()
+    return nn.Sequential(nn.Linear(8, 32), norm, nn.GELU(), nn.Dropout(dropout), nn.Linear(32, 1))
 
 
-def main() -> None:
-    config = parse(ToyConfig, prog="toy")
+def main(argv: Sequence[str] | None = None) -> None:
+    config = parse(ToyConfig, argv, prog="toy")
     rank = start(config.run.engine)
+    set_up_logging(rank)
     seed_everything(config.run.seed, config.run.deterministic)
     stream = ToyStream(config.run.engine.global_batch, rank.rank, rank.world_size)
     folder = prepare_folder(config, config.run, rank)
-    model = toy_model()
-    groups = [{"params": list(model.parameters()), "weight_decay": 0.01}]
+    model = toy_model(config.dropout, config.batch_norm)
+    decay = config.run.optimizer.weight_decay
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+    ]
     engine = build_engine(
         model, groups, config.run, total_steps=total_steps(config.run, len(stream)), world_size=rank.world_size
     )
@@ -90,13 +102,20 @@ def main() -> None:
             os._exit(3)
         inputs = batch["inputs"].to(next(engine.module.parameters()).dtype)
         loss = nn.functional.mse_loss(engine(inputs).float(), batch["targets"])
+        if engine.global_steps == config.nan_at:
+            loss = loss * float("nan")
         return loss, {"mse": loss}
 
-    report = train(config.run, rank, engine, stream, step, lambda: {"parameters": 8.0 * 32 + 32 + 32 + 1})
+    def evaluate() -> dict[str, float]:
+        inputs = torch.cos(torch.arange(64.0)[:, None] * torch.arange(1, 9) * 0.21)
+        outputs = engine(inputs.to(next(engine.module.parameters()).dtype)).float()
+        return {"mse": float(nn.functional.mse_loss(outputs, inputs.sum(1, keepdim=True).tanh()))}
+
+    report = train(config.run, rank, engine, stream, step, evaluate)
     state = full_state_dict(engine)
     if rank.is_first:
         torch.save(state, folder / "weights.pt")
-        Path(folder / "report.json").write_text(json.dumps(report))
+        write_report(folder, report)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""The same run under every launcher: one process, torchrun, mpirun. Same global batch, same loss trace."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import PYTHON, STOPPABLE, ToyRun, run_toys
+
+BIN = Path(PYTHON).parent
+
+
+def needed(program: str, package: str) -> str:
+    """The program's path. Where CI=true it has to be there (packages.txt); elsewhere the test is skipped."""
+    path = shutil.which(program)
+    if path is None and os.environ.get("CI") == "true":
+        pytest.fail(f"{program} is missing: apt-get install {package}")
+    if path is None:
+        pytest.skip(f"{program} is not installed: apt-get install {package}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def single(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
+    """Runs of one process, no launcher; one of them in a directory with checkpoints of two ranks."""
+    parent = tmp_path_factory.mktemp("single")
+    shutil.copytree(toys["whole"].folder, parent / "other_world")
+    options = {"plain": ("--run.engine.zero", "2"), "other_world": STOPPABLE}
+    return run_toys(parent, options, launcher=(PYTHON, "-m", "tests.cluster.toy_runs"))
+
+
+def test_one_process_has_the_trace_of_two_ranks(toys: dict[str, ToyRun], single: dict[str, ToyRun]) -> None:
+    assert single["plain"].losses() == pytest.approx(toys["zero2"].losses(), rel=1e-6)
+    assert single["plain"].records("eval/mse") == pytest.approx(toys["zero2"].records("eval/mse"), rel=1e-6)
+
+
+def test_checkpoint_of_another_world_size_is_refused(single: dict[str, ToyRun]) -> None:
+    message = str(single["other_world"].ended)
+    assert "step_00000012 was written by 2 ranks and this run has 1" in message
+    assert "--init_from EXPORT" in message
+
+
+def test_torchrun_has_the_trace_of_deepspeed(toys: dict[str, ToyRun], tmp_path: Path) -> None:
+    launcher = (str(BIN / "torchrun"), "--standalone", "--nproc-per-node", "2", "-m", "tests.cluster.toy_runs")
+    run = run_toys(tmp_path, {"run": ("--run.engine.zero", "2")}, launcher)["run"]
+    assert run.records("train/loss") == toys["zero2"].records("train/loss")
+
+
+def test_mpirun_has_the_trace_of_deepspeed(toys: dict[str, ToyRun], tmp_path: Path) -> None:
+    options = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    launcher = (needed("mpirun", "openmpi-bin"), *options, "--oversubscribe", "--bind-to", "none", "-n", "2", PYTHON)
+    run = run_toys(tmp_path, {"run": ("--run.engine.zero", "2")}, (*launcher, "-m", "tests.cluster.toy_runs"))["run"]
+    assert run.records("train/loss") == toys["zero2"].records("train/loss")
