@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     try:
         return run[name](config)
+    except BrokenExecutor:
+        print(f"data_shards {name}: error: a worker process died; the same command goes on from here", file=sys.stderr)
+        return 2
     except (OSError, ValueError) as error:
         print(f"data_shards {name}: error: {error}", file=sys.stderr)
         return 2

@@ -100,8 +100,11 @@ class ShardIndex:
         return hashlib.sha256(data).digest()
 
     @classmethod
-    def load(cls, path: Path) -> ShardIndex:
-        """Read an index. Raises ValueError, naming the file, where it is damaged or of another format."""
+    def load(cls, path: Path, hashes: bool = True) -> ShardIndex:
+        """Read an index, without its hashes (two thirds of it) if they are not wanted.
+
+        Raises ValueError, naming the file, where it is damaged or of another format.
+        """
         data = path.read_bytes()
         line, _, body = data.partition(b"\n")
         try:
@@ -114,7 +117,7 @@ class ShardIndex:
         size = 4 * (samples + 1) + 4 * samples + (8 + 8 + 2 + 32 * hashed) * members + key_bytes
         if not known or len(body) != size:
             raise ValueError(f"{path} is damaged or of another version: write it anew with `data_shards index`")
-        return cls(extensions, *_arrays(body, samples, members, hashed))
+        return cls(extensions, *_arrays(body, samples, members, hashed, hashes))
 
     @classmethod
     def build(cls, members: list[Member]) -> ShardIndex:
@@ -137,8 +140,8 @@ class ShardIndex:
         )
 
 
-def _arrays(body: bytes, samples: int, members: int, hashed: bool) -> tuple:
-    """Views into ``body`` in the order of the file."""
+def _arrays(body: bytes, samples: int, members: int, hashed: bool, hashes: bool) -> tuple:
+    """Arrays in the order of the file: views into ``body``, or copies that let go of it where hashes are not kept."""
     place = 0
 
     def take(kind: str, count: int) -> NDArray:
@@ -150,6 +153,8 @@ def _arrays(body: bytes, samples: int, members: int, hashed: bool) -> tuple:
     arrays = [take("<u4", samples + 1), take("<u4", samples), take("<u8", members), take("<u8", members)]
     arrays.append(take("<u2", members))
     sha256 = take("u1", 32 * members).reshape(members, 32) if hashed else None
+    if hashed and not hashes:
+        arrays, sha256 = [array.copy() for array in arrays], None
     return (*arrays, sha256, bytes(body[place:]))
 
 

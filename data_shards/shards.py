@@ -30,7 +30,7 @@ from data_shards.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, Sample, p
 
 log = logging.getLogger(__name__)
 
-INDICES_KEPT, FILES_KEPT = 256, 64
+INDICES_KEPT, FILES_KEPT = 64, 64
 
 
 class ShardSet:
@@ -55,20 +55,23 @@ class ShardSet:
         self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
         self._files: OrderedDict[int, int] = OrderedDict()
         folders: dict[Path, Manifest | None] = {}
+        entries: dict[Path, ShardEntry] = {}
         for path in expand(spec, cache):
-            if path.parent not in folders:
-                folders[path.parent] = Manifest.load(path.parent)
-            self._add(path, folders[path.parent])
+            folder = path.parent
+            if folder not in folders:
+                folders[folder] = manifest = Manifest.load(folder)
+                entries |= {folder / entry.name: entry for entry in manifest.shards} if manifest else {}
+            self._add(path, entries.get(path))
         self.manifests = [manifest for manifest in folders.values() if manifest]
         self.classes = sorted({name for manifest in self.manifests for name in manifest.classes})
         self._starts = np.cumsum([0, *self.sizes], dtype=np.int64)
         if not len(self):
             raise ValueError(f"no sample in {spec!r}: {len(self.paths)} shards, all of them empty")
 
-    def _add(self, path: Path, manifest: Manifest | None) -> None:
+    def _add(self, path: Path, entry: ShardEntry | None) -> None:
+        """Take a shard; one that no manifest knows, or that has no .idx, is scanned."""
         if not path.is_file():
             raise FileNotFoundError(f"shard {path} does not exist")
-        entry = _entry(manifest, path)
         if entry and index_path(path).is_file():
             if path.stat().st_size != entry.bytes:
                 log.warning("%s has not the size that its manifest says: run `data_shards verify`", path)
@@ -153,7 +156,7 @@ class ShardSet:
             return self._scanned[shard]
         if shard not in self._indices:
             try:
-                self._indices[shard] = ShardIndex.load(index_path(self.paths[shard]))
+                self._indices[shard] = ShardIndex.load(index_path(self.paths[shard]), hashes=False)
             except (OSError, ValueError) as error:
                 raise BadSample("index cannot be read", str(error)) from error
             if len(self._indices) > INDICES_KEPT:
@@ -230,8 +233,3 @@ def _local(name: str) -> list[Path]:
             raise FileNotFoundError(f"no file matches {name!r}")
         return found
     return [path]
-
-
-def _entry(manifest: Manifest | None, path: Path) -> ShardEntry | None:
-    """The manifest's entry of a shard; a tar that the manifest does not know is scanned like any other."""
-    return next((entry for entry in manifest.shards if entry.name == path.name), None) if manifest else None

@@ -113,10 +113,18 @@ def train_tokenizer(
 
 
 def all_captions(shards: ShardSet, caption_fields: Sequence[str]) -> Iterator[str]:
-    """Every caption of the shards in order; samples that have none, or that cannot be read, are passed over."""
+    """Every caption of the shards in order; samples that have none, or that cannot be read, are passed over.
+
+    Raises ValueError where there is no caption at all.
+    """
+    found = 0
     for index in range(len(shards)):
         for name in caption_fields:
             try:
-                yield from shards.captions(index, name)
+                for text in shards.captions(index, name):
+                    found += 1
+                    yield text
             except BadSample as error:
                 log.debug("sample %d gives no %s: %s", index, name, error)
+    if not found:
+        raise ValueError(f"there is no caption in {', '.join(caption_fields)} of {shards.spec!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -89,7 +90,7 @@ def test_pixels_and_captions_do_not_depend_on_the_world(packed: Path, tokenizer_
                 assert torch.equal(dealt, batch[name]), (world, number, name)
 
 
-@pytest.mark.parametrize(("workers", "method"), [(2, "forkserver"), (1, "fork"), (2, "spawn")])
+@pytest.mark.parametrize(("workers", "method"), [(2, "forkserver"), (1, "fork"), (1, "spawn")])
 def test_workers_do_not_change_a_bit(packed: Path, tokenizer_folder: Path, workers: int, method: str) -> None:
     alone = stream_of(config(packed), str(tokenizer_folder))
     helped = stream_of(config(packed, workers=workers, start_method=method), str(tokenizer_folder))
@@ -319,9 +320,7 @@ def test_shards_without_a_manifest_and_specifications(packed: Path, tmp_path: Pa
         scanned = ShardSet(spec)
         assert scanned.sizes == listed.sizes == [10, 10, 10, 10, 6]
         assert scanned.fingerprint == listed.fingerprint
-        assert scanned.read(41) == listed.read(41).__class__(
-            **{**vars(listed.read(41)), "shard": scanned.read(41).shard}
-        )
+        assert dataclasses.replace(scanned.read(41), shard="") == dataclasses.replace(listed.read(41), shard="")
     with pytest.raises(FileNotFoundError, match="train-000005"):
         ShardSet(str(packed / "train-{000004..000005}.tar"))
     with pytest.raises(ValueError, match="twice"):
@@ -406,6 +405,19 @@ def test_workers_start_beside_a_process_group(packed: Path, tmp_path: Path, meth
         assert "seen 88 2" in output  # 2 epochs of 11 batches of 4
 
 
+def alive(group: int) -> list[str]:
+    """Command lines of the processes of a group that are not zombies."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, owner = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(owner) == group and state != "Z":
+                found.append((folder / "cmdline").read_text().replace("\0", " "))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
 PREEMPTED = """
     import os, signal, sys, time
     from data_shards import ShardSet, ShardStream
@@ -455,10 +467,9 @@ def test_workers_outlive_the_warning_of_a_preemption(packed: Path, tmp_path: Pat
             os.killpg(process.pid, signal.SIGKILL)
     assert "warned 2" in output, errors
     assert process.returncode == (1 if end == "raise" else 0), errors
-    assert time.monotonic() - start < 30
-    time.sleep(0.5)
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)  # nobody of the group is left
+    while left := alive(process.pid):
+        assert time.monotonic() - start < 30, f"still running: {left}"
+        time.sleep(0.05)
 
 
 def test_labels_follow_the_given_classes(packed: Path) -> None:

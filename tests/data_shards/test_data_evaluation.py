@@ -1,0 +1,89 @@
+"""Evaluation batches: everything once, in step on every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from small_data import encoded, picture, records, write_tar
+
+from data_shards import RecordSet, ShardSet, eval_batches, load_tokenizer
+from data_shards.transforms import eval_transform
+
+
+@given(st.integers(1, 23), st.integers(1, 5), st.integers(1, 4))
+def test_every_image_and_caption_once_and_ranks_in_step(count: int, size: int, world: int) -> None:
+    source = RecordSet(records(count))
+    found, lengths = [], set()
+    for rank in range(world):
+        batches = list(eval_batches(source, None, 8, size, rank, world).images())
+        lengths.add(len(batches))
+        assert all(batch["images"].shape == (size, 3, 8, 8) for batch in batches)
+        found += [index for batch in batches for index in batch["index"].tolist()]
+    assert len(lengths) == 1
+    assert sorted(index for index in found if index >= 0) == list(range(count))
+
+
+def test_texts_belong_to_their_images(packed: Path, tokenizer_folder: Path) -> None:
+    words = load_tokenizer(str(tokenizer_folder), 12)
+    shards = ShardSet(str(packed))
+    seen: dict[int, tuple[int, str]] = {}
+    for rank in range(3):
+        batches = eval_batches(shards, words, 16, 5, rank, 3)
+        assert (batches.image_count, batches.text_count) == (46, 138)
+        for batch in batches.texts():
+            assert batch["input_ids"].shape == (5, 12)
+            for ids, text, image in zip(batch["input_ids"], batch["index"].tolist(), batch["image_index"].tolist()):
+                if text < 0:
+                    assert image == -1
+                    continue
+                assert text not in seen
+                seen[text] = (image, words.decode(ids, skip_special_tokens=True).strip())
+    assert sorted(seen) == list(range(138))
+    for text, (image, words_found) in seen.items():
+        assert batches.text_image[text] == image
+        assert words_found == batches.captions[text]
+        assert words_found in shards.captions(image)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pixels_and_labels(packed: Path, workers: int) -> None:
+    shards = ShardSet(str(packed))
+    batches = eval_batches(shards, None, 20, 7, workers=workers)
+    for batch in batches.images():
+        for image, index, label in zip(batch["images"], batch["index"].tolist(), batch["labels"].tolist()):
+            if index >= 0:
+                sample = shards.read(index)
+                assert np.array_equal(image, eval_transform(sample.image, 20))
+                assert batches.classes[label] == sample.label
+            else:
+                assert not image.any()
+                assert label == -1
+
+
+def test_records_are_a_source(tokenizer_folder: Path) -> None:
+    words = load_tokenizer(str(tokenizer_folder), 12)
+    batches = eval_batches(iter(records(4)), words, 16, 4)
+    assert batches.text_image.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert batches.keys() == ["area/00000", "area/00001", "area/00002", "area/00003"]
+    assert torch.equal(next(iter(batches.images()))["index"], torch.arange(4))
+
+
+def test_a_bad_image_is_an_error_unless_left_out(tmp_path: Path) -> None:
+    members = {"a.jpg": encoded(picture(1)), "b.jpg": b"nothing", "c.jpg": encoded(picture(2))}
+    shards = ShardSet(str(write_tar(tmp_path / "a.tar", members)))
+    with pytest.raises(ValueError, match=r"evaluation image b of .*a\.tar"):
+        list(eval_batches(shards, None, 8, 2).images())
+    left = [index for batch in eval_batches(shards, None, 8, 2, skip_bad=True).images() for index in batch["index"]]
+    assert left == [0, -1, 2, -1]
+
+
+def test_a_sample_without_caption_is_named(tmp_path: Path, tokenizer_folder: Path) -> None:
+    members = {"a.jpg": encoded(picture(1)), "a.txt": b"x", "mute.jpg": encoded(picture(2))}
+    shards = ShardSet(str(write_tar(tmp_path / "a.tar", members)))
+    with pytest.raises(ValueError, match="evaluation sample mute"):
+        eval_batches(shards, load_tokenizer(str(tokenizer_folder), 12), 8, 2)

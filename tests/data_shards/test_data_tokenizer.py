@@ -1,0 +1,74 @@
+"""A trained tokenizer is repeatable and is one of transformers'."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_shards import ShardSet, load_tokenizer, train_tokenizer
+from data_shards.__main__ import main
+from data_shards.collate import tokenize
+from data_shards.tokenizer import all_captions
+
+
+def test_training_twice_gives_the_same_bytes(packed: Path, tmp_path: Path) -> None:
+    command = f"-m data_shards tokenizer --shards {packed} --vocab-size 320 --context-length 12 --output"
+    for seed in ("1", "2"):
+        arguments = [sys.executable, *command.split(), str(tmp_path / seed)]
+        done = subprocess.run(arguments, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    files = {path.name: path.read_bytes() for path in (tmp_path / "1").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "2").iterdir()}
+    assert "tokenizer.json" in files
+
+
+def test_loaded_it_pads_cuts_and_marks(tokenizer_folder: Path) -> None:
+    words = load_tokenizer(str(tokenizer_folder), 8)
+    batch = tokenize(words, ["Caption 7", "caption " * 50, ""])
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    assert ids.shape == mask.shape == (3, 8)
+    assert ids[:, 0].tolist() == [words.cls_token_id] * 3
+    assert [row[mask[i].sum() - 1] for i, row in enumerate(ids.tolist())] == [words.sep_token_id] * 3
+    assert mask[1].sum() == 8
+    assert mask[2].sum() == 2
+    assert (ids[mask == 0] == words.pad_token_id).all()
+    assert words.decode(ids[0], skip_special_tokens=True).strip() == "caption 7"
+    assert words.pad_token_id == 0
+
+
+def test_any_text_survives(tokenizer_folder: Path) -> None:
+    words = load_tokenizer(str(tokenizer_folder), 64)
+    for text in ("zürich hauptbahnhof", "港口 与 船", "🛰 image"):
+        ids = words(text)["input_ids"]
+        assert words.unk_token_id not in ids
+        assert words.decode(ids, skip_special_tokens=True).strip() == text
+
+
+def test_captions_of_both_fields(packed: Path) -> None:
+    texts = list(all_captions(ShardSet(str(packed)), ["captions", "coarse_captions"]))
+    assert len(texts) == 46 * 4
+    assert texts[:4] == ["caption 0 variant 0", "caption 0 variant 1", "caption 0 variant 2", "coarse 0"]
+
+
+def test_bad_requests_are_named(tmp_path: Path, packed: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(FileNotFoundError, match="pip install no_such_weights"):
+        load_tokenizer("package:no_such_weights", 8)
+    with pytest.raises(ValueError, match="must exceed 260"):
+        train_tokenizer(["a"], tmp_path / "t", 200, 8)
+    command = f"tokenizer --shards {packed} --output {tmp_path / 't'} --caption-field nothing"
+    assert main(command.split()) == 2
+    assert "no caption" in capsys.readouterr().err
+
+
+def test_a_package_with_a_model_folder(tokenizer_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    (tmp_path / "made_weights").mkdir()
+    (tmp_path / "made_weights" / "__init__.py").write_text("")
+    shutil.copytree(tokenizer_folder, tmp_path / "made_weights" / "model")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert load_tokenizer("package:made_weights", 9).model_max_length == 9
