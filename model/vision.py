@@ -75,7 +75,9 @@ class ImageEncoder(nn.Module):
         if pixels.shape[-2:] != size:
             got = "x".join(map(str, pixels.shape[-2:]))
             raise ValueError(f"images are {got} pixels, but image_size of '{self.config.name}' is {size[0]}")
-        return ((pixels - self.mean.to(dtype)) / self.std.to(dtype)).to(weights)
+        # Channels last: convolutions take a third less time in it, on CPUs and on tensor cores; others do not mind.
+        normalised = ((pixels - self.mean.to(dtype)) / self.std.to(dtype)).to(weights)
+        return normalised.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> pooled feature (B, C) or timm's unpooled features."""
