@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -130,3 +131,8 @@ def sector(u: float, v: float, heading: float, radius: float) -> Distance:
 def grown(region: Distance, margin: float) -> Distance:
     """Return the region with its edge moved out by ``margin`` (in, where negative)."""
     return lambda grid: region(grid) - margin
+
+
+def union(regions: Sequence[Distance]) -> Distance:
+    """Return all the regions as one, so that their material is made once."""
+    return lambda grid: np.minimum.reduce([region(grid) for region in regions])

@@ -22,7 +22,7 @@ from PIL import Image
 
 from data_shards.synthetic import SCENES, draw_scene, label_of, sketch_scene
 from data_shards.synthetic.dice import generator
-from data_shards.synthetic.layout import Room, spots
+from data_shards.synthetic.layout import Room, extent_for, spots
 from data_shards.synthetic.noise import tile
 from data_shards.synthetic.palette import PAINT
 from data_shards.synthetic.render import part_mask
@@ -248,14 +248,16 @@ def colour_word(rgb: np.ndarray) -> str:
 
 @given(st.integers(2, 12), st.sampled_from(["row", "two rows", "ring", "scattered"]), st.integers(0, 2**32))
 def test_layouts_are_what_they_are_called(count: int, layout: str, seed: int) -> None:
-    room, extent = Room(0.05, -0.1, 0.7, 0.5), 0.13
-    if layout == "row":
-        extent = min(extent, 0.7 / count)
+    room = Room(0.05, -0.1, 0.7, 0.5)
+    extent = extent_for(count, layout, room, 0.2)
     found = spots(generator(seed), count, layout, room, extent)
     u, v = np.array([spot[:2] for spot in found]).T
     assert len(found) == count
-    assert abs(u - room.u).max() <= room.length / 2 + 1e-9
-    assert abs(v - room.v).max() <= room.width / 2 + 1e-9
+    assert 0.03 < extent <= 0.2
+    assert abs(u - room.u).max() <= room.length / 2 - 0.39 * extent
+    assert abs(v - room.v).max() <= room.width / 2 - 0.39 * extent
+    apart = np.hypot(u[:, None] - u, v[:, None] - v) + np.eye(count)
+    assert apart.min() > 0.99 * extent
     if layout == "row":
         assert np.ptp(v) < 1e-9
         assert np.allclose(np.diff(u), np.diff(u)[0])
@@ -264,9 +266,6 @@ def test_layouts_are_what_they_are_called(count: int, layout: str, seed: int) ->
     elif layout == "ring":
         away = np.hypot(u - room.u, v - room.v)
         assert np.ptp(away) < 1e-9
-    else:
-        apart = np.hypot(u[:, None] - u, v[:, None] - v) + np.eye(count)
-        assert apart.min() > 0.9 * min(extent, room.length / math.ceil(count / 3))
 
 
 def test_bad_calls_say_what_is_wrong() -> None:

@@ -10,7 +10,7 @@ from ..ground import canopy, dunes, mountains
 from ..layout import MAIN, Room, along, extent_for, layout_for, spots
 from ..objects import boulder, car, gable, ship, tree, umbrella
 from ..palette import Rgb, colour_on, paint
-from ..regions import band, before, beyond, blob, grown
+from ..regions import band, before, beyond, blob, grown, union
 from ..sketch import Sketch
 
 TREES: dict[str, tuple[Rgb, Rgb]] = {
@@ -75,10 +75,10 @@ def lake(sketch: Sketch, rng: Rng) -> Facts:
     islands, boats = count(rng, 0, 3), count(rng, 0, 4)
     rows = (-0.15, 0.15) if kind == "round" else (-0.07, 0.07)
     places = shuffled(rng, [(u, v) for u in (-0.18, 0.0, 0.18) for v in rows])
-    for u, v in places[:islands]:
-        isle = blob(rng, u, v, 0.13, 0.10, between(rng, 0, 3))
-        sketch.fill(grown(isle, 0.012), "sand", 0.008)
-        sketch.fill(isle, "forest", 0.008)
+    if islands:
+        isles = union([blob(rng, u, v, 0.13, 0.10, between(rng, 0, 3)) for u, v in places[:islands]])
+        sketch.fill(grown(isles, 0.012), "sand", 0.008)
+        sketch.fill(isles, "forest", 0.008)
     colour = pick(rng, ("white", "red", "orange", "yellow"))
     for u, v in places[islands : min(islands + boats, 6)]:
         ship(sketch, u, v, between(rng, 0, 6.3), 0.12, paint(rng, colour), "company")
@@ -139,8 +139,9 @@ def forest(sketch: Sketch, rng: Rng) -> Facts:
         sketch.fill(band(where, 0.042), "asphalt")
     places = shuffled(rng, [(u, v) for u in (-0.24, 0.0, 0.24) for v in (-0.27, 0.27)])
     cover = pick(rng, ("grass", "soil", "water"))
-    for u, v in places[:clearings]:
-        sketch.fill(blob(rng, u, v, between(rng, 0.15, 0.20), 0.16, between(rng, 0, 3)), cover, 0.02)
+    if clearings:
+        gaps = [blob(rng, u, v, between(rng, 0.16, 0.20), 0.16, between(rng, 0, 3)) for u, v in places[:clearings]]
+        sketch.fill(union(gaps), cover, 0.006)
     huts = count(rng, 0, 2) if clearings and cover != "water" else 0
     huts = min(huts, clearings)
     roof = pick(rng, ("red", "white", "blue"))

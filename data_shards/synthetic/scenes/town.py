@@ -10,7 +10,7 @@ from ..ground import mown
 from ..layout import MAIN, extent_for, layout_for, spots
 from ..objects import WHITE, car, court, dashes, gable, pool, scatter_bushes, stands, tree
 from ..palette import PAINT, colour_on, paint, shade
-from ..regions import band, blob, grown, sector
+from ..regions import band, blob, grown, sector, union
 from ..sketch import Sketch, box, line, oval, place
 from .company import neighbour
 
@@ -28,8 +28,8 @@ def dense_residential(sketch: Sketch, rng: Rng) -> Facts:
     lines = [(i - (streets - 1) / 2) * gap for i in range(streets)]
     pools = count(rng, 0, 4)
     plots = []
+    sketch.fill(union([band(v, 0.037) for v in lines]), "asphalt")
     for v in lines:
-        sketch.fill(band(v, 0.037), "asphalt")
         dashes(sketch, v, (206, 206, 200), 0.04)
         for side in (-1, 1):
             for i in range(-6, 7):
@@ -200,12 +200,17 @@ def golf_course(sketch: Sketch, rng: Rng) -> Facts:
         0.01,
     )
     sketch.mark_disc(green_u, green_v, 0.008, (250, 250, 250))
-    for u, v in places[1 : 1 + ponds]:
-        sketch.fill(blob(rng, u, v, 0.25, 0.17, between(rng, 0, 3)), "water", 0.014)
-    for u, v in places[1 + ponds : 1 + ponds + bunkers]:
-        lobes = blob(rng, u, v, between(rng, 0.13, 0.17), between(rng, 0.09, 0.12), between(rng, 0, 3))
-        sketch.fill(grown(lobes, 0.006), "lawn", 0.004)
-        sketch.fill(lobes, "sand", 0.004)
+    if ponds:
+        waters = [blob(rng, u, v, 0.24, 0.17, between(rng, 0, 3)) for u, v in places[1 : 1 + ponds]]
+        sketch.fill(union(waters), "water", 0.004)
+    pits = union(
+        [
+            blob(rng, u, v, between(rng, 0.13, 0.17), between(rng, 0.09, 0.12), between(rng, 0, 3))
+            for u, v in places[1 + ponds : 1 + ponds + bunkers]
+        ]
+    )
+    sketch.fill(grown(pits, 0.006), "lawn", 0.004)
+    sketch.fill(pits, "sand", 0.004)
     rim = [(0.45 * math.cos(a), 0.45 * math.sin(a)) for a in (i * 2 * math.pi / trees + 0.3 for i in range(trees))]
     for u, v in rim:
         tree(sketch, u, v, between(rng, 0.032, 0.044), rng)

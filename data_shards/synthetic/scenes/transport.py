@@ -20,7 +20,7 @@ from ..objects import (
     truck,
 )
 from ..palette import colour_on, paint, shade
-from ..regions import band, beyond, disc, ray, rectangle, ring
+from ..regions import band, beyond, disc, ray, rectangle, ring, union
 from ..sketch import Sketch, box
 from .company import CARS, LINE, STRIP, neighbour
 
@@ -102,8 +102,7 @@ def bridge(sketch: Sketch, rng: Rng) -> Facts:
     places = [-0.17, 0.17] if bridges == 2 else [between(rng, -0.08, 0.08)]
     deck = 0.062
     for u in places:
-        sketch.fill(ray(u, 0, math.pi / 2, deck), "asphalt")
-        sketch.fill(ray(u, 0, -math.pi / 2, deck), "asphalt")
+        sketch.fill(band(-u, deck, angle=math.pi / 2), "asphalt")
         for side in (-1, 1):
             sketch.body(box(u + side * deck, 0, 0.014, 2 * half + 0.05), (214, 212, 206), 0.045)
         sketch.body(box(u, 0, 2 * deck - 0.01, 2 * half + 0.05), (104, 105, 108), 0.045)
@@ -191,13 +190,16 @@ def overpass(sketch: Sketch, rng: Rng) -> Facts:
 def _loops(sketch: Sketch, turn: float, half: float) -> None:
     """Draw the four loop ramps of a cloverleaf, each touching both highways."""
     radius, lane = 0.105, 0.024
+    inside, ramps = [], []
     for quarter in range(4):
         opening = turn if quarter % 2 == 0 else math.pi - turn
         bisector = turn / 2 + quarter * math.pi / 2
         away = (radius + half * 0.75) / math.sin(opening / 2)
         u, v = away * math.cos(bisector), away * math.sin(bisector)
-        sketch.fill(disc(u, v, radius - lane), "lawn", 0, 0, 0.6)
-        sketch.fill(ring(u, v, radius, lane), "asphalt")
+        inside.append(disc(u, v, radius - lane))
+        ramps.append(ring(u, v, radius, lane))
+    sketch.fill(union(inside), "lawn", opacity=0.6)
+    sketch.fill(union(ramps), "asphalt")
 
 
 def roundabout(sketch: Sketch, rng: Rng) -> Facts:
@@ -207,9 +209,8 @@ def roundabout(sketch: Sketch, rng: Rng) -> Facts:
     arms = count(rng, 3, 6)
     radius, half = between(rng, 0.19, 0.22), 0.055
     headings = [2 * math.pi * i / arms + between(rng, -0.06, 0.06) for i in range(arms)]
-    for heading in headings:
-        sketch.fill(ray(0, 0, heading, half), "asphalt")
-    sketch.fill(disc(0, 0, radius + half), "asphalt")
+    arms_and_ring = [*(ray(0, 0, heading, half) for heading in headings), disc(0, 0, radius + half)]
+    sketch.fill(union(arms_and_ring), "asphalt")
     island = pick(rng, [name for name in ("grass", "sand", "water") if name != ground])
     sketch.fill(disc(0, 0, radius - half + 0.012), "concrete")
     sketch.fill(disc(0, 0, radius - half), island)
