@@ -16,6 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# torch 2.14 names them so, and warns at each call by the names of before.
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def world_size() -> int:
     """Ranks of the default process group; 1 where there is none."""
@@ -28,7 +32,7 @@ def gather_integers(x: Tensor) -> Tensor:
     if size == 1:
         return x
     gathered = x.new_empty((size * x.shape[0], *x.shape[1:]))
-    dist.all_gather_into_tensor(gathered, x.contiguous())
+    all_gather(gathered, x.contiguous())
     return gathered
 
 
@@ -43,7 +47,7 @@ class GatherRows(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         gradient = gradients[0].contiguous()
         own = gradient.new_empty((gradient.shape[0] // world_size(), *gradient.shape[1:]))
-        dist.reduce_scatter_tensor(own, gradient)
+        reduce_scatter(own, gradient)
         return own
 
 

@@ -52,8 +52,8 @@ class PriorCLIP(nn.Module):
         self.text = TextEncoder(self.config.text, vocab_size)
         self.image_projection = nn.Linear(self.visual.width, config.embed_dim, bias=False)
         self.text_projection = nn.Linear(self.text.width, config.embed_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
-        self.attribution_scale = nn.Parameter(torch.tensor(math.log(config.attribution_scale_init)))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(config.logit_scale_init)]))
+        self.attribution_scale = nn.Parameter(torch.tensor([math.log(config.attribution_scale_init)]))
         for projection in (self.image_projection, self.text_projection):
             nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
         fill_resolved(self.config, self.text)

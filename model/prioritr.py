@@ -47,8 +47,8 @@ class PriorITR(nn.Module):
         self.temporal = PAE(d, pae.temporal_cycles, pae.heads, pae.dropout)
         self.image_head = nn.Linear(d, d)
         self.text_head = nn.Linear(d, d)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale_init)))
-        self.attribution_scale = nn.Parameter(torch.tensor(math.log(config.attribution_scale_init)))
+        self.logit_scale = nn.Parameter(torch.tensor([math.log(config.logit_scale_init)]))
+        self.attribution_scale = nn.Parameter(torch.tensor([math.log(config.attribution_scale_init)]))
         fill_resolved(self.config, self.text)
 
     def forward(

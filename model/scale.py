@@ -31,6 +31,9 @@ class ClampBelow(torch.autograd.Function):
 
 
 def clamped_exp(log_scale: Tensor, limit: float) -> Tensor:
-    """exp(min(log_scale, limit)) in float32 at least."""
+    """exp(min(log_scale, limit)) as a scalar (), float32 at least.
+
+    The parameter itself has shape (1,): DeepSpeed cannot broadcast one without dimensions.
+    """
     dtype = torch.promote_types(log_scale.dtype, torch.float32)
-    return ClampBelow.apply(log_scale.to(dtype), limit).exp()  # type: ignore[no-any-return]
+    return ClampBelow.apply(log_scale.to(dtype).reshape(()), limit).exp()  # type: ignore[no-any-return]

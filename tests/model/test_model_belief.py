@@ -70,7 +70,9 @@ def test_released_belief_is_the_authors_code_and_is_not_the_papers():
 def test_example_of_the_module():
     tokens, instruction = torch.tensor([[[0.0], [2.0], [1.0]]]), torch.ones(1, 1)
     assert belief_rank(tokens[..., 0]).tolist() == [[3, 1, 2]]
-    torch.testing.assert_close(belief_map(tokens, instruction), torch.tensor([[0.0900, 0.6652, 0.2447]]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        belief_map(tokens, instruction), torch.tensor([[0.0900, 0.6652, 0.2447]]), atol=1e-4, rtol=0
+    )
     expected = torch.tensor([[0.0900 + 3**-0.5, 1.6652, 0.2447 + 2**-0.5]])
     torch.testing.assert_close(soft_weights(tokens, instruction), expected, atol=1e-4, rtol=0)
 

@@ -32,13 +32,17 @@ def test_contrastive_equals_the_reference(chunk: int):
 def test_contrastive_with_distinct_ids_is_clips_cross_entropy():
     image, text, scale, _, _ = leaves()
     logits, target = scale * image @ text.T, torch.arange(12)
-    expected = (torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)) / 2
+    expected = (
+        torch.nn.functional.cross_entropy(logits, target) + torch.nn.functional.cross_entropy(logits.T, target)
+    ) / 2
     torch.testing.assert_close(ContrastiveLoss()(image, text, scale, target), expected)
 
 
 def test_streaming_gradient_is_the_numerical_one():
     image, text, scale, ids, _ = leaves(width=3)
-    assert torch.autograd.gradcheck(lambda i, t, s: StreamingCrossEntropy.apply(i, t, s, ids, ids, 5), (image, text, scale))
+    assert torch.autograd.gradcheck(
+        lambda i, t, s: StreamingCrossEntropy.apply(i, t, s, ids, ids, 5), (image, text, scale)
+    )
 
 
 def test_attribution_equals_the_reference():
@@ -102,7 +106,9 @@ def outputs_of(image, text, scale):
 def test_retrieval_loss_weighs_its_parts():
     image, text, scale, ids, labels = leaves()
     total, parts = RetrievalLoss(contrastive=0.5, lambda_cs=3.0)(outputs_of(image, text, scale), ids, labels)
-    expected = 0.5 * reference.contrastive(image, text, scale, ids) + 3 * reference.attribution(image, text, scale + 1, labels)
+    expected = 0.5 * reference.contrastive(image, text, scale, ids) + 3 * reference.attribution(
+        image, text, scale + 1, labels
+    )
     torch.testing.assert_close(total, expected)
     assert set(parts) == {"contrastive", "attribution"}
     assert not any(part.requires_grad for part in parts.values())

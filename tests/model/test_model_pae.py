@@ -28,7 +28,9 @@ def slow_attention(mha: MultiHeadAttention, query, memory, mask=None):
 
 
 def slow_block(block: AttentionBlock, query, y, mask=None):
-    y = F.layer_norm(y + slow_attention(block.attention, query, y, mask), (y.shape[-1],), block.norm1.weight, block.norm1.bias)
+    y = F.layer_norm(
+        y + slow_attention(block.attention, query, y, mask), (y.shape[-1],), block.norm1.weight, block.norm1.bias
+    )
     first, norm, _, second = block.ffn
     hidden = F.layer_norm(first(y), norm.normalized_shape, norm.weight, norm.bias)
     fed = second(0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2))))

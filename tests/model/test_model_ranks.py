@@ -50,9 +50,11 @@ def test_ranks_together_equal_one_process(world: int, tmp_path: Path):
         scale = torch.tensor(SCALE, dtype=torch.float64, requires_grad=True)
         function = reference.contrastive if isinstance(loss, ContrastiveLoss) else reference.attribution
         expected = function(image, text, scale, key)
-        wanted = torch.autograd.grad(expected, (image, text, scale), allow_unused=True, materialize_grads=True) if (
-            expected.requires_grad
-        ) else [torch.zeros_like(x) for x in (image, text, scale)]
+        wanted = (
+            torch.autograd.grad(expected, (image, text, scale), allow_unused=True, materialize_grads=True)
+            if (expected.requires_grad)
+            else [torch.zeros_like(x) for x in (image, text, scale)]
+        )
         parts = [torch.stack([rank[name][i] for rank in found]) for i in (0, 3)]
         exact = {"rtol": 0, "atol": 1e-10}
         torch.testing.assert_close(parts[0].mean(), expected.detach(), **exact, msg=lambda m, n=name: f"{n}: {m}")

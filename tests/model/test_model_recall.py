@@ -1,0 +1,103 @@
+"""Recall against a version that sorts, and chance against enumeration."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import model.recall
+from model.recall import chance, retrieval_metrics
+
+
+def slow_metrics(images, texts, index, ks=(1, 5, 10)):
+    """Ties: everything that is as similar as the answer stands before it."""
+    similarity = images.double() @ texts.double().T
+    ranks = {"i2t": [], "t2i": []}
+    for i in range(len(images)):
+        own = [t for t in range(len(texts)) if index[t] == i]
+        if own:
+            best = max(float(similarity[i, t]) for t in own)
+            ranks["i2t"].append(1 + sum(float(similarity[i, t]) >= best for t in range(len(texts)) if t not in own))
+    for t in range(len(texts)):
+        mine = float(similarity[index[t], t])
+        ranks["t2i"].append(1 + sum(float(similarity[i, t]) >= mine for i in range(len(images)) if i != index[t]))
+    found = {f"{way}_r{k}": 100 * sum(r <= k for r in rank) / len(rank) for way, rank in ranks.items() for k in ks}
+    return found | {"mean_recall": sum(found.values()) / len(found)}
+
+
+def draw(seed: int, counts: list[int], levels: int):
+    """Integer features of few levels, so that ties are many and exact."""
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    index = index[torch.randperm(len(index), generator=generator)]
+    images = torch.randint(-levels, levels + 1, (len(counts), 3), generator=generator).float()
+    texts = torch.randint(-levels, levels + 1, (len(index), 3), generator=generator).float()
+    return images, texts, index
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.lists(st.integers(0, 6), min_size=1, max_size=9).filter(any),
+    st.integers(1, 9),
+    st.sampled_from([1, 7, 1 << 22]),
+)
+def test_recall_equals_counting(seed: int, counts: list[int], levels: int, cells: int):
+    images, texts, index = draw(seed, counts, levels)
+    before = model.recall.CELLS
+    try:
+        model.recall.CELLS = cells
+        found = retrieval_metrics(images, texts, index)
+    finally:
+        model.recall.CELLS = before
+    assert found == pytest.approx(slow_metrics(images, texts, index), abs=1e-9)
+
+
+def test_perfect_and_collapsed_features():
+    images = F.normalize(torch.randn(20, 8), dim=-1)
+    index = torch.arange(20).repeat_interleave(5)
+    assert set(retrieval_metrics(images, images[index], index).values()) == {100.0}
+    assert retrieval_metrics(torch.ones(20, 8), torch.ones(100, 8), index)["mean_recall"] == 0
+
+
+def test_names_of_the_figures():
+    images, texts, index = draw(0, [5, 5], 3)
+    names = ["i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "mean_recall"]
+    assert list(retrieval_metrics(images, texts, index)) == names
+    assert list(chance(index)) == names
+
+
+@pytest.mark.parametrize("counts", [[1, 1, 1], [2, 1, 3], [4, 0, 1]])
+def test_chance_equals_enumeration_of_all_rankings(counts: list[int]):
+    index = [i for i, count in enumerate(counts) for _ in range(count)]
+    ks, images = (1, 2, 5), len(counts)
+    orders = list(itertools.permutations(range(len(index))))
+    expected = {}
+    for k in ks:
+        queries = [i for i in range(images) if counts[i]]
+        hits = [sum(any(index[t] == i for t in order[:k]) for order in orders) / len(orders) for i in queries]
+        expected[f"i2t_r{k}"] = 100 * sum(hits) / len(hits)
+    for k in ks:
+        expected[f"t2i_r{k}"] = 100 * min(k, images) / images
+    found = chance(torch.tensor(index), ks, images=images)
+    assert found == pytest.approx(expected | {"mean_recall": sum(expected.values()) / len(expected)})
+
+
+def test_chance_is_the_mean_of_random_features():
+    torch.manual_seed(0)
+    index = torch.arange(30).repeat_interleave(5)
+    runs = [retrieval_metrics(torch.randn(30, 64), torch.randn(150, 64), index)["mean_recall"] for _ in range(200)]
+    assert sum(runs) / len(runs) == pytest.approx(chance(index)["mean_recall"], abs=0.5)
+
+
+def test_bad_input_is_named():
+    images, texts, index = draw(0, [2, 2], 3)
+    with pytest.raises(ValueError, match="3 entries for 4 texts"):
+        retrieval_metrics(images, texts, index[:3])
+    with pytest.raises(ValueError, match="rows of the 1 images"):
+        retrieval_metrics(images[:1], texts, index)
+    with pytest.raises(ValueError, match=r"\(I, d\) and \(T, d\)"):
+        retrieval_metrics(images, texts[:, :2], index)
