@@ -7,7 +7,10 @@ would take for the end of the run. They end when the training process tells them
 
 from __future__ import annotations
 
-import data_shards.collate  # noqa: F401 - loaded once here, with torch, so that workers start at once
+# Loaded once here, with torch, so that workers start at once.
+from transformers import PreTrainedTokenizerFast  # noqa: F401
+
+import data_shards.collate  # noqa: F401
 from data_shards.workers import survive_preemption
 
 survive_preemption(0)
