@@ -24,13 +24,14 @@ def photograph(picture: Picture, rng: Rng) -> NDArray[np.uint8]:
     tint = (1 + (rng.random(3) - 0.5) * 0.07).astype(np.float32)
     light = 1 + 0.03 * patch("broad", size, rng)
     faded = between(rng, 0.04, 0.24)
-    exposed = picture + (picture.mean(axis=2, keepdims=True) - picture) * np.float32(faded)
+    mixing = np.eye(3) * (1 - faded) + faded / 3  # towards grey
+    mixing *= tint * gain * (1 - haze)
+    exposed = picture @ mixing.astype(np.float32)
     exposed *= light[..., None]
-    exposed *= tint * np.float32(gain * (1 - haze))
     exposed += HAZE * np.float32(haze)
     if blur:
         image = Image.fromarray(np.clip(exposed, 0, 255).astype(np.uint8))
         exposed = np.asarray(image.filter(ImageFilter.GaussianBlur(blur * math.sqrt(size / REFERENCE))), np.float32)
-    grey = rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(0.8 * noise)
-    speck = rng.standard_normal((size, size, 3), dtype=np.float32) * np.float32(0.5 * noise)
-    return np.clip(exposed + grey + speck + 0.5, 0, 255).astype(np.uint8)
+    speck = rng.standard_normal((size, size, 3), dtype=np.float32)
+    speck += 1.2 * speck[..., 1:2]  # most of it is alike in all bands
+    return np.clip(exposed + np.float32(0.5 * noise) * speck + 0.5, 0, 255).astype(np.uint8)

@@ -13,7 +13,7 @@ class Thing:
     """Something in the scene.
 
     Args:
-        noun: key of `wording.NOUNS`
+        noun: key of `vocabulary.NOUNS`
         count: how many, exactly; captions say "many" from `MANY`
         colour: name in `palette.PAINT` or an adjective of its kind ("dark green"), None where captions name none
         layout: name of a layout, None where captions name none
@@ -43,7 +43,7 @@ class Company:
     """A thing and how it goes with the main one: ``beside`` a river, ``with`` a pond, ``around`` it, ``on`` it.
 
     Args:
-        relation: key of `wording.RELATIONS`
+        relation: key of `vocabulary.RELATIONS`
         thing: the neighbour
         carrying: things on or along the neighbour, as ships on a river
     """

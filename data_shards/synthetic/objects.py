@@ -9,7 +9,7 @@ import math
 from itertools import pairwise
 
 from .dice import Rng, between, pick
-from .palette import PAINT, Rgb, blend, paint, shade
+from .palette import PAINT, Rgb, blend, shade
 from .sketch import Point, Sketch, box, line, oval, place
 
 GLASS: Rgb = (44, 54, 66)
@@ -277,24 +277,6 @@ def boulder(sketch: Sketch, u: float, v: float, radius: float, rng: Rng, tone: R
     sketch.body(top, shade(tone, 1.12), 0, "main")
 
 
-def scatter_bushes(sketch: Sketch, rng: Rng, number: int, reach: float = 0.62) -> None:
-    """Shrubs anywhere in the picture, as distractions."""
-    for _ in range(number):
-        bush(sketch, between(rng, -reach, reach), between(rng, -reach, reach), between(rng, 0.008, 0.017), rng)
-
-
-def wall(sketch: Sketch, u: float, v: float, length: float, width: float, heading: float, tone: Rgb) -> None:
-    """A low open frame: fence or quay edge."""
-    for x, y, run, turn in (
-        (0, -width / 2, length, 0.0),
-        (0, width / 2, length, 0.0),
-        (-length / 2, 0, width, math.pi / 2),
-        (length / 2, 0, width, math.pi / 2),
-    ):
-        cu, cv = place(((x, y),), u, v, heading)[0]
-        sketch.body(box(cu, cv, run, 0.006, heading + turn), tone, 0.010)
-
-
 def stands(
     sketch: Sketch, u: float, v: float, length: float, width: float, heading: float, colour: Rgb, corners: int
 ) -> None:
@@ -315,8 +297,3 @@ def stands(
         if corners:
             ends = place((a, b), u, v, heading)
             sketch.body(line(ends[0], ends[1], 0.005), blend(colour, (220, 220, 220), 0.5))
-
-
-def some_colour(rng: Rng) -> Rgb:
-    """Return a paint of any name, for things that captions leave out."""
-    return paint(rng, pick(rng, ("white", "grey", "black", "red", "blue")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Sequence
 
@@ -77,15 +78,17 @@ def ellipse(u: float, v: float, length: float, width: float, heading: float = 0.
 def blob(rng: Rng, u: float, v: float, length: float, width: float, heading: float = 0.0) -> Distance:
     """Return a rounded natural outline of about the given axes: a pond, an island, a bunker."""
     cos, sin = math.cos(heading), math.sin(heading)
-    lobes = [(k, between(rng, 0.02, 0.13) / math.sqrt(k - 1), between(rng, 0, 2 * math.pi)) for k in (2, 3, 5)]
+    depths = [between(rng, 0.02, 0.13) / math.sqrt(k - 1) for k in (2, 3, 5)]
+    second, third, fifth = [np.complex64(cmath.rect(depth, between(rng, 0, 2 * math.pi))) for depth in depths]
 
     def distance(grid: Grid) -> Plane:
         x, y = grid.u - np.float32(u), grid.v - np.float32(v)
         a, b = (x * cos + y * sin) * (2 / length), (y * cos - x * sin) * (2 / width)
-        bearing, edge = np.arctan2(b, a), np.ones_like(a)
-        for k, depth, phase in lobes:
-            edge += depth * np.sin(k * bearing + phase)
-        return (np.hypot(a, b) - edge) * np.float32(min(length, width) / 2)
+        away = np.sqrt(a * a + b * b) + np.float32(1e-6)
+        turn = (a + 1j * b) / away  # its k-th power goes round k times: cheaper than angles and sines
+        twice = turn * turn
+        edge = 1 + (second * twice + twice * turn * (third + fifth * twice)).imag
+        return (away - edge) * np.float32(min(length, width) / 2)
 
     return distance
 

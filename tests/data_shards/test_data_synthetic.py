@@ -26,7 +26,8 @@ from data_shards.synthetic.layout import Room, extent_for, spots
 from data_shards.synthetic.noise import tile
 from data_shards.synthetic.palette import PAINT
 from data_shards.synthetic.render import part_mask
-from data_shards.synthetic.wording import GROUNDS, KINDS, LAYOUTS, MISTAKEN, NOUNS, SCENE_WORDS, coarse_captions
+from data_shards.synthetic.vocabulary import GROUNDS, KINDS, LAYOUTS, MISTAKEN, NOUNS, SCENE_WORDS
+from data_shards.synthetic.wording import coarse_captions
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]

@@ -8,7 +8,7 @@ from ..dice import Rng, between, chance, count, pick, shuffled
 from ..facts import Company, Facts, Thing
 from ..ground import mown
 from ..layout import MAIN, extent_for, layout_for, spots
-from ..objects import WHITE, car, court, dashes, gable, pool, scatter_bushes, stands, tree
+from ..objects import WHITE, car, court, dashes, gable, pool, stands, tree
 from ..palette import PAINT, colour_on, paint, shade
 from ..regions import band, blob, grown, sector, union
 from ..sketch import Sketch, box, line, oval, place
@@ -74,7 +74,6 @@ def sparse_residential(sketch: Sketch, rng: Rng) -> Facts:
             pu, pv = place(((0, extent * 0.43),), u, v, heading)[0]
             pool(sketch, pu, pv, length * 0.46, heading)
         gable(sketch, u, v, length, length * between(rng, 0.62, 0.74), heading, paint(rng, colour))
-    scatter_bushes(sketch, rng, 12)
     company = [Company("with", Thing("pool", pools))] if pools else []
     company.append(neighbour(sketch, rng, ground, ("river", "road", "trees", "field", "pond", "woods")))
     return Facts(Thing("house", number, colour, layout), ground, company)

@@ -19,9 +19,9 @@ from ..objects import (
     tree,
     truck,
 )
-from ..palette import colour_on, paint, shade
+from ..palette import colour_on, paint
 from ..regions import band, beyond, disc, ray, rectangle, ring, union
-from ..sketch import Sketch, box
+from ..sketch import Sketch, box, place
 from .company import CARS, LINE, STRIP, neighbour
 
 
@@ -146,45 +146,36 @@ def overpass(sketch: Sketch, rng: Rng) -> Facts:
         _loops(sketch, turns[1], half)
     for turn, offset in zip(turns, offsets, strict=True):
         sketch.fill(band(offset, half, angle=turn), "asphalt")
-    top = turns[-1]
     for level, (turn, offset) in enumerate(zip(turns, offsets, strict=True)):
-        cu, cv = -math.sin(turn) * offset, math.cos(turn) * offset
-        height = 0.03 * level
-        if level:
-            sketch.rise()
-            sketch.body(box(cu, cv, 1.7, 2 * half + 0.02, turn), (196, 194, 188), height + 0.02)
-            sketch.body(box(cu, cv, 1.7, 2 * half, turn), shade((103, 104, 107), between(rng, 0.95, 1.08)))
-        pen = sketch.body if level else sketch.mark
-        pen(box(cu, cv, 1.7, 0.014, turn), (188, 184, 170))
-        for side in (-0.5, 0.5):
-            for i in range(14):
-                along_u = (i - 6.5) * 0.11
-                du, dv = -math.sin(turn) * side * half, math.cos(turn) * side * half
-                pen(
-                    box(
-                        cu + du + math.cos(turn) * along_u,
-                        cv + dv + math.sin(turn) * along_u,
-                        0.05,
-                        0.006,
-                        turn,
-                    ),
-                    WHITE,
-                )
-    sketch.rise()
+        _highway(sketch, turn, offset, half, level)
     number, lorry, colour = count(rng, 1, 8), chance(rng, 0.3), pick(rng, ("white", "red", "blue", "yellow"))
-    turn, offset = top, offsets[-1]
-    lanes = [(a, s) for a in (-0.36, -0.24, -0.12, 0.0, 0.12, 0.24, 0.36) for s in (-0.75, -0.25, 0.25, 0.75)]
-    lanes = [lane for i, lane in enumerate(lanes) if (i // 4 + i) % 2]
-    for a, s in shuffled(rng, lanes)[:number]:
-        u = math.cos(turn) * a - math.sin(turn) * (offset + s * half)
-        v = math.sin(turn) * a + math.cos(turn) * (offset + s * half)
+    sketch.rise()
+    lanes = [(u, v) for u in (-0.36, -0.24, -0.12, 0.0, 0.12, 0.24, 0.36) for v in (-0.75, -0.25, 0.25, 0.75)]
+    apart = [lane for i, lane in enumerate(lanes) if (i // 4 + i) % 2]
+    for along_road, lane in shuffled(rng, apart)[:number]:
+        u, v = place(((along_road, offsets[-1] + lane * half),), 0, 0, turns[-1])[0]
         draw, length = (truck, 0.11) if lorry else (car, 0.08)
-        draw(sketch, u, v, turn + (math.pi if s < 0 else 0), length, paint(rng, colour), "company")
+        draw(sketch, u, v, turns[-1] + math.pi * (lane < 0), length, paint(rng, colour), "company")
     return Facts(
         Thing("highway", roads, kind="looped" if ramps else None),
         ground,
         [Company("carrying", Thing("truck" if lorry else "car", number, colour))],
     )
+
+
+def _highway(sketch: Sketch, turn: float, offset: float, half: float, level: int) -> None:
+    """Draw a dual carriageway along ``turn``: on the ground at level 0, else on a deck that shades what is below."""
+    u, v = place(((0.0, offset),), 0, 0, turn)[0]
+    if level:
+        sketch.rise()
+        sketch.body(box(u, v, 1.7, 2 * half + 0.02, turn), (196, 194, 188), 0.02 + 0.03 * level)
+        sketch.body(box(u, v, 1.7, 2 * half, turn), (102, 103, 106))
+    pen = sketch.body if level else sketch.mark
+    pen(box(u, v, 1.7, 0.014, turn), (188, 184, 170))
+    for side in (-0.5, 0.5):
+        for i in range(14):
+            at_u, at_v = place((((i - 6.5) * 0.11, side * half),), u, v, turn)[0]
+            pen(box(at_u, at_v, 0.05, 0.006, turn), WHITE)
 
 
 def _loops(sketch: Sketch, turn: float, half: float) -> None:
