@@ -19,17 +19,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "timm", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    name, config = parse_command(COMMANDS, argv, prog="retrieval", description="Evaluate and use a trained model.")
     run: dict[str, Callable[..., None]] = {
         "evaluate": run_evaluate,
         "index": run_index,
         "search": run_search,
         "serve": run_serve,
     }
+    prog = "retrieval"
     try:
+        name, config = parse_command(COMMANDS, argv, prog=prog, description="Evaluate and use a trained model.")
+        prog = f"retrieval {name}"
         run[name](config)
     except (OSError, ValueError) as error:
-        print(f"retrieval {name}: error: {error}", file=sys.stderr)
+        print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
     return 0
 

@@ -27,7 +27,7 @@ from data_shards.transforms import MAX_PIXELS, eval_transform
 from model import from_pretrained
 from model.evaluation import encode_texts
 from retrieval.config import Device, GalleryConfig, Precision
-from retrieval.gallery import Gallery, Skipped, skip
+from retrieval.gallery import Gallery, Skipped, note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -174,9 +174,9 @@ def reasons(gallery: Gallery, usable: Tensor, image_size: int, max_pixels: int) 
     for sample in (~usable).nonzero().flatten().tolist():
         try:
             eval_transform(gallery.source.read(sample).image, image_size, max_pixels=max_pixels)
-            skip(skipped, gallery, sample, BadSample("could not be read at first", "but could a second time"))
+            note(skipped, gallery, sample, BadSample("readable only the second time"))
         except BadSample as error:
-            skip(skipped, gallery, sample, error)
+            note(skipped, gallery, sample, error)
     return skipped
 
 

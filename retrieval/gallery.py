@@ -157,17 +157,16 @@ def with_captions(gallery: Gallery, caption_field: str) -> tuple[Gallery, Skippe
             gallery.source.captions(sample, caption_field)
             kept.append(sample)
         except BadSample as error:
-            skip(skipped, gallery, sample, error)
+            note(skipped, gallery, sample, error)
+            log.warning("%s is left out: %s", " of ".join(reversed(gallery.source.name(sample))), error)
     if not kept:
         raise ValueError(f"no sample has a caption in '{caption_field}': see --caption_field")
     return (gallery.keep(kept) if skipped else gallery), skipped
 
 
-def skip(skipped: Skipped, gallery: Gallery, sample: int, error: BadSample) -> None:
-    """Write a sample down under the reason, and log it with the detail."""
-    shard, key = gallery.source.name(sample)
-    log.warning("%s of %s is left out: %s", key, shard, error)
-    skipped.setdefault(error.reason, []).append(key)
+def note(skipped: Skipped, gallery: Gallery, sample: int, error: BadSample) -> None:
+    """Write a sample down under the reason."""
+    skipped.setdefault(error.reason, []).append(gallery.source.name(sample)[1])
 
 
 def refuse_too_many(skipped: Skipped, total: int, max_bad_share: float) -> None:

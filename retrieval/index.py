@@ -108,7 +108,7 @@ class EmbeddingIndex:
             )
         best: list[tuple[float, int]] = []
         for start in range(0, len(self), CHUNK):
-            scores = self.embeddings[start : start + CHUNK].float() @ query.float()
+            scores = (self.embeddings[start : start + CHUNK].float() @ query.float()).clamp(-1, 1)  # float16 rounds
             values, rows = scores.topk(min(k, len(scores)))
             best += zip((-values).tolist(), (rows + start).tolist(), strict=True)
             best = sorted(best)[:k]
@@ -213,8 +213,8 @@ def descriptions(gallery: Gallery, images: EncodedImages, classes: list[str]) ->
 
 def publish(aside: Path, output: Path) -> None:
     """Flush the files to the disk and rename the folder into place; the one it replaces is removed after."""
-    aside.chmod(0o755)
     for path in [*aside.iterdir(), aside]:
+        path.chmod(0o755 if path == aside else 0o644)  # safetensors and mkdtemp keep them to their owner
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

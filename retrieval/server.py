@@ -133,7 +133,7 @@ class Answer(BaseHTTPRequestHandler):
 
 def search(searcher: Searcher, query: dict[str, list[str]]) -> dict[str, Any]:
     """The answer to /search. Raises BadRequest."""
-    k = whole(query, "k", HITS, MOST_HITS)
+    k = max(1, whole(query, "k", HITS, MOST_HITS))
     if ("text" in query) == ("image" in query):
         raise BadRequest("a search takes either text= or image=")
     if "image" in query:

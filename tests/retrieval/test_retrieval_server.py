@@ -1,0 +1,174 @@
+"""`retrieval serve` over real sockets: the page, searches, images, and what it must not give away."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import pytest
+from conftest import TestSet, picture, write_karpathy
+from PIL import Image
+
+from retrieval import Encoder, Searcher, build_index, create_server
+from retrieval.config import IndexConfig
+from retrieval.server import SearchServer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def server(test_set: TestSet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SearchServer]:
+    """Serves PNGs, a TIFF that no browser shows, and a file that is deleted; its JSON has markup in its name."""
+    folder = tmp_path_factory.mktemp("<b>served")
+    entries = []
+    for number, name in enumerate(["a.png", "b.png", "c.tif", "gone.png"]):
+        picture(number).save(folder / name)
+        entries.append({"filename": name, "split": "test", "label": "<script>", "sentences": [{"raw": "a river"}]})
+    data = write_karpathy(folder / "set.json", entries)
+    config = IndexConfig(
+        model=str(test_set.export), data=str(data), images=str(folder), output=str(folder / "index"), device="cpu"
+    )
+    index = build_index(config)
+    (folder / "gone.png").unlink()
+    served = create_server(Searcher(index, Encoder.load(test_set.export, "cpu")))
+    thread = threading.Thread(target=served.serve_forever, daemon=True)
+    thread.start()
+    yield served
+    served.shutdown()
+    served.server_close()
+    thread.join(10)
+
+
+def ask(server: SearchServer, path: str, method: str = "GET") -> tuple[http.client.HTTPResponse, bytes]:
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=30)
+    connection.request(method, path)
+    answer = connection.getresponse()
+    body = answer.read()
+    connection.close()
+    return answer, body
+
+
+def test_the_page_is_whole_and_asks_nothing_of_other_hosts(server: SearchServer) -> None:
+    answer, body = ask(server, "/")
+    text = body.decode()
+    assert answer.status == 200
+    assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert '<input type="search"' in text
+    assert "4 images." in text
+    assert "&lt;b&gt;served" in text
+    assert "<b>served" not in text
+    assert "{{" not in text
+    assert not re.search(r"(src|href|url)\s*[=(]\s*[\"']?(https?:)?//", text)
+
+
+def test_a_text_finds_what_the_index_finds(server: SearchServer) -> None:
+    answer, body = ask(server, f"/search?text={quote('a harbour & 3 ships')}&k=3")
+    assert answer.status == 200
+    found = json.loads(body)
+    expected = server.searcher.by_text("a harbour & 3 ships", 3)
+    assert found["query"] == {"text": "a harbour & 3 ships"}
+    assert [(hit["row"], hit["rank"], hit["label"]) for hit in found["hits"]] == [
+        (hit.row, hit.rank, "<script>") for hit in expected
+    ]
+    assert [hit["score"] for hit in found["hits"]] == pytest.approx([hit.score for hit in expected], abs=1e-6)
+
+
+def test_an_image_finds_itself(server: SearchServer) -> None:
+    for row in range(3):
+        hits = json.loads(ask(server, f"/search?image={row}")[1])["hits"]
+        assert hits[0]["row"] == row
+        assert len(hits) == 4
+
+
+def test_images_come_as_they_are_or_as_square_jpegs(server: SearchServer) -> None:
+    answer, body = ask(server, "/image/1")
+    assert answer.headers["Content-Type"] == "image/png"
+    assert body == server.searcher.index.read_image(1)
+    for path, size in (("/image/1?side=40", (40, 40)), ("/image/2?side=64", (64, 64)), ("/image/2", (58, 48))):
+        answer, body = ask(server, path)
+        assert (answer.status, answer.headers["Content-Type"]) == (200, "image/jpeg")
+        assert Image.open(io.BytesIO(body)).size == size
+    assert Image.open(io.BytesIO(ask(server, "/image/0?side=99999999")[1])).size == (1024, 1024)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/image/4", 404),
+        ("/image/-1", 404),
+        ("/image/1/../../set.json", 404),
+        ("/../../../../etc/passwd", 404),
+        ("/image/%2e%2e%2fset.json", 404),
+        ("/index.json", 404),
+        ("//etc/passwd", 404),
+        ("/search", 400),
+        ("/search?text=", 400),
+        ("/search?text=a&image=1", 400),
+        ("/search?text=" + "x" * 1001, 400),
+        ("/search?image=4", 404),
+        ("/search?image=../set.json", 400),
+        ("/search?text=a&k=many", 400),
+        ("/image/3", 410),
+        ("/image/3?side=20", 410),
+    ],
+)
+def test_what_is_not_there_is_refused(server: SearchServer, path: str, status: int) -> None:
+    answer, body = ask(server, path)
+    assert answer.status == status
+    message = json.loads(body)["error"]
+    assert "river" not in message
+    assert str(server.searcher.index.folder) not in message
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
+def test_nothing_can_be_written(server: SearchServer, method: str) -> None:
+    assert ask(server, "/image/0", method)[0].status == 501
+
+
+def test_head_has_the_length_and_no_body(server: SearchServer) -> None:
+    answer, body = ask(server, "/image/0", "HEAD")
+    assert (answer.status, body) == (200, b"")
+    assert int(answer.headers["Content-Length"]) == len(server.searcher.index.read_image(0))
+
+
+def test_many_at_once_get_the_answers_of_one_at_a_time(server: SearchServer) -> None:
+    paths = [f"/search?text={quote(f'a river with {n} ships')}" for n in range(6)] + ["/search?image=1", "/image/1"]
+    alone = [ask(server, path)[1] for path in paths]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda path: ask(server, path)[1], paths * 3)) == alone * 3
+
+
+def test_a_port_in_use_is_an_error_that_says_so(server: SearchServer) -> None:
+    with pytest.raises(OSError, match=r"cannot listen on 127.0.0.1:\d+"):
+        create_server(server.searcher, port=server.server_address[1])
+
+
+def test_the_command_serves_until_interrupted(server: SearchServer) -> None:
+    words = ["--index", str(server.searcher.index.folder), "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "retrieval", "serve", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        url = next(found[0] for line in process.stderr if (found := re.search(r"http://[\d.:]+/", line)))
+        address = urlsplit(url)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
+        connection.request("GET", "/search?image=2&k=1")
+        assert json.loads(connection.getresponse().read())["hits"][0]["row"] == 2
+        connection.close()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
