@@ -5,7 +5,7 @@
 
     >>> scene = draw_scene(seed=1, index=7)
     >>> scene.image.shape, scene.label, len(scene.fine), len(scene.coarse)
-    ((128, 128, 3), 'farmland', 5, 5)
+    ((128, 128, 3), 'railway station', 5, 5)
 
 A scene depends on seed and index alone, its pixels on the size as well: same call, same bytes, in any process.
 """

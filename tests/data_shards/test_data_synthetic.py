@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import doctest
 import hashlib
 import io
 import json
@@ -13,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from data_shards import synthetic
 from data_shards.synthetic import SCENES, draw_scene, label_of, sketch_scene
 from data_shards.synthetic.dice import generator
 from data_shards.synthetic.layout import Room, extent_for, spots
@@ -267,6 +270,13 @@ def test_layouts_are_what_they_are_called(count: int, layout: str, seed: int) ->
     elif layout == "ring":
         away = np.hypot(u - room.u, v - room.v)
         assert np.ptp(away) < 1e-9
+
+
+@pytest.mark.parametrize("module", [synthetic, synthetic.scene, synthetic.noise], ids=lambda module: module.__name__)
+def test_examples_in_the_documentation_hold(module: ModuleType) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 def test_bad_calls_say_what_is_wrong() -> None:
