@@ -176,13 +176,12 @@ def turbine(sketch: Sketch, u: float, v: float, radius: float, turn: float, heig
     """A wind turbine: long shadow of the tower, shadow of the rotor, three white blades."""
     lee_u, lee_v = sketch.lee
     reach = height * sketch.shadow_length
-    shadow: Rgb = (52, 58, 52)
     sketch.mark_disc(u, v, 0.020, (196, 188, 172))
-    sketch.mark(line((u, v), (u + lee_u * reach, v + lee_v * reach), 0.010), shadow)
+    sketch.shadow(line((u, v), (u + lee_u * reach, v + lee_v * reach), 0.010))
     for i in range(3):
         angle = turn + i * 2 * math.pi / 3
         blade = ((0.0, 0.09), (0.25, 0.12), (1.0, 0.02), (1.0, -0.02), (0.0, -0.09))
-        sketch.mark(place(blade, u + lee_u * reach, v + lee_v * reach, angle, radius * 0.9), shadow)
+        sketch.shadow(place(blade, u + lee_u * reach, v + lee_v * reach, angle, radius * 0.9))
     for i in range(3):
         angle = turn + i * 2 * math.pi / 3
         blade = ((0.0, 0.09), (0.25, 0.12), (1.0, 0.03), (1.0, -0.03), (0.0, -0.09))

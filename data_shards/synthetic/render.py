@@ -103,9 +103,10 @@ def render(sketch: Sketch, size: int, rng: Rng) -> Picture:
     pen = ImageDraw.Draw(canvas)
     for shape, at in _to_pixels(sketch, sketch.marks, scale):
         _draw(pen, shape, at, shape.radius * scale, _ink(shape))
-    for level in sketch.levels:
-        if any(shape.height for shape in level):
-            canvas.paste(SHADOW, mask=_shadows(sketch, level, scale))
+    for number, level in enumerate(sketch.levels):
+        laid = sketch.shadows if number == 0 else []
+        if laid or any(shape.height for shape in level):
+            canvas.paste(SHADOW, mask=_shadows(sketch, level, laid, scale))
         for shape, at in _to_pixels(sketch, level, scale):
             _draw(pen, shape, at, shape.radius * scale, _ink(shape))
     picture = np.asarray(canvas.reduce(OVERSAMPLE), np.float32)
@@ -113,11 +114,13 @@ def render(sketch: Sketch, size: int, rng: Rng) -> Picture:
     return picture * weathered[..., None]
 
 
-def _shadows(sketch: Sketch, level: Sequence[Shape], scale: int) -> Image.Image:
+def _shadows(sketch: Sketch, level: Sequence[Shape], laid: Sequence[Shape], scale: int) -> Image.Image:
     mask = Image.new("L", (scale, scale))
     pen = ImageDraw.Draw(mask)
     reach = sketch.shadow_length * scale
     dx, dy = math.cos(sketch.sun) * reach, math.sin(sketch.sun) * reach
+    for shape, at in _to_pixels(sketch, laid, scale):
+        _draw(pen, shape, at, 0.0, 255)
     for shape, at in _to_pixels(sketch, level, scale):
         if shape.height:
             _cast(pen, shape, at, shape.radius * scale, dx * shape.height, dy * shape.height)

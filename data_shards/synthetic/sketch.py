@@ -75,6 +75,8 @@ class Sketch:
         sun: direction in which shadows fall, in picture axes, radians
         shadow_length: shadow length of an object one unit high
         ground: material under everything
+        marks: what is painted on the ground
+        shadows: outlines of shadows on the ground, for things too high above it to sweep their own
         levels: bodies, by what their shadows fall on: the first level's on the ground, the second's on the first...
     """
 
@@ -84,6 +86,7 @@ class Sketch:
     ground: str | Texture = "grass"
     areas: list[Area] = field(default_factory=list)
     marks: list[Shape] = field(default_factory=list)
+    shadows: list[Shape] = field(default_factory=list)
     levels: list[list[Shape]] = field(default_factory=lambda: [[]])
 
     @property
@@ -109,6 +112,10 @@ class Sketch:
     def mark_disc(self, u: float, v: float, radius: float, colour: Rgb, part: str = "") -> None:
         """Paint a disc on the ground."""
         self.marks.append(Shape(((u, v),), radius, colour, 0.0, part))
+
+    def shadow(self, points: Sequence[Point]) -> None:
+        """Lay a shadow of the given outline on the ground."""
+        self.shadows.append(Shape(points, 0.0, (0, 0, 0), 0.0, ""))
 
     def rise(self) -> None:
         """Start a new level: what is drawn from here on stands on, and shades, what stands already."""
