@@ -18,7 +18,7 @@ from cluster.loop import prepare_folder, total_steps, train
 from cluster.report import set_up_logging, write_report
 from data_shards import ShardSet, ShardStream, eval_batches, load_tokenizer
 from finetune.config import ClosedConfig, InstructConfig
-from model import RetrievalLoss, build_model, from_pretrained, parameter_groups, save_pretrained
+from model import RetrievalLoss, build_model, load_weights, parameter_groups, save_pretrained
 from model.evaluation import evaluate_retrieval
 
 logger = logging.getLogger(__name__)
@@ -41,18 +41,18 @@ def train_on_captions(config: InstructConfig | ClosedConfig) -> dict[str, Any]:
     )  # fmt: skip
     model = build_model(config.model, vocab_size=len(tokenizer))
     if config.init_from:
-        from_pretrained(config.init_from, into=model)
+        load_weights(model, config.init_from)
     model.set_grad_checkpointing(run.engine.grad_checkpointing)
     groups = parameter_groups(model, run.optimizer.weight_decay)
     steps = total_steps(run, len(stream))
     engine = build_engine(model, groups, run, total_steps=steps, world_size=rank.world_size)
-    loss = RetrievalLoss(config.loss)
+    loss = RetrievalLoss(**vars(config.loss))
     held_out = ShardSet(config.evaluation.shards) if config.evaluation.shards else None
 
     def step(engine: deepspeed.DeepSpeedEngine, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         outputs = engine(batch["images"], batch["input_ids"], batch["attention_mask"])
         total, parts = loss(outputs, batch["image_ids"], batch["labels"])
-        return total, {**parts, "logit_scale": outputs["logit_scale"]}
+        return total, {**parts, "logit_scale": outputs["logit_scale"].detach()}
 
     def evaluate() -> dict[str, float]:
         if held_out is None:
@@ -66,6 +66,7 @@ def train_on_captions(config: InstructConfig | ClosedConfig) -> dict[str, Any]:
     report = train(run, rank, engine, stream, step, evaluate)
     state = full_state_dict(engine)
     if rank.is_first:
-        save_pretrained(state, config.model, folder / "export", tokenizer=tokenizer, extra=report)
+        tokenizer.save_pretrained(str(folder / "tokenizer"))
+        save_pretrained(state, model.config, folder / "export", folder / "tokenizer", extra=report)
         write_report(folder, report)
     return report

@@ -77,7 +77,7 @@ def train_prior(config: PriorConfig) -> dict[str, Any]:
     report = train(run, rank, engine, stream, step, evaluate)
     state = full_state_dict(engine)
     if rank.is_first:
-        save_pretrained(state, scene, folder / "export", extra=report)
+        save_pretrained(state, model.config, folder / "export", extra=report)
         write_report(folder, report)
     return report
 

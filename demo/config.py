@@ -1,0 +1,31 @@
+"""What the demo is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class DemoConfig:
+    """Run the whole system on this machine.
+
+    Args:
+        source: synthetic draws its images; ucmerced reads them from data
+        data: folder with images/, labels.csv and dataset_ucm_captions.json (source ucmerced)
+        dir: run folder; null for runs/demo or runs/demo-SOURCE
+        seed: of the drawing and of every training
+        ranks: processes of stage one and two
+        zero: ZeRO stage of stage one and two
+        train_images: scenes to draw for training (source synthetic)
+        test_images: scenes to draw for the recall table (source synthetic)
+    """
+
+    source: Literal["synthetic", "ucmerced"] = "synthetic"
+    data: str | None = None
+    dir: str | None = None
+    seed: int = 0
+    ranks: int = 2
+    zero: int = 2
+    train_images: int = 6000
+    test_images: int = 200
