@@ -15,6 +15,8 @@ import io
 import json
 import logging
 import re
+import socket
+from contextlib import suppress
 from dataclasses import asdict
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -62,14 +64,33 @@ class BadRequest(ValueError):
 
 
 class SearchServer(ThreadingHTTPServer):
-    """Answers for one Searcher, each connection in a thread of its own."""
+    """Answers for one Searcher, each connection in a thread of its own.
 
-    daemon_threads = True
+    The threads are joined at the end, as Python aborts where one is cut off inside torch; a browser's idle connection
+    would keep its thread, so what is still open is closed for reading first.
+    """
+
+    daemon_threads = False
 
     def __init__(self, address: tuple[str, int], searcher: Searcher) -> None:
         self.searcher = searcher
         self.page = page(searcher)
+        self._open: set[Any] = set()
         super().__init__(address, Answer)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._open.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        for connection in list(self._open):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
+        super().server_close()
 
     @property
     def url(self) -> str:
@@ -206,8 +227,8 @@ def create_server(searcher: Searcher, host: str = "127.0.0.1", port: int = 0) ->
 
 def serve(server: SearchServer) -> None:
     """Answer until interrupted."""
-    log.info("%d images at %s, Ctrl-C ends it", len(server.searcher.index), server.url)
     try:
+        log.info("%d images at %s, Ctrl-C ends it", len(server.searcher.index), server.url)
         server.serve_forever()
     except KeyboardInterrupt:
         log.info("ended")

@@ -21,7 +21,7 @@ from PIL import Image
 
 from retrieval import Encoder, Searcher, build_index, create_server
 from retrieval.config import IndexConfig
-from retrieval.server import SearchServer
+from retrieval.server import IDLE_SECONDS, SearchServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,9 +166,9 @@ def test_the_command_serves_until_interrupted(server: SearchServer) -> None:
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
         connection.request("GET", "/search?image=2&k=1")
         assert json.loads(connection.getresponse().read())["hits"][0]["row"] == 2
+        process.send_signal(signal.SIGINT)  # with the connection kept open, as browsers do
+        assert process.wait(IDLE_SECONDS / 2) == 0
         connection.close()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
     finally:
         process.kill()
         process.wait()
