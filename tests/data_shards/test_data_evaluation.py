@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import encoded, picture, records, write_tar
 
@@ -15,6 +15,7 @@ from data_shards import RecordSet, ShardSet, eval_batches, load_tokenizer
 from data_shards.transforms import eval_transform
 
 
+@settings(deadline=None)
 @given(st.integers(1, 23), st.integers(1, 5), st.integers(1, 4))
 def test_every_image_and_caption_once_and_ranks_in_step(count: int, size: int, world: int) -> None:
     source = RecordSet(records(count))

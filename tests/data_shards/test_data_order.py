@@ -72,6 +72,7 @@ def test_splitmix64_is_the_published_one() -> None:
     assert list(mix_array(1234567 + 0x9E3779B97F4A7C15, 4)) == expected
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(0, 2**40), st.integers(0, 50), st.integers(1, 50), st.integers(1, 10))
 def test_order_is_what_the_docstring_says(sizes: list[int], seed: int, epoch: int, block: int, window: int) -> None:
     order = EpochOrder(sizes, seed, epoch, block, window)
@@ -79,6 +80,7 @@ def test_order_is_what_the_docstring_says(sizes: list[int], seed: int, epoch: in
     assert sorted(order[i] for i in range(len(order))) == list(range(sum(sizes)))
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(0, 99))
 def test_random_access_agrees_with_walking(sizes: list[int], seed: int) -> None:
     walk, jump = EpochOrder(sizes, seed, 0, 3, 2), EpochOrder(sizes, seed, 0, 3, 2)

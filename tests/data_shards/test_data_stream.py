@@ -404,7 +404,7 @@ RANK = """
         rank, folder, port, method = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
         dist.all_reduce(torch.ones(100_000))
-        config = DataConfig(folder, image_size=24, workers=2, start_method=method)
+        config = DataConfig(folder, image_size=24, workers=1, start_method=method)
         stream = ShardStream(ShardSet(folder), None, config, global_batch=4, rank=rank, world_size=2, epochs=2)
         seen = torch.zeros(46, dtype=torch.int64)
         for batch in stream:

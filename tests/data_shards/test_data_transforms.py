@@ -8,7 +8,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from small_data import encoded, picture
@@ -55,6 +55,7 @@ def test_centre_of_a_tall_image_with_an_odd_margin() -> None:
     assert np.abs(found - (crops[0] + crops[1]) / 2).mean() < 3
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([(256, 256), (900, 700), (80, 400)]), st.sampled_from([0.08, 0.5, 1.0]))
 def test_random_crop_is_the_reference_crop(seed: int, shape: tuple[int, int], scale: float) -> None:
     data = encoded(photograph(*shape), quality=92)
@@ -63,6 +64,7 @@ def test_random_crop_is_the_reference_crop(seed: int, shape: tuple[int, int], sc
     assert np.abs(found - reference(data, box, 96)).mean() < 2
 
 
+@settings(deadline=None)
 @given(st.integers(1, 2000), st.integers(1, 2000), st.floats(0.01, 1), st.integers(0, 2**32))
 def test_boxes_lie_inside_and_keep_their_share(width: int, height: int, scale: float, seed: int) -> None:
     left, top, right, bottom = random_box(width, height, scale, random.Random(seed))
@@ -170,6 +172,7 @@ def test_bad_images_are_bad_samples(data: bytes, reason: str) -> None:
     assert error.value.reason == reason
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_flipped_bits_never_escape_as_another_error(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP"]))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from small_data import encoded, picture, write_tar
@@ -129,6 +129,7 @@ def test_index_of_foreign_tars(tmp_path: Path) -> None:
     assert Manifest.load(tmp_path).captions == 5
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(
