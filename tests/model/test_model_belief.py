@@ -88,7 +88,7 @@ def test_hard_belief_keeps_the_most_believed_in_order():
 
 def test_hard_belief_refuses_more_tokens_than_there_are():
     tokens, instruction = draw(length=7)
-    with pytest.raises(ValueError, match="belief.k is 8, but the visual encoder gives 7 tokens"):
+    with pytest.raises(ValueError, match=r"belief\.k is 8, but the visual encoder gives 7 tokens"):
         apply_belief(tokens, instruction, BeliefConfig(mode="hard", k=8))
     with pytest.raises(ValueError, match=r"needs belief\.k"):
         BeliefConfig(mode="hard")

@@ -89,7 +89,7 @@ def test_logits_of_no_more_than_a_chunk_stand_in_memory():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_features_are_computed_in_float32(dtype: torch.dtype):
-    image, text, scale, ids, labels = leaves()
+    image, text, _, ids, labels = leaves()
     half = [image.detach().to(dtype), text.detach().to(dtype), torch.tensor(100.0, dtype=dtype)]
     exact = [x.double() for x in half]
     for loss, key in ((ContrastiveLoss(), ids), (AttributionLoss(), labels)):

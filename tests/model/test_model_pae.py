@@ -17,13 +17,13 @@ def slow_attention(mha: MultiHeadAttention, query, memory, mask=None):
     q, k, v = mha.query(query), mha.key(memory), mha.value(memory)
     out = torch.zeros_like(q)
     for b in range(len(q)):
-        real = [l for l in range(k.shape[1]) if mask is None or mask[b, l]]
+        real = [place for place in range(k.shape[1]) if mask is None or mask[b, place]]
         for h in range(mha.heads):
             part = slice(h * size, (h + 1) * size)
             for i in range(q.shape[1]):
-                scores = torch.stack([q[b, i, part] @ k[b, l, part] / math.sqrt(size) for l in real])
+                scores = torch.stack([q[b, i, part] @ k[b, j, part] / math.sqrt(size) for j in real])
                 weights = scores.exp() / scores.exp().sum()
-                out[b, i, part] = sum(w * v[b, l, part] for w, l in zip(weights, real, strict=True))
+                out[b, i, part] = sum(w * v[b, j, part] for w, j in zip(weights, real, strict=True))
     return mha.merge(out)
 
 

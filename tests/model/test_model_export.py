@@ -1,0 +1,140 @@
+"""Export folders: what is written loads again, alone; what does not fit is named; a crash leaves the old one."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_models import tiny
+
+import model.export
+from model.build import build_model
+from model.config import EncoderConfig, SceneConfig
+from model.export import from_pretrained, save_pretrained
+from model.prior import SceneClassifier
+from model.priorclip import PriorCLIP
+
+
+@pytest.fixture(scope="module")
+def made():
+    torch.manual_seed(0)
+    return build_model(tiny(), vocab_size=70).eval()
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (tokenizer / "tokenizer.json").write_text("{}")
+    (tokenizer / "config.json").write_text("the tokenizer's own")
+    (tokenizer / "model.safetensors").write_text("not these weights")
+    figures = {"stage_two": {"mean_recall": 42.1234}, "seed": 3}
+    return save_pretrained(made.state_dict(), made.config, tmp_path / "export", tokenizer, extra=figures)
+
+
+def test_what_was_saved_loads_to_the_same_features(made, folder):
+    loaded = from_pretrained(folder)
+    assert type(loaded) is PriorCLIP
+    assert not loaded.training
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    ids, mask = torch.randint(1, 70, (2, 5)), torch.ones(2, 5, dtype=torch.long)
+    for key, value in made(images, ids, mask).items():
+        assert torch.equal(loaded(images, ids, mask)[key], value), key
+    assert PriorCLIP.from_pretrained(folder).config == loaded.config
+
+
+def test_files_of_the_folder(folder):
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "tokenizer.json"}
+    assert json.loads((folder / "config.json").read_text())["kind"] == "priorclip"
+    card = (folder / "README.md").read_text()
+    assert "stage_two.mean_recall | 42.12" in card
+    assert json.loads((folder / "preprocessor_config.json").read_text())["crop_size"]["height"] == 64
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_no_path_of_this_machine_is_written(made, tmp_path):
+    config = build_model(tiny()).config
+    config.vision.weights = config.prior.weights = str(tmp_path / "somewhere.pth")
+    config.text.name = config.text.weights = str(tmp_path)
+    folder = save_pretrained(build_model(tiny()).state_dict(), config, tmp_path / "export")
+    text = "".join(path.read_text() for path in folder.iterdir() if path.suffix in (".json", ".md"))
+    assert str(tmp_path) not in text
+
+
+def test_an_export_loads_in_a_process_that_cannot_download(folder):
+    code = f"import model; print(type(model.from_pretrained({str(folder)!r})).__name__)"
+    environment = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": ".", "PATH": "/usr/bin", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "PriorCLIP", done.stderr
+
+
+def test_weights_that_do_not_fit_are_named_and_nothing_is_written(made, tmp_path):
+    state = made.state_dict()
+    state["surplus"] = state.pop("logit_scale")
+    with pytest.raises(ValueError, match="missing: logit_scale; unexpected: surplus"):
+        save_pretrained(state, made.config, tmp_path / "export")
+    state = made.state_dict() | {"logit_scale": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"other shape: logit_scale \(3,\), wanted \(1,\)"):
+        save_pretrained(state, made.config, tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_keys_of_a_file_are_named(made, folder):
+    from safetensors.torch import save_file
+
+    state = made.state_dict()
+    state.pop("text_projection.weight")
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model\.safetensors do not fit PriorCLIP: missing: text_projection\.weight"):
+        from_pretrained(folder)
+
+
+def test_a_crash_while_writing_leaves_the_old_export(made, folder, monkeypatch):
+    def crash(*args, **kwargs):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(model.export, "save_file", crash)
+    with pytest.raises(OSError, match="disk full"):
+        save_pretrained(made.state_dict(), made.config, folder)
+    assert type(from_pretrained(folder)) is PriorCLIP
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["export", "tokenizer"]
+
+
+def test_saving_again_replaces(made, folder):
+    state = made.state_dict() | {"logit_scale": torch.tensor([1.5])}
+    save_pretrained(state, made.config, folder)
+    assert from_pretrained(folder).logit_scale.item() == 1.5
+    assert not (folder / "tokenizer.json").exists()
+
+
+def test_what_is_no_export_is_named(tmp_path, folder):
+    with pytest.raises(FileNotFoundError, match=r"is no export folder: it has no config\.json"):
+        from_pretrained(tmp_path)
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"format": 99}))
+    with pytest.raises(ValueError, match="is of format 99"):
+        from_pretrained(folder)
+
+
+def test_a_scene_classifier_becomes_the_prior_of_a_model(tmp_path):
+    torch.manual_seed(0)
+    config = SceneConfig(EncoderConfig(name="test_resnet", image_size=32), classes=["airport", "beach", "river"])
+    scene = SceneClassifier(config).eval()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert scene(images).shape == (2, 3)
+    folder = save_pretrained(scene.state_dict(), scene.config, tmp_path / "scene")
+    loaded = from_pretrained(folder)
+    assert loaded.classes == ["airport", "beach", "river"]
+    assert torch.equal(loaded(images), scene(images))
+    prior = EncoderConfig(name="test_resnet", image_size=32, weights=str(folder), trainable=False)
+    clip = build_model(tiny(prior=prior))
+    assert torch.equal(clip.prior(images), scene.features(images))
+    with pytest.raises(ValueError, match="needs the names of its classes"):
+        SceneClassifier(SceneConfig())
+
+
+def test_encoder_weights_of_another_kind_of_export_are_refused(folder):
+    with pytest.raises(ValueError, match="holds a 'priorclip' model; encoder weights are taken from a 'scene' export"):
+        build_model(tiny(prior=EncoderConfig(name="test_convnext", image_size=32, weights=str(folder))))
