@@ -41,7 +41,13 @@ UNKNOWN = re.compile(
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser with "did you mean" in its errors. Exits with code 2, as argparse does."""
+    """jsonargparse's parser with "did you mean" in its errors, and no guessing at the start of a name.
+
+    Exits with code 2, as argparse does.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         unknown = unknown_key(message)
@@ -206,7 +212,7 @@ def first_line(config: type[Any]) -> str:
 
 
 def plain_words(words: Sequence[str], config: type[Any]) -> list[str]:
-    """``--dry-run`` as ``--dry_run=true``: dashes in a name are underscores, and a true-or-false option may stand alone."""
+    """``--dry-run`` as ``--dry_run=true``: dashes in a name are underscores, a true-or-false option may stand alone."""
     flags = {f"--{name}" for name in flag_keys(config)}
     plain: list[str] = []
     for place, word in enumerate(words):

@@ -15,6 +15,7 @@ import random
 import socket
 import subprocess
 from dataclasses import dataclass
+from pathlib import Path
 
 import deepspeed
 import numpy as np
@@ -66,6 +67,7 @@ def start(config: EngineConfig) -> Rank:
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         device = torch.device("cpu")
+        free_shared_memory()
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or dist.get_world_size())
         torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks_here))
     else:
@@ -74,6 +76,18 @@ def start(config: EngineConfig) -> Rank:
         if config.threads:
             torch.set_num_threads(config.threads)
     return Rank(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def free_shared_memory() -> None:
+    """Unlink this rank's part of the buffer that DeepSpeed maps between the CPU ranks of a host, and never removes.
+
+    It is 69 MB of /dev/shm a rank (csrc/cpu/comm/shm.cpp). Once every rank has mapped it, it needs no name any more,
+    and goes with the last of them, however that ends.
+    """
+    dist.barrier()
+    address, port, rank = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
+    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
+    Path("/dev/shm", name).unlink(missing_ok=True)
 
 
 def rank_environment(environment: dict[str, str]) -> dict[str, str]:

@@ -48,11 +48,11 @@ def environment() -> dict[str, str]:
     return {**kept, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def execute(command: Sequence[str], **extra: Any) -> subprocess.CompletedProcess[str]:
-    """The command in the repository's root, its output in ``stdout``."""
+def execute(command: Sequence[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The command, by default in the repository's root; all its output is in ``stdout``."""
     return subprocess.run(
-        command, cwd=ROOT, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        timeout=LIMIT_SECONDS, check=False, **extra,
+        command, cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        timeout=LIMIT_SECONDS, check=False,
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
     """Runs on two ranks under the deepspeed launcher."""
     options: dict[str, Sequence[str]] = {f"zero{stage}": ("--run.engine.zero", str(stage)) for stage in range(4)}
     options |= {
-        "bf16": ("--run.engine.precision", "bf16", "--run.engine.zero", "2", "--run.epochs", "4"),
+        "bf16": ("--run.engine.precision", "bf16", "--run.epochs", "8", "--run.optimizer.lr", "5e-3"),
         "micro": ("--run.engine.micro_batch", "4",),
         "unclipped": ("--run.optimizer.clip_grad_norm", "0"),
         "nan": ("--nan_at", "7", "--run.checkpoint.every", "2", "--run.log_every", "10"),

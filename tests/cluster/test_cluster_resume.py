@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import LIMIT_SECONDS, PYTHON, ROOT, STOPPABLE, ToyRun, environment, execute, run_toys, toy_arguments
 
+from cluster.launch import free_port
 from cluster.preemption import REQUEUE_EXIT_CODE
 
 LAUNCH = (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--")
@@ -72,7 +73,7 @@ def resumed(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) -
     # One checkpoint is kept, it is torn, and the run stops again before it comes to that step.
     shutil.copytree(toys["whole"].folder, parent / "again")
     flip_a_bit(parent / "again" / "checkpoints" / "step_00000012")
-    options = {name: STOPPABLE for name in ("at_epoch", "at_end", *TEARS)}
+    options = dict.fromkeys(("at_epoch", "at_end", *TEARS), STOPPABLE)
     return run_toys(parent, {**options, "again": (*KEEP_ONE, "--kill_at", "9")})
 
 
@@ -139,13 +140,16 @@ def test_signal_to_the_launch_command_reaches_the_ranks(tmp_path: Path) -> None:
 
 def test_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    ended = execute([*LAUNCH, "tests.cluster.toy_run", *toy_arguments(folder, "--die_at", "5")])
+    port = free_port()
+    launch = (*LAUNCH[:-1], "--master-port", str(port), "--")
+    ended = execute([*launch, "tests.cluster.toy_run", *toy_arguments(folder, "--die_at", "5")])
     seconds = time.time() - last_record_time(folder)
     assert ended.returncode not in (0, REQUEUE_EXIT_CODE)
     assert seconds < 60
     assert "rank 1 (process" in ended.stdout
     assert "was the first to end" in ended.stdout
     assert not (folder / "report.json").exists()
+    assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*")), "DeepSpeed's shared memory is left behind"
 
 
 def wait_for_step(folder: Path, step: int, run: subprocess.Popen[bytes]) -> None:

@@ -12,22 +12,24 @@ from toy_run import SAMPLES, ToyStream, toy_model
 
 from cluster.checkpoint import fault, published
 
-LR, MIN_SHARE, DECAY, BATCH = 5e-4, 0.0, 0.2, 16
+LR, DECAY, BATCH = 5e-4, 0.2, 16
 
 
-def reference(epochs: int, clip: float) -> tuple[list[float], list[float], list[float], dict[str, torch.Tensor]]:
-    """(losses, gradient norms, learning rates, weights) of one float64 process on the global batch, without DeepSpeed."""
+def reference(
+    epochs: int, clip: float, lr: float = LR
+) -> tuple[list[float], list[float], list[float], dict[str, torch.Tensor]]:
+    """(losses, gradient norms, learning rates, weights) of one float64 process on the global batch, no DeepSpeed."""
     model = toy_model(dropout=0.0, batch_norm=False).double()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), eps=1e-6)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), eps=1e-6)
     total = epochs * (SAMPLES // BATCH)
     warmup = math.ceil(0.1 * total)
     losses, norms, rates = [], [], []
     for step, batch in zip(range(total), ToyStream(BATCH, rank=0, world_size=1)):
         done = (step - warmup) / (total - warmup)
-        rate = LR * ((step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * done)))
+        rate = lr * ((step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = torch.nn.functional.mse_loss(model(batch["inputs"].double()), batch["targets"].double())
@@ -52,7 +54,7 @@ def test_stage_trains_what_one_process_would(toys: dict[str, ToyRun], stage: str
     assert list(run.records("train/grad_norm").values()) == pytest.approx(norms, rel=1e-4)
     # The record of step n has the rate that step n + 1 will take.
     assert list(run.records("train/lr").values())[:-1] == pytest.approx(rates[1:], rel=1e-9)
-    assert min(norms) > 1.0, "clipping must have something to do here"
+    assert max(norms) > 1.0 > min(norms), "some steps are to be clipped"
     for name, value in run.weights().items():
         torch.testing.assert_close(value.double(), weights[name], rtol=1e-4, atol=1e-6)
 
@@ -84,10 +86,10 @@ def test_gradient_accumulation_gives_the_same_weights(toys: dict[str, ToyRun]) -
 
 def test_bf16_learns(toys: dict[str, ToyRun]) -> None:
     losses = toys["bf16"].losses()
-    exact, _, _, _ = reference(epochs=4, clip=1.0)
-    assert losses == pytest.approx(exact, rel=0.03)
+    exact, _, _, _ = reference(epochs=8, clip=1.0, lr=5e-3)
+    assert losses == pytest.approx(exact, rel=0.1)
     assert losses != pytest.approx(exact, rel=1e-5), "this is not bf16"
-    assert losses[-1] < losses[0]
+    assert sum(losses[-6:]) < 0.5 * sum(losses[:6])
     assert all(value.dtype == torch.float32 for value in toys["bf16"].weights().values()), "masters are float32"
 
 

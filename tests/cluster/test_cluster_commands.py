@@ -1,0 +1,269 @@
+"""``python -m cluster check|launch|sbatch``: the command lines and scripts they make, and what they refuse."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PYTHON, ROOT, execute
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cluster.check import findings
+from cluster.commands import CheckConfig, LaunchConfig, SbatchConfig
+from cluster.hostfile import read_hostfile
+from cluster.launch import deepspeed_command, through_pdsh
+from cluster.sbatch import TEMPLATE, render
+
+CPU = {"DS_ACCELERATOR": "cpu"}
+RUN = ["pretrain", "--config", "my run.yaml", "--data.shards", "{pub11,rs3}-train-{0000..0031}.tar"]
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> str:
+    path = tmp_path / "hosts"
+    path.write_text("# two machines\nworker-0 slots=8\n\nme@10.0.0.2  slots=4   # the old one\n")
+    return str(path)
+
+
+def test_hostfile_keeps_the_order(hosts: str) -> None:
+    assert list(read_hostfile(hosts).items()) == [("worker-0", 8), ("me@10.0.0.2", 4)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a slots=2\nb slots=two\n", "line 2: 'b slots=two' is not 'HOST slots=N'"),
+        ("$(reboot) slots=2\n", "is not 'HOST slots=N'"),
+        ("a;reboot slots=2\n", "is not 'HOST slots=N'"),
+        ("-oProxyCommand=reboot slots=2\n", "is not 'HOST slots=N'"),
+        ("a slots=2\na slots=2\n", "line 2: a is there twice"),
+        ("a slots=0\n", "a has no slots"),
+        ("# nothing\n", "names no host"),
+    ],
+)
+def test_hostfile_errors_name_the_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r".") as raised:
+        read_hostfile(path)
+    assert message in str(raised.value)
+    assert "hosts" in str(raised.value)
+
+
+def test_local_launch_starts_deepspeed_of_this_python() -> None:
+    command = deepspeed_command(LaunchConfig(nproc=3, master_port=1234), RUN, CPU)
+    assert command[0] == str(Path(sys.executable).parent / "deepspeed")
+    assert command[command.index("--num_gpus") + 1] == "3"
+    assert command[command.index("--master_port") + 1] == "1234"
+    assert command[command.index("--module") + 1 :] == RUN
+
+
+def test_local_launch_finds_a_port_and_two_cpu_ranks() -> None:
+    command = deepspeed_command(LaunchConfig(), RUN, CPU)
+    assert command[command.index("--num_gpus") + 1] == "2"
+    assert 1024 < int(command[command.index("--master_port") + 1]) < 65536
+
+
+def test_local_launch_takes_the_gpus_that_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    allowed = {"CUDA_VISIBLE_DEVICES": "5,2,7"}
+    assert "localhost:5,2,7" in deepspeed_command(LaunchConfig(), RUN, allowed)
+    assert "localhost:5,2" in deepspeed_command(LaunchConfig(nproc=2), RUN, allowed)
+    assert "localhost:0,1,2" in deepspeed_command(LaunchConfig(), RUN, {})
+    with pytest.raises(ValueError, match="--nproc 4, but there are 3 GPUs"):
+        deepspeed_command(LaunchConfig(nproc=4), RUN, allowed)
+
+
+def test_hostfile_launch(hosts: str) -> None:
+    command = deepspeed_command(LaunchConfig(hostfile=hosts, ssh_port=2222, master_port=29512), RUN, CPU)
+    text = shlex.join(command)
+    assert f"--hostfile {hosts} --force_multi --launcher pdsh --ssh_port 2222 --master_port 29512" in text
+    assert command[command.index("--module") + 1] == "pretrain"
+
+
+def test_openmpi_launch_tells_mpirun_what_deepspeed_does_not(hosts: str) -> None:
+    config = LaunchConfig(hostfile=hosts, launcher="openmpi", ssh_port=2222, master_port=29512, launcher_args="--np 2")
+    (given_args,) = [word for word in deepspeed_command(config, RUN, CPU) if word.startswith("--launcher_args=")]
+    words = shlex.split(given_args.removeprefix("--launcher_args="))
+    assert words[:2] == ["--np", "2"]
+    assert words[words.index("plm_rsh_args") + 1] == "-p 2222"
+    assert words[words.index("-x") + 1] == "MASTER_PORT=29512"
+    assert "btl_tcp_if_include" in words
+
+
+def test_slurm_launch_runs_the_module(hosts: str, tmp_path: Path) -> None:
+    command = deepspeed_command(LaunchConfig(hostfile=hosts, launcher="slurm"), RUN, CPU)
+    script = ROOT / "cluster" / "run_module.py"
+    assert command[command.index(str(script)) + 1 :] == RUN
+    (tmp_path / "shown.py").write_text("import sys; print(sys.path[0], sys.argv[1:], __name__)")
+    ran = execute([PYTHON, str(script), "shown", *RUN[1:]], cwd=tmp_path)
+    assert ran.stdout.strip() == f"{tmp_path} {RUN[1:]} __main__"
+
+
+@pytest.mark.parametrize(
+    ("config", "run", "message"),
+    [
+        (LaunchConfig(), ["pretrain;reboot"], "'pretrain;reboot' is no module"),
+        (LaunchConfig(), ["nosuchmodule"], "'nosuchmodule' is no module of"),
+        (LaunchConfig(nproc=0), RUN, "--nproc 0: at least one rank"),
+        (LaunchConfig(launcher="pdsh"), RUN, "--launcher pdsh needs --hostfile"),
+        (LaunchConfig(hostfile="missing"), RUN, "hostfile missing cannot be read: No such file"),
+    ],
+)
+def test_launch_refuses(config: LaunchConfig, run: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=r".") as raised:
+        deepspeed_command(config, run, CPU)
+    assert message in str(raised.value)
+
+
+def test_nproc_is_not_for_hostfiles(hosts: str) -> None:
+    with pytest.raises(ValueError, match="--nproc is for this machine alone"):
+        deepspeed_command(LaunchConfig(hostfile=hosts, nproc=2), RUN, CPU)
+
+
+WORDS = st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs"]), min_size=1, max_size=30)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(words=st.lists(WORDS, min_size=1, max_size=6))
+def test_words_arrive_whole_over_pdsh(words: list[str]) -> None:
+    """What DeepSpeed's pdsh runner does to the words, then pdsh's %, then a real shell."""
+    through = [through_pdsh(word) for word in words]
+    deepspeed = ['"{}"'.format(word.replace('"', '\\"')) if " " in word else word for word in through]
+    line = " ".join(deepspeed).replace("%%", "%")
+    shown = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
+    assert shown.decode().split("\0")[:-1] == words
+
+
+def test_batch_script_of_a_gpu_cluster() -> None:
+    script = render(SbatchConfig(nodes=4, gpus_per_node=8, partition="gpu", account="rs", time="2-00:00:00"), RUN)
+    for line in ("--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--partition=gpu", "--account=rs",
+                 "--time=2-00:00:00", "--requeue", "--signal=USR1@300"):  # fmt: skip
+        assert f"#SBATCH {line}\n" in script
+    assert "--qos" not in script
+    assert "container" not in script.partition("srun --")[2]
+    assert f"{sys.executable} -u -m pretrain --config 'my run.yaml'" in script
+    assert '[ "$code" = 75 ]' in script
+    assert "{{" not in script.replace("{{names}}", "")
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_batch_script_of_a_cpu_cluster() -> None:
+    script = render(SbatchConfig(gpus_per_node=0, ranks_per_node=4), RUN)
+    assert "#SBATCH --ntasks-per-node=4\n" in script
+    assert "--gpus-per-node" not in script
+
+
+def test_batch_script_with_a_container() -> None:
+    apptainer = render(SbatchConfig(container="my images/rs.sif"), RUN)
+    assert (
+        f"apptainer exec --nv --bind {Path.cwd()} --pwd {Path.cwd()} 'my images/rs.sif' \\\n    python3 -u" in apptainer
+    )
+    pyxis = render(SbatchConfig(container="nvcr.io#rs:1", container_runtime="pyxis"), RUN)
+    assert "'--container-image=nvcr.io#rs:1'" in pyxis
+    assert "apptainer" not in pyxis
+    subprocess.run(["bash", "-n"], input=apptainer + pyxis, text=True, check=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(words=st.lists(WORDS, max_size=5))
+def test_batch_script_hands_the_words_on(words: list[str]) -> None:
+    """The srun line, run by a real bash in which srun prints its words."""
+    script = render(SbatchConfig(), ["pretrain", *words])
+    printing = 'srun() { printf "%s\\0" "$@"; }\n' + script
+    shown = subprocess.run(["bash", "-c", printing], capture_output=True, check=True).stdout.decode().split("\0")[:-1]
+    assert shown[shown.index("-m") + 1 :] == ["pretrain", *words]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (SbatchConfig(job_name="x\n#SBATCH --wrap=reboot"), "--job-name 'x\n#SBATCH"),
+        (SbatchConfig(partition="gpu; reboot"), "--partition 'gpu; reboot' has characters"),
+        (SbatchConfig(account="$(reboot)"), "--account"),
+        (SbatchConfig(time="tomorrow"), "--time 'tomorrow'"),
+        (SbatchConfig(logs="my logs"), "--logs"),
+        (SbatchConfig(nodes=0), "--nodes is 0: at least 1"),
+        (SbatchConfig(template="missing.sbatch"), "--template missing.sbatch cannot be read"),
+    ],
+)
+def test_sbatch_refuses(config: SbatchConfig, message: str) -> None:
+    with pytest.raises(ValueError, match=r".") as raised:
+        render(config, RUN)
+    assert message in str(raised.value)
+
+
+def test_template_of_a_user(tmp_path: Path) -> None:
+    path = tmp_path / "mine.sbatch"
+    path.write_text(TEMPLATE.read_text().replace("#SBATCH --requeue", "#SBATCH --requeue\n#SBATCH --constraint=a100"))
+    assert "#SBATCH --constraint=a100\n" in render(SbatchConfig(template=str(path)), RUN)
+    path.write_text("#!/bin/bash\nsrun {{comand}}\n")
+    with pytest.raises(ValueError, match=r"mine.sbatch, line 2: \{\{comand\}\} is not one of .*command"):
+        render(SbatchConfig(template=str(path)), RUN)
+
+
+def probe_of(host: str, **changes: object) -> dict[str, object]:
+    usual = {"python": "3.11.7", "torch": "2.14.1", "deepspeed": "0.19.8", "cuda": "13.0", "accelerator": "H200"}
+    sizes = {"count": 8, "slots": 8, "free_gb": 500.0, "shm_gb": 60.0, "skew_s": 0.1}
+    return {"host": host, **usual, **sizes, **changes}
+
+
+def test_nothing_is_found_on_equal_hosts() -> None:
+    assert findings([probe_of("a"), probe_of("b")], CheckConfig()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"torch": "2.13.0"}, "torch is 2.13.0, elsewhere 2.14.1"),
+        ({"deepspeed": "missing"}, "deepspeed is missing"),
+        ({"accelerator": "cpu", "count": 0}, "accelerator is cpu, elsewhere H200"),
+        ({"count": 4}, "8 slots for 4 GPUs"),
+        ({"free_gb": 1.5}, "1.5 GB free in ., 20 wanted"),
+        ({"free_gb": None}, ". is not there"),
+        ({"shm_gb": 0.06}, "0.06 GB free in /dev/shm"),
+        ({"skew_s": -61.0}, "its clock is -61.0 s off"),
+    ],
+)
+def test_check_finds(changes: dict[str, object], problem: str) -> None:
+    found = findings([probe_of("a"), probe_of("b"), probe_of("c", **changes)], CheckConfig())
+    assert [finding.host for finding in found] == ["c"]
+    assert problem in found[0].problem
+    assert found[0].remedy
+
+
+def test_check_of_this_machine() -> None:
+    fine = execute([PYTHON, "-m", "cluster", "check", "--free-gb", "0.001", "--shm-gb", "0"])
+    assert fine.returncode == 0, fine.stdout
+    assert "nothing found" in fine.stdout
+    full = execute([PYTHON, "-m", "cluster", "check", "--free-gb", "1e9", "--shm-gb", "0"])
+    assert full.returncode == 1
+    assert "1e+09 wanted" in full.stdout
+
+
+def test_check_says_which_host_does_not_answer(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_text("127.0.0.1 slots=2\n")
+    done = execute([PYTHON, "-m", "cluster", "check", "--hostfile", str(path), "--ssh-port", "1"])
+    assert done.returncode == 1
+    assert "127.0.0.1: exit code 255" in done.stdout
+    assert "ssh 127.0.0.1 hostname" in done.stdout
+
+
+def test_nothing_to_run_is_said() -> None:
+    done = execute([PYTHON, "-m", "cluster", "launch", "--nproc", "2"])
+    assert done.returncode == 2
+    assert "python -m cluster launch --nproc 2 -- pretrain --config FILE.yaml" in done.stdout
+
+
+def test_dry_run_prints_the_command() -> None:
+    done = execute(
+        [PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--master-port", "5000", "--dry-run", "--", *RUN]
+    )
+    assert done.returncode == 0
+    printed = shlex.split(done.stdout)
+    assert printed[printed.index("--module") + 1 :] == RUN

@@ -1,0 +1,143 @@
+"""The ZeRO JSON filled in from the run's configuration, its contradictions, the schedule, and who a process is."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.config import EngineConfig, OptimizerConfig
+from cluster.distributed import rank_environment
+from cluster.engine import ZERO_FOLDER, batch_split, deepspeed_settings, schedule_shape
+
+
+def settings_of(tmp_path: Path, content: str) -> EngineConfig:
+    path = tmp_path / "ds.json"
+    path.write_text(content)
+    return EngineConfig(zero=str(path), global_batch=32, micro_batch=4)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_auto_values_follow_from_the_run(stage: int, precision: str) -> None:
+    engine = EngineConfig(zero=str(stage), precision=precision, global_batch=96, micro_batch=8)
+    settings = deepspeed_settings(engine, OptimizerConfig(clip_grad_norm=0.7), world_size=3)
+    assert settings["train_batch_size"] == 96
+    assert settings["train_micro_batch_size_per_gpu"] == 8
+    assert settings["gradient_accumulation_steps"] == 4
+    assert settings["gradient_clipping"] == 0.7
+    assert (settings["bf16"]["enabled"], settings["fp16"]["enabled"]) == (precision == "bf16", precision == "fp16")
+    assert settings["zero_optimization"]["stage"] == stage
+    assert '"auto"' not in json.dumps(settings)
+
+
+def test_what_the_file_says_stays(tmp_path: Path) -> None:
+    content = {
+        "train_batch_size": 32,
+        "zero_optimization": {"stage": 1, "reduce_bucket_size": 12345},
+        "dump_state": True,
+    }
+    settings = deepspeed_settings(settings_of(tmp_path, json.dumps(content)), OptimizerConfig(), world_size=2)
+    assert settings["zero_optimization"] == {"stage": 1, "reduce_bucket_size": 12345}
+    assert settings["dump_state"] is True
+    assert settings["gradient_accumulation_steps"] == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"train_batch_size": 64}', "ds.json: train_batch_size is 64 there but 32 by the run's configuration"),
+        ('{"bf16": {"enabled": true}}', "bf16.enabled is True there but False"),
+        ('{"gradient_clipping": 5.0}', "gradient_clipping is 5.0 there but 1.0"),
+        ('{"optimizer": {"type": "Adam"}}', "remove 'optimizer': it is set by run.optimizer"),
+        ('{"scheduler": {"type": "WarmupLR"}}', "remove 'scheduler'"),
+        ('{"zero_optimization": {"sub_group_size": "auto"}}', 'the "auto" of zero_optimization.sub_group_size'),
+        ('{"zero_optimization": }', "ds.json: not valid JSON: Expecting value"),
+    ],
+)
+def test_contradictions_are_named(tmp_path: Path, content: str, message: str) -> None:
+    with pytest.raises(ValueError, match=r".") as raised:
+        deepspeed_settings(settings_of(tmp_path, content), OptimizerConfig(), world_size=2)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("zero", ["4", "zero2", "missing/ds.json"])
+def test_unknown_stage_or_file(zero: str) -> None:
+    with pytest.raises(ValueError, match=f"run.engine.zero: '{zero}' is neither a ZeRO stage"):
+        deepspeed_settings(EngineConfig(zero=zero), OptimizerConfig(), world_size=1)
+
+
+def test_shipped_files_have_their_stage() -> None:
+    stages = {
+        path.stem: json.loads(path.read_text())["zero_optimization"]["stage"] for path in ZERO_FOLDER.glob("*.json")
+    }
+    assert stages == {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+
+
+@given(world=st.integers(1, 64), micro=st.integers(1, 16), pieces=st.integers(1, 16))
+def test_batch_split_is_exact(world: int, micro: int, pieces: int) -> None:
+    engine = EngineConfig(global_batch=world * micro * pieces, micro_batch=micro)
+    assert batch_split(engine, world) == (micro, pieces)
+    assert batch_split(replace(engine, micro_batch=None), world) == (micro * pieces, 1)
+
+
+def test_batches_that_do_not_divide() -> None:
+    with pytest.raises(ValueError, match=r"run.engine.global_batch 100 is not divisible by the world size 3"):
+        batch_split(EngineConfig(global_batch=100), 3)
+    with pytest.raises(ValueError, match=r"run.engine.micro_batch 7 does not divide the 32 samples .* 64 over 2 ranks"):
+        batch_split(EngineConfig(global_batch=64, micro_batch=7), 2)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle"), [("cosine", 0.1 + 0.9 * 0.5), ("linear", 0.1 + 0.9 * 0.5), ("constant", 1.0)]
+)
+def test_schedule_by_hand(schedule: str, middle: float) -> None:
+    shape = schedule_shape(OptimizerConfig(schedule=schedule, warmup=0.1, min_lr_share=0.1), total_steps=100)
+    assert [shape(step) for step in (0, 4, 9)] == pytest.approx([0.1, 0.5, 1.0])
+    assert shape(10) == pytest.approx(1.0)
+    assert shape(55) == pytest.approx(middle)
+    assert shape(100) == pytest.approx(1.0 if schedule == "constant" else 0.1)
+
+
+@given(total=st.integers(2, 5000), warmup=st.floats(0, 0.9), least=st.floats(0, 1), step=st.integers(0, 5000))
+def test_cosine_closed_form(total: int, warmup: float, least: float, step: int) -> None:
+    shape = schedule_shape(OptimizerConfig(warmup=warmup, min_lr_share=least), total)
+    first = math.ceil(warmup * total)
+    if step < first:
+        assert shape(step) == pytest.approx((step + 1) / first)
+    else:
+        turned = min(1.0, (step - first) / max(1, total - first))
+        assert shape(step) == pytest.approx(least + (1 - least) * math.cos(turned * math.pi / 2) ** 2)
+
+
+def test_warmup_in_steps() -> None:
+    shape = schedule_shape(OptimizerConfig(warmup=10_000), total_steps=20_000)
+    assert (shape(0), shape(4999), shape(9999)) == pytest.approx((1e-4, 0.5, 1.0))
+
+
+STEP = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_ID": "17",
+        "SLURM_STEP_NODELIST": "node[0-1]", "MASTER_ADDR": "node0", "SLURM_NTASKS": "8"}  # fmt: skip
+
+
+def test_task_of_srun_is_a_rank() -> None:
+    wanted = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "20017"}
+    assert rank_environment(STEP) == wanted
+
+
+def test_batch_script_is_no_rank() -> None:
+    script = {name: value for name, value in STEP.items() if not name.startswith(("SLURM_STEP", "MASTER"))}
+    assert rank_environment(script)["WORLD_SIZE"] == "1"
+
+
+def test_mpirun_inside_a_job_is_left_to_mpi() -> None:
+    assert rank_environment({**STEP, "OMPI_COMM_WORLD_SIZE": "2"}) == {}
+
+
+def test_half_an_environment_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="has RANK, WORLD_SIZE but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
+        rank_environment({"RANK": "1", "WORLD_SIZE": "2"})
