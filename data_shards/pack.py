@@ -36,13 +36,13 @@ from data_shards.index import Member, ShardIndex, write_aside
 from data_shards.manifest import NAME, Manifest, ShardContent, ShardEntry, combine
 from data_shards.sample import BadSample, captions_of
 from data_shards.seeds import mix
-from data_shards.shards import index_path
+from data_shards.shards import PROGRESS, index_path
 from data_shards.sources import Record, load
 from data_shards.transforms import opened, upright_rgb, upright_size
 
 log = logging.getLogger(__name__)
 
-PROGRESS, OPTIONS, QUARANTINE = ".pack", "options.json", "quarantine.jsonl"
+OPTIONS, QUARANTINE = "options.json", "quarantine.jsonl"
 KEPT_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 DEFAULT_QUALITY = 90
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections import Counter
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 SHARDS_NAMED = 5
+TOLD = 20  # bad samples that the log tells of; all of them are in the file
 
 
 class TooManyBadSamples(RuntimeError):
@@ -32,6 +34,7 @@ class Quarantine:
         self.skipped: Counter[str] = Counter()
         self._shards: Counter[str] = Counter()
         self._epoch = -1
+        self._told = 0
 
     def add(self, rows: list[dict[str, str]], epoch: int, allowed: float) -> None:
         """Take the rows of one batch. Raises TooManyBadSamples beyond ``allowed`` samples in an epoch."""
@@ -43,7 +46,9 @@ class Quarantine:
         self.skipped.update(row["reason"] for row in rows)
         self._shards.update(row["shard"] for row in rows)
         for row in rows:
-            log.warning("bad sample %s in %s: %s (%s)", row["key"], row["shard"], row["reason"], row["detail"])
+            self._told += 1
+            level = logging.WARNING if self._told <= TOLD else logging.DEBUG
+            log.log(level, "bad sample %s in %s: %s (%s)", row["key"], row["shard"], row["reason"], row["detail"])
         if self.path:
             append(self.path, rows)
         if self._shards.total() > allowed:
@@ -57,6 +62,15 @@ class Quarantine:
             f"({allowed:g} on this rank), in {worst}. Reasons: {reasons}. Run `python -m data_shards verify` on the "
             f"shards{f', see {self.path}' if self.path else ''}."
         )
+
+
+def allowance(share: float, samples: int, world_size: int) -> float:
+    """Bad samples of one rank in an epoch that ``share`` of all samples allows.
+
+    A rank sees a random part of the epoch: three standard deviations more than its part are no sign of a worse share.
+    """
+    part = share * samples / world_size
+    return part if world_size == 1 else min(share * samples, part + 3 * math.sqrt(part))
 
 
 def append(path: str, rows: list[dict[str, str]]) -> None:

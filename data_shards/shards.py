@@ -31,6 +31,7 @@ from data_shards.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, Sample, p
 log = logging.getLogger(__name__)
 
 INDICES_KEPT, FILES_KEPT = 64, 64
+PROGRESS = ".pack"  # folder of what `data_shards pack` has not finished yet
 
 
 class ShardSet:
@@ -224,6 +225,8 @@ def _local(name: str) -> list[Path]:
     if path.is_dir():
         manifest = Manifest.load(path)
         tars = [path / entry.name for entry in manifest.shards] if manifest else sorted(path.glob("*.tar"))
+        if not manifest and (path / PROGRESS).is_dir():
+            raise ValueError(f"{path} is half packed: run the same `data_shards pack` command again to finish it")
         if not tars:
             raise FileNotFoundError(f"no tar in the folder {path}")
         return tars

@@ -101,11 +101,16 @@ class RecordSet:
         info = {**record.extra, "captions": record.captions}
         return Sample(record.key, record.image, captions_of(info, "captions"), record.label, info, record.source)
 
-    def captions(self, sample: int, caption_field: str = "captions") -> list[str]:
+    def text(self, sample: int) -> Sample:
+        """Captions and label without the image."""
         record = self.records[sample]
         record = load(record) if isinstance(record.image, Drawing) else record
         info = {**record.extra, "captions": record.captions}
-        return Sample(record.key, b"", captions_of(info, "captions"), None, info).texts(caption_field)
+        return Sample(record.key, b"", captions_of(info, "captions"), record.label, info, record.source)
+
+    def captions(self, sample: int, caption_field: str = "captions") -> list[str]:
+        """Captions of one record. Raises BadSample where it has none."""
+        return self.text(sample).texts(caption_field)
 
 
 def karpathy(

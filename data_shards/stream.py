@@ -10,6 +10,7 @@ The N - B*G samples left over at the end of an epoch are dropped (a different fe
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from data_shards.collate import BAD_ROWS, BatchFetcher, Position, SampleSource
 from data_shards.config import DataConfig
-from data_shards.quarantine import Quarantine
+from data_shards.quarantine import Quarantine, allowance
 from data_shards.quarantine import TooManyBadSamples as TooManyBadSamples
+from data_shards.sample import BadSample
 from data_shards.workers import batches
 
 if TYPE_CHECKING:
@@ -71,11 +73,25 @@ class ShardStream:
         self._quarantine = Quarantine(config.quarantine)
         self._epoch = 0
         self._seen = 0
+        if rank == 0:
+            self._remarks()
+
+    def _remarks(self) -> None:
+        """What a user might not expect, said once."""
+        source, global_batch = self.source, self.global_batch
         dropped = len(source) % global_batch
-        if dropped and rank == 0:
+        if dropped:
             log.info(
                 "%d of %d samples do not fill a batch of %d: dropped each epoch", dropped, len(source), global_batch
             )
+        with contextlib.suppress(BadSample):
+            label = source.text(0).label
+            if label is not None and not self.classes:
+                log.warning(
+                    "samples have labels (%r) that no manifest lists: all count as unlabelled. "
+                    "Run `python -m data_shards index` on the shards, or set data.classes",
+                    label,
+                )
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -112,7 +128,7 @@ class ShardStream:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Batches from the current state on. Abandoning the iterator stops its workers; a new one goes on."""
         config = self.config
-        allowed = config.max_bad_share * len(self.source) / self.world_size
+        allowed = allowance(config.max_bad_share, len(self.source), self.world_size)
         loader = batches(
             self.fetcher,
             self.positions(),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from data_shards import ShardStream
 from data_shards.config import DataConfig
 from data_shards.order import EpochOrder
+from data_shards.sample import Sample
 from data_shards.seeds import mix, mix_array, permutation
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
@@ -28,6 +29,9 @@ class Sizes:
 
     def __init__(self, sizes: list[int]) -> None:
         self.sizes = sizes
+
+    def text(self, sample: int) -> Sample:
+        return Sample("", b"", [], None)
 
     def __len__(self) -> int:
         return sum(self.sizes)

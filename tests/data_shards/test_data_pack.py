@@ -144,6 +144,8 @@ def test_killed_half_way_it_finishes_with_the_same_bytes(tmp_path: Path, workers
     assert not (killed / "manifest.json").exists(), "it finished before it could be killed"
     done = [killed / f"{part.stem}.tar" for part in (killed / ".pack").glob("shard-*.json")]
     assert done, "it was killed before its first shard was done"
+    with pytest.raises(ValueError, match="half packed"):
+        ShardSet(str(killed))
     written = [path.stat().st_mtime_ns for path in done]
     assert subprocess.run(command, capture_output=True).returncode == 0
     assert [path.stat().st_mtime_ns for path in done] == written, "a finished shard was packed again"

@@ -27,6 +27,7 @@ from small_data import SCENES, encoded, picture, records, rows, write_tar
 
 from data_shards import RecordSet, ShardSet, ShardStream, TooManyBadSamples, load_tokenizer
 from data_shards.config import DataConfig
+from data_shards.quarantine import allowance
 
 ROOT = Path(__file__).parents[2]
 
@@ -277,6 +278,23 @@ def test_too_many_bad_samples_stop_the_run_and_name_the_shard(damaged: Path, tok
         take(stream, 8)
 
 
+def test_what_one_rank_may_see() -> None:
+    assert allowance(0.01, 1000, 1) == 10
+    assert allowance(0.01, 1000, 10) == 4  # 1 and three standard deviations
+    assert allowance(0.01, 100, 10) == 1  # never more than all ranks together
+    assert allowance(0, 1000, 8) == 0
+
+
+def test_labels_without_a_manifest_are_remarked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = {"a.jpg": encoded(picture(1)), "a.json": b'{"captions": ["x"], "label": "farm"}'}
+    path = write_tar(tmp_path / "a.tar", members)
+    stream_of(config(path), batch=1)
+    assert "data_shards index" in caplog.text
+    caplog.clear()
+    stream_of(config(path, classes=["farm"]), batch=1)
+    assert not caplog.text
+
+
 def test_a_shard_that_vanishes_is_bad_data_and_not_a_crash(packed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     shutil.copytree(packed, folder)
@@ -399,6 +417,7 @@ RANK = """
     import torch.distributed as dist
     from data_shards import ShardSet, ShardStream
     from data_shards.config import DataConfig
+from data_shards.quarantine import allowance
 
     def main():
         rank, folder, port, method = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
@@ -470,6 +489,7 @@ PREEMPTED = """
     import os, signal, sys, time
     from data_shards import ShardSet, ShardStream
     from data_shards.config import DataConfig
+from data_shards.quarantine import allowance
 
     warned = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import random
 
@@ -17,6 +18,7 @@ from data_shards.sample import BadSample
 from data_shards.transforms import eval_transform, random_box, train_transform
 
 
+@functools.cache
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
     """Detail at every scale, as a photograph has: a sum of random fields whose amplitude falls with frequency."""
     rng = np.random.default_rng(seed)
