@@ -4,7 +4,8 @@
     {"i2t_r1": 8.6, "i2t_r5": 27.3, ..., "t2i_r10": 45.1, "mean_recall": 27.2}        # percent
 
 Image to text (i2t): an image is answered by the best-ranked of its captions. Text to image (t2i): a caption is answered
-by its one image. Ties count against the model (pessimistic rank): features that are all the same score 0, not 100.
+by its one image. Ties are broken at random, and what is given is the exact expectation over that: equal captions of two
+images take no side, and features that are all the same score exactly `chance`, not 0 or 100.
 Any number of captions per image; an image without a caption is no query, but still stands among the answers.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +22,27 @@ CELLS = 1 << 22  # similarities held at once: 32 MiB of float64
 TIE = 1e-12  # below what float32 features can tell apart, above the rounding of float64 products
 
 
-def recall_at_k(ranks: Tensor, k: int) -> float:
-    """Percent of the queries whose 1-based rank is at most k. ``nan`` without queries."""
-    return 100.0 * (ranks <= k).double().mean().item()
+class Standing(NamedTuple):
+    """How the right answers of each query stand, (Q,) integers each."""
+
+    above: Tensor  # wrong answers that are more similar than the best right one
+    tied: Tensor  # wrong answers that are as similar as it
+    right: Tensor  # right answers that are as similar as it, itself among them
+
+
+def recall_at_k(standing: Standing, k: int) -> float:
+    """Expected percent of the queries with a right answer among the first k, ties in random order.
+
+    Of the n = tied + right answers that are equal, r = k - above are among the first k. That none of them is right has
+    the probability C(tied, r) / C(n, r), which is the product over j < right of (n - r - j) / (n - j).
+    """
+    n = (standing.tied + standing.right).double()
+    places = (k - standing.above).clamp(min=0).double()
+    missed = torch.ones_like(n)
+    for j in range(int(standing.right.max())):
+        factor = (n - places - j).clamp(min=0) / (n - j).clamp(min=1)
+        missed *= torch.where(j < standing.right, factor, 1.0)
+    return 100 * (1 - missed).mean().item()
 
 
 def retrieval_metrics(
@@ -42,34 +62,41 @@ def retrieval_metrics(
     check(image_features, text_features, index)
     images, texts = image_features.double(), text_features.double().to(image_features.device)
     found = {
-        "i2t": image_to_text_ranks(images, texts, index),
-        "t2i": text_to_image_ranks(images, texts, index),
+        "i2t": image_to_text(images, texts, index),
+        "t2i": text_to_image(images, texts, index),
     }
-    metrics = {f"{way}_r{k}": recall_at_k(ranks, k) for way, ranks in found.items() for k in ks}
+    metrics = {f"{way}_r{k}": recall_at_k(standing, k) for way, standing in found.items() for k in ks}
     return with_mean(metrics)
 
 
-def image_to_text_ranks(images: Tensor, texts: Tensor, index: Tensor) -> Tensor:
-    """Rank of the best caption of each image that has one: 1 + captions of other images that are as similar."""
-    queries = index.unique()
-    ranks = []
-    for part in queries.split(max(1, CELLS // len(texts))):
-        similarity = images[part] @ texts.T
-        own = index[None, :] == part[:, None]
-        best = similarity.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-        ranks.append(1 + ((similarity >= best - TIE) & ~own).sum(1))
-    return torch.cat(ranks)
+def image_to_text(images: Tensor, texts: Tensor, index: Tensor) -> Standing:
+    """Standing of the captions of each image that has one."""
+    parts = []
+    for part in index.unique().split(max(1, CELLS // len(texts))):
+        parts.append(standing_of(images[part] @ texts.T, index[None, :] == part[:, None]))
+    return joined(parts)
 
 
-def text_to_image_ranks(images: Tensor, texts: Tensor, index: Tensor) -> Tensor:
-    """Rank of the image of each text: 1 + other images that are as similar."""
-    ranks = []
+def text_to_image(images: Tensor, texts: Tensor, index: Tensor) -> Standing:
+    """Standing of the image of each text."""
     size = max(1, CELLS // len(images))
+    everybody = torch.arange(len(images), device=images.device)
+    parts = []
     for part, target in zip(texts.split(size), index.split(size), strict=True):
-        similarity = part @ images.T
-        own = similarity.gather(1, target[:, None])
-        ranks.append((similarity >= own - TIE).sum(1))  # the image itself is the 1
-    return torch.cat(ranks)
+        parts.append(standing_of(part @ images.T, everybody[None, :] == target[:, None]))
+    return joined(parts)
+
+
+def standing_of(similarity: Tensor, own: Tensor) -> Standing:
+    """From similarities (Q, A) and which answers are right (Q, A)."""
+    best = similarity.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+    level = (similarity - best).abs() <= TIE
+    above = (similarity > best + TIE) & ~own
+    return Standing(above.sum(1), (level & ~own).sum(1), (level & own).sum(1))
+
+
+def joined(parts: list[Standing]) -> Standing:
+    return Standing(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
 def chance(text_to_image_index: Tensor, ks: Sequence[int] = (1, 5, 10), images: int | None = None) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Recall against a version that sorts, and chance against enumeration."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -12,19 +13,26 @@ import model.recall
 from model.recall import chance, retrieval_metrics
 
 
+def slow_recall(similarity: list[float], own: list[int], k: int) -> float:
+    """Probability that the first k hold one of ``own`` where equal similarities stand in random order."""
+    best = max(similarity[answer] for answer in own)
+    above = sum(value > best for value in similarity)
+    right = sum(similarity[answer] == best for answer in own)
+    level = sum(value == best for value in similarity)
+    places = min(max(k - above, 0), level)
+    return 1 - math.comb(level - right, places) / math.comb(level, places)
+
+
 def slow_metrics(images, texts, index, ks=(1, 5, 10)):
-    """Ties: everything that is as similar as the answer stands before it."""
-    similarity = images.double() @ texts.double().T
-    ranks = {"i2t": [], "t2i": []}
-    for i in range(len(images)):
-        own = [t for t in range(len(texts)) if index[t] == i]
-        if own:
-            best = max(float(similarity[i, t]) for t in own)
-            ranks["i2t"].append(1 + sum(float(similarity[i, t]) >= best for t in range(len(texts)) if t not in own))
-    for t in range(len(texts)):
-        mine = float(similarity[index[t], t])
-        ranks["t2i"].append(1 + sum(float(similarity[i, t]) >= mine for i in range(len(images)) if i != index[t]))
-    found = {f"{way}_r{k}": 100 * sum(r <= k for r in rank) / len(rank) for way, rank in ranks.items() for k in ks}
+    similarity, found = images.double() @ texts.double().T, {}
+    owns = [[t for t in range(len(texts)) if index[t] == i] for i in range(len(images))]
+    asked = [i for i in range(len(images)) if owns[i]]
+    for k in ks:
+        hits = [slow_recall(similarity[i].tolist(), owns[i], k) for i in asked]
+        found[f"i2t_r{k}"] = 100 * sum(hits) / len(hits)
+    for k in ks:
+        hits = [slow_recall(similarity[:, t].tolist(), [int(index[t])], k) for t in range(len(texts))]
+        found[f"t2i_r{k}"] = 100 * sum(hits) / len(hits)
     return found | {"mean_recall": sum(found.values()) / len(found)}
 
 
@@ -60,7 +68,18 @@ def test_perfect_and_collapsed_features():
     images = F.normalize(torch.randn(20, 8), dim=-1)
     index = torch.arange(20).repeat_interleave(5)
     assert set(retrieval_metrics(images, images[index], index).values()) == {100.0}
-    assert retrieval_metrics(torch.ones(20, 8), torch.ones(100, 8), index)["mean_recall"] == 0
+    assert retrieval_metrics(torch.ones(20, 8), torch.ones(100, 8), index) == pytest.approx(chance(index))
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_ties_are_broken_at_random(k: int):
+    """All orders of the equal ones, counted."""
+    index = torch.tensor([0, 0, 1, 1, 2])
+    similarity = torch.tensor([[3.0, 3.0, 3.0, 5.0, 3.0]])  # of image 0; a wrong text stands above, two beside its own
+    orders = [order for order in itertools.permutations(range(5)) if order[0] == 3]
+    expected = sum(any(index[t] == 0 for t in order[:k]) for order in orders) / len(orders)
+    standing = model.recall.standing_of(similarity, (index == 0)[None])
+    assert model.recall.recall_at_k(standing, k) == pytest.approx(100 * expected)
 
 
 def test_names_of_the_figures():

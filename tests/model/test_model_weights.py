@@ -166,3 +166,15 @@ def test_minilm_embeds_meaning():
     near, far, _ = torch.nn.functional.cosine_similarity(pooled[[0, 0, 1]], pooled[[1, 2, 2]]).tolist()
     assert near > far + 0.3
     assert far < 0.2
+
+
+@needs_lite0
+def test_lite0_names_are_mapped_in_the_order_of_both_files():
+    """An independent check of the rules: both libraries register the same layers in the same order."""
+    from model.weights import read_state
+
+    file = read_state(next(package_folder(f"package:{LITE0}").rglob("*.pth")))
+    theirs = [value for name, value in file.items() if not name.startswith("_fc.")]
+    ours = list(lite0(True).model.state_dict().values())
+    assert len(ours) == len(theirs) == 294
+    assert all(torch.equal(mine, other) for mine, other in zip(ours, theirs, strict=True))
