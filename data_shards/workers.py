@@ -7,8 +7,11 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterable, Iterator
+from multiprocessing import forkserver
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -32,14 +35,20 @@ def batches(
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
         context = multiprocessing.get_context(start_method)
         if start_method == "forkserver":
-            context.set_forkserver_preload(["data_shards.forkserver"])
+            start_forkserver()
         options = {
             "prefetch_factor": prefetch,
             "multiprocessing_context": context,
             "worker_init_fn": survive_preemption,
         }
     loader: DataLoader = DataLoader(
-        fetcher, batch_sampler=plan, collate_fn=as_it_is, num_workers=workers, pin_memory=pin_memory, **options
+        fetcher,
+        batch_sampler=plan,
+        collate_fn=as_it_is,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # else each iterator would move the global generator, and with it dropout
+        **options,
     )
     iterator = iter(loader)
     # Workers ignore SIGTERM, by which multiprocessing ends them at exit: they are told to stop before it tries.
@@ -53,6 +62,23 @@ def batches(
     finally:
         atexit.unregister(stop)
         stop()
+
+
+def start_forkserver() -> None:
+    """Start the fork server with our module loaded, also where the package is found by sys.path alone.
+
+    Python 3.11 gives the fork server its environment and not its sys.path, and passes over what it cannot import.
+    """
+    multiprocessing.set_forkserver_preload(["data_shards.forkserver"])
+    root, before = str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = root if not before else f"{root}{os.pathsep}{before}"
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def survive_preemption(worker: int) -> None:

@@ -25,7 +25,7 @@ import pytest
 import torch
 from small_data import SCENES, encoded, picture, records, rows, write_tar
 
-from data_shards import RecordSet, ShardSet, ShardStream, TooManyBadSamples, load_tokenizer
+from data_shards import RecordSet, ShardSet, ShardStream, TooManyBadSamples, eval_batches, load_tokenizer
 from data_shards.config import DataConfig
 from data_shards.quarantine import allowance
 
@@ -417,7 +417,6 @@ RANK = """
     import torch.distributed as dist
     from data_shards import ShardSet, ShardStream
     from data_shards.config import DataConfig
-from data_shards.quarantine import allowance
 
     def main():
         rank, folder, port, method = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
@@ -487,9 +486,9 @@ def alive(group: int) -> list[str]:
 
 PREEMPTED = """
     import os, signal, sys, time
+    sys.path.insert(0, sys.argv[4])  # not PYTHONPATH: the fork server must find the package all the same
     from data_shards import ShardSet, ShardStream
     from data_shards.config import DataConfig
-from data_shards.quarantine import allowance
 
     warned = []
 
@@ -520,8 +519,9 @@ def test_workers_outlive_the_warning_of_a_preemption(packed: Path, tmp_path: Pat
     """SLURM signals the whole process group; the run must still be able to finish its step, and then to exit."""
     path, environment = script(tmp_path, PREEMPTED)
     process = subprocess.Popen(
-        [sys.executable, str(path), str(packed), method, end],
-        env=environment,
+        [sys.executable, str(path), str(packed), method, end, str(ROOT)],
+        cwd=tmp_path,
+        env={name: value for name, value in environment.items() if name != "PYTHONPATH"},
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -538,6 +538,16 @@ def test_workers_outlive_the_warning_of_a_preemption(packed: Path, tmp_path: Pat
     while left := alive(process.pid):
         assert time.monotonic() - start < 30, f"still running: {left}"
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_global_generator_is_left_alone(packed: Path, workers: int) -> None:
+    """Dropout must not depend on how often a stream or an evaluation was started."""
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    take(stream_of(config(packed, workers=workers)), 2)
+    list(eval_batches(ShardSet(str(packed)), None, 8, 23, workers=workers).images())
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_labels_follow_the_given_classes(packed: Path) -> None:
