@@ -10,17 +10,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tqdm import tqdm
+
 from cluster.checkpoint import replace_text
 from cluster.distributed import Rank
 
 logger = logging.getLogger(__name__)
 
 
+class AboveTheBar(logging.Handler):
+    """Log lines on standard output, on a line of their own while a progress bar is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
 def set_up_logging(rank: Rank) -> None:
     """Messages with the rank in front; only warnings from all ranks but the first."""
     level = logging.INFO if rank.is_first else logging.WARNING
     form = f"%(asctime)s rank {rank.rank}: %(message)s"
-    logging.basicConfig(level=level, format=form, datefmt="%H:%M:%S", stream=sys.stdout, force=True)
+    logging.basicConfig(level=level, format=form, datefmt="%H:%M:%S", handlers=[AboveTheBar()], force=True)
     sys.excepthook = lambda kind, error, trace: log_failure(rank, kind, error, trace)
     for noisy in ("DeepSpeed", "httpx", "timm", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
