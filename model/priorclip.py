@@ -54,8 +54,8 @@ class PriorCLIP(nn.Module):
         self.text_projection = nn.Linear(self.text.width, config.embed_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor([math.log(config.logit_scale_init)]))
         self.attribution_scale = nn.Parameter(torch.tensor([math.log(config.attribution_scale_init)]))
-        for projection in (self.image_projection, self.text_projection):
-            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        start_projection(self.image_projection, encoder.clip_projection)
+        start_projection(self.text_projection, self.text.clip_projection)
         fill_resolved(self.config, self.text)
 
     def forward(
@@ -118,6 +118,14 @@ class PriorCLIP(nn.Module):
 def unit(x: Tensor) -> Tensor:
     """L2-normalised over the last axis, float32 at least: the losses need the digits that half precision lacks."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+def start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
+    """CLIP's own projection where the weights hold one that fits, so that its two towers still agree; else random."""
+    nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+    if pretrained is not None and pretrained.shape == projection.weight.shape:
+        with torch.no_grad():
+            projection.weight.copy_(pretrained)
 
 
 def fill_resolved(config: ModelConfig, text: TextEncoder) -> None:

@@ -16,10 +16,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModelWithProjection, PreTrainedConfig
 
 from model.config import TextConfig
-from model.weights import PACKAGE, State, load_exactly, one_file, package_folder, read_state
+from model.weights import PACKAGE, State, load_exactly, one_file, package_folder, read_state, some
 
 
 class TextEncoder(nn.Module):
@@ -36,8 +36,7 @@ class TextEncoder(nn.Module):
         check_length(config.context_length, architecture)
         self.model: Any = create(architecture)
         self.width: int = architecture.hidden_size
-        if config.weights is not None:
-            load_pretrained(self.model, config)
+        self.clip_projection = None if config.weights is None else load_pretrained(self.model, config)
         if not config.trainable:
             self.requires_grad_(False)
 
@@ -138,30 +137,51 @@ def create(architecture: PreTrainedConfig) -> Any:
     )
 
 
-def load_pretrained(model: nn.Module, config: TextConfig) -> None:
-    """Load the weights that ``config.weights`` names."""
+def load_pretrained(model: Any, config: TextConfig) -> Tensor | None:
+    """Load the weights that ``config.weights`` names. Returns CLIP's text projection (d, C) where they hold one."""
     source = config.weights or ""
     if source == "hub":
         if config.name is None:
             raise ValueError("text.weights is 'hub', but text.name is null: name the hub's model")
-        auto = type(model)
-        loaded = auto.from_pretrained(config.name, config=model.config)  # type: ignore[attr-defined]
-        state: State = loaded.state_dict()
+        source = config.name
+    place = str(model_folder(source)) if source.startswith(PACKAGE) else str(Path(source).expanduser())
+    if Path(place).is_file():
+        state = read_state(Path(place))
     else:
-        folder = model_folder(source) if source.startswith(PACKAGE) else Path(source).expanduser()
-        state = read_state(folder / "model.safetensors" if folder.is_dir() else folder)
+        state = read_pretrained(model, place if Path(place).exists() else source)
+    projection = state.pop("text_projection.weight", None)
     load_exactly(model, fit_names(state, model), source)
+    return projection
+
+
+def read_pretrained(model: Any, source: str) -> State:
+    """State dict of a hub id or a folder in transformers' own reading: old names, shards, .bin files.
+
+    Raises ValueError where weights of the model are missing: transformers would leave them random.
+    """
+    clip = model.config.model_type == "clip_text_model"
+    kind: Any = CLIPTextModelWithProjection if clip else type(model)
+    pooler = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
+    try:
+        loaded, info = kind.from_pretrained(source, output_loading_info=True, **pooler)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"text weights '{source}' do not load as {kind.__name__}: {error}") from error
+    missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if missing:
+        raise ValueError(f"the weights of {source} do not fit {kind.__name__}: missing: {some(missing)}")
+    return dict(loaded.state_dict())
 
 
 def fit_names(state: State, model: nn.Module) -> State:
     """Weights by the model's names: a checkpoint prefixes them (``bert.``) and may hold parts that we leave out."""
     own = model.state_dict().keys()
     prefixes = ("", f"{getattr(model, 'base_model_prefix', '')}.", "text_model.")
+    left_out = ("pooler.", "cls.", "vision_model.", "visual_projection.", "logit_scale")
     fitted: State = {}
     for name, value in state.items():
         short = next((name.removeprefix(p) for p in prefixes if name.removeprefix(p) in own), None)
         if short is not None:
             fitted[short] = value
-        elif not name.endswith("position_ids") and not name.removeprefix("bert.").startswith(("pooler.", "cls.")):
+        elif not name.endswith("position_ids") and not name.removeprefix("bert.").startswith(left_out):
             fitted[name] = value
     return fitted

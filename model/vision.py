@@ -45,7 +45,8 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, pool: bool):
         super().__init__()
         self.config, self.pool = config, pool
-        backbone: Any = create_backbone(config, pool)
+        backbone: Any
+        backbone, self.clip_projection = create_backbone(config, pool)
         self.model = backbone
         self.width: int = getattr(backbone, "head_hidden_size", None) or backbone.num_features
         mean, std = normalisation(config)
@@ -99,24 +100,32 @@ class ImageEncoder(nn.Module):
         return VisualTokens(tokens, tokens.mean(1), (features.shape[2], features.shape[3]))
 
 
-def create_backbone(config: EncoderConfig, pool: bool) -> nn.Module:
-    """The timm model with its weights. Raises ValueError that says what timm did not like."""
+def create_backbone(config: EncoderConfig, pool: bool) -> tuple[nn.Module, Tensor | None]:
+    """The timm model with its weights, without classifier, and CLIP's projection where those weights hold one.
+
+    Raises ValueError that says what timm did not like.
+    """
+    hub = config.weights in ("hub", "timm")
+    known = timm.get_pretrained_cfg(config.name)
+    # timm keeps the projection into CLIP's embedding space where other models have their classifier.
+    is_clip = "_clip_" in config.name
+    classes = known.num_classes if hub and known and is_clip else 0
+    size = {"img_size": config.image_size} if known and known.fixed_input_size else {}
+    head = {} if pool else {"global_pool": ""}
     try:
-        fixed = timm.get_pretrained_cfg(config.name)
-        size = {"img_size": config.image_size} if fixed and fixed.fixed_input_size else {}
-        head = {} if pool else {"global_pool": ""}
-        model = timm.create_model(
-            config.name,
-            pretrained=config.weights in ("hub", "timm"),
-            num_classes=0,
-            **{**size, **head, **config.kwargs},
+        model: Any = timm.create_model(
+            config.name, pretrained=hub, num_classes=classes, **{**size, **head, **config.kwargs}
         )
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"timm cannot build the encoder '{config.name}' ({config.kwargs}): {error}") from error
-    if config.weights not in (None, "hub", "timm"):
-        assert config.weights is not None
-        load_exactly(model, read_image_weights(config.weights, model), config.weights)
-    return model
+    projection = model.get_classifier().weight.detach() if classes else None
+    if classes:
+        model.reset_classifier(0)
+    if config.weights is not None and not hub:
+        state, classifier = read_image_weights(config.weights, model)
+        load_exactly(model, state, config.weights)
+        projection = classifier if is_clip else None
+    return model, projection
 
 
 def normalisation(config: EncoderConfig) -> tuple[list[float], list[float]]:

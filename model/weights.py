@@ -60,8 +60,11 @@ def read_state(path: Path) -> State:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def read_image_weights(source: str, backbone: nn.Module) -> State:
-    """State dict in the names of ``backbone`` (a timm model without classifier) from a file, folder or package."""
+def read_image_weights(source: str, backbone: nn.Module) -> tuple[State, Tensor | None]:
+    """State dict in the names of ``backbone`` (a timm model without classifier) from a file, folder or package.
+
+    Beside it, the weight of the classifier that was left out, or None.
+    """
     path = Path(source).expanduser()
     if source.startswith(PACKAGE):
         state = read_state(one_file(package_folder(source), lambda p: p.suffix in SUFFIXES, "weight file"))
@@ -71,11 +74,12 @@ def read_image_weights(source: str, backbone: nn.Module) -> State:
         state = read_state(path)
     if "_conv_stem.weight" in state:
         state = from_efficientnet_pytorch(state, backbone)
-    state = without_classifier(state, backbone)
     adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     if adapt and len(inspect.signature(adapt).parameters) >= 2:
         state = adapt(state, backbone)  # timm's own: old names, position embeddings of another image size
-    return state
+    kept = without_classifier(state, backbone)
+    classifier = next((state[name] for name in state.keys() - kept.keys() if name.endswith(".weight")), None)
+    return kept, classifier
 
 
 def read_scene_folder(folder: Path) -> State:

