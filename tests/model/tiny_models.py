@@ -1,5 +1,7 @@
 """Configurations small enough for tests, random weights, no downloads."""
 
+import copy
+
 from model.config import BeliefConfig, EncoderConfig, FusionConfig, ModelConfig, PAEConfig, TextConfig
 
 BERT = {
@@ -49,4 +51,4 @@ def tiny(kind: str = "priorclip", vision: str | EncoderConfig = "vit", **changes
         "fusion": FusionConfig(width=24, layers=1, heads=2),
         "pae": PAEConfig(spatial_layers=1, temporal_cycles=2, heads=2, dropout=0.0),
     }
-    return ModelConfig(**(values | changes))
+    return copy.deepcopy(ModelConfig(**(values | changes)))
