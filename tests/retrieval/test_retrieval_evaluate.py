@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -146,18 +146,18 @@ def test_bad_images_are_listed_and_leave_the_test_with_their_captions(test_set: 
     (images / names[0]).write_bytes((images / names[0]).read_bytes()[:60])
     (images / names[7]).write_bytes(b"<html>404</html>")
     (images / names[13]).unlink()
-    entries[23]["sentences"] = []
+    entries[3]["sentences"] = []
     path = write_karpathy(tmp_path / "bad.json", entries)
     report = evaluate(config(test_set, data=str(path), images=str(images)))
 
     keys = [name.removesuffix(".png") for name in names]
-    assert {key for listed in report["skipped"].values() for key in listed} == {keys[n] for n in (0, 7, 13, 23)}
+    assert {key for listed in report["skipped"].values() for key in listed} == {keys[n] for n in (0, 3, 7, 13)}
     assert report["skipped"]["missing file"] == [keys[13]]
     assert report["skipped"]["not an image"] == [keys[7]]
-    assert report["skipped"]["no caption"] == [keys[23]]
+    assert report["skipped"]["no caption"] == [keys[3]]
     assert f"left out, missing file: {keys[13]}" in recall_table(report)
 
-    good = [entry for n, entry in enumerate(entries) if n not in (0, 7, 13, 23)]
+    good = [entry for n, entry in enumerate(entries) if n not in (0, 3, 7, 13)]
     smaller = evaluate(config(test_set, data=str(write_karpathy(tmp_path / "good.json", good))))
     assert figures(report) == pytest.approx(figures(smaller), abs=1e-9)
     assert report["chance"] == smaller["chance"]
@@ -263,12 +263,13 @@ def test_a_gpu_that_is_not_there_is_an_error(test_set: TestSet) -> None:
 
 
 def test_help_is_quick_and_loads_no_torch() -> None:
-    started = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "retrieval", "--help"],
         cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert time.monotonic() - started < 3
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # processor seconds: other work must not fail this
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("evaluate", "index", "search", "serve"))
     loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
