@@ -14,8 +14,8 @@ import os
 import random
 import socket
 import subprocess
+import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import deepspeed
 import numpy as np
@@ -57,17 +57,18 @@ def start(config: EngineConfig) -> Rank:
     # CUDA's matrix libraries are deterministic only with a fixed workspace, read when they start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    leave_out_shared_memory_op()
     deepspeed.init_distributed(
         dist_backend=get_accelerator().communication_backend_name(),
         timeout=datetime.timedelta(minutes=config.timeout_minutes),
         distributed_port=int(os.environ.get("MASTER_PORT", TORCH_DISTRIBUTED_DEFAULT_PORT)),
         verbose=False,
     )
+    leave_mpi()
     local_rank = int(os.environ["LOCAL_RANK"])
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         device = torch.device("cpu")
-        free_shared_memory()
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or dist.get_world_size())
         torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks_here))
     else:
@@ -78,16 +79,26 @@ def start(config: EngineConfig) -> Rank:
     return Rank(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 
-def free_shared_memory() -> None:
-    """Unlink this rank's part of the buffer that DeepSpeed maps between the CPU ranks of a host, and never removes.
+def leave_out_shared_memory_op() -> None:
+    """Keep DeepSpeed from compiling its CPU inference collective, which training has no use for.
 
-    It is 69 MB of /dev/shm a rank (csrc/cpu/comm/shm.cpp). Once every rank has mapped it, it needs no name any more,
-    and goes with the last of them, however that ends.
+    It takes a compiler, a lock that all runs of this user wait for, and 69 MB of /dev/shm a rank, never removed.
     """
-    dist.barrier()
-    address, port, rank = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
-    name = f"deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}"
-    Path("/dev/shm", name).unlink(missing_ok=True)
+    if get_accelerator().device_name() == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def leave_mpi() -> None:
+    """MPI has told the ranks apart and is done with; a rank that failed would wait for the others at its exit.
+
+    DeepSpeed counts local ranks by host name, and its engine then insists on mpirun's own count: that is taken.
+    """
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is None or mpi.Is_finalized():
+        return
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:
+        os.environ["LOCAL_RANK"] = os.environ["OMPI_COMM_WORLD_LOCAL_RANK"]
+    mpi.Finalize()
 
 
 def rank_environment(environment: dict[str, str]) -> dict[str, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
 BASE = ("--run.log_every", "1", "--run.engine.threads", "1", "--run.engine.global_batch", "16", "--run.epochs", "2",
         "--run.progress", "false", "--run.deterministic", "true", "--run.engine.timeout_minutes", "2")  # fmt: skip
-LIMIT_SECONDS = 400
+LIMIT_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,33 @@ def environment() -> dict[str, str]:
     return {**kept, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
-def execute(command: Sequence[str], cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def execute(
+    command: Sequence[str], extra: Mapping[str, str] | None = None, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     """The command, by default in the repository's root; all its output is in ``stdout``."""
-    return subprocess.run(
-        command, cwd=cwd, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        timeout=LIMIT_SECONDS, check=False,
+    process = subprocess.Popen(
+        command, cwd=cwd, env={**environment(), **(extra or {})}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        for _ in range(2):  # the first lets the ranks checkpoint, the second ends them
+            process.terminate()
+            time.sleep(5)
+        process.kill()
+        raise AssertionError(f"{command} did not end in {LIMIT_SECONDS} s:\n{process.communicate()[0]}") from None
+    return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def needed(program: str, package: str) -> str:
+    """The program's path. Where CI=true it has to be there (packages.txt); elsewhere the test is skipped."""
+    path = shutil.which(program)
+    if path is None and os.environ.get("CI") == "true":
+        pytest.fail(f"{program} is missing: apt-get install {package}")
+    if path is None:
+        pytest.skip(f"{program} is not installed: apt-get install {package}")
+    return path
 
 
 def toy_arguments(folder: Path, *options: str) -> list[str]:
@@ -72,6 +95,19 @@ def run_toys(
     assert done.returncode == 0, done.stdout
     ended = json.loads(plan.with_suffix(".json.ended").read_text())
     return {name: ToyRun(parent / name, code, done.stdout) for name, code in zip(options, ended, strict=True)}
+
+
+def assert_same(run: ToyRun, whole: ToyRun) -> None:
+    """Weights, training trace and evaluations are equal to the last bit."""
+    weights, expected = run.weights(), whole.weights()
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(weights[name], value), name
+    for name in ("train/loss", "train/grad_norm", "train/lr", "eval/mse"):
+        assert run.records(name) == whole.records(name), name
+    final, wanted = (json.loads((each.folder / "report.json").read_text()) for each in (run, whole))
+    assert final["evaluation"] == wanted["evaluation"]
+    assert final["steps"] == wanted["steps"]
 
 
 STOPPABLE = ("--dropout", "0.2", "--batch_norm", "true", "--run.checkpoint.every", "4", "--run.checkpoint.keep", "3",

@@ -7,19 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import PYTHON, STOPPABLE, ToyRun, run_toys
+from conftest import PYTHON, STOPPABLE, ToyRun, needed, run_toys
 
 BIN = Path(PYTHON).parent
-
-
-def needed(program: str, package: str) -> str:
-    """The program's path. Where CI=true it has to be there (packages.txt); elsewhere the test is skipped."""
-    path = shutil.which(program)
-    if path is None and os.environ.get("CI") == "true":
-        pytest.fail(f"{program} is missing: apt-get install {package}")
-    if path is None:
-        pytest.skip(f"{program} is not installed: apt-get install {package}")
-    return path
 
 
 @pytest.fixture(scope="module")

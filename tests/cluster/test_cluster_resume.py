@@ -11,26 +11,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from conftest import LIMIT_SECONDS, PYTHON, ROOT, STOPPABLE, ToyRun, environment, execute, run_toys, toy_arguments
+from conftest import (
+    LIMIT_SECONDS,
+    PYTHON,
+    ROOT,
+    STOPPABLE,
+    ToyRun,
+    assert_same,
+    environment,
+    execute,
+    run_toys,
+    toy_arguments,
+)
 
 from cluster.launch import free_port
 from cluster.preemption import REQUEUE_EXIT_CODE
 
 LAUNCH = (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--")
-
-
-def assert_same(run: ToyRun, whole: ToyRun) -> None:
-    """Weights, training trace and evaluations are equal to the last bit."""
-    weights, expected = run.weights(), whole.weights()
-    assert weights.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(weights[name], value), name
-    for name in ("train/loss", "train/grad_norm", "train/lr", "eval/mse"):
-        assert run.records(name) == whole.records(name), name
-    final, wanted = (json.loads((each.folder / "report.json").read_text()) for each in (run, whole))
-    assert final["evaluation"] == wanted["evaluation"]
-    assert final["steps"] == wanted["steps"]
 
 
 def flip_a_bit(checkpoint: Path) -> None:
