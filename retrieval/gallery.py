@@ -79,6 +79,9 @@ class Selection:
     def read(self, sample: int) -> Sample:
         return self.origin.read(self.places[sample])
 
+    def text(self, sample: int) -> Sample:
+        return self.origin.text(self.places[sample])
+
     def name(self, sample: int) -> tuple[str, str]:
         return self.origin.name(self.places[sample])
 
