@@ -123,7 +123,7 @@ def parse(
     parser = Parser(prog=prog, description=description or first_line(config))
     words = plain_words(words, config)
     fill_parser(parser, config, words, defaults)
-    return build(config, parser.instantiate_classes(parser.parse_args(words)))
+    return build(config, instances(parser, words))
 
 
 def fill_parser(parser: Parser, config: type[Any], words: Sequence[str], defaults: Defaults | None) -> None:
@@ -196,8 +196,17 @@ def parse_command(
     field = (positional or {}).get(words[0]) if words else None
     if field and len(words) > 1 and not words[1].startswith("-"):
         words = [words[0], f"--{field}", *words[1:]]
-    namespace = parser.instantiate_classes(parser.parse_args(words))
+    namespace = instances(parser, words)
     return namespace.command, build(commands[namespace.command], namespace[namespace.command])
+
+
+def instances(parser: Parser, words: Sequence[str]) -> Namespace:
+    """The parsed words with nested dataclasses built; what a dataclass says of a bad value is an error of the command."""
+    namespace = parser.parse_args(words)
+    try:
+        return parser.instantiate_classes(namespace)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def build(config: type[T], namespace: Namespace) -> T:

@@ -18,6 +18,7 @@ setup(
         "cluster": ["zero/*.json", "slurm/*"],
         "pretrain": ["configs/*.yaml"],
         "finetune": ["configs/*.yaml"],
+        "retrieval": ["page.html"],
     },
     install_requires=[
         "torch>=2.6",

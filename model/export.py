@@ -72,6 +72,8 @@ def save_pretrained(
             aside / "model.safetensors",
             metadata={"format": "pt"},
         )
+        for path in aside.iterdir():
+            path.chmod(0o644)  # the weights' writer gives them to this user alone
         aside.chmod(0o755)
         publish(aside, folder)
     except BaseException:

@@ -1,0 +1,54 @@
+"""The trainings after stage one for real: scene prior, stage two from a stage-one export, closed domain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from conftest import SMALL, metrics, run, run_well
+from safetensors.torch import load_file
+
+
+def test_prior_learns_scenes_and_plugs_in(prior: Path, stage_one: Path) -> None:
+    accuracy = list(metrics(prior, "train/accuracy").values())
+    assert accuracy[-1] > accuracy[0] + 0.2
+    assert json.loads((prior / "report.json").read_text())["evaluation"]["accuracy"] > 100 / 24
+    assert len(json.loads((prior / "export" / "config.json").read_text())["classes"]) == 24
+    trained = load_file(prior / "export" / "model.safetensors")
+    used = load_file(stage_one / "export" / "model.safetensors")
+    names = {name.removeprefix("backbone."): name for name in trained if name.startswith("backbone.model.")}
+    assert names
+    for inside, name in names.items():
+        assert torch.equal(trained[name], used[f"prior.{inside}"]), f"{inside}: a frozen prior must stay as it was trained"
+
+
+def test_stage_two_starts_from_stage_one(stage_one: Path, basic: list[object], tmp_path: Path) -> None:
+    run_well("finetune", "instruct", *basic, "--data.image_size", 48, "--init_from", stage_one / "export",
+             "--run.dir", tmp_path, "--run.epochs", 2, "--run.engine.global_batch", 32,
+             "--data.caption_field", "captions", ranks=2)  # fmt: skip
+    last_of_one, first_of_two = list(metrics(stage_one, "train/contrastive").values())[-1], metrics(tmp_path, "train/contrastive")[1]
+    assert abs(first_of_two - last_of_one) < 0.6, "stage two must go on from the weights of stage one"
+    assert (tmp_path / "export" / "tokenizer.json").is_file()
+    kept = json.loads((tmp_path / "export" / "config.json").read_text())
+    assert kept["vision"]["name"] == "vit_tiny_patch16_224"
+
+
+def test_closed_domain_trains_prior_itr(data: Path, basic: list[object], prior: Path, tmp_path: Path) -> None:
+    run_well("finetune", "closed", "--preset", "prioritr-tiny", *basic, *SMALL, "--tokenizer", data / "tokenizer",
+             "--model.prior.weights", prior / "export", "--run.dir", tmp_path, "--run.epochs", 4, "--model.belief.k", 2,
+             "--model.text.context_length", 24, "--run.engine.global_batch", 32, "--run.engine.zero", 2)  # fmt: skip
+    loss = list(metrics(tmp_path, "train/loss").values())
+    assert sum(loss[-3:]) < 0.95 * sum(loss[:3])
+    lr = list(metrics(tmp_path, "train/lr").values())
+    falling = lr[3:]
+    steps = [a - b for a, b in zip(falling, falling[1:])]
+    assert max(steps) - min(steps) < 1e-8, "the paper's schedule is linear after the warm-up"
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert "mean_recall" in report["evaluation"]
+
+
+def test_a_scene_classifier_is_no_stage_one(prior: Path, basic: list[object], tmp_path: Path) -> None:
+    done = run("finetune", "instruct", *basic, "--init_from", prior / "export", "--run.dir", tmp_path)
+    assert done.returncode == 2
+    assert "--model.prior.weights" in done.stderr
