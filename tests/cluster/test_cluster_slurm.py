@@ -1,0 +1,175 @@
+"""A real SLURM of two nodes on this machine: ``cluster sbatch``, a stop before the limit, the requeue, the same end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import PYTHON, STOPPABLE, ToyRun, assert_same, environment, execute, needed, toy_arguments
+
+from cluster.launch import free_port
+
+JOB_SECONDS = 200
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """The cluster's configuration, as the environment that its programs read."""
+
+    environment: dict[str, str]
+
+    def ask(self, *command: str) -> str:
+        return execute(command, self.environment).stdout
+
+    def wait(self, job: str, logs: Path) -> tuple[dict[str, str], str]:
+        """What scontrol says of the job once it has ended, and its logs."""
+        deadline = time.time() + JOB_SECONDS
+        while time.time() < deadline:
+            words = self.ask("scontrol", "--oneliner", "show", "job", job).split()
+            fields = dict(word.split("=", 1) for word in words if "=" in word)
+            if fields.get("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
+                return fields, text_of(logs)
+            time.sleep(1)
+        state = self.ask("squeue") + self.ask("sinfo", "-lN")
+        raise AssertionError(f"job {job} has not ended: {state}\n{text_of(logs)}")
+
+
+def text_of(logs: Path) -> str:
+    return "\n".join(path.read_text(errors="replace") for path in sorted(logs.iterdir()))
+
+
+def configuration(folder: Path, ports: Sequence[int]) -> str:
+    """slurm.conf of two nodes that are one machine, watched by process group, running as this user."""
+    return f"""
+ClusterName=loopback
+SlurmctldHost=localhost(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CryptoType=crypto/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+SlurmdParameters=config_overrides
+ReturnToService=2
+MailProg=/bin/true
+MpiDefault=none
+SwitchType=switch/none
+JobCompType=jobcomp/none
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+MinJobAge=600
+NodeName=node0 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 State=UNKNOWN
+NodeName=node1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 State=UNKNOWN
+PartitionName=short Nodes=node[0-1] Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """munged, slurmctld and two slurmd, stopped by their process ids at the end."""
+    programs = {name: needed(f"/usr/sbin/{name}", package) for name, package in
+                (("munged", "munge"), ("slurmctld", "slurm-wlm"), ("slurmd", "slurm-wlm"))}  # fmt: skip
+    needed("sbatch", "slurm-wlm")
+    if os.geteuid() != 0:
+        pytest.skip("slurmd starts steps as other users: root is needed")
+    folder = tmp_path_factory.mktemp("slurm")
+    for path in [folder, *folder.parents][:2]:
+        path.chmod(0o755)
+    (folder / "state").mkdir()
+    (folder / "munge.key").write_bytes(os.urandom(128))
+    (folder / "munge.key").chmod(0o400)
+    (folder / "slurm.conf").write_text(configuration(folder, [free_port() for _ in range(3)]))
+    variables = {"SLURM_CONF": str(folder / "slurm.conf")}
+    files = {f"--{kind}-file": f"{folder}/munge.{kind}" for kind in ("key", "pid", "log", "seed")}
+    munge = [
+        "--foreground",
+        "--force",
+        "--socket",
+        f"{folder}/munge.socket",
+        *(w for pair in files.items() for w in pair),
+    ]
+    commands = [
+        [programs["munged"], *munge],
+        [programs["slurmctld"], "-D"],
+        *([programs["slurmd"], "-D", "-N", node] for node in ("node0", "node1")),
+    ]
+    daemons: list[subprocess.Popen[bytes]] = []
+    try:
+        for command in commands:
+            with (folder / f"{Path(command[0]).name}-{command[-1]}.out".replace("/", "_")).open("wb") as log:
+                daemons.append(
+                    subprocess.Popen(command, env={**environment(), **variables}, stdout=log, stderr=subprocess.STDOUT)
+                )
+            time.sleep(0.5)
+        cluster = Slurm(variables)
+        wait_for_nodes(cluster, folder)
+        yield cluster
+    finally:
+        execute(["scancel", "--user", str(os.geteuid())], variables)
+        time.sleep(2)
+        for daemon in reversed(daemons):
+            daemon.terminate()
+        for daemon in daemons:
+            daemon.wait(timeout=20)
+
+
+def wait_for_nodes(cluster: Slurm, folder: Path) -> None:
+    deadline = time.time() + 40
+    while time.time() < deadline:
+        if cluster.ask("sinfo", "-h", "-o", "%D %t").strip() == "2 idle":
+            return
+        time.sleep(0.5)
+    logs = "\n".join(f"{path}: {path.read_text(errors='replace')[-1500:]}" for path in folder.glob("*.log"))
+    raise AssertionError(f"SLURM did not start: {cluster.ask('sinfo', '-lN')}\n{logs}")
+
+
+def submit(slurm: Slurm, logs: Path, folder: Path, *words: str) -> str:
+    """The job's number."""
+    options = ("--nodes", "2", "--gpus-per-node", "0", "--ranks-per-node", "1", "--cpus-per-task", "1", "--time", "10",
+               "--logs", str(logs), "--job-name", "toy")  # fmt: skip
+    run = ("--", "tests.cluster.toy_run", *toy_arguments(folder, *words))
+    done = execute([PYTHON, "-m", "cluster", "sbatch", *options, *run], slurm.environment)
+    assert done.returncode == 0, done.stdout
+    return done.stdout.split()[-1]
+
+
+def test_job_that_stops_is_requeued_and_ends_the_same(slurm: Slurm, toys: dict[str, ToyRun], tmp_path: Path) -> None:
+    logs, folder = tmp_path / "logs", tmp_path / "run"
+    job = submit(slurm, logs, folder, *STOPPABLE, "--kill_at", "6")
+    ended, output = slurm.wait(job, logs)
+    assert ended["JobState"] == "COMPLETED", (ended, output)
+    assert ended["Restarts"] == "1"
+    assert "goes back into the queue" in output
+    assert "stopped at step 7 of 12" in output
+    host = socket.gethostname().split(".")[0]
+    assert sorted(path.name for path in logs.iterdir()) == [
+        f"toy-{job}-0-{host}.log",
+        f"toy-{job}-1-{host}.log",
+        f"toy-{job}.log",
+    ]
+    assert_same(ToyRun(folder), toys["whole"])
+
+
+def test_rank_that_dies_fails_the_job(slurm: Slurm, tmp_path: Path) -> None:
+    logs, folder = tmp_path / "logs", tmp_path / "run"
+    ended, output = slurm.wait(submit(slurm, logs, folder, "--die_at", "3"), logs)
+    assert ended["JobState"] == "FAILED", (ended, output)
+    assert "task 1: Exited with exit code 3" in output, "SLURM names the rank"
+    assert ended["Restarts"] == "0"
+    assert not (folder / "report.json").exists()
