@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from model.batch_norm import keep_statistics
 from model.config import EncoderConfig
 from model.weights import load_exactly, read_image_weights
 
@@ -47,6 +48,7 @@ class ImageEncoder(nn.Module):
         self.config, self.pool = config, pool
         backbone: Any
         backbone, self.clip_projection = create_backbone(config, pool)
+        keep_statistics(backbone)
         self.model = backbone
         self.width: int = getattr(backbone, "head_hidden_size", None) or backbone.num_features
         mean, std = normalisation(config)

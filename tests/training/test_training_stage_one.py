@@ -24,7 +24,9 @@ def test_run_directory_holds_what_the_design_says(stage_one: Path) -> None:
     assert report["images_per_second"] > 0
     assert yaml.safe_load((stage_one / "config.yaml").read_text())["run"]["engine"]["global_batch"] == 32
     assert list((stage_one / "tensorboard").glob("events*"))
-    assert sorted(path.name for path in (stage_one / "checkpoints").iterdir())[-1] == f"step_{STEPS:08d}"
+    checkpoints = stage_one / "checkpoints"
+    assert (checkpoints / "latest").read_text() == f"step_{STEPS:08d}"
+    assert sorted(path.name for path in checkpoints.glob("step_*")) == [f"step_{STEPS - 2:08d}", f"step_{STEPS:08d}"]
 
 
 def test_metrics_have_every_figure_of_every_step(stage_one: Path) -> None:
