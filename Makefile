@@ -11,28 +11,30 @@ PINS := $(shell cat constraints.txt setup.py | sha256sum | cut -c1-16)
 READY := $(VENV)/ready-$(PINS)
 PACKAGES := model data_shards cluster pretrain finetune retrieval demo options.py tests setup.py
 
-.PHONY: demo test lint format install clean
+.PHONY: demo test lint format install system-packages clean
 
-demo: $(READY)
+demo: install
 	$(BIN)/python -m demo --source $(SOURCE) $(if $(DATA),--data $(DATA))
 
-test: $(READY) lint
+test: install lint
 	$(BIN)/python -m pytest $(PYTEST)
 
-lint: $(READY)
+lint: install
 	$(BIN)/ruff check $(PACKAGES)
 	$(BIN)/ruff format --check $(PACKAGES)
 	$(BIN)/mypy
 
-format: $(READY)
+format: install
 	$(BIN)/ruff check --fix $(PACKAGES)
 	$(BIN)/ruff format $(PACKAGES)
 
-install: $(READY)
+install: system-packages $(READY)
 
-$(READY): constraints.txt setup.py packages.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: pass PYTHON=/path/to/python3.11")'
+system-packages:
 	@cluster/system-packages packages.txt
+
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	@echo "[1/2] torch"

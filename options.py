@@ -201,7 +201,7 @@ def parse_command(
 
 
 def instances(parser: Parser, words: Sequence[str]) -> Namespace:
-    """The parsed words with nested dataclasses built; what a dataclass says of a bad value is an error of the command."""
+    """The parsed words with nested dataclasses built; what a dataclass says of a bad value is a command error."""
     namespace = parser.parse_args(words)
     try:
         return parser.instantiate_classes(namespace)

@@ -6,6 +6,7 @@ import json
 import logging
 import socket
 import sys
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +32,8 @@ def set_up_logging(rank: Rank) -> None:
     form = f"%(asctime)s rank {rank.rank}: %(message)s"
     logging.basicConfig(level=level, format=form, datefmt="%H:%M:%S", handlers=[AboveTheBar()], force=True)
     sys.excepthook = lambda kind, error, trace: log_failure(rank, kind, error, trace)
+    # DeepSpeed calls torch.distributed by names that torch has since renamed.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     for noisy in ("DeepSpeed", "httpx", "timm", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 

@@ -30,7 +30,7 @@ PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 BYTES = 256
 
 
-def load_tokenizer(spec: str, context_length: int) -> PreTrainedTokenizerBase:
+def load_tokenizer(spec: str | None, context_length: int) -> PreTrainedTokenizerBase:
     """A transformers tokenizer whose ``model_max_length`` is ``context_length``.
 
     Args:
@@ -38,11 +38,14 @@ def load_tokenizer(spec: str, context_length: int) -> PreTrainedTokenizerBase:
         context_length: tokens a text is padded or cut to
 
     Raises:
+        ValueError: no tokenizer is named
         FileNotFoundError: the package is not installed, or holds no tokenizer
         OSError: transformers cannot find the folder or hub id
     """
     from transformers import AutoTokenizer
 
+    if spec is None:
+        raise ValueError("no tokenizer is named: give --tokenizer a hub id, a folder or package:NAME")
     if context_length < 3:
         raise ValueError(f"a context of {context_length} tokens leaves no room beside {START} and {END}")
     tokenizer = AutoTokenizer.from_pretrained(package_folder(spec) if spec.startswith("package:") else spec)

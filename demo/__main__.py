@@ -80,28 +80,28 @@ def recalls(report: dict) -> dict[str, float]:
 def summary(folder: Path, report: dict) -> str:
     """What the demo prints last: the table, where to look, what to try."""
     names = list(report["chance"])
-    rows = [("", report["chance"]), ("chance", None), ("after stage one", None), ("after stage two", None)]
-    figures = {"chance": "chance", "after stage one": "stage_one", "after stage two": "stage_two"}
+    rows = {"chance": "chance", "after stage one": "stage_one", "after stage two": "stage_two"}
     lines = ["", f"Recall in percent on {report['images']} unseen images, {report['captions']} captions"]
     lines.append(" " * 17 + "".join(f"{name.replace('_', ' '):>13}" for name in names))
-    for title, _ in rows[1:]:
-        values = report[figures[title]]
-        lines.append(f"{title:<17}" + "".join(f"{values[name]:13.1f}" for name in names))
-    pretrain = report["pretrain"]
+    for title, key in rows.items():
+        lines.append(f"{title:<17}" + "".join(f"{report[key][name]:13.1f}" for name in names))
+    stage, python = report["pretrain"], ".venv/bin/python -m"
     lines += [
         "",
-        f"stage one: {pretrain['images_per_second']:.0f} images/s on {pretrain['world_size']} ranks, ZeRO-{pretrain['zero_stage']};"
-        f" scene prior: {report['prior']['accuracy']:.1f} % accuracy; all in {report['seconds']:.0f} s",
+        f"stage one: {stage['images_per_second']:.0f} images/s, {stage['world_size']} ranks, ZeRO-{stage['zero_stage']}",
+        f"scene prior: {report['prior']['accuracy']:.1f} % accuracy",
+        f"all of it: {report['seconds']:.0f} s",
         "",
         f"report       {folder / 'report.json'}",
         f"model        {folder / 'export'}",
         f"TensorBoard  .venv/bin/tensorboard --logdir {folder}",
         "",
         "Try next:",
-        f"  .venv/bin/python -m retrieval index --model {folder / 'export'} --data {folder / 'shards' / 'test'} --output {folder / 'index'}",
-        f"  .venv/bin/python -m retrieval search --index {folder / 'index'} --text \"white storage tanks beside a river\"",
-        "  hard belief instead of soft:   .venv/bin/python -m pretrain"
-        f" --config {folder / 'stage-one' / 'config.yaml'} --model.belief.mode hard --model.belief.k 4 --run.dir runs/hard",
+        f"  {python} retrieval index --model {folder / 'export'} --data {folder / 'shards' / 'test'}"
+        f" --output {folder / 'index'}",
+        f'  {python} retrieval search --index {folder / "index"} --text "white storage tanks beside a river"',
+        f"  hard belief instead of soft:   {python} pretrain --config {folder / 'stage-one' / 'config.yaml'}"
+        " --model.belief.mode hard --model.belief.k 4 --run.dir runs/hard",
         "  real photographs:              make demo SOURCE=ucmerced DATA=../shared/data/ucmerced",
         "  your own images and a cluster: README.md",
     ]

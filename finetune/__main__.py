@@ -1,4 +1,4 @@
-"""``python -m finetune prior|instruct|closed --config FILE.yaml [--a.b value ...]``; with ``deepspeed --module`` many ranks."""
+"""``python -m finetune prior|instruct|closed --config FILE.yaml [--a.b value ...]``; many with ``deepspeed``."""
 
 from __future__ import annotations
 

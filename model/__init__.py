@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     )
     from model.export import from_pretrained, load_weights, save_pretrained
     from model.losses import AttributionLoss, ContrastiveLoss, RetrievalLoss
+    from model.objective import RetrievalObjective
     from model.prior import SceneClassifier
     from model.priorclip import PriorCLIP
     from model.prioritr import PriorITR
@@ -56,6 +57,7 @@ HOME = {
     ),
     "export": ("from_pretrained", "load_weights", "save_pretrained"),
     "losses": ("AttributionLoss", "ContrastiveLoss", "RetrievalLoss"),
+    "objective": ("RetrievalObjective",),
     "prior": ("SceneClassifier",),
     "priorclip": ("PriorCLIP",),
     "prioritr": ("PriorITR",),

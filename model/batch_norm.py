@@ -18,10 +18,10 @@ def keep_statistics(model: nn.Module) -> None:
     """Let every batch norm of the model take half precision weights beside float32 statistics, in place."""
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            module.__class__ = mixed(type(module))
+            module.__class__ = mixed(type(module))  # type: ignore[arg-type]
 
 
-@cache
+@cache  # type: ignore[arg-type]
 def mixed(kind: type[_BatchNorm]) -> type[_BatchNorm]:
     """``kind`` (torch's or timm's batch norm) whose ``weight`` and ``bias`` read in the statistics' type."""
 

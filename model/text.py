@@ -62,10 +62,12 @@ class TextEncoder(nn.Module):
         return states[torch.arange(states.shape[0], device=states.device), last]
 
     def set_grad_checkpointing(self, enable: bool) -> None:
-        if enable:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        else:
-            self.model.gradient_checkpointing_disable()
+        # transformers 5.2x renamed them
+        turn = "enable" if enable else "disable"
+        method = getattr(self.model, f"activation_checkpointing_{turn}", None)
+        if method is None:
+            method = getattr(self.model, f"gradient_checkpointing_{turn}")
+        method({"use_reentrant": False}) if enable else method()
 
 
 def resolve(config: TextConfig, vocab_size: int | None = None) -> TextConfig:

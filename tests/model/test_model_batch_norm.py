@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import timm
 import torch
+
 from model.batch_norm import keep_statistics
 
 

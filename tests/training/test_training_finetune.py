@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -20,14 +21,19 @@ def test_prior_learns_scenes_and_plugs_in(prior: Path, stage_one: Path) -> None:
     names = {name.removeprefix("backbone."): name for name in trained if name.startswith("backbone.model.")}
     assert names
     for inside, name in names.items():
-        assert torch.equal(trained[name], used[f"prior.{inside}"]), f"{inside}: a frozen prior must stay as it was trained"
+        assert torch.equal(trained[name], used[f"prior.{inside}"]), (
+            f"{inside}: a frozen prior must stay as it was trained"
+        )
 
 
 def test_stage_two_starts_from_stage_one(stage_one: Path, basic: list[object], tmp_path: Path) -> None:
     run_well("finetune", "instruct", *basic, "--data.image_size", 48, "--init_from", stage_one / "export",
              "--run.dir", tmp_path, "--run.epochs", 2, "--run.engine.global_batch", 32,
              "--data.caption_field", "captions", ranks=2)  # fmt: skip
-    last_of_one, first_of_two = list(metrics(stage_one, "train/contrastive").values())[-1], metrics(tmp_path, "train/contrastive")[1]
+    last_of_one, first_of_two = (
+        list(metrics(stage_one, "train/contrastive").values())[-1],
+        metrics(tmp_path, "train/contrastive")[1],
+    )
     assert abs(first_of_two - last_of_one) < 0.6, "stage two must go on from the weights of stage one"
     assert (tmp_path / "export" / "tokenizer.json").is_file()
     kept = json.loads((tmp_path / "export" / "config.json").read_text())
@@ -42,7 +48,7 @@ def test_closed_domain_trains_prior_itr(data: Path, basic: list[object], prior: 
     assert sum(loss[-3:]) < 0.95 * sum(loss[:3])
     lr = list(metrics(tmp_path, "train/lr").values())
     falling = lr[3:]
-    steps = [a - b for a, b in zip(falling, falling[1:])]
+    steps = [a - b for a, b in pairwise(falling)]
     assert max(steps) - min(steps) < 1e-8, "the paper's schedule is linear after the warm-up"
     report = json.loads((tmp_path / "report.json").read_text())
     assert "mean_recall" in report["evaluation"]

@@ -61,7 +61,9 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(
 
     cut = tmp_path / "cut"
     command = [sys.executable, "-m", *map(str, [*words, "--run.dir", cut])]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 120
     while not (cut / "checkpoints" / "step_00000004").is_dir() and process.poll() is None:
         assert time.monotonic() < deadline, "no checkpoint was written"
@@ -81,7 +83,9 @@ def test_export_has_the_recall_that_the_run_measured(stage_one: Path, data: Path
              "--output", tmp_path / "recall.json")  # fmt: skip
     recall = json.loads((tmp_path / "recall.json").read_text())
     assert recall["images"] == HELD_OUT
-    assert recall["mean_recall"] == pytest.approx(json.loads((stage_one / "report.json").read_text())["evaluation"]["mean_recall"])
+    assert recall["mean_recall"] == pytest.approx(
+        json.loads((stage_one / "report.json").read_text())["evaluation"]["mean_recall"]
+    )
 
 
 def test_zero_3_bfloat16_recomputation_and_accumulation(
@@ -112,7 +116,17 @@ def test_zero_3_bfloat16_recomputation_and_accumulation(
     ],
 )
 def test_bad_input_is_named(words: list[str], message: str, data: Path, tmp_path: Path) -> None:
-    base = ["pretrain", "--preset", "priorclip-tiny", *VIT, *SMALL, "--data.shards", data / "train", "--data.workers", 0]
+    base = [
+        "pretrain",
+        "--preset",
+        "priorclip-tiny",
+        *VIT,
+        *SMALL,
+        "--data.shards",
+        data / "train",
+        "--data.workers",
+        0,
+    ]
     done = run(*base, "--tokenizer", data / "tokenizer", "--run.dir", tmp_path, *words)
     assert done.returncode != 0
     assert message in done.stdout + done.stderr

@@ -1,0 +1,65 @@
+"""A training as its package describes it, and the run around it that is the same for all of them.
+
+join the ranks -> run directory -> seed -> the package's Task -> shard the model -> loop -> export, report
+
+def prepare(rank, folder) -> Task: ...        # open the shards, build the model
+report = run_task(config, config.run, prepare)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+
+from cluster.config import RunConfig
+from cluster.distributed import Rank, seed_everything, start
+from cluster.engine import build_engine, full_state_dict
+from cluster.loop import Step, Stream, prepare_folder, total_steps, train
+from cluster.report import set_up_logging, write_report
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is particular to a training.
+
+    Args:
+        model: to be trained
+        groups: its optimizer parameter groups
+        stream: its batches, this rank's share
+        step: loss and parts of a batch
+        evaluate: figures of the engine in eval mode; a collective
+        export: writes the trained model; gets whole float32 weights, the report and the folder, on rank 0 only
+    """
+
+    model: torch.nn.Module
+    groups: list[dict[str, Any]]
+    stream: Stream
+    step: Step
+    evaluate: Callable[[deepspeed.DeepSpeedEngine], dict[str, float]]
+    export: Callable[[dict[str, torch.Tensor], dict[str, Any], Path], object]
+
+
+def run_task(config: Any, run: RunConfig, prepare: Callable[[Rank], Task]) -> dict[str, Any]:
+    """Run a training from start to report; ``config`` is the command's whole dataclass.
+
+    Returns the report, which rank 0 also writes to ``report.json`` beside ``export/``.
+    """
+    rank = start(run.engine)
+    set_up_logging(rank)
+    folder = prepare_folder(config, run, rank)
+    seed_everything(run.seed, run.deterministic)
+    task = prepare(rank)
+    engine = build_engine(
+        task.model, task.groups, run, total_steps=total_steps(run, len(task.stream)), world_size=rank.world_size
+    )
+    report = train(run, rank, engine, task.stream, task.step, lambda: task.evaluate(engine))
+    weights = full_state_dict(engine)
+    if rank.is_first:
+        task.export(weights, report, folder)
+        write_report(folder, report)
+    return report

@@ -1,0 +1,43 @@
+"""What a training on captioned images asks of the model: the losses of a batch, and the recall on held-out images.
+
+objective = RetrievalObjective(LossConfig(lambda_cs=1.0), device, gather)
+loss, parts = objective.step(engine, batch)
+figures = objective.evaluate(engine, batches)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.config import LossConfig
+from model.evaluation import Batches, Forward, Gather, evaluate_retrieval
+from model.losses import RetrievalLoss
+
+
+class RetrievalObjective:
+    """Contrastive and Attribution loss over the global batch; recall@k by the field's protocol.
+
+    Args:
+        loss: weights of the parts
+        device: where the model is
+        gather: joins the ranks' rows for an evaluation (see model.evaluation); None: this process has them all
+    """
+
+    def __init__(self, loss: LossConfig, device: torch.device, gather: Gather | None = None) -> None:
+        self.loss = RetrievalLoss(**asdict(loss))
+        self.device, self.gather = device, gather
+
+    def step(self, engine: Forward, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch (images, input_ids, attention_mask, image_ids, labels), its parts and the logit_scale."""
+        outputs = engine(batch["images"], batch["input_ids"], batch["attention_mask"])
+        total, parts = self.loss(outputs, batch["image_ids"], batch["labels"])
+        return total, {**parts, "logit_scale": outputs["logit_scale"].detach()}
+
+    def evaluate(self, engine: Forward, batches: Batches) -> dict[str, float]:
+        """Recalls of the engine in eval mode, percent."""
+        return evaluate_retrieval(engine, batches, self.device, self.gather)
