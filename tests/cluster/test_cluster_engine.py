@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from cluster.config import EngineConfig, OptimizerConfig
 from cluster.distributed import rank_environment
 from cluster.engine import ZERO_FOLDER, batch_split, deepspeed_settings, schedule_shape
+from cluster.preemption import Notice
 
 
 def settings_of(tmp_path: Path, content: str) -> EngineConfig:
@@ -118,6 +121,19 @@ def test_cosine_closed_form(total: int, warmup: float, least: float, step: int) 
 def test_warmup_in_steps() -> None:
     shape = schedule_shape(OptimizerConfig(warmup=10_000), total_steps=20_000)
     assert (shape(0), shape(4999), shape(9999)) == pytest.approx((1e-4, 0.5, 1.0))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_notice_of_a_preemption(number: signal.Signals) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        notice = Notice()
+        assert not notice.given
+        os.kill(os.getpid(), number)
+        assert notice.given
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 STEP = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_ID": "17",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import time
 from pathlib import Path
 
 import pytest
-from conftest import PYTHON, STOPPABLE, ToyRun, needed, run_toys
+from conftest import PYTHON, STOPPABLE, ToyRun, execute, needed, run_toys, toy_arguments
 
 BIN = Path(PYTHON).parent
 
@@ -38,8 +40,20 @@ def test_torchrun_has_the_trace_of_deepspeed(toys: dict[str, ToyRun], tmp_path: 
     assert run.records("train/loss") == toys["zero2"].records("train/loss")
 
 
+def mpirun() -> tuple[str, ...]:
+    root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    return (needed("mpirun", "openmpi-bin"), *root, "--oversubscribe", "--bind-to", "none", "-n", "2", PYTHON, "-m")
+
+
 def test_mpirun_has_the_trace_of_deepspeed(toys: dict[str, ToyRun], tmp_path: Path) -> None:
-    options = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-    launcher = (needed("mpirun", "openmpi-bin"), *options, "--oversubscribe", "--bind-to", "none", "-n", "2", PYTHON)
-    run = run_toys(tmp_path, {"run": ("--run.engine.zero", "2")}, (*launcher, "-m", "tests.cluster.toy_runs"))["run"]
+    run = run_toys(tmp_path, {"run": ("--run.engine.zero", "2")}, (*mpirun(), "tests.cluster.toy_runs"))["run"]
     assert run.records("train/loss") == toys["zero2"].records("train/loss")
+
+
+def test_rank_that_fails_under_mpirun_ends_the_job(tmp_path: Path) -> None:
+    begun = time.time()
+    done = execute([*mpirun(), "tests.cluster.toy_run", *toy_arguments(tmp_path / "run", "--raise_at", "3")])
+    records = ToyRun(tmp_path / "run").records("time")
+    assert done.returncode == 1
+    assert time.time() - max(begun, *records.values()) < 60
+    assert f"rank 1 of 2 on {socket.gethostname()} fails: RuntimeError: asked to fail" in done.stdout

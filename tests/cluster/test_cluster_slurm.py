@@ -10,12 +10,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import PYTHON, STOPPABLE, ToyRun, assert_same, environment, execute, needed, toy_arguments
 
 from cluster.launch import free_port
 
-JOB_SECONDS = 200
+JOB_SECONDS = 240
+REST_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -29,15 +31,26 @@ class Slurm:
 
     def wait(self, job: str, logs: Path) -> tuple[dict[str, str], str]:
         """What scontrol says of the job once it has ended, and its logs."""
-        deadline = time.time() + JOB_SECONDS
+        deadline, rested = time.time() + JOB_SECONDS, 0
         while time.time() < deadline:
             words = self.ask("scontrol", "--oneliner", "show", "job", job).split()
             fields = dict(word.split("=", 1) for word in words if "=" in word)
             if fields.get("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
                 return fields, text_of(logs)
+            # SLURM lets a requeued job rest for two minutes, for its last run to be cleared away. Here that is when its
+            # steps are gone, and some seconds more: slurmd tells a job's runs apart by the second they began.
+            rested = rested + 1 if fields.get("Reason") == "BeginTime" and not steps_of(job) else 0
+            if rested == REST_SECONDS:
+                self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
             time.sleep(1)
         state = self.ask("squeue") + self.ask("sinfo", "-lN")
         raise AssertionError(f"job {job} has not ended: {state}\n{text_of(logs)}")
+
+
+def steps_of(job: str) -> list[str]:
+    """slurmstepd processes of the job that are still there."""
+    titles = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    return [title for title in titles if title.startswith(f"slurmstepd: [{job}.")]
 
 
 def text_of(logs: Path) -> str:

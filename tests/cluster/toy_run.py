@@ -32,6 +32,7 @@ class ToyConfig:
         run: the run
         kill_at: rank 0 sends itself SIGTERM in this step
         die_at: the last rank exits hard in this step
+        raise_at: the last rank raises an error in this step
         nan_at: the loss of this step is not a number
         dropout: of the hidden layer
         batch_norm: normalise the hidden layer over the batch, with statistics of each rank's own
@@ -40,6 +41,7 @@ class ToyConfig:
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="unset"))
     kill_at: int = -1
     die_at: int = -1
+    raise_at: int = -1
     nan_at: int = -1
     dropout: float = 0.0
     batch_norm: bool = False
@@ -100,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         if engine.global_steps == config.die_at and rank.rank == rank.world_size - 1:
             os._exit(3)
+        if engine.global_steps == config.raise_at and rank.rank == rank.world_size - 1:
+            raise RuntimeError("asked to fail")
         inputs = batch["inputs"].to(next(engine.module.parameters()).dtype)
         loss = nn.functional.mse_loss(engine(inputs).float(), batch["targets"])
         if engine.global_steps == config.nan_at:
