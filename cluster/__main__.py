@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from cluster.sbatch import submit
 
         return submit(config, run)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"cluster {command}: error: {error}", file=sys.stderr)
         return 2
 

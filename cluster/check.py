@@ -60,7 +60,7 @@ def check(config: CheckConfig) -> int:
     print(table(rows))
     for finding in found:
         print(f"\n{finding.host}: {finding.problem}\n    {finding.remedy}")
-    print(f"\n{len(found)} findings" if found else "\nnothing found that would stop a run")
+    print(f"\n{len(found)} found" if found else "\nnothing found that would stop a run")
     return 1 if found else 0
 
 
