@@ -88,7 +88,7 @@ def summary(folder: Path, report: dict) -> str:
     stage, python = report["pretrain"], ".venv/bin/python -m"
     lines += [
         "",
-        f"stage one: {stage['images_per_second']:.0f} images/s, {stage['world_size']} ranks, ZeRO-{stage['zero_stage']}",
+        f"stage 1: {stage['images_per_second']:.0f} images/s; {stage['world_size']} ranks, ZeRO-{stage['zero_stage']}",
         f"scene prior: {report['prior']['accuracy']:.1f} % accuracy",
         f"all of it: {report['seconds']:.0f} s",
         "",
