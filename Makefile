@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # The virtual environment is rebuilt only when the pins or the requirements change.
 PINS := $(shell cat constraints.txt setup.py | sha256sum | cut -c1-16)
 READY := $(VENV)/ready-$(PINS)
-PACKAGES := model data_shards cluster pretrain finetune retrieval demo options.py tests setup.py
+PACKAGES := model data_shards cluster pretrain finetune retrieval demo benchmarks tests options.py setup.py
 
 .PHONY: demo test lint format install system-packages clean
 

@@ -191,5 +191,5 @@ def test_five_million_samples_resume_in_no_time_and_little_memory() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     seconds, kilobytes = map(float, done.stdout.split())
-    assert seconds < 0.5
+    assert seconds < 2, "the contract of a resume"
     assert kilobytes < 20_000

@@ -5,13 +5,10 @@ from __future__ import annotations
 import colorsys
 import doctest
 import hashlib
-import io
 import json
-import math
 import re
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
@@ -286,17 +283,3 @@ def test_bad_calls_say_what_is_wrong() -> None:
         draw_scene(1, 1, 8)
     with pytest.raises(ValueError, match="unknown layout 'spiral'"):
         spots(generator(1), 3, "spiral", Room(0, 0, 1, 1), 0.1)
-
-
-def test_ten_thousand_images_a_minute_on_two_cores() -> None:
-    """Best of three batches, in processor time, JPEG included: 12 ms an image on one core."""
-    for index in range(len(SCENES)):
-        draw_scene(15, index)
-    best = math.inf
-    for batch in range(3):
-        start = time.process_time()
-        for index in range(48):
-            image = Image.fromarray(draw_scene(15, batch * 48 + index).image)
-            image.save(io.BytesIO(), "JPEG", quality=90)
-        best = min(best, (time.process_time() - start) / 48)
-    assert best < 0.012, f"{best * 1e3:.1f} ms an image"
