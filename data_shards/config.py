@@ -65,3 +65,18 @@ class DataConfig:
             raise ValueError(f"data.workers must not be negative, but is {self.workers}")
         if self.start_method not in ("forkserver", "fork", "spawn"):
             raise ValueError(f"data.start_method: forkserver, fork or spawn, not {self.start_method!r}")
+
+
+@dataclass
+class EvaluationConfig:
+    """Evaluation while training, on shards the training does not see.
+
+    Args:
+        shards: the held-out shards; null for none
+        caption_field: list in KEY.json with the captions
+        batch_size: images, and texts, a rank encodes at a time
+    """
+
+    shards: str | list[str] | None = None
+    caption_field: str = "captions"
+    batch_size: int = 64

@@ -6,23 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.config import OptimizerConfig, RunConfig
-from data_shards.config import DataConfig
+from data_shards.config import DataConfig, EvaluationConfig
 from model.config import EncoderConfig, LossConfig, ModelConfig, architecture
-
-
-@dataclass
-class EvaluationConfig:
-    """Evaluation while training, on shards the training does not see.
-
-    Args:
-        shards: the held-out shards; null for none
-        caption_field: list in KEY.json with the captions
-        batch_size: images, and texts, a rank encodes at a time
-    """
-
-    shards: str | list[str] | None = None
-    caption_field: str = "captions"
-    batch_size: int = 64
 
 
 @dataclass
