@@ -11,26 +11,25 @@ PINS := $(shell cat constraints.txt setup.py | sha256sum | cut -c1-16)
 READY := $(VENV)/ready-$(PINS)
 PACKAGES := model data_shards cluster pretrain finetune retrieval demo benchmarks tests options.py setup.py
 
-.PHONY: demo test lint format install system-packages clean
+.PHONY: demo test lint format install clean
 
-demo: install
+demo: $(READY)
+	@cluster/system-packages packages.txt run
 	$(BIN)/python -m demo --source $(SOURCE) $(if $(DATA),--data $(DATA))
 
 test: install lint
 	$(BIN)/python -m pytest $(PYTEST)
 
-lint: install
+lint: $(READY)
 	$(BIN)/ruff check $(PACKAGES)
 	$(BIN)/ruff format --check $(PACKAGES)
 	$(BIN)/mypy
 
-format: install
+format: $(READY)
 	$(BIN)/ruff check --fix $(PACKAGES)
 	$(BIN)/ruff format $(PACKAGES)
 
-install: system-packages $(READY)
-
-system-packages:
+install: $(READY)
 	@cluster/system-packages packages.txt
 
 $(READY):
