@@ -38,6 +38,7 @@ setup(
         "numpy>=1.26",
         "pillow>=11",
         "matplotlib>=3.9",
+        "psutil>=5.9",
         "tqdm>=4.66",
         "ninja>=1.11",
     ],

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     name, config = parse_command(
         COMMANDS,
-        plain(sys.argv[1:] if argv is None else argv),
+        argv,
         prog="data_shards",
         description="Pack, check and describe WebDataset shards of aerial images.",
         positional={"verify": "shards", "stats": "shards", "index": "shards"},
@@ -50,19 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"data_shards {name}: error: {error}", file=sys.stderr)
         return 2
-
-
-def plain(argv: Sequence[str]) -> list[str]:
-    """``--shard-size 10`` as ``--shard_size 10``, and a bare ``--overwrite`` as ``--overwrite=true``."""
-    words: list[str] = []
-    for place, word in enumerate(argv):
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            word = f"--{name[2:].replace('-', '_')}{equals}{value}"
-        following = argv[place + 1] if place + 1 < len(argv) else "--"
-        bare = word == "--overwrite" and following.lower() not in ("true", "false", "yes", "no")
-        words.append("--overwrite=true" if bare else word)
-    return words
 
 
 def run_pack(config: PackConfig) -> int:
