@@ -1,7 +1,7 @@
 """The whole system in one go: shards, scene prior, stage one under ZeRO on several ranks, stage two, recall.
 
     python -m demo                                                      # drawn aerial scenes
-    python -m demo --source ucmerced --data ../shared/data/ucmerced     # real photographs
+    python -m demo --source ucmerced --data path/to/ucmerced             # real photographs
 
 Every step is a command of the system, printed before it runs and logged to RUN/logs/STEP.log; nothing is done here that
 a user could not type.
@@ -102,7 +102,7 @@ def summary(folder: Path, report: dict) -> str:
         f'  {python} retrieval search --index {folder / "index"} --text "white storage tanks beside a river"',
         f"  hard belief instead of soft:   {python} pretrain --config {folder / 'stage-one' / 'config.yaml'}"
         " --model.belief.mode hard --model.belief.k 4 --run.dir runs/hard",
-        "  real photographs:              make demo SOURCE=ucmerced DATA=../shared/data/ucmerced",
+        "  real photographs:              make demo SOURCE=ucmerced DATA=path/to/ucmerced",
         "  your own images and a cluster: README.md",
     ]
     return "\n".join(lines)
