@@ -178,22 +178,8 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
     return dict(zip(sorted(values), (packed / dist.get_world_size()).tolist()))
 
 
-def gather_rows(rows: torch.Tensor, index: torch.Tensor, total: int) -> torch.Tensor:
-    """Rows of all ranks in order: ``rows (n, ...)`` belong at ``index (n,)``, -1 is padding. Returns ``(total, ...)``.
-
-    Every rank passes the same n. Raises:
-        ValueError: a position below ``total`` was given by no rank.
-    """
-    world = dist.get_world_size()
-    all_rows = [torch.empty_like(rows) for _ in range(world)]
-    all_index = [torch.empty_like(index) for _ in range(world)]
-    dist.all_gather(all_rows, rows.contiguous())
-    dist.all_gather(all_index, index.contiguous())
-    where = torch.cat(all_index)
-    kept = torch.cat(all_rows)[where >= 0]
-    where = where[where >= 0]
-    if len(where.unique()) != total:
-        raise ValueError(f"rows for {len(where.unique())} positions were gathered, {total} were expected")
-    ordered = kept.new_empty((total, *kept.shape[1:]))
-    ordered[where] = kept
-    return ordered
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Rows ``(n, ...)`` of all ranks, rank after rank: ``(world n, ...)``. Each rank passes the same n. No gradient."""
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.cat(parts)

@@ -37,16 +37,15 @@ def captioned(config: InstructConfig | ClosedConfig, rank: Rank) -> Task:
         load_weights(model, config.init_from)
     model.set_grad_checkpointing(run.engine.grad_checkpointing)
     objective = RetrievalObjective(config.loss, rank.device, gather_rows)
-    held_out = ShardSet(config.evaluation.shards) if config.evaluation.shards else None
-
-    def evaluate(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
-        if held_out is None:
-            return {}
-        batches = eval_batches(
-            held_out, tokenizer, config.data.image_size, config.evaluation.batch_size,
+    held_out = None
+    if config.evaluation.shards:
+        held_out = eval_batches(
+            ShardSet(config.evaluation.shards), tokenizer, config.data.image_size, config.evaluation.batch_size,
             rank=rank.rank, world_size=rank.world_size, caption_field=config.evaluation.caption_field,
         )  # fmt: skip
-        return objective.evaluate(engine, batches)
+
+    def evaluate(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
+        return objective.evaluate(engine, held_out) if held_out else {}
 
     def export(weights: dict[str, torch.Tensor], report: dict[str, Any], folder: Path) -> None:
         tokenizer.save_pretrained(str(folder / "tokenizer"))

@@ -46,7 +46,12 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
     )  # fmt: skip
     model = SceneClassifier(SceneConfig(backbone=config.backbone, classes=classes))
     model.set_grad_checkpointing(run.engine.grad_checkpointing)
-    held_out = ShardSet(config.evaluation.shards) if config.evaluation.shards else None
+    held_out = None
+    if config.evaluation.shards:
+        held_out = eval_batches(
+            ShardSet(config.evaluation.shards), None, config.data.image_size, config.evaluation.batch_size,
+            rank=rank.rank, world_size=rank.world_size, classes=classes,
+        )  # fmt: skip
 
     def step(engine: deepspeed.DeepSpeedEngine, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         logits, labels = engine(batch["images"]).float(), batch["labels"]
@@ -55,13 +60,7 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
         return summed / labelled, {"accuracy": (logits.argmax(dim=1) == labels).sum() / labelled}
 
     def evaluate(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
-        if held_out is None:
-            return {}
-        batches = eval_batches(
-            held_out, None, config.data.image_size, config.evaluation.batch_size,
-            rank=rank.rank, world_size=rank.world_size, classes=classes,
-        )  # fmt: skip
-        return accuracy_of(engine, batches, rank.device)
+        return accuracy_of(engine, held_out, rank.device) if held_out else {}
 
     def export(weights: dict[str, torch.Tensor], report: dict[str, Any], folder: Path) -> None:
         save_pretrained(weights, model.config, folder / "export", extra=report)

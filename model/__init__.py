@@ -16,7 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model.build import build_model, parameter_groups, set_grad_checkpointing
+    from model.build import build_model, parameter_groups
     from model.config import (
         BeliefConfig,
         EncoderConfig,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from model.recall import chance, recall_at_k, retrieval_metrics
 
 HOME = {
-    "build": ("build_model", "parameter_groups", "set_grad_checkpointing"),
+    "build": ("build_model", "parameter_groups"),
     "config": (
         "BeliefConfig",
         "EncoderConfig",

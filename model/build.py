@@ -63,8 +63,3 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         },
         {"name": "no_decay", "params": [p for n, p in trained if n in without], "weight_decay": 0.0},
     ]
-
-
-def set_grad_checkpointing(model: PriorCLIP | PriorITR, enable: bool = True) -> None:
-    """Recompute activations in the backward pass: less memory, a third more time."""
-    model.set_grad_checkpointing(enable)

@@ -4,7 +4,7 @@
     figures = evaluate_retrieval(engine, batches, device, gather)     # each rank encodes its share
 
 ``batches`` is anything with ``images()``, ``texts()``, ``captions``, ``text_image`` and ``image_count``, as
-data_shards.eval_batches gives; ``gather(rows, index, total)`` puts the rows of all ranks in order.
+data_shards.eval_batches gives; ``gather(rows)`` gives the rows of all ranks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from model.recall import retrieval_metrics
 
 Forward = Callable[..., Mapping[str, Any]]
-Gather = Callable[[Tensor, Tensor, int], Tensor]
+Gather = Callable[[Tensor], Tensor]
 
 
 class Batches(Protocol):
@@ -85,7 +85,10 @@ def in_order(encoded: Iterable[tuple[Tensor, Tensor]], total: int, gather: Gathe
     for features, index in encoded:
         rows.append(features.float())
         places.append(index.to(features.device))
-    return (gather or place_rows)(torch.cat(rows), torch.cat(places), total)
+    found, where = torch.cat(rows), torch.cat(places)
+    if gather is not None:
+        found, where = gather(found), gather(where)
+    return place_rows(found, where, total)
 
 
 def place_rows(rows: Tensor, index: Tensor, total: int) -> Tensor:

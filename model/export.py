@@ -72,9 +72,6 @@ def save_pretrained(
             aside / "model.safetensors",
             metadata={"format": "pt"},
         )
-        for path in aside.iterdir():
-            path.chmod(0o644)  # the weights' writer gives them to this user alone
-        aside.chmod(0o755)
         publish(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -83,8 +80,9 @@ def save_pretrained(
 
 
 def publish(aside: Path, folder: Path) -> None:
-    """Rename the finished folder into place, and remove the one that it replaces."""
+    """Flush a finished folder to the disk and rename it into place; the one that it replaces is removed after."""
     for path in [*aside.iterdir(), aside]:
+        path.chmod(0o755 if path == aside else 0o644)  # safetensors and mkdtemp keep them to their owner
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

@@ -15,23 +15,18 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.instructed import InstructedBackbone, InstructedViT
-from model.scale import clamped_exp
 from model.text import TextEncoder
-from model.vision import ImageEncoder, is_plain_vit, normalisation
+from model.two_towers import TwoTowers, fill_resolved, unit
+from model.vision import ImageEncoder, is_plain_vit
 
-Outputs = dict[str, Tensor | None]
 
-
-class PriorCLIP(nn.Module):
+class PriorCLIP(TwoTowers):
     """The open domain model. ``config`` is resolved: it rebuilds this model without hub or packages.
 
     Raises:
@@ -58,29 +53,6 @@ class PriorCLIP(nn.Module):
         start_projection(self.text_projection, self.text.clip_projection)
         fill_resolved(self.config, self.text)
 
-    def forward(
-        self,
-        images: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Outputs:
-        """Features and scales, what the losses take.
-
-        Args:
-            images: (B, 3, H, W), uint8 or float in [0, 1], or None
-            input_ids: (B, T) token ids, or None
-            attention_mask: (B, T), 1 on real tokens; None: all are real
-        Returns:
-            image_features (B, d) or None, text_features (B, d) or None, logit_scale (), attribution_scale ()
-        """
-        limit = math.log(self.config.logit_scale_max)
-        return {
-            "image_features": None if images is None else self.encode_image(images),
-            "text_features": None if input_ids is None else self.encode_text(input_ids, attention_mask),
-            "logit_scale": clamped_exp(self.logit_scale, limit),
-            "attribution_scale": clamped_exp(self.attribution_scale, limit),
-        }
-
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> L2-normalised (B, d), float32 at least."""
         return unit(self.image_projection(self.visual(images, self.prior(images))))
@@ -101,24 +73,6 @@ class PriorCLIP(nn.Module):
         if self.config.prior.trainable:
             self.prior.model.set_grad_checkpointing(enable)
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone."""
-        from model.build import undecayed
-
-        return undecayed(self)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Any:
-        """The model of an export folder, in eval mode."""
-        from model.export import from_pretrained
-
-        return from_pretrained(folder)
-
-
-def unit(x: Tensor) -> Tensor:
-    """L2-normalised over the last axis, float32 at least: the losses need the digits that half precision lacks."""
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
-
 
 def start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
     """CLIP's own projection where the weights hold one that fits, so that its two towers still agree; else random."""
@@ -126,10 +80,3 @@ def start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
     if pretrained is not None and pretrained.shape == projection.weight.shape:
         with torch.no_grad():
             projection.weight.copy_(pretrained)
-
-
-def fill_resolved(config: ModelConfig, text: TextEncoder) -> None:
-    """Write into the configuration what was looked up while building: input normalisation and text architecture."""
-    for encoder in (config.vision, config.prior):
-        encoder.mean, encoder.std = normalisation(encoder)
-    config.text.config = text.config.config

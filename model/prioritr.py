@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +22,12 @@ from torch import Tensor, nn
 from model.belief import apply_belief, belief_map
 from model.config import ModelConfig
 from model.pae import PAE
-from model.priorclip import Outputs, fill_resolved, unit
-from model.scale import clamped_exp
 from model.text import TextEncoder
+from model.two_towers import TwoTowers, fill_resolved, unit
 from model.vision import ImageEncoder, VisualTokens
 
 
-class PriorITR(nn.Module):
+class PriorITR(TwoTowers):
     """The closed domain model. The same methods as `PriorCLIP`."""
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None):
@@ -50,21 +47,6 @@ class PriorITR(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor([math.log(config.logit_scale_init)]))
         self.attribution_scale = nn.Parameter(torch.tensor([math.log(config.attribution_scale_init)]))
         fill_resolved(self.config, self.text)
-
-    def forward(
-        self,
-        images: Tensor | None = None,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-    ) -> Outputs:
-        """Features and scales; see `PriorCLIP.forward`."""
-        limit = math.log(self.config.logit_scale_max)
-        return {
-            "image_features": None if images is None else self.encode_image(images),
-            "text_features": None if input_ids is None else self.encode_text(input_ids, attention_mask),
-            "logit_scale": clamped_exp(self.logit_scale, limit),
-            "attribution_scale": clamped_exp(self.attribution_scale, limit),
-        }
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> L2-normalised (B, d), float32 at least."""
@@ -100,16 +82,3 @@ class PriorITR(nn.Module):
         self.spatial.grad_checkpointing = self.temporal.grad_checkpointing = enable
         if self.config.prior.trainable:
             self.prior.model.set_grad_checkpointing(enable)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone."""
-        from model.build import undecayed
-
-        return undecayed(self)
-
-    @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Any:
-        """The model of an export folder, in eval mode."""
-        from model.export import from_pretrained
-
-        return from_pretrained(folder)

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from data_shards.sample import BadSample
 from data_shards.shards import ShardSet
+from model.export import publish
 from retrieval.config import IndexConfig
 from retrieval.encoder import EncodedImages, Encoder, reasons
 from retrieval.gallery import Gallery, open_gallery, refuse_too_many
@@ -209,20 +210,6 @@ def descriptions(gallery: Gallery, images: EncodedImages, classes: list[str]) ->
         label = int(images.labels[sample])
         scene = classes[label] if label >= 0 else None
         yield {"key": gallery.source.name(sample)[1], "label": scene, **gallery.place(sample)}
-
-
-def publish(aside: Path, output: Path) -> None:
-    """Flush the files to the disk and rename the folder into place; the one it replaces is removed after."""
-    for path in [*aside.iterdir(), aside]:
-        path.chmod(0o755 if path == aside else 0o644)  # safetensors and mkdtemp keep them to their owner
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    old = Path(f"{aside}.old")
-    if output.exists():
-        output.rename(old)
-    aside.rename(output)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def model_hash(folder: Path) -> str:

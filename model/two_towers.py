@@ -1,0 +1,85 @@
+"""What PriorCLIP and PriorITR have in common: two encoders to one space, two learned scales, loading and decay.
+
+A subclass has ``config``, ``logit_scale``, ``attribution_scale``, ``encode_image`` and ``encode_text``.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.scale import clamped_exp
+from model.text import TextEncoder
+from model.vision import normalisation
+
+Outputs = dict[str, Tensor | None]
+
+
+class TwoTowers(nn.Module):
+    """An image and a text encoder whose L2-normalised features are compared."""
+
+    config: ModelConfig
+    logit_scale: nn.Parameter
+    attribution_scale: nn.Parameter
+
+    def forward(
+        self,
+        images: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Outputs:
+        """Features and scales, what the losses take.
+
+        Args:
+            images: (B, 3, H, W), uint8 or float in [0, 1], or None
+            input_ids: (B, T) token ids, or None
+            attention_mask: (B, T), 1 on real tokens; None: all are real
+        Returns:
+            image_features (B, d) or None, text_features (B, d) or None, logit_scale (), attribution_scale ()
+        """
+        limit = math.log(self.config.logit_scale_max)
+        return {
+            "image_features": None if images is None else self.encode_image(images),
+            "text_features": None if input_ids is None else self.encode_text(input_ids, attention_mask),
+            "logit_scale": clamped_exp(self.logit_scale, limit),
+            "attribution_scale": clamped_exp(self.attribution_scale, limit),
+        }
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> L2-normalised (B, d), float32 at least."""
+        raise NotImplementedError
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Token ids (B, T) -> L2-normalised (B, d), float32 at least."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone."""
+        from model.build import undecayed
+
+        return undecayed(self)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Any:
+        """The model of an export folder, in eval mode."""
+        from model.export import from_pretrained
+
+        return from_pretrained(folder)
+
+
+def unit(x: Tensor) -> Tensor:
+    """L2-normalised over the last axis, float32 at least: the losses need the digits that half precision lacks."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+def fill_resolved(config: ModelConfig, text: TextEncoder) -> None:
+    """Write into the configuration what was looked up while building: input normalisation and text architecture."""
+    for encoder in (config.vision, config.prior):
+        encoder.mean, encoder.std = normalisation(encoder)
+    config.text.config = text.config.config
