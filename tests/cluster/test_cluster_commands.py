@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PYTHON, ROOT, execute
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from toy_launches import PYTHON, ROOT, execute
 
 from cluster.check import findings
 from cluster.commands import CheckConfig, LaunchConfig, SbatchConfig

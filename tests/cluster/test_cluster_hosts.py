@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import PYTHON, STOPPABLE, ToyRun, assert_same, execute, needed, toy_arguments
+from toy_launches import PYTHON, STOPPABLE, ToyRun, assert_same, execute, needed, toy_arguments
 
 from cluster.launch import free_port
 from cluster.preemption import REQUEUE_EXIT_CODE

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PYTHON, STOPPABLE, ToyRun, execute, needed, run_toys, toy_arguments
+from toy_launches import PYTHON, STOPPABLE, ToyRun, execute, needed, run_toys, toy_arguments
 
 BIN = Path(PYTHON).parent
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import (
+from toy_launches import (
     LIMIT_SECONDS,
     PYTHON,
     ROOT,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import PYTHON, STOPPABLE, ToyRun, assert_same, environment, execute, needed, toy_arguments
+from toy_launches import PYTHON, STOPPABLE, ToyRun, assert_same, environment, execute, needed, toy_arguments
 
 from cluster.launch import free_port
 

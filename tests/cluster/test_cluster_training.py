@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import ToyRun
+from toy_launches import ToyRun
 from toy_run import SAMPLES, ToyStream, toy_model
 
 from cluster.checkpoint import fault, published

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SCENES, TestSet, write_karpathy
 from safetensors.torch import load_file, save_file
+from small_galleries import SCENES, TestSet, write_karpathy
 
 from data_shards import eval_batches
 from data_shards.sources import karpathy

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TestSet, export_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_galleries import TestSet, export_model
 
 import retrieval.index
 from data_shards.sample import BadSample

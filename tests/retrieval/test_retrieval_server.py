@@ -18,8 +18,8 @@ from urllib.parse import quote, urlsplit
 
 import pytest
 import torch
-from conftest import TestSet, picture, write_karpathy
 from PIL import Image
+from small_galleries import TestSet, picture, write_karpathy
 
 from retrieval import Encoder, Searcher, build_index, create_server
 from retrieval.config import IndexConfig

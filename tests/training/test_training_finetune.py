@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from conftest import SMALL, metrics, run, run_well
+from real_trainings import SMALL, metrics, run, run_well
 from safetensors.torch import load_file
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import HELD_OUT, IMAGES, ROOT, SMALL, VIT, environment, metrics, run, run_well, stage_one_words
+from real_trainings import HELD_OUT, IMAGES, ROOT, SMALL, VIT, environment, metrics, run, run_well, stage_one_words
 
 STEPS = 4 * (IMAGES // 32)
 

@@ -1,0 +1,131 @@
+"""Toy runs on real ranks. A launch costs seconds of imports, so that runs are shared between the tests of a session."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = sys.executable
+BASE = ("--run.log_every", "1", "--run.engine.threads", "1", "--run.engine.global_batch", "16", "--run.epochs", "2",
+        "--run.progress", "false", "--run.deterministic", "true", "--run.engine.timeout_minutes", "2")  # fmt: skip
+LIMIT_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class ToyRun:
+    """A run directory, and how the run ended: an exit code, or the message of its error."""
+
+    folder: Path
+    ended: int | str = 0
+    output: str = ""
+
+    def records(self, name: str) -> dict[int, Any]:
+        """The figure at each step of metrics.jsonl that has it."""
+        lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return {line["step"]: line[name] for line in lines if name in line}
+
+    def losses(self) -> list[float]:
+        return list(self.records("train/loss").values())
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return torch.load(self.folder / "weights.pt", weights_only=True)
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without traces of another launcher; ranks run on the CPU."""
+    foreign = ("SLURM_", "OMPI_", "PMI", "RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "CUDA_VISIBLE_DEVICES")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+    return {**kept, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def execute(
+    command: Sequence[str], extra: Mapping[str, str] | None = None, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    """The command, by default in the repository's root; all its output is in ``stdout``."""
+    process = subprocess.Popen(
+        command, cwd=cwd, env={**environment(), **(extra or {})}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        output, _ = process.communicate(timeout=LIMIT_SECONDS)
+    except subprocess.TimeoutExpired:
+        for _ in range(2):  # the first lets the ranks checkpoint, the second ends them
+            process.terminate()
+            time.sleep(5)
+        process.kill()
+        raise AssertionError(f"{command} did not end in {LIMIT_SECONDS} s:\n{process.communicate()[0]}") from None
+    return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def needed(program: str, package: str) -> str:
+    """The program's path. Where CI=true it has to be there (packages.txt); elsewhere the test is skipped."""
+    path = shutil.which(program)
+    if path is None and os.environ.get("CI") == "true":
+        pytest.fail(f"{program} is missing: apt-get install {package}")
+    if path is None:
+        pytest.skip(f"{program} is not installed: apt-get install {package}")
+    return path
+
+
+def toy_arguments(folder: Path, *options: str) -> list[str]:
+    return ["--run.dir", str(folder), *BASE, *options]
+
+
+def run_toys(
+    parent: Path, options: Mapping[str, Sequence[str]], launcher: Sequence[str] | None = None
+) -> dict[str, ToyRun]:
+    """One launch of all these runs, on two ranks unless ``launcher`` says otherwise; fails if the launch does."""
+    launcher = launcher or (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--", "tests.cluster.toy_runs")
+    parent.mkdir(parents=True, exist_ok=True)
+    plan = parent / "runs.json"
+    plan.write_text(json.dumps([toy_arguments(parent / name, *words) for name, words in options.items()]))
+    done = execute([*launcher, str(plan)])
+    assert done.returncode == 0, done.stdout
+    ended = json.loads(plan.with_suffix(".json.ended").read_text())
+    return {name: ToyRun(parent / name, code, done.stdout) for name, code in zip(options, ended, strict=True)}
+
+
+def assert_same(run: ToyRun, whole: ToyRun) -> None:
+    """Weights, training trace and evaluations are equal to the last bit."""
+    weights, expected = run.weights(), whole.weights()
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(weights[name], value), name
+    for name in ("train/loss", "train/grad_norm", "train/lr", "eval/mse"):
+        assert run.records(name) == whole.records(name), name
+    final, wanted = (json.loads((each.folder / "report.json").read_text()) for each in (run, whole))
+    assert final["evaluation"] == wanted["evaluation"]
+    assert final["steps"] == wanted["steps"]
+
+
+STOPPABLE = ("--dropout", "0.2", "--batch_norm", "true", "--run.checkpoint.every", "4", "--run.checkpoint.keep", "3",
+             "--run.engine.micro_batch", "4", "--run.engine.zero", "2")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
+    """Runs on two ranks under the deepspeed launcher."""
+    options: dict[str, Sequence[str]] = {f"zero{stage}": ("--run.engine.zero", str(stage)) for stage in range(4)}
+    options |= {
+        "bf16": ("--run.engine.precision", "bf16", "--run.epochs", "8", "--run.optimizer.lr", "5e-3"),
+        "micro": ("--run.engine.micro_batch", "4",),
+        "unclipped": ("--run.optimizer.clip_grad_norm", "0"),
+        "nan": ("--nan_at", "7", "--run.checkpoint.every", "2", "--run.log_every", "10"),
+        "whole": STOPPABLE,
+        # The stop falls on the end of an epoch, where an evaluation is due, and on the last step.
+        "at_epoch": (*STOPPABLE, "--kill_at", "5"),
+        "at_end": (*STOPPABLE, "--kill_at", "11"),
+    }  # fmt: skip
+    return run_toys(tmp_path_factory.mktemp("toys"), options)
