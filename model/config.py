@@ -36,6 +36,8 @@ class EncoderConfig:
         freeze_batch_norm: keep batch normalisation on its stored statistics while training
         mean: input mean by channel in [0, 1]; null: the timm model's own
         std: input standard deviation by channel; null: the timm model's own
+        projection: width of the model's own last projection, kept as part of it (a prior only): CLIP's ResNets pool by
+            attention and project; null: the pooled feature before any projection
         kwargs: further arguments of ``timm.create_model``
     """
 
@@ -46,11 +48,14 @@ class EncoderConfig:
     freeze_batch_norm: bool = False
     mean: list[float] | None = None
     std: list[float] | None = None
+    projection: int | None = None
     kwargs: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, not {self.image_size} (encoder '{self.name}')")
+        if self.projection is not None and self.projection < 1:
+            raise ValueError(f"projection must be at least 1, not {self.projection} (encoder '{self.name}')")
 
 
 @dataclass

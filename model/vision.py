@@ -50,7 +50,7 @@ class ImageEncoder(nn.Module):
         backbone, self.clip_projection = create_backbone(config, pool)
         keep_statistics(backbone)
         self.model = backbone
-        self.width: int = getattr(backbone, "head_hidden_size", None) or backbone.num_features
+        self.width: int = config.projection or getattr(backbone, "head_hidden_size", None) or backbone.num_features
         mean, std = normalisation(config)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -107,16 +107,20 @@ def create_backbone(config: EncoderConfig, pool: bool) -> tuple[nn.Module, Tenso
 
     Raises ValueError that says what timm did not like.
     """
+    if config.projection is not None and not pool:
+        raise ValueError(
+            f"projection {config.projection} of '{config.name}': only a prior can have one, vision needs tokens"
+        )
     hub = config.weights in ("hub", "timm")
     known = timm.get_pretrained_cfg(config.name)
     # timm keeps the projection into CLIP's embedding space where other models have their classifier.
     is_clip = "_clip_" in config.name
-    classes = known.num_classes if hub and known and is_clip else 0
+    classes = known.num_classes if hub and known and is_clip and config.projection is None else 0
     size = {"img_size": config.image_size} if known and known.fixed_input_size else {}
     head = {} if pool else {"global_pool": ""}
     try:
         model: Any = timm.create_model(
-            config.name, pretrained=hub, num_classes=classes, **{**size, **head, **config.kwargs}
+            config.name, pretrained=hub, num_classes=config.projection or classes, **{**size, **head, **config.kwargs}
         )
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"timm cannot build the encoder '{config.name}' ({config.kwargs}): {error}") from error
