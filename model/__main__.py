@@ -1,0 +1,30 @@
+"""``python -m model COMMAND``: see each command's --help."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from model.commands import COMMANDS
+from options import parse_command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 the request or what it names is wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    run: dict[str, Callable[[Any], None]] = {}
+    prog = "model"
+    try:
+        name, config = parse_command(COMMANDS, argv, prog=prog, description="Convert, export and measure models.")
+        prog = f"model {name}"
+        run[name](config)
+    except (OSError, ValueError) as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
