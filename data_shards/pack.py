@@ -32,13 +32,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_shards import templates
+from data_shards.images import opened, upright_rgb, upright_size
 from data_shards.index import Member, ShardIndex, write_aside
 from data_shards.manifest import NAME, Manifest, ShardContent, ShardEntry, combine
 from data_shards.sample import BadSample, captions_of
 from data_shards.seeds import mix
 from data_shards.shards import PROGRESS, index_path
 from data_shards.sources import Record, load
-from data_shards.transforms import opened, upright_rgb, upright_size
 
 log = logging.getLogger(__name__)
 

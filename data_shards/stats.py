@@ -15,10 +15,11 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from data_shards.commands import StatsConfig
+from data_shards.images import opened, upright_size
 from data_shards.index import write_aside
 from data_shards.sample import BadSample
 from data_shards.shards import ShardSet
-from data_shards.transforms import eval_transform, opened, upright_size
+from data_shards.transforms import eval_transform
 
 WORDS_SHOWN, SIZES_SHOWN, BAR = 25, 8, 40
 TILE, TEXT_LINES, LINE, COLUMNS = 176, 4, 12, 6  # of the contact sheet, in pixels but for the counts

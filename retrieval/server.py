@@ -26,8 +26,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
+from data_shards.images import UPRIGHT, opened, orientation, to_rgb
 from data_shards.sample import BadSample
-from data_shards.transforms import UPRIGHT, eval_transform, opened, orientation, to_rgb
+from data_shards.transforms import eval_transform
 from retrieval.search import Searcher
 
 log = logging.getLogger(__name__)

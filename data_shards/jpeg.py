@@ -1,0 +1,57 @@
+"""JPEGs by way of libjpeg-turbo (simplejpeg), which decodes at 1/2, 1/4 or 1/8 scale where that is enough.
+
+    jpeg_size(data)             (1024, 768), or None: not a plain JPEG, so that Pillow must look at it
+    decoded(data, 2)            uint8 (384, 512, 3)
+
+Plain is what aerial JPEGs are: grey or YCbCr, upright. CMYK, turned and damaged ones give None or ValueError: Pillow
+then has the say, so that one rule decides what is a bad image. At full scale the pixels are Pillow's, bit for bit.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from data_shards.images import opened, orientation
+
+START = b"\xff\xd8\xff"
+PLAIN = ("YCbCr", "Gray")
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) from the header of a plain JPEG, None for everything else."""
+    if not data.startswith(START):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    if colours not in PLAIN or turned(data, width * height):
+        return None
+    return width, height
+
+
+def turned(data: bytes, pixels: int) -> bool:
+    """Does the EXIF block say that the picture is not upright? Few JPEGs have one, and only these are looked into."""
+    if b"Exif\0\0" not in data:
+        return False
+    with opened(data, pixels) as image:
+        return orientation(image) != 1
+
+
+def decoded(data: bytes, denominator: int) -> NDArray[np.uint8]:
+    """RGB pixels, uint8 (ceil(H / d), ceil(W / d), 3).
+
+    Args:
+        data: a JPEG for which ``jpeg_size`` gave a size
+        denominator: d, one of 1, 2, 4, 8
+
+    Raises:
+        ValueError: damaged, be it ever so slightly
+    """
+    if denominator == 1:
+        return simplejpeg.decode_jpeg(data)
+    height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    wanted = -(-height // denominator), -(-width // denominator)
+    return simplejpeg.decode_jpeg(data, min_height=wanted[0], min_width=wanted[1])
