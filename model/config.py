@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -126,6 +127,14 @@ class FusionConfig:
     mlp_ratio: float = 2.0
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        at_least_one(self, "layers", "heads")
+        if self.width is not None:
+            at_least_one(self, "width")
+        if self.mlp_ratio <= 0:
+            raise ValueError(f"fusion.mlp_ratio must be over 0, not {self.mlp_ratio}")
+        check_dropout("fusion", self.dropout)
+
 
 @dataclass
 class PAEConfig:
@@ -142,6 +151,10 @@ class PAEConfig:
     temporal_cycles: int = 3
     heads: int = 8
     dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "spatial_layers", "temporal_cycles", "heads")
+        check_dropout("pae", self.dropout)
 
 
 @dataclass
@@ -160,6 +173,8 @@ class ModelConfig:
         logit_scale_init: starting scale (1 / temperature) of the contrastive loss
         attribution_scale_init: starting scale of the attribution loss
         logit_scale_max: upper clamp of both scales
+        learn_logit_scale: false: the temperature of the contrastive loss stays where it starts
+        learn_attribution_scale: false: that of the attribution loss does
     """
 
     kind: Literal["priorclip", "prioritr"] = "priorclip"
@@ -173,10 +188,13 @@ class ModelConfig:
     logit_scale_init: float = 1 / 0.07
     attribution_scale_init: float = 1 / 0.07
     logit_scale_max: float = 100.0
+    learn_logit_scale: bool = True
+    learn_attribution_scale: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in ("priorclip", "prioritr"):
             raise ValueError(f"kind must be priorclip or prioritr, not '{self.kind}'")
+        at_least_one(self, "embed_dim")
         for name in ("logit_scale_init", "attribution_scale_init"):
             if not 0 < getattr(self, name) <= self.logit_scale_max:
                 raise ValueError(f"{name} must lie in (0, logit_scale_max={self.logit_scale_max}]")
@@ -195,6 +213,19 @@ class SceneConfig:
     backbone: EncoderConfig = field(default_factory=EncoderConfig)
     classes: list[str] = field(default_factory=list)
     kind: Literal["scene"] = "scene"
+
+
+def at_least_one(config: Any, *names: str) -> None:
+    """ValueError that names the option (``pae.heads``) where it is under 1."""
+    group = {"FusionConfig": "fusion.", "PAEConfig": "pae.", "LossConfig": "loss."}.get(type(config).__name__, "")
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{group}{name} must be at least 1, not {getattr(config, name)}")
+
+
+def check_dropout(group: str, value: float) -> None:
+    if not 0 <= value < 1:
+        raise ValueError(f"{group}.dropout must lie in [0, 1), not {value}")
 
 
 def preset_names() -> list[str]:
@@ -236,11 +267,23 @@ class LossConfig:
         contrastive: weight of the symmetric contrastive loss
         lambda_cs: weight of the cluster-based symmetric Attribution loss; needs scene labels, 0 turns it off
         chunk: columns of the similarity matrix that are held at a time
+        shared_captions: captions of one image are positives of each other; false: each is for its own pair alone, and
+            the image's other captions count as negatives
     """
 
     contrastive: float = 1.0
     lambda_cs: float = 0.0
     chunk: int = 4096
+    shared_captions: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("contrastive", "lambda_cs"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"loss.{name} is a weight: a finite number, not negative, but it is {value}")
+        if self.contrastive == self.lambda_cs == 0:
+            raise ValueError("loss.contrastive and loss.lambda_cs are both 0: give one of them a weight")
+        at_least_one(self, "chunk")
 
 
 def architecture(export: str | None, preset: str) -> dict[str, Any]:

@@ -26,6 +26,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """This process among the ranks of the default process group; 0 where there is none."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def gather_integers(x: Tensor) -> Tensor:
     """(B, ...) of every rank -> (W * B, ...), in the order of ranks, no gradient. B must be the same on all ranks."""
     size = world_size()

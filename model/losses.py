@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.gather import gather_integers, gather_rows, sum_over_ranks, world_size
+from model.gather import gather_integers, gather_rows, rank, sum_over_ranks, world_size
 
 Parts = dict[str, Tensor]
 IGNORED = -1  # the label of a sample whose scene is not known
@@ -127,16 +127,19 @@ class RetrievalLoss(nn.Module):
     """Contrastive loss plus ``lambda_cs`` times attribution loss.
 
     Args:
-        contrastive: weight of the contrastive loss
+        contrastive: weight of the contrastive loss; 0: it is not computed
         lambda_cs: weight of the attribution loss; 0: it is not computed
         chunk: see `ContrastiveLoss`
+        shared_captions: false: captions of one image are no positives of each other, each stands for its pair alone
     """
 
-    def __init__(self, contrastive: float = 1.0, lambda_cs: float = 0.0, chunk: int = 4096):
+    def __init__(
+        self, contrastive: float = 1.0, lambda_cs: float = 0.0, chunk: int = 4096, shared_captions: bool = True
+    ):
         super().__init__()
         if contrastive < 0 or lambda_cs < 0:
             raise ValueError(f"loss weights must not be negative: contrastive {contrastive}, lambda_cs {lambda_cs}")
-        self.weight, self.lambda_cs = contrastive, lambda_cs
+        self.weight, self.lambda_cs, self.shared_captions = contrastive, lambda_cs, shared_captions
         self.contrastive = ContrastiveLoss(chunk)
         self.attribution = AttributionLoss()
 
@@ -151,15 +154,25 @@ class RetrievalLoss(nn.Module):
             labels: (B,) scene class, -1 where unknown; None: all unknown
         """
         image, text, scale, attribution_scale = features_of(outputs)
-        contrastive = self.contrastive(image, text, scale, image_ids)
-        loss = self.weight * contrastive
+        # A scale whose loss is off stays in the graph: ZeRO expects a gradient for every parameter.
+        if self.weight > 0:
+            ids = image_ids if self.shared_captions else pair_ids(image_ids)
+            contrastive = self.contrastive(image, text, scale, ids)
+        else:
+            contrastive = 0 * scale
         if self.lambda_cs > 0:
             labels = torch.full_like(image_ids, IGNORED) if labels is None else labels
             attribution = self.attribution(image, text, attribution_scale, labels)
         else:
-            attribution = 0 * attribution_scale  # in the graph: ZeRO expects a gradient for every parameter
-        loss = loss + (self.lambda_cs or 1.0) * attribution
+            attribution = 0 * attribution_scale
+        loss = (self.weight or 1.0) * contrastive + (self.lambda_cs or 1.0) * attribution
         return loss, {"contrastive": contrastive.detach(), "attribution": attribution.detach()}
+
+
+def pair_ids(image_ids: Tensor) -> Tensor:
+    """An id for each pair that no other pair has, on any rank, (B,)."""
+    first = rank() * len(image_ids)
+    return torch.arange(first, first + len(image_ids), device=image_ids.device)
 
 
 def features_of(outputs: Mapping[str, Tensor | None]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

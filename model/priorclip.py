@@ -14,13 +14,13 @@ Source: PriorCLIP, arXiv 2405.10160, section III (open domain).
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.instructed import InstructedBackbone, InstructedViT
+from model.scale import log_scale
 from model.text import TextEncoder
 from model.two_towers import TwoTowers, fill_resolved, unit
 from model.vision import ImageEncoder, is_plain_vit
@@ -47,8 +47,8 @@ class PriorCLIP(TwoTowers):
         self.text = TextEncoder(self.config.text, vocab_size)
         self.image_projection = nn.Linear(self.visual.width, config.embed_dim, bias=False)
         self.text_projection = nn.Linear(self.text.width, config.embed_dim, bias=False)
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(config.logit_scale_init)]))
-        self.attribution_scale = nn.Parameter(torch.tensor([math.log(config.attribution_scale_init)]))
+        self.logit_scale = log_scale(config.logit_scale_init, config.learn_logit_scale)
+        self.attribution_scale = log_scale(config.attribution_scale_init, config.learn_attribution_scale)
         start_projection(self.image_projection, encoder.clip_projection)
         start_projection(self.text_projection, self.text.clip_projection)
         fill_resolved(self.config, self.text)

@@ -14,7 +14,6 @@ Source: PriorCLIP, arXiv 2405.10160, section III (closed domain), and PIR (ACM M
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from model.belief import apply_belief, belief_map
 from model.config import ModelConfig
 from model.pae import PAE
+from model.scale import log_scale
 from model.text import TextEncoder
 from model.two_towers import TwoTowers, fill_resolved, unit
 from model.vision import ImageEncoder, VisualTokens
@@ -44,8 +44,8 @@ class PriorITR(TwoTowers):
         self.temporal = PAE(d, pae.temporal_cycles, pae.heads, pae.dropout)
         self.image_head = nn.Linear(d, d)
         self.text_head = nn.Linear(d, d)
-        self.logit_scale = nn.Parameter(torch.tensor([math.log(config.logit_scale_init)]))
-        self.attribution_scale = nn.Parameter(torch.tensor([math.log(config.attribution_scale_init)]))
+        self.logit_scale = log_scale(config.logit_scale_init, config.learn_logit_scale)
+        self.attribution_scale = log_scale(config.attribution_scale_init, config.learn_attribution_scale)
         fill_resolved(self.config, self.text)
 
     def encode_image(self, images: Tensor) -> Tensor:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+def log_scale(start: float, learned: bool) -> nn.Parameter:
+    """log(start) as a parameter (1,); one that is not learned keeps its place in checkpoints, but has no gradient."""
+    return nn.Parameter(torch.tensor([math.log(start)]), requires_grad=learned)
 
 
 class ClampBelow(torch.autograd.Function):

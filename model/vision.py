@@ -9,6 +9,7 @@ different schooling share one batch of uint8 pixels.
 
 from __future__ import annotations
 
+import difflib
 import math
 from typing import Any, NamedTuple
 
@@ -112,7 +113,7 @@ def create_backbone(config: EncoderConfig, pool: bool) -> tuple[nn.Module, Tenso
             f"projection {config.projection} of '{config.name}': only a prior can have one, vision needs tokens"
         )
     hub = config.weights in ("hub", "timm")
-    known = timm.get_pretrained_cfg(config.name)
+    known = known_config(config.name)
     # timm keeps the projection into CLIP's embedding space where other models have their classifier.
     is_clip = "_clip_" in config.name
     classes = known.num_classes if hub and known and is_clip and config.projection is None else 0
@@ -134,9 +135,23 @@ def create_backbone(config: EncoderConfig, pool: bool) -> tuple[nn.Module, Tenso
     return model, projection
 
 
+def known_config(name: str) -> Any:
+    """What timm knows of the model's weights and input. ValueError that names the nearest where there is no such."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise ValueError(
+            f"timm has no encoder '{architecture}'" + (f": did you mean {', '.join(near)}?" if near else "")
+        )
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ValueError(f"timm's '{architecture}' has no weights '{tag}': it has {', '.join(tags) or 'none'}")
+    return timm.get_pretrained_cfg(name)
+
+
 def normalisation(config: EncoderConfig) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of the encoder's input, by channel."""
-    own = timm.get_pretrained_cfg(config.name)
+    own = known_config(config.name)
     mean, std = (own.mean, own.std) if own else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
     return list(config.mean or mean), list(config.std or std)
 
