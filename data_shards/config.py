@@ -19,8 +19,9 @@ class DataConfig:
         vflip: mirror top to bottom half of the time
         rot90: turn by a random multiple of 90 degrees; an aerial image has no up
         classes: scene classes in the order of their label ids; null takes them from the manifest
-        block_size: samples in a block, the contiguous run that is read together
-        window_blocks: blocks whose samples are shuffled together; larger shuffles better and reads more scattered
+        block_size: samples in a block, a run of neighbours that the shuffle keeps in one window; fewer shuffle better
+        window_blocks: blocks, from all over the shards, whose samples are shuffled together; more shuffle better, and
+            keep more shards open and more bytes in caches at a time
         workers: decoding processes a rank (0 decodes in the training process)
         prefetch: batches that each worker keeps ready
         start_method: how workers start: forkserver is safe beside torch.distributed, MPI and CUDA; fork starts faster
@@ -40,8 +41,8 @@ class DataConfig:
     vflip: bool = True
     rot90: bool = True
     classes: list[str] | None = None
-    block_size: int = 256
-    window_blocks: int = 64
+    block_size: int = 32
+    window_blocks: int = 2048
     workers: int = 2
     prefetch: int = 2
     start_method: str = "forkserver"
