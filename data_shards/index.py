@@ -34,6 +34,7 @@ from data_shards.sample import IMAGE_MEMBERS, split_name
 log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "data-shards-index", 1
+HEADER_BYTES = 1 << 16  # that the first line of an index fits into
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,40 @@ class Member:
     offset: int
     size: int
     sha256: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The first line of an index, which says how long its arrays are."""
+
+    samples: int
+    members: int
+    key_bytes: int
+    extensions: tuple[str, ...]
+    hashed: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes after the first line."""
+        return 4 * (self.samples + 1) + 4 * self.samples + (18 + 32 * self.hashed) * self.members + self.key_bytes
+
+    @classmethod
+    def parse(cls, line: bytes, path: Path) -> Layout:
+        """Raises ValueError, naming the file, where the line is not that of an index."""
+        try:
+            header = json.loads(line)
+            known = header["format"] == FORMAT and header["version"] == VERSION
+            samples, members, key_bytes = (int(header[name]) for name in ("samples", "members", "key_bytes"))
+            extensions, hashed = tuple(header["extensions"]), bool(header["hashed"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise not_an_index(path) from error
+        if not known or min(samples, members, key_bytes) < 0:
+            raise not_an_index(path)
+        return cls(samples, members, key_bytes, extensions, hashed)
+
+
+def not_an_index(path: Path) -> ValueError:
+    return ValueError(f"{path} is damaged or not a shard index: write it anew with `data_shards index`")
 
 
 @dataclass(frozen=True)
@@ -105,19 +140,11 @@ class ShardIndex:
 
         Raises ValueError, naming the file, where it is damaged or of another format.
         """
-        data = path.read_bytes()
-        line, _, body = data.partition(b"\n")
-        try:
-            header = json.loads(line)
-            known = header["format"] == FORMAT and header["version"] == VERSION
-            samples, members, key_bytes = (int(header[name]) for name in ("samples", "members", "key_bytes"))
-            extensions, hashed = tuple(header["extensions"]), bool(header["hashed"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a shard index: write it anew with `data_shards index`") from error
-        size = 4 * (samples + 1) + 4 * samples + (8 + 8 + 2 + 32 * hashed) * members + key_bytes
-        if not known or len(body) != size:
-            raise ValueError(f"{path} is damaged or of another version: write it anew with `data_shards index`")
-        return cls(extensions, *_arrays(body, samples, members, hashed, hashes))
+        line, _, body = path.read_bytes().partition(b"\n")
+        layout = Layout.parse(line, path)
+        if len(body) != layout.size:
+            raise not_an_index(path)
+        return cls(layout.extensions, *_arrays(body, layout.samples, layout.members, layout.hashed, hashes))
 
     @classmethod
     def build(cls, members: list[Member]) -> ShardIndex:

@@ -5,8 +5,8 @@
     shards = ShardSet(["data/train", "https://host/more-0000.tar"])   # list of either
     len(shards), shards.classes, shards.read(41)
 
-With a manifest nothing but that is opened at the start: the ``.idx`` of a shard is read when a sample of the shard is,
-and a few are kept. Without one the headers of each tar are walked once.
+With a manifest nothing but that is opened at the start: the ``.idx`` of a shard is opened when a sample of the shard is
+read, and then read in place. Without one the headers of each tar are walked once.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ import numpy as np
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
 from data_shards.index import Member, ShardIndex, scan
+from data_shards.index_file import IndexFile
 from data_shards.manifest import Manifest, ShardEntry
 from data_shards.remote import cached, is_remote
 from data_shards.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, Sample, parse_sample, parse_text
 
 log = logging.getLogger(__name__)
 
-INDICES_KEPT, FILES_KEPT = 64, 64
+INDICES_KEPT, FILES_KEPT = 192, 192  # open files, of the 1,024 that a process may usually have
 PROGRESS = ".pack"  # folder of what `data_shards pack` has not finished yet
 
 
@@ -53,7 +54,7 @@ class ShardSet:
         self.paths: list[Path] = []
         self.sizes: list[int] = []
         self._scanned: dict[int, ShardIndex] = {}
-        self._indices: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._indices: OrderedDict[int, IndexFile] = OrderedDict()
         self._files: OrderedDict[int, int] = OrderedDict()
         folders: dict[Path, Manifest | None] = {}
         entries: dict[Path, ShardEntry] = {}
@@ -104,7 +105,7 @@ class ShardSet:
         shard, row = self.locate(sample)
         try:
             return str(self.paths[shard]), self._index(shard).key(row)
-        except (BadSample, IndexError):
+        except (BadSample, OSError, ValueError, IndexError):
             return str(self.paths[shard]), "?"
 
     def key(self, sample: int) -> str:
@@ -132,7 +133,10 @@ class ShardSet:
         index = self._index(shard)
         if row >= len(index):
             raise BadSample("index does not fit", f"{index_path(self.paths[shard])} has {len(index)} samples")
-        members = [member for member in index.members(row) if member.extension in USED_MEMBERS]
+        try:
+            members = [member for member in index.members(row) if member.extension in USED_MEMBERS]
+        except (OSError, ValueError) as error:
+            raise BadSample("index cannot be read", str(error)) from error
         if not members:
             raise BadSample("no image", "no member of a known kind")
         return members
@@ -152,12 +156,12 @@ class ShardSet:
         parts = {m.extension: data[m.offset - start : m.offset - start + m.size] for m in reversed(members)}
         return parts
 
-    def _index(self, shard: int) -> ShardIndex:
+    def _index(self, shard: int) -> ShardIndex | IndexFile:
         if shard in self._scanned:
             return self._scanned[shard]
         if shard not in self._indices:
             try:
-                self._indices[shard] = ShardIndex.load(index_path(self.paths[shard]), hashes=False)
+                self._indices[shard] = IndexFile(index_path(self.paths[shard]))
             except (OSError, ValueError) as error:
                 raise BadSample("index cannot be read", str(error)) from error
             if len(self._indices) > INDICES_KEPT:
@@ -181,6 +185,7 @@ class ShardSet:
         """Close the tars that are open; reading opens them again."""
         while self._files:
             os.close(self._files.popitem()[1])
+        self._indices.clear()
 
     def __del__(self) -> None:
         if hasattr(self, "_files"):
