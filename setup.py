@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 PACKAGES = ["model", "data_shards", "cluster", "pretrain", "finetune", "retrieval"]
-PEERS = ["open_clip_torch>=3.2,<4", "pandas>=2"]  # what the benchmarks and parity tests compare against
+PEERS = ["open_clip_torch>=3.2,<4"]  # what the benchmarks and parity tests compare against
 
 setup(
     name="priorclip-pretraining",

@@ -1,4 +1,4 @@
-"""`python -m data_shards pack|index|verify|stats|tokenizer`: see each command's --help."""
+"""`python -m data_shards pack|index|verify|stats|tokenizer|bench`: see each command's --help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_shards.commands import IndexConfig, PackConfig, StatsConfig, TokenizerConfig, VerifyConfig
+from data_shards.commands import BenchConfig, IndexConfig, PackConfig, StatsConfig, TokenizerConfig, VerifyConfig
 from options import parse_command
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ COMMANDS = {
     "verify": VerifyConfig,
     "stats": StatsConfig,
     "tokenizer": TokenizerConfig,
+    "bench": BenchConfig,
 }
 
 
@@ -41,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "verify": run_verify,
         "stats": run_stats,
         "tokenizer": run_tokenizer,
+        "bench": run_bench,
     }
     try:
         return run[name](config)
@@ -153,6 +155,13 @@ def run_tokenizer(config: TokenizerConfig) -> int:
     captions = all_captions(ShardSet(config.shards), fields)
     tokenizer = train_tokenizer(captions, config.output, config.vocab_size, config.context_length)
     print(f"{config.output}: {len(tokenizer)} entries, {config.context_length} tokens a caption")
+    return 0
+
+
+def run_bench(config: BenchConfig) -> int:
+    from data_shards.bench import bench
+
+    print(bench(config))
     return 0
 
 

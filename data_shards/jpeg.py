@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from data_shards.images import opened, orientation
 
-START = b"\xff\xd8\xff"
+START, SCAN, EXIF = b"\xff\xd8\xff", b"\xda", b"Exif\0\0"
 PLAIN = ("YCbCr", "Gray")
 
 
@@ -34,10 +34,20 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 def turned(data: bytes, pixels: int) -> bool:
     """Does the EXIF block say that the picture is not upright? Few JPEGs have one, and only these are looked into."""
-    if b"Exif\0\0" not in data:
+    if not has_exif(data):
         return False
     with opened(data, pixels) as image:
         return orientation(image) != 1
+
+
+def has_exif(data: bytes) -> bool:
+    """Is there an EXIF segment before the pixels? Hops from segment to segment; damaged ones end the walk."""
+    place = len(START) - 1
+    while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != SCAN:
+        if data[place + 4 : place + 10] == EXIF:
+            return True
+        place += 2 + int.from_bytes(data[place + 2 : place + 4])
+    return False
 
 
 def decoded(data: bytes, denominator: int) -> NDArray[np.uint8]:

@@ -61,9 +61,8 @@ def train_transform(
         pixels = pixels.flip(2)
     if vflip and choices[1] < 0.5:
         pixels = pixels.flip(1)
-    if rot90 and choices[2]:
-        pixels = pixels.rot90(choices[2], (1, 2))
-    return pixels.contiguous().numpy()
+    turns = choices[2] if rot90 else 0
+    return np.ascontiguousarray(np.rot90(pixels.numpy(), turns, axes=(1, 2)))  # numpy transposes faster than torch
 
 
 def eval_transform(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -94,7 +93,7 @@ def random_box(width: int, height: int, scale: float, rng: random.Random) -> Box
 
 
 def aligned(box: Box, size: int) -> Box:
-    """The box with its edges on whole pixels of the scale that it is decoded at: moved by less than a result's pixel."""
+    """The box with its edges on whole pixels of the scale it is decoded at: moved by under a pixel of the result."""
     step = denominator(box, size)
     left, top, right, bottom = (edge // step * step for edge in box)
     return left, top, right, bottom
