@@ -123,7 +123,7 @@ def parse(
     parser = Parser(prog=prog, description=description or first_line(config))
     words = plain_words(words, config)
     fill_parser(parser, config, words, defaults)
-    return build(config, instances(parser, words))
+    return build(parser, config, instances(parser, words))
 
 
 def fill_parser(parser: Parser, config: type[Any], words: Sequence[str], defaults: Defaults | None) -> None:
@@ -197,7 +197,7 @@ def parse_command(
     if field and len(words) > 1 and not words[1].startswith("-"):
         words = [words[0], f"--{field}", *words[1:]]
     namespace = instances(parser, words)
-    return namespace.command, build(commands[namespace.command], namespace[namespace.command])
+    return namespace.command, build(parser, commands[namespace.command], namespace[namespace.command])
 
 
 def instances(parser: Parser, words: Sequence[str]) -> Namespace:
@@ -209,11 +209,14 @@ def instances(parser: Parser, words: Sequence[str]) -> Namespace:
         parser.error(str(error))
 
 
-def build(config: type[T], namespace: Namespace) -> T:
+def build(parser: Parser, config: type[T], namespace: Namespace) -> T:
     """An instance of the dataclass from the namespace, whose nested dataclasses are instances already."""
     values = dict(vars(namespace))
     values.pop("config", None)
-    return config(**values)
+    try:
+        return config(**values)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def first_line(config: type[Any]) -> str:
