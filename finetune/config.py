@@ -36,7 +36,8 @@ class InstructConfig:
     Args:
         run: the run directory, length, optimizer, DeepSpeed and checkpoints
         data: training shards
-        init_from: export folder of stage one, whose architecture, weights and tokenizer the run starts from
+        init_from: export folder of stage one, or of `python -m model convert`, whose architecture, weights and
+            tokenizer the run starts from; with --model.kind priorclip a plain CLIP gets a fresh prior
         tokenizer: hub id, local folder or package:NAME; null takes the one of init_from
         model: the architecture, key by key; defaults to that of init_from
         loss: the objective

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from model.commands import COMMANDS
+from model.commands import COMMANDS, ConvertConfig
 from options import parse_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 the request or what it names is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    run: dict[str, Callable[[Any], None]] = {}
+    run: dict[str, Callable[[Any], None]] = {"convert": run_convert}
     prog = "model"
     try:
         name, config = parse_command(COMMANDS, argv, prog=prog, description="Convert, export and measure models.")
@@ -24,6 +24,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def run_convert(config: ConvertConfig) -> None:
+    from model.convert import convert
+
+    converted = convert(config)
+    size = sum(tensor.numel() for tensor in converted.state.values()) / 1e6
+    print(f"{config.output}: {converted.config.kind}, {size:.1f} M values")
+    for note in converted.notes:
+        print(f"  {note}")
+    print(f"  keys of {config.input} that were not used: {len(converted.unused)}")
+    for name in converted.unused:
+        print(f"    {name}")
 
 
 if __name__ == "__main__":

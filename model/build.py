@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from model.clip import PlainCLIP
 from model.config import ModelConfig
 from model.priorclip import PriorCLIP
 from model.prioritr import PriorITR
@@ -27,14 +28,17 @@ UNDECAYED = (
 )
 
 
-def build_model(config: ModelConfig, vocab_size: int | None = None) -> PriorCLIP | PriorITR:
+KINDS = {"priorclip": PriorCLIP, "prioritr": PriorITR, "clip": PlainCLIP}
+
+
+def build_model(config: ModelConfig, vocab_size: int | None = None) -> PriorCLIP | PriorITR | PlainCLIP:
     """The model of the configuration, with the weights it names.
 
     Args:
         config: what to build; it is not changed, ``model.config`` is the resolved copy
         vocab_size: tokens of the tokenizer; sizes a text encoder that starts at random
     """
-    model = PriorCLIP(config, vocab_size) if config.kind == "priorclip" else PriorITR(config, vocab_size)
+    model: Any = KINDS[config.kind](config, vocab_size)
     total = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     log.info("%s: %.1f M parameters, %.1f M trained", config.kind, total / 1e6, trained / 1e6)

@@ -159,10 +159,10 @@ class PAEConfig:
 
 @dataclass
 class ModelConfig:
-    """A PriorCLIP (open domain) or PriorITR (closed domain) model.
+    """A PriorCLIP (open domain) or PriorITR (closed domain) model, or a plain CLIP.
 
     Args:
-        kind: priorclip or prioritr
+        kind: priorclip, prioritr, or clip: PriorCLIP's towers without a prior (prior, belief, fusion are not used)
         embed_dim: width d of the shared embedding space
         vision: the visual encoder
         prior: the scene recognition encoder whose pooled feature is the instruction
@@ -177,7 +177,7 @@ class ModelConfig:
         learn_attribution_scale: false: that of the attribution loss does
     """
 
-    kind: Literal["priorclip", "prioritr"] = "priorclip"
+    kind: Literal["priorclip", "prioritr", "clip"] = "priorclip"
     embed_dim: int = 512
     vision: EncoderConfig = field(default_factory=lambda: EncoderConfig(name="vit_base_patch32_clip_224"))
     prior: EncoderConfig = field(default_factory=lambda: EncoderConfig(name="resnet50", trainable=False))
@@ -192,8 +192,8 @@ class ModelConfig:
     learn_attribution_scale: bool = True
 
     def __post_init__(self) -> None:
-        if self.kind not in ("priorclip", "prioritr"):
-            raise ValueError(f"kind must be priorclip or prioritr, not '{self.kind}'")
+        if self.kind not in ("priorclip", "prioritr", "clip"):
+            raise ValueError(f"kind must be priorclip, prioritr or clip, not '{self.kind}'")
         at_least_one(self, "embed_dim")
         for name in ("logit_scale_init", "attribution_scale_init"):
             if not 0 < getattr(self, name) <= self.logit_scale_max:

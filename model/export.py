@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -30,11 +31,15 @@ from torch import Tensor, nn
 from model.build import build_model
 from model.config import ModelConfig, SceneConfig, from_dict, to_dict
 from model.prior import SceneClassifier
+from model.priorclip import PriorCLIP
 from model.text import resolve
 from model.vision import normalisation
 from model.weights import load_exactly
 
+log = logging.getLogger(__name__)
+
 FORMAT = 1
+FRESH = ("prior.", "visual.instruction.", "visual.narrow.", "visual.layers.", "visual.norm.")
 OWN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 
 
@@ -94,7 +99,7 @@ def publish(aside: Path, folder: Path) -> None:
 
 
 def from_pretrained(folder: str | Path) -> Any:
-    """The model of an export folder, in eval mode: `PriorCLIP`, `PriorITR` or `SceneClassifier`.
+    """The model of an export folder, in eval mode: `PriorCLIP`, `PriorITR`, `PlainCLIP` or `SceneClassifier`.
 
     Raises:
         FileNotFoundError: the folder or a file of it is not there
@@ -110,11 +115,26 @@ def from_pretrained(folder: str | Path) -> Any:
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:
-    """Load the weights of an export folder into a model of the same architecture. ValueError where they do not fit."""
+    """Load the weights of an export folder into a model of the same architecture. ValueError where they do not fit.
+
+    A PriorCLIP also starts from a plain CLIP: its prior, and the layers that read the prior, stay as they were made.
+    """
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no export folder: it has no {path.name}")
-    load_exactly(model, load_file(path), str(path))
+    state = load_file(path)
+    if isinstance(model, PriorCLIP) and not any(name.startswith(FRESH) for name in state):
+        fresh = {name: value for name, value in model.state_dict().items() if name.startswith(FRESH)}
+        prior = model.config.prior
+        log.info("%s is a plain CLIP: the instruction starts at random, the prior from %s", folder, prior.weights)
+        if prior.weights is None and not prior.trainable:
+            log.warning(
+                "the prior '%s' is random and frozen: name its weights by --model.prior.weights (finetune prior makes "
+                "them), or train it by --model.prior.trainable true",
+                prior.name,
+            )
+        state |= fresh
+    load_exactly(model, state, str(path))
 
 
 def read_config(folder: Path) -> ModelConfig | SceneConfig:
@@ -190,7 +210,7 @@ def model_card(config: ModelConfig | SceneConfig, state_dict: Mapping[str, Tenso
     if isinstance(config, SceneConfig):
         title, facts = "Scene classifier", {"backbone": config.backbone.name, "classes": len(config.classes)}
     else:
-        title = {"priorclip": "PriorCLIP", "prioritr": "PriorITR"}[config.kind]
+        title = {"priorclip": "PriorCLIP", "prioritr": "PriorITR", "clip": "CLIP"}[config.kind]
         text = config.text.name or (config.text.config or {}).get("model_type")
         facts = {
             "vision": config.vision.name,

@@ -23,7 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": set(),
 }
 HEAVY = ("torch", "deepspeed", "transformers", "timm", "torchvision")
-COMMANDS = ("data_shards", "pretrain", "finetune", "cluster", "retrieval")
+COMMANDS = ("data_shards", "pretrain", "finetune", "cluster", "retrieval", "model")
 HELP_SECONDS = 3.0
 
 

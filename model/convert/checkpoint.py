@@ -1,0 +1,105 @@
+"""A published checkpoint as it lies on the disk: tensors, and the facts that stand beside them.
+
+    checkpoint = read_checkpoint("RemoteCLIP-ViT-B-32.pt")
+    checkpoint.state["visual.conv1.weight"]       # a trainer's wrappings and prefixes are off
+
+Read by safetensors, by ``torch.load(weights_only=True)``, or as a TorchScript archive: nothing is ever executed.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from model.convert.torchscript import is_torchscript, read_torchscript
+from model.weights import State
+
+WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
+PREFIXES = ("module.", "_orig_mod.")
+WEIGHT_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Args:
+    source: file or folder, for messages
+    state: tensors by name
+    facts: what stands beside them: a folder's config.json, or the ``config`` that a trainer saved
+    scripted: it was a TorchScript archive
+    """
+
+    source: str
+    state: State
+    facts: dict[str, Any] = field(default_factory=dict)
+    scripted: bool = False
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """The checkpoint in a file or a folder.
+
+    Raises:
+        FileNotFoundError: there is none
+        ValueError: it cannot be read without executing it, or holds no tensors
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return read_folder(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--input {path}: no such file or folder")
+    if path.suffix == ".safetensors":
+        try:
+            return Checkpoint(str(path), unwrapped(load_file(path), path))
+        except SafetensorError as error:
+            raise ValueError(f"--input {path} is damaged: {error}") from error
+    if is_torchscript(path):
+        return Checkpoint(str(path), unwrapped(read_torchscript(path), path), scripted=True)
+    loaded = load_weights_only(path)
+    facts = loaded.get("config") if isinstance(loaded, Mapping) else None
+    return Checkpoint(str(path), unwrapped(loaded, path), dict(facts) if isinstance(facts, Mapping) else {})
+
+
+def read_folder(folder: Path) -> Checkpoint:
+    """A folder as transformers, or open_clip on the hub, writes it."""
+    found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    if not found:
+        raise FileNotFoundError(f"--input {folder} holds none of {', '.join(WEIGHT_FILES)}")
+    config = folder / "config.json"
+    facts = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    return Checkpoint(str(folder), read_checkpoint(found[0]).state, facts)
+
+
+def load_weights_only(path: Path) -> Any:
+    """What torch reads without unpickling."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"--input {path} holds more than weights, and reading that would execute it, which is never done. Save its "
+            f"state_dict alone, as .safetensors, on a machine where you trust the file. ({reason})"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"--input {path} is no checkpoint that torch can read: {error}") from error
+
+
+def unwrapped(loaded: Any, path: Path) -> State:
+    """The tensors by name, out of a trainer's wrappings, without the prefixes that wrapped modules leave."""
+    for key in WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    tensors = {} if not isinstance(loaded, Mapping) else {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise ValueError(f"--input {path} holds no tensors by name")
+    for prefix in PREFIXES * 2:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
