@@ -7,10 +7,12 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import torch
 from small_data import image_folder
+from torchvision.transforms import Normalize
 
 from data_shards.__main__ import main
-from data_shards.bench import clip_tokenizer, make_shards, open_clip_batches
+from data_shards.bench import MEAN, STD, clip_tokenizer, make_shards, normalise, open_clip_batches
 from data_shards.collate import tokenize
 from data_shards.commands import BenchConfig
 from data_shards.shards import ShardSet
@@ -21,6 +23,11 @@ def test_the_peer_reads_every_batch_of_the_same_tars(tmp_path: Path) -> None:
     make_shards(tmp_path / "shards", 64, config)
     assert len(ShardSet(str(tmp_path / "shards"))) == 24
     assert list(open_clip_batches(tmp_path / "shards", 0.9, config)) == [8, 8, 8]
+
+
+def test_normalising_here_is_torchvisions() -> None:
+    pixels = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8)
+    assert torch.allclose(normalise(pixels), Normalize(MEAN, STD)(pixels / 255), atol=1e-6)
 
 
 def test_our_token_ids_are_open_clips() -> None:
