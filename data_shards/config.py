@@ -28,8 +28,9 @@ class DataConfig:
         pin_memory: copy batches to page-locked memory, for GPUs
         max_pixels: images with more pixels than this are refused before they are decoded
         check_hashes: compare each image with the sha256 that packing recorded
-        max_bad_share: the run stops when more than this share of an epoch's samples is bad
-        quarantine: JSON-lines file that bad samples are appended to (shard, key, reason); null keeps counts only
+        max_bad_share: the run stops when more than this share of an epoch's samples is bad; counted from the start or
+            resume of the run, and for several ranks on each, which allows for the luck of the draw
+        quarantine: JSON-lines file that bad samples are appended to once (shard, key, reason); null keeps counts only
         cache: folder for remote shards; null is ~/.cache/data_shards
     """
 

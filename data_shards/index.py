@@ -21,8 +21,6 @@ import hashlib
 import json
 import logging
 import os
-import tarfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,11 +28,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_shards.sample import IMAGE_MEMBERS, split_name
+from data_shards.tar import walk
 
 log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "data-shards-index", 1
 HEADER_BYTES = 1 << 16  # that the first line of an index fits into
+DAMAGE_TOLD = 5  # places of damage that the log tells of
 
 
 @dataclass(frozen=True)
@@ -188,47 +188,28 @@ def _arrays(body: bytes, samples: int, members: int, hashed: bool, hashes: bool)
 def scan(path: Path, hashes: bool = False) -> ShardIndex:
     """Index of a tar by walking its headers; with ``hashes`` every member is read and hashed too.
 
-    A tar cut short gives the members whose header is there (the last one may reach past the end: reading it fails then
-    as a bad sample, and is counted as one) and a warning.
+    Damage costs the samples it lies in and no others: the walk goes on at the next sound header, and warns. Of a tar
+    cut short the last member may reach past the end: reading it fails then as a bad sample, and is counted as one.
+    Raises ValueError where there is not one member in a file that is not an empty tar.
     """
     members: list[Member] = []
-    try:
-        for info, data in walk(path, read=hashes):
-            key, extension = split_name(info.name)
-            digest = None if data is None else hashlib.sha256(data).digest()
-            members.append(Member(key, extension, info.offset_data, info.size, digest))
-    except tarfile.ReadError as error:
-        if not members:
-            raise ValueError(f"{path} is not an uncompressed tar that can be read: {error}") from error
-        log.warning("%s is damaged or cut short after %d members: %s", path, len(members), error)
+    damage: list[str] = []
+    for info, data in walk(path, hashes, damage.append):
+        key, extension = split_name(info.name)
+        digest = None if data is None else hashlib.sha256(data).digest()
+        members.append(Member(key, extension, info.offset_data, info.size, digest))
+    if damage and not members:
+        raise ValueError(f"{path} is not an uncompressed tar that can be read: {damage[0]}")
+    for text in damage[:DAMAGE_TOLD]:
+        log.warning("%s: %s", path, text)
+    if len(damage) > DAMAGE_TOLD:
+        log.warning("%s: damaged in %d places more", path, len(damage) - DAMAGE_TOLD)
     index = ShardIndex.build(members)
-    if members and not set(index.extensions) & set(IMAGE_MEMBERS):
+    if not members:
+        log.warning("%s is empty", path)
+    elif not set(index.extensions) & set(IMAGE_MEMBERS):
         log.warning("%s has no image members (its extensions: %s)", path, ", ".join(index.extensions))
     return index
-
-
-def walk(path: Path, read: bool) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
-    """Regular members of an uncompressed tar in order, with their bytes if asked. Raises tarfile.ReadError."""
-    with open(path, "rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise ValueError(f"{path} is gzip-compressed, which cannot be sought in: unpack it with gunzip first")
-        file.seek(0)
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for info in tar:
-                if not info.isreg():
-                    continue
-                data = None
-                if read:
-                    handle = tar.extractfile(info)
-                    data = handle.read() if handle else b""
-                    if len(data) != info.size:
-                        raise tarfile.ReadError(f"member {info.name} is cut short")
-                yield info, data
-                # tarfile keeps every header it has read; a scan needs the current one only
-                tar.members.clear()  # type: ignore[attr-defined]
-            file.seek(tar.offset)  # tarfile ends quietly at a header it cannot read; the end mark is all zeros
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError(f"the header at byte {tar.offset} is damaged")
 
 
 def write_aside(path: Path, data: bytes) -> None:

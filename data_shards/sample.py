@@ -68,6 +68,15 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + stem, extension.lower()
 
 
+def is_member(name: str) -> bool:
+    """Whether a file in a tar belongs to a sample: it has an extension, and is not hidden.
+
+    As webdataset has it, so that macOS's ``._a.jpg`` and ``.DS_Store`` do not come between a picture and its caption.
+    """
+    base = name.rpartition("/")[2]
+    return not base.startswith(".") and "." in base
+
+
 def parse_sample(key: str, members: Mapping[str, bytes], shard: str) -> Sample:
     """Members by extension -> Sample. Raises BadSample for a missing image or for text that does not parse."""
     image = next((members[name] for name in IMAGE_MEMBERS if name in members), None)
@@ -84,15 +93,23 @@ def parse_text(members: Mapping[str, bytes]) -> tuple[list[str], str | None, dic
     captions = captions_of(info, "captions")
     for name in TEXT_MEMBERS:
         if not captions and name in members:
-            captions = [text] if (text := _utf8(members[name], name).strip()) else []
+            captions = [text] if (text := clean(_utf8(members[name], name), name)) else []
     if not captions:
         captions = captions_of(info, "caption")
     if NAME_MEMBER in members:
         info.setdefault(NAME_MEMBER, _utf8(members[NAME_MEMBER], NAME_MEMBER))
     label = info.get("label")
     if label is None and LABEL_MEMBER in members:
-        label = _utf8(members[LABEL_MEMBER], LABEL_MEMBER).strip()
-    return captions, None if label in (None, "") else str(label), info
+        label = _utf8(members[LABEL_MEMBER], LABEL_MEMBER)
+    return captions, _label(label), info
+
+
+def _label(value: Any) -> str | None:
+    """A scene class as text; numbers count as names, and a blank is none."""
+    if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
+        text = "" if value is None else str(value).strip()
+        return encodable(text, "label") or None
+    raise BadSample("bad json", f"'label' is a {type(value).__name__}, not a name")
 
 
 def captions_of(info: Mapping[str, Any], name: str) -> list[str]:
@@ -101,7 +118,21 @@ def captions_of(info: Mapping[str, Any], name: str) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadSample("bad json", f"'{name}' is not a list of strings")
-    return [text.strip() for text in texts if text.strip()]
+    return [stripped for text in texts if (stripped := clean(text, name))]
+
+
+def clean(text: str, name: str) -> str:
+    """A caption without NUL bytes and the blanks around it. Raises BadSample where it cannot be encoded."""
+    return encodable(text.replace("\0", " ").strip(), name)
+
+
+def encodable(text: str, name: str) -> str:
+    """The text itself; BadSample where it holds half a surrogate pair, which JSON can write and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadSample("text is not UTF-8", f"'{name}': {error.reason} at {error.start}") from error
+    return text
 
 
 def _json(data: bytes | None) -> dict[str, Any]:
@@ -109,7 +140,9 @@ def _json(data: bytes | None) -> dict[str, Any]:
         return {}
     try:
         info = json.loads(_utf8(data, JSON_MEMBER))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # Python refuses integers of more than 4,300 digits by ValueError
+        if isinstance(error, BadSample):
+            raise
         raise BadSample("bad json", str(error)) from error
     if not isinstance(info, dict):
         raise BadSample("bad json", f"an object was expected, not {type(info).__name__}")

@@ -28,10 +28,13 @@ from data_shards.index_file import IndexFile
 from data_shards.manifest import Manifest, ShardEntry
 from data_shards.remote import cached, is_remote
 from data_shards.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, Sample, parse_sample, parse_text
+from data_shards.tar import BLOCK, check_header
 
 log = logging.getLogger(__name__)
 
 INDICES_KEPT, FILES_KEPT = 192, 192  # open files, of the 1,024 that a process may usually have
+READ_OVER = 1 << 16  # bytes between two members that are cheaper read than skipped
+MAX_MEMBER = 1 << 30  # bytes; no image or caption is larger, a damaged index or header says anything
 PROGRESS = ".pack"  # folder of what `data_shards pack` has not finished yet
 
 
@@ -142,19 +145,34 @@ class ShardSet:
         return members
 
     def _pread(self, shard: int, members: list[Member]) -> dict[str, bytes]:
-        """Bytes of members that lie side by side, by extension; of two with one extension the first counts."""
-        start = members[0].offset
-        end = max(member.offset + member.size for member in members)
+        """Bytes of members, by extension; of two with one extension the first counts.
+
+        Members that lie side by side are one read. Raises BadSample where the tar is not what the index says.
+        """
+        parts: dict[str, bytes] = {}
+        for run in side_by_side(members):
+            start, end = run[0].offset - BLOCK, run[-1].offset + run[-1].size
+            data = self._read_at(shard, start, end - start)
+            for member in run:
+                place = member.offset - start
+                check_header(data[place - BLOCK : place], member.key, member.size)
+                parts.setdefault(member.extension, data[place : place + member.size])
+        return parts
+
+    def _read_at(self, shard: int, start: int, length: int) -> bytes:
+        """``length`` bytes of a tar. Raises BadSample, before anything is allocated, where there are not so many."""
         try:
-            data = os.pread(self._file(shard), end - start, start)
+            file = self._file(shard)
+            size = os.fstat(file).st_size
+            data = os.pread(file, length, start) if start + length <= size else b""
         except OSError as error:
             self._forget(shard)
             reason = "shard is missing" if error.errno == errno.ENOENT else "shard cannot be read"
             raise BadSample(reason, str(error)) from error
-        if len(data) < end - start:
-            raise BadSample("shard is cut short", f"{len(data)} of {end - start} bytes at {start}")
-        parts = {m.extension: data[m.offset - start : m.offset - start + m.size] for m in reversed(members)}
-        return parts
+        if len(data) < length:
+            self._forget(shard)  # it may have been replaced by a whole one by the next time
+            raise BadSample("shard is cut short", f"{length} bytes at {start} reach past its {size}")
+        return data
 
     def _index(self, shard: int) -> ShardIndex | IndexFile:
         if shard in self._scanned:
@@ -194,6 +212,21 @@ class ShardSet:
     def __getstate__(self) -> dict:
         """Open files and loaded indices stay behind: a worker process opens its own."""
         return {**self.__dict__, "_files": OrderedDict(), "_indices": OrderedDict()}
+
+
+def side_by_side(members: Sequence[Member]) -> list[list[Member]]:
+    """Members of a sample in the order of their place, in runs with no more than READ_OVER bytes between them."""
+    runs: list[list[Member]] = []
+    end = -1
+    for member in sorted(members, key=lambda member: member.offset):
+        if member.size > MAX_MEMBER or member.offset < BLOCK:
+            raise BadSample("member is too large", f".{member.extension} has {member.size} bytes at {member.offset}")
+        if runs and member.offset - end <= READ_OVER:
+            runs[-1].append(member)
+        else:
+            runs.append([member])
+        end = member.offset + member.size
+    return runs
 
 
 def index_path(tar: Path) -> Path:

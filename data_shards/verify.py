@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tarfile
 from functools import partial
 from pathlib import Path
 
 from data_shards.build_index import parallel
-from data_shards.index import Member, ShardIndex, walk
+from data_shards.index import Member, ShardIndex
 from data_shards.manifest import Manifest, ShardEntry
 from data_shards.sample import IMAGE_MEMBERS, JSON_MEMBER, split_name
 from data_shards.shards import index_path
+from data_shards.tar import walk
 
 
 def verify(folder: Path, workers: int = 1) -> tuple[list[str], int]:
@@ -71,31 +71,30 @@ def checked_index(path: Path, entry: ShardEntry) -> tuple[ShardIndex | None, lis
 
 def verify_members(path: Path, index: ShardIndex) -> list[str]:
     """Compare each member of the tar with its row in the index, and each image with its KEY.json."""
-    expected = [member for sample in range(len(index)) for member in index.members(sample)]
+    rows: dict[tuple[str, str], list[Member]] = {}  # by key and extension; several where a name stands twice
+    for sample in range(len(index)):
+        for member in index.members(sample):
+            rows.setdefault((member.key, member.extension), []).append(member)
     problems: list[str] = []
     images: dict[str, str] = {}  # key -> hash of its image; a key's members lie together
-    count = 0
-    try:
-        for info, data in walk(path, read=True):
-            assert data is not None
-            key, extension = split_name(info.name)
-            digest = hashlib.sha256(data)
-            place = f"{path.name}: member {info.name}"
-            found = Member(key, extension, info.offset_data, info.size, digest.digest())
-            row = expected[count] if count < len(expected) else None
-            count += 1
-            problems += [f"{place}: {text}" for text in differences(found, row)]
-            if extension in IMAGE_MEMBERS:
-                images = {key: digest.hexdigest()}
-            elif extension == JSON_MEMBER and key in images:
-                problems += [f"{place}: {text}" for text in json_differences(data, images[key])]
-    except tarfile.ReadError as error:
-        problems.append(f"{path.name}: damaged or cut short after {count} members: {error}")
-    if count < len(expected):
-        lost = expected[count]
-        problems.append(
-            f"{path.name}: {len(expected) - count} members are lost, the first is {lost.key}.{lost.extension}"
-        )
+    damage: list[str] = []
+    for info, data in walk(path, True, damage.append):
+        assert data is not None
+        key, extension = split_name(info.name)
+        digest = hashlib.sha256(data)
+        place = f"{path.name}: member {info.name}"
+        found = Member(key, extension, info.offset_data, info.size, digest.digest())
+        known = rows.get((key, extension))
+        problems += [f"{place}: {text}" for text in differences(found, known.pop(0) if known else None)]
+        if extension in IMAGE_MEMBERS:
+            images = {key: digest.hexdigest()}
+        elif extension == JSON_MEMBER and key in images:
+            problems += [f"{place}: {text}" for text in json_differences(data, images[key])]
+    problems += [f"{path.name}: {text}" for text in damage]
+    lost = [member for members in rows.values() for member in members]
+    if lost:
+        first = min(lost, key=lambda member: member.offset)
+        problems.append(f"{path.name}: {len(lost)} members are lost, the first is {first.key}.{first.extension}")
     return problems
 
 
@@ -103,8 +102,6 @@ def differences(found: Member, row: Member | None) -> list[str]:
     """What distinguishes a member from its row in the index."""
     if row is None:
         return ["not in the index"]
-    if (found.key, found.extension) != (row.key, row.extension):
-        return [f"the index has {row.key}.{row.extension} here"]
     problems = []
     if (found.offset, found.size) != (row.offset, row.size):
         problems.append(f"at byte {found.offset}, {found.size} long; the index says {row.offset} and {row.size}")
