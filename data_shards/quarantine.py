@@ -34,8 +34,8 @@ class Quarantine:
         path: JSON-lines file to append ``{"shard", "key", "reason", "detail"}`` to; None keeps the counts only
 
     Attributes:
-        skipped: bad samples by reason, over the life of the stream; a resumed run counts anew, in the epoch it
-            resumes in as well
+        skipped: reads that were bad by reason, over the life of the stream; a resumed run counts anew, in the epoch
+            it resumes in as well
 
     Raises:
         OSError: the file cannot be written; said at once and not when the first bad sample comes
@@ -45,6 +45,7 @@ class Quarantine:
         self.path = path
         self.skipped: Counter[str] = Counter()
         self._shards: Counter[str] = Counter()
+        self._seen: set[tuple[str, str]] = set()  # (shard, key) of this epoch: a replacement may meet one again
         self._epoch = -1
         self._told = 0
         self._book = Book(path) if path else None
@@ -54,11 +55,14 @@ class Quarantine:
         if epoch != self._epoch:
             self._epoch = epoch
             self._shards.clear()
+            self._seen.clear()
         if not rows:
             return
         self.skipped.update(row["reason"] for row in rows)
-        self._shards.update(row["shard"] for row in rows)
         for row in rows:
+            place = row["shard"], row["key"]
+            self._shards[row["shard"]] += place not in self._seen
+            self._seen.add(place)
             self._told += 1
             level = logging.WARNING if self._told <= TOLD else logging.DEBUG
             log.log(level, "bad sample %s in %s: %s (%s)", row["key"], row["shard"], row["reason"], row["detail"])
