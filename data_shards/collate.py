@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 AUGMENTATION, REPLACEMENT = 3, 4
 ATTEMPTS = 100
+LONGEST_TOKEN = 64  # characters; more than a token of any vocabulary of words has
 BAD_ROWS = "bad_rows"
 
 Position = tuple[int, int]  # (epoch, position in the epoch)
@@ -148,6 +149,8 @@ class BatchFetcher(Dataset):
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, torch.Tensor]:
     """``input_ids`` and ``attention_mask``, int64 (b, T), padded to the tokenizer's ``model_max_length``."""
+    longest = LONGEST_TOKEN * tokenizer.model_max_length  # more is cut off in any case, after a second a megabyte
+    texts = [text[:longest] for text in texts]
     # Lists, for with return_tensors transformers walks every token in Python: a fifth of a batch's time at 256 pixels.
     encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length)
     names = ("input_ids", "attention_mask")

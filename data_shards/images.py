@@ -11,7 +11,9 @@ see :mod:`data_shards.jpeg`.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +24,12 @@ from PIL import Image, UnidentifiedImageError
 from data_shards.sample import BadSample
 
 MAX_PIXELS = 100_000_000
+# What scrapes and sensors write. Pillow knows forty more; among them EPS, for which it would start Ghostscript.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "AVIF", "PPM")
+DECODING = (  # what decoders raise at bytes that make no sense
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError),
+    *(struct.error, zlib.error),
+)
 ORIENTATION = 0x0112
 UPRIGHT = {  # EXIF orientation -> what makes the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -42,6 +50,8 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of bombs above its own, lower limit, and of odd metadata
             with Image.open(io.BytesIO(data)) as image:
+                if image.format not in FORMATS:
+                    raise BadSample("not an image", f"the format {image.format} is not read")
                 check_pixels(image.width, image.height, max_pixels)
                 if image.format == "TIFF":
                     image.load()  # Pillow turns TIFFs upright itself, while loading
@@ -52,7 +62,7 @@ def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
         raise BadSample("too many pixels", str(error)) from error
     except UnidentifiedImageError as error:
         raise BadSample("not an image", str(error).split("<")[0]) from error
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, MemoryError) as error:
+    except DECODING as error:
         raise BadSample("unreadable image", f"{type(error).__name__}: {error}") from error
 
 

@@ -34,6 +34,7 @@ from tqdm import tqdm
 from data_shards import templates
 from data_shards.images import opened, upright_rgb, upright_size
 from data_shards.index import Member, ShardIndex, write_aside
+from data_shards.jpeg import check_whole
 from data_shards.manifest import NAME, Manifest, ShardContent, ShardEntry, combine
 from data_shards.sample import BadSample, captions_of
 from data_shards.seeds import mix
@@ -277,6 +278,7 @@ def encoded(data: bytes, plan: PackPlan) -> tuple[str, bytes, int, int]:
     The image is decoded in any case, so that what is packed can be read.
     """
     with opened(data, plan.max_pixels) as image:
+        check_whole(data)
         width, height = upright_size(image)
         known = KEPT_FORMATS.get(image.format or "")
         large = plan.max_side is not None and max(width, height) > plan.max_side

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from data_shards.images import MAX_PIXELS, check_pixels, opened, upright_rgb, upright_size
-from data_shards.jpeg import decoded, jpeg_size
+from data_shards.jpeg import check_whole, decoded, jpeg_size
 
 RATIO = (3 / 4, 4 / 3)  # width to height of a random crop, as torchvision's RandomResizedCrop
 CROP_ATTEMPTS = 10
@@ -126,6 +126,7 @@ def resampled(data: bytes, size: int, choose: Callable[[int, int], Box], max_pix
         except ValueError:
             pass  # damaged: whether it is bad is for Pillow to say, as for all other formats
     with opened(data, max_pixels) as image:
+        check_whole(data)
         box = box or choose(*upright_size(image))
         return resized(np.array(upright_rgb(image)), box, 1, size)
 

@@ -2,21 +2,18 @@
 
 Each case lies among sound samples. A sound one is a picture of one colour, which tells its key; an odd but sound image
 is compared with a reference. After an epoch each rank must have taken the same number of full steps, every row must be
-the picture of its key, the sound samples must all have come, and each bad one must stand in the quarantine with its reason.
+the picture of its key, all sound samples must have come, and each bad one must stand in the quarantine with its reason.
 """
 
 from __future__ import annotations
 
 import functools
-import io
 import itertools
-import json
 import os
 import shutil
 import signal
 import struct
 import tarfile
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -38,7 +35,7 @@ from data_shards.sample import parse_text
 from data_shards.shards import index_path
 from data_shards.transforms import eval_transform
 
-SIDE, SOUND, LIMIT_SECONDS = 16, 12, 60
+SIDE, SOUND, EPOCHS, LIMIT_SECONDS = 16, 12, 3, 60
 CAPTION = b'{"captions": ["a field"]}'
 
 
@@ -101,25 +98,25 @@ def stream(spec: Path | list[str], words: object, book: Path | None = None, **op
 
 
 def epoch_of(spec: Path | list[str], words: object, folder: Path, **options: object) -> Epoch:
-    """One epoch over two ranks; asserts full, equal steps and sound colours."""
+    """Two ranks for EPOCHS epochs (each drops one of an odd number of samples): full, equal steps, sound colours."""
     book = folder / "quarantine.jsonl"
-    streams = [stream(spec, words, book, rank=rank, world_size=2, epochs=1, **options) for rank in range(2)]
+    streams = [stream(spec, words, book, rank=rank, world_size=2, epochs=EPOCHS, **options) for rank in range(2)]
     batches = [list(each) for each in streams]
-    steps = len(streams[0].source) // 2
+    steps = len(streams[0].source) // 2 * EPOCHS
     assert [len(part) for part in batches] == [steps, steps]
-    keys, pictures = [], {}
+    places, pictures = [], {}
     for batch in itertools.chain(*batches):
         assert batch["images"].shape == (1, 3, SIDE, SIDE)
-        key = streams[0].source.name(int(batch["image_ids"][0]))[1]
-        keys.append(key)
+        shard, key = streams[0].source.name(int(batch["image_ids"][0]))
+        places.append((shard, key))
         pictures[key] = batch["images"][0].numpy()
         base = key.rpartition("/")[2]
         if base.startswith("s") and base[1:].isdigit():
             assert (pictures[key] == np.array(colour(int(base[1:]))).reshape(3, 1, 1)).all(), key
-    found = {row["key"]: row["reason"] for row in rows(book)}
-    assert sum((each.skipped for each in streams), start=type(streams[0].skipped)()).keys() == set(found.values())
-    assert not found.keys() & set(keys)
-    return Epoch(keys, pictures, found)
+    found = rows(book)
+    assert {reason for each in streams for reason in each.skipped} == {line["reason"] for line in found}
+    assert not {(line["shard"], line["key"]) for line in found} & set(places)
+    return Epoch([key for _, key in places], pictures, {line["key"]: line["reason"] for line in found})
 
 
 # -- images -----------------------------------------------------------------------------------------------------------
@@ -137,7 +134,7 @@ def png(width: int, height: int, depth: int, kind: int, pixels: bytes, *extra: b
 
 @functools.cache
 def zeros(count: int) -> bytes:
-    squeeze = zlib.compressobj(9)
+    squeeze = zlib.compressobj(1)
     block = bytes(1 << 20)
     parts = [squeeze.compress(block) for _ in range(count >> 20)]
     return b"".join([*parts, squeeze.compress(bytes(count & 0xFFFFF)), squeeze.flush()])
@@ -174,14 +171,14 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
         "half-progressive": (encoded(photo, quality=90, progressive=True)[:-3000], "unreadable image"),
         "half-png": (whole_png[: len(whole_png) // 2], "unreadable image"),
         "half-webp": (encoded(photo, "WEBP")[:-200], "unreadable image"),
-        "half-tiff": (encoded(photo, "TIFF", compression="tiff_lzw")[:-2000], "unreadable image"),
+        "half-tiff": (encoded(photo, "TIFF", compression="tiff_lzw")[:-2000], "not an image"),
         "bomb-png": (png(40_000, 40_000, 1, 0, zeros(40_000 * 5001)), "too many pixels"),
         "bomb-grey": (png(40_000, 40_000, 8, 2, b"x"), "too many pixels"),
         "bomb-jpeg": (bytes(jpeg_header), "too many pixels"),
         "bomb-tiff": (bytes(tiff), "too many pixels"),
         "bomb-webp": (bytes(webp), "too many pixels"),
         "bomb-gif": (bytes(gif), "too many pixels"),
-        "bomb-text": (png(1, 1, 8, 2, small, chunk(b"zTXt", b"a\0\0" + zeros(1 << 28))), "unreadable image"),
+        "bomb-text": (png(1, 1, 8, 2, small, chunk(b"zTXt", b"a\0\0" + zeros(1 << 24))), "unreadable image"),
     }
 
 
@@ -191,13 +188,13 @@ def bad_image_cases() -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bad_images(
-    bad_image_cases: dict[str, tuple[bytes, str]], words: object, tmp_path: Path, workers: int
-) -> None:
+def test_bad_images(bad_image_cases: dict[str, tuple[bytes, str]], words: object, tmp_path: Path, workers: int) -> None:
     members: dict[str, bytes] = {}
     for name, (data, _) in bad_image_cases.items():
         members |= {f"{name}.jpg": data, f"{name}.json": CAPTION}
-    epoch = epoch_of(write_tar(tmp_path / "a.tar", among_sound(members)), words, tmp_path, workers=workers)
+    epoch = epoch_of(
+        write_tar(tmp_path / "a.tar", among_sound(members)), words, tmp_path, workers=workers, start_method="fork"
+    )
     assert epoch.reasons == {name: reason for name, (_, reason) in bad_image_cases.items()}
     assert len(epoch.sound()) == SOUND
 
@@ -225,14 +222,14 @@ def ycck(photo: Image.Image) -> tuple[bytes, np.ndarray]:
     """An Adobe JPEG whose inks are inverted and stored as YCCK, and the RGB that its inks mean."""
     rgb = np.asarray(photo).astype(int)
     black = rgb.max(axis=2) * 0 + 200  # as Adobe stores it: 255 is no ink
-    # libjpeg's YCCK -> CMYK gives 255 - RGB of the YCC planes; Adobe's inversion gives RGB back.
+    # libjpeg's YCCK -> CMYK gives 255 - RGB of the YCC planes, which Adobe's inversion makes inks.
     planes = np.asarray(photo.convert("YCbCr"))
     stored = np.dstack([planes, black.astype(np.uint8)])
     # Pillow inverts what it writes as CMYK, without a change of colour space: undo the one, mark the other.
     data = bytearray(encoded(Image.fromarray(255 - stored, "CMYK"), "JPEG", quality=97, subsampling=0))
     marker = data.index(b"Adobe")
     data[marker + 11] = 2
-    return bytes(data), np.clip((255 - rgb) * black / 255, 0, 255)
+    return bytes(data), (255 - rgb) * (black / 255)[..., None]
 
 
 def odd_images() -> dict[str, tuple[bytes, np.ndarray, float]]:
@@ -279,7 +276,6 @@ def odd_images() -> dict[str, tuple[bytes, np.ndarray, float]]:
         "tiff-float": (encoded(Image.fromarray(stretched(grey)), "TIFF"), stretched_grey(grey), 1),
         "tiff-lzw": (encoded(photo, "TIFF", compression="tiff_lzw"), rgb, 0),
         "tiff-deflate": (encoded(photo, "TIFF", compression="tiff_adobe_deflate"), rgb, 0),
-        "tiff-pages": (encoded(photo, "TIFF", save_all=True, append_images=[other]), rgb, 0),
         "tiff-tiled": (tiled_tiff(rgb.astype(np.uint8)), rgb, 0),
         "bmp": (encoded(photo, "BMP"), rgb, 0),
     }
@@ -335,24 +331,371 @@ def test_odd_images_are_decoded_right(words: object, tmp_path: Path) -> None:
         members |= {f"{name}.jpg": data, f"{name}.json": CAPTION}
     epoch = epoch_of(write_tar(tmp_path / "a.tar", among_sound(members)), words, tmp_path)
     assert not epoch.reasons
-    assert set(cases) <= {*epoch.keys, *dropped(tmp_path / "a.tar", epoch)}
-    for name in set(cases) & set(epoch.keys):
-        _, expected, tolerance = cases[name]
+    for name, (_, expected, tolerance) in cases.items():
         difference = np.abs(epoch.pictures[name].transpose(1, 2, 0) - expected).mean()
         assert difference <= tolerance, f"{name}: {difference}"
 
 
-def dropped(tar: Path, epoch: Epoch) -> set[str]:
-    """The one sample that does not fill the last batch."""
+# -- text -------------------------------------------------------------------------------------------------------------
+
+HUGE = b'{"captions": ["x"], "count": ' + b"9" * 5000 + b"}"
+BAD_TEXTS = {
+    "latin": ({"txt": "Flugh\xe4fen".encode("latin-1")}, "text is not UTF-8"),
+    "blank": ({"txt": b" \n\t\0\0 "}, "no caption"),
+    "none": ({}, "no caption"),
+    "torn": ({"json": b'{"captions": ["a fie'}, "bad json"),
+    "list": ({"json": b"[1, 2]"}, "bad json"),
+    "deep": ({"json": b'{"captions": ' + b"[" * 100_000}, "bad json"),
+    "huge": ({"json": HUGE}, "bad json"),
+    "numbers": ({"json": b'{"captions": [1, 2]}'}, "bad json"),
+    "object": ({"json": b'{"captions": {"a": "b"}}'}, "bad json"),
+    "label": ({"json": b'{"captions": ["x"], "label": {"a": 1}}'}, "bad json"),
+    "surrogate": ({"json": b'{"captions": ["x \\ud83d"]}'}, "text is not UTF-8"),
+}
+ODD_TEXTS: dict[str, tuple[dict[str, bytes], list[str]]] = {
+    "nan": ({"json": b'{"captions": ["x"], "width": NaN, "height": -Infinity}'}, ["x"]),
+    "twice": ({"json": b'{"captions": ["x"], "captions": ["y"]}'}, ["y"]),
+    "emoji": ({"txt": "\N{AIRPLANE} \N{DESERT}".encode()}, ["\N{AIRPLANE} \N{DESERT}"]),
+    "arabic": ({"txt": "مطار كبير".encode()}, ["مطار كبير"]),
+    "nul": ({"txt": b"a field\0\0"}, ["a field"]),
+    "long": ({"txt": b"word " * 200_000}, [("word " * 200_000).strip()]),
+}
+
+
+def test_odd_and_bad_texts(words: object, tmp_path: Path) -> None:
+    jpeg = encoded(picture(1))
+    members: dict[str, bytes] = {}
+    for name, (texts, _) in {**BAD_TEXTS, **ODD_TEXTS}.items():
+        members |= {f"{name}.jpg": jpeg, **{f"{name}.{kind}": data for kind, data in texts.items()}}
+    tar = write_tar(tmp_path / "a.tar", among_sound(members))
+    epoch = epoch_of(tar, words, tmp_path)
+    assert epoch.reasons == {name: reason for name, (_, reason) in BAD_TEXTS.items()}
+    for name, (texts, expected) in ODD_TEXTS.items():
+        assert parse_text(texts)[0] == expected, name
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_any_bytes_of_text_are_captions_or_bad(data: st.DataObject) -> None:
+    whole = bytearray('{"captions": ["a \\u00e9 field", "é"], "label": "farm", "width": 3}'.encode())
+    for place in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=4)):
+        whole[place] = data.draw(st.integers(0, 255))
+    try:
+        captions, label, _ = parse_text({"json": bytes(whole)})
+    except BadSample:
+        return
+    assert all(text.strip() == text and text.encode() for text in captions)
+    assert label is None or label.encode()
+
+
+# -- tars -------------------------------------------------------------------------------------------------------------
+
+
+def entry(
+    name: str, data: bytes = b"", kind: bytes = tarfile.REGTYPE, link: str = "", form: int = tarfile.GNU_FORMAT
+) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.size = kind, link, len(data)
+    return info.tobuf(form) + data + bytes(-len(data) % 512)
+
+
+def tar_of(path: Path, *parts: bytes) -> Path:
+    path.write_bytes(b"".join(parts) + bytes(1024))
+    return path
+
+
+def sound_entries(numbers: range, form: int = tarfile.GNU_FORMAT) -> bytes:
+    return b"".join(entry(name, data, form=form) for n in numbers for name, data in sound(n).items())
+
+
+def indexed(folder: Path) -> Path:
+    assert main(["index", str(folder), "--workers", "1"]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two tars of six sound samples, not indexed."""
+    place = tmp_path / "shards"
+    place.mkdir()
+    tar_of(place / "a.tar", sound_entries(range(6)))
+    tar_of(place / "b.tar", sound_entries(range(6, 12)))
+    return place
+
+
+@pytest.mark.parametrize("cut", ["header", "data", "all"])
+def test_a_cut_tar_with_an_index_counts_each_sample(cut: str, folder: Path, words: object, tmp_path: Path) -> None:
+    index = ShardIndex.load(index_path(indexed(folder) / "b.tar"))
+    place = int(index.offset[int(index.first[3])])
+    os.truncate(folder / "b.tar", {"header": place - 300, "data": place + 10, "all": 0}[cut])
+    epoch = epoch_of(folder, words, tmp_path)
+    lost = range(6 if cut == "all" else 9, 12)
+    assert epoch.reasons == {f"s{number:02d}": "shard is cut short" for number in lost}
+    assert epoch.sound() == [f"s{number:02d}" for number in range(lost.start)]
+
+
+@pytest.mark.parametrize("cut", ["header", "data", "mark"])
+def test_a_cut_tar_without_an_index_is_told_of(
+    cut: str, folder: Path, words: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    index = scan(folder / "b.tar")
+    place = int(index.offset[int(index.first[3])])
+    size = (folder / "b.tar").stat().st_size
+    os.truncate(folder / "b.tar", {"header": place - 300, "data": place + 10, "mark": size - 1024}[cut])
+    epoch = epoch_of(folder, words, tmp_path)
+    assert epoch.reasons == ({"s09": "shard is cut short"} if cut == "data" else {})
+    assert len(ShardSet(str(folder))) == {"header": 9, "data": 10, "mark": 12}[cut]
+    assert "damaged or cut short after" in caplog.text
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.data())
+def test_flipped_bytes_of_a_tar_cost_the_samples_they_lie_in(
+    words: object, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Any byte of any region, with or without an index; all other samples still arrive, unchanged."""
+    folder = tmp_path_factory.mktemp("flip")
+    form = data.draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT]))
+    tar = tar_of(folder / "a.tar", sound_entries(range(8), form))
+    whole = scan(tar)
+    if data.draw(st.booleans()):
+        indexed(folder)
+    content = bytearray(tar.read_bytes())
+    sample = data.draw(st.integers(0, 7))
+    first, last = (int(whole.offset[row]) for row in (2 * sample, 2 * sample + 1))
+    begin, end = first - 512, last + (int(whole.size[2 * sample + 1]) + 511) // 512 * 512
+    for place in data.draw(st.lists(st.integers(begin, end - 1), min_size=1, max_size=3)):
+        content[place] ^= data.draw(st.integers(1, 255))
+    tar.write_bytes(content)
+    # A change of a caption, a name, or of pixels whose checksum is not looked at cannot be told without hashes
+    streams = [stream(folder, words, rank=rank, world_size=2, epochs=3) for rank in range(2)]
+    seen = [list(each) for each in streams]
+    assert len(seen[0]) == len(seen[1])
+    keys = set()
+    for batch in itertools.chain(*seen):
+        key = streams[0].source.name(int(batch["image_ids"][0]))[1]
+        if key in {f"s{n:02d}" for n in range(8) if n != sample}:
+            assert (batch["images"][0].numpy() == np.array(colour(int(key[1:]))).reshape(3, 1, 1)).all()
+            keys.add(key)
+    assert keys == {f"s{n:02d}" for n in range(8) if n != sample}
+
+
+def test_a_size_of_sixteen_gigabytes_takes_no_memory(words: object, tmp_path: Path) -> None:
+    liar = tarfile.TarInfo("liar.jpg")
+    liar.size = 16 << 30
+    parts = (sound_entries(range(4)), liar.tobuf(), bytes(512), sound_entries(range(4, 8)))
+    epoch = epoch_of(tar_of(tmp_path / "a.tar", *parts), words, tmp_path)
+    assert epoch.reasons == {"liar": "member is too large"}
+    assert len(epoch.sound()) == 8
+
+
+@pytest.mark.parametrize("size", ["-1", "-9999", "77777777777"])
+def test_headers_that_lead_nowhere_end(size: str, words: object, tmp_path: Path) -> None:
+    """A negative size sends Python's tarfile backwards for ever."""
+    block = bytearray(tarfile.TarInfo("liar.jpg").tobuf())
+    value = int(size, 8) if size.isdigit() else int(size)
+    block[124:136] = b"\xff" + value.to_bytes(11, "big", signed=True) if value < 0 else size.encode() + b"\0"
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    parts = (sound_entries(range(4)), bytes(block), sound_entries(range(4, 8)))
+    epoch = epoch_of(tar_of(tmp_path / "a.tar", *parts), words, tmp_path)
+    assert len(epoch.sound()) == 8
+    assert set(epoch.reasons) <= {"liar"}
+
+
+def test_names_links_and_hidden_members(words: object, tmp_path: Path) -> None:
+    """Odd names are keys like others; what is no picture or text of a sample stands in nobody's way."""
+    one, two = sound(0)["s00.png"], CAPTION
+    long = "d" * 120 + "/" + "n" * 130
+    names = ["./dot/s00", "../up/s00", "/root/s00", "with space/s00", "Flughäfen/s00", "a.b/c/s00", f"{long}/s00"]
+    parts = []
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        for name in names:
+            place = f"{form}/{name}" if not name.startswith((".", "/")) else f"{name[:-3]}{form}/s00"
+            parts += [entry(f"{place}.png", one, form=form), entry(f"{place}.json", two, form=form)]
+    hidden = [entry(".DS_Store", b"x"), entry("__MACOSX/._s01.png", b"junk"), entry("README", b"text"),
+              entry("folder", kind=tarfile.DIRTYPE), entry("pipe.jpg", kind=tarfile.FIFOTYPE),
+              entry("device.jpg", kind=tarfile.CHRTYPE)]  # fmt: skip
+    between = [entry("s01.png", sound(1)["s01.png"]), entry("._s01.json", b"junk"), entry("s01.json", two)]
+    links = [entry("link.jpg", kind=tarfile.SYMTYPE, link="/etc/passwd"), entry("link.json", two),
+             entry("hard.jpg", kind=tarfile.LNKTYPE, link="s01.png"), entry("hard.json", two),
+             entry("blind.json", two)]  # fmt: skip
+    tar = tar_of(tmp_path / "a.tar", *parts, *hidden, *between, *links, sound_entries(range(2, 9)))
+    epoch = epoch_of(tar, words, tmp_path)
+    assert epoch.reasons == {"link": "no image", "hard": "no image", "blind": "no image"}
     shards = ShardSet(str(tar))
-    left = {shards.key(number) for number in range(len(shards))} - set(epoch.keys)
-    assert len(left) <= len(shards) % 2
-    return left
+    assert len(shards) == 2 * len(names) + 1 + 3 + 7
+    assert f"{tarfile.GNU_FORMAT}/{long}/s00" in {shards.key(n) for n in range(len(shards))}
+    assert {shards.key(n) for n in range(len(shards))} == set(epoch.keys) | epoch.reasons.keys()
 
 
-def test_arithmetic_coded_jpeg_is_decoded_or_refused() -> None:
-    """Some builds of libjpeg-turbo cannot: then it is a bad sample, never grey."""
-    plain = bytearray(encoded(picture(4, SIDE, SIDE)))
-    plain[plain.index(b"\xff\xc0") + 1] = 0xC9  # says arithmetic, is Huffman
-    with pytest.raises(BadSample):
-        eval_transform(bytes(plain), SIDE)
+def test_members_far_apart_are_two_half_samples(words: object, tmp_path: Path) -> None:
+    """As webdataset has it: a sample is what lies together. Neither half passes for a whole."""
+    parts = (entry("far.jpg", encoded(picture(1))), sound_entries(range(4)), entry("far.json", CAPTION))
+    tar = tar_of(tmp_path / "a.tar", *parts, sound_entries(range(4, 8)))
+    epoch = epoch_of(tar, words, tmp_path)
+    assert set(epoch.reasons) == {"far"}
+    assert "far" not in epoch.keys
+    assert len(epoch.sound()) == 8
+
+
+def test_two_samples_of_one_key_are_two(words: object, tmp_path: Path) -> None:
+    parts = [entry(f"s00.{kind}", data) for kind, data in (("png", sound(0)["s00.png"]), ("json", CAPTION))]
+    tar = tar_of(tmp_path / "a.tar", *parts, sound_entries(range(1, 4)), *parts, sound_entries(range(4, 8)))
+    assert len(ShardSet(str(tar))) == 9
+    assert epoch_of(tar, words, tmp_path).reasons == {}
+
+
+def test_a_large_foreign_member_between_two_is_not_read(tmp_path: Path) -> None:
+    parts = (entry("a.jpg", b"image"), entry("a.lidar", bytes(1 << 24)), entry("a.json", CAPTION))
+    shards = ShardSet(str(tar_of(tmp_path / "a.tar", *parts)))
+    read: list[int] = []
+    plain = os.pread
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pread", lambda file, length, place: read.append(length) or plain(file, length, place))
+        assert shards.read(0).image == b"image"
+    assert sum(read) < 1 << 16
+
+
+def test_a_sparse_member_is_told_of(words: object, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """GNU tar -S stores the filled parts only: the bytes at a member's place are not the member."""
+    block = bytearray(tarfile.TarInfo("holes.png").tobuf(tarfile.GNU_FORMAT))
+    block[156:157] = tarfile.GNUTYPE_SPARSE
+    block[386:410] = b"%011o\0%011o\0" % (0, 0)
+    block[483:495] = b"%011o\0" % 4096
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    parts = (sound_entries(range(4)), bytes(block), entry("holes.json", CAPTION), sound_entries(range(4, 8)))
+    epoch = epoch_of(tar_of(tmp_path / "a.tar", *parts), words, tmp_path)
+    assert epoch.reasons == {"holes": "no image"}
+    assert "sparse" in caplog.text
+
+
+def test_tars_end_to_end_lose_nothing(folder: Path, words: object, tmp_path: Path) -> None:
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes((folder / "a.tar").read_bytes() + (folder / "b.tar").read_bytes())
+    assert len(epoch_of(joined, words, tmp_path).sound()) == 12
+
+
+def test_what_is_no_tar_is_named_at_the_start(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for data in (b"", b"<html>not found</html>" * 99, bytes(10_240)):
+        (folder / "c.tar").write_bytes(data)
+        if any(data) or not data:
+            with pytest.raises(ValueError, match=r"c\.tar is not an uncompressed tar"):
+                ShardSet(str(folder))
+        else:
+            assert len(ShardSet(str(folder))) == 12  # an end mark and nothing before it: an empty tar
+            assert "c.tar is empty" in caplog.text
+
+
+def test_the_index_of_another_tar_gives_no_captions_to_wrong_images(
+    folder: Path, words: object, tmp_path: Path
+) -> None:
+    indexed(folder)
+    shutil.copy(index_path(folder / "a.tar"), index_path(folder / "b.tar"))
+    epoch = epoch_of(folder, words, tmp_path)
+    assert set(epoch.reasons.values()) <= {"index does not fit", "shard is cut short"}
+    assert {row["shard"] for row in rows(tmp_path / "quarantine.jsonl")} == {str(folder / "b.tar")}
+    rest = [row["reason"] for row in rows(tmp_path / "quarantine.jsonl")]
+    assert len(rest) == 6
+
+
+@pytest.mark.parametrize("change", ["vanishes", "shrinks", "locked"])
+def test_a_shard_that_changes_between_epochs(change: str, folder: Path, words: object, tmp_path: Path) -> None:
+    if change == "locked" and os.geteuid() == 0:
+        pytest.skip("nothing is locked to root")
+    indexed(folder)
+    whole = (folder / "b.tar").read_bytes()
+    streams = [stream(folder, words, tmp_path / "q.jsonl", rank=rank, world_size=2, epochs=3) for rank in range(2)]
+    batches = [iter(each) for each in streams]
+
+    def epoch() -> set[str]:
+        taken = [[next(part) for _ in range(6)] for part in batches]
+        ids = [int(batch["image_ids"][0]) for part in taken for batch in part]
+        assert len(ids) == 12
+        for each in streams:
+            each.source.close()
+        return {streams[0].source.key(number) for number in ids}
+
+    assert len(epoch()) == 12
+    if change == "vanishes":
+        (folder / "b.tar").unlink()
+    elif change == "shrinks":
+        tar_of(folder / "b.tar", sound_entries(range(20, 22)))
+    else:
+        (folder / "b.tar").chmod(0)
+    assert epoch() <= {f"s{number:02d}" for number in range(6)}
+    found = rows(tmp_path / "q.jsonl")
+    expected = {"vanishes": {"shard is missing"}, "shrinks": {"index does not fit", "shard is cut short"}}
+    assert {row["reason"] for row in found} <= expected.get(change, {"shard cannot be read"})
+    assert len(found) == len({(row["key"], row["reason"]) for row in found}) == 6
+    (folder / "b.tar").unlink(missing_ok=True)
+    (folder / "b.tar").write_bytes(whole)  # and it comes back
+    assert len(epoch()) == 12
+
+
+# -- the quarantine ---------------------------------------------------------------------------------------------------
+
+
+def row(number: int, reason: str = "no image") -> dict[str, str]:
+    return {"shard": "a.tar", "key": f"k{number}\udcff", "reason": reason, "detail": ""}
+
+
+def test_the_quarantine_holds_a_sample_once_over_epochs_ranks_and_resumes(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "q.jsonl"
+    ranks = [Quarantine(str(path)) for _ in range(3)]
+    for epoch in range(4):
+        for number in range(9):
+            ranks[(number + epoch) % 3].add([row(number)], epoch, 99)
+    Quarantine(str(path)).add([row(3), row(3), row(4, "empty image")], 0, 99)
+    assert rows(path) == [*map(row, range(9)), row(4, "empty image")]
+    assert sum(rank.skipped["no image"] for rank in ranks) == 36
+
+
+def test_ranks_append_at_once_and_lines_stay_whole(tmp_path: Path) -> None:
+    import multiprocessing
+
+    path = tmp_path / "q.jsonl"
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=append_many, args=(str(path), rank)) for rank in range(3)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(LIMIT_SECONDS)
+        assert process.exitcode == 0
+    assert sorted(found["key"] for found in rows(path)) == sorted(f"{r}-{n}" for r in range(3) for n in range(100))
+
+
+def append_many(path: str, rank: int) -> None:
+    book = Quarantine(path)
+    for number in range(100):
+        book.add([{"shard": "s", "key": f"{rank}-{number}", "reason": "r", "detail": "d" * 3000}], 0, 999)
+
+
+def test_a_quarantine_that_cannot_be_written_is_said_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"data\.quarantine: .*file/q\.jsonl cannot be written"):
+        Quarantine(str(tmp_path / "file" / "q.jsonl"))
+
+
+def test_a_disk_that_fills_up_costs_the_list_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = Quarantine(str(tmp_path / "q.jsonl"))
+
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("data_shards.quarantine.os.write", full)
+    for number in range(3):
+        book.add([row(number)], 0, 99)
+    assert book.skipped["no image"] == 3
+    assert caplog.text.count("cannot be written any more") == 1
+
+
+def test_a_sample_met_again_as_a_replacement_counts_once(tmp_path: Path) -> None:
+    book = Quarantine()
+    for _ in range(5):
+        book.add([row(1)], 0, 1)
+    with pytest.raises(TooManyBadSamples, match=r"2 bad samples in epoch 0.*a\.tar \(2\)"):
+        book.add([row(2)], 0, 1)
