@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_pack(config: PackConfig) -> int:
     from data_shards.pack import PackPlan, pack
+    from data_shards.sources.catalogue import read_source
 
     relabel = config.caption_from == "relabel"
     if config.caption_from not in ("template", "none", "relabel"):
@@ -64,7 +65,7 @@ def run_pack(config: PackConfig) -> int:
         raise ValueError(f"--shard-size must be at least 1, not {config.shard_size}")
     records = chosen(read_source(config), config)
     for record in records if relabel else []:
-        record.captions = [] if record.label is not None else record.captions
+        record.captions = [] if record.scenes else record.captions
     drawn = config.source == "synthetic"
     plan = PackPlan(
         prefix=config.prefix or config.split or "shard",
@@ -86,39 +87,18 @@ def run_pack(config: PackConfig) -> int:
     return 0
 
 
-def read_source(config: PackConfig) -> list[Record]:
-    """Records of the chosen source; ValueError that names the option it lacks."""
-    from data_shards import sources
-
-    def need(option: str) -> str:
-        value = getattr(config, option)
-        if value is None:
-            raise ValueError(f"--source {config.source} needs --{option}")
-        return value
-
-    if config.source == "synthetic":
-        quality = config.quality or sources.Drawing.quality
-        return sources.synthetic(config.count, config.seed, config.size, config.captions, config.first_index, quality)
-    if config.source == "csv":
-        return sources.csv(need("csv"), need("images"), config.split)
-    if config.source == "karpathy":
-        return sources.karpathy(need("json"), need("images"), config.split, config.labels)
-    if config.source == "imagefolder":
-        return sources.imagefolder(need("images"), config.split)
-    raise ValueError(f"--source: synthetic, csv, karpathy or imagefolder, not {config.source!r}")
-
-
 def chosen(records: list[Record], config: PackConfig) -> list[Record]:
     """The records of --classes, shuffled, the first --limit of them."""
-    from data_shards.seeds import mix, permutation
+    from data_shards.sources.catalogue import shuffled
 
     if config.classes is not None:
-        unknown = set(config.classes) - {record.label for record in records}
+        unknown = set(config.classes) - {scene for record in records for scene in record.scenes}
         if unknown:
             raise ValueError(f"--classes: no record is labelled {', '.join(sorted(unknown))}")
-        records = [record for record in records if record.label in config.classes]
+        wanted = set(config.classes)
+        records = [record for record in records if wanted.intersection(record.scenes)]
     if config.shuffle and config.source != "synthetic":
-        records = [records[i] for i in permutation(mix(config.seed), len(records))]
+        records = shuffled(records, config.seed)
     return records[: config.limit]
 
 

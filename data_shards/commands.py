@@ -10,12 +10,29 @@ class PackConfig:
     """Pack images with captions or scene labels into shards.
 
     Args:
-        source: synthetic, csv, karpathy or imagefolder
+        source: synthetic, csv, rs5m, karpathy, precomp, webdataset, parquet, imagefolder, millionaid, fmow, bigearthnet
         output: folder to write; new, or half packed with the same options
-        images: folder of the images (csv, karpathy, imagefolder)
-        csv: CSV with a column for the file name, and for caption and/or label, split (source csv)
-        json: Karpathy JSON (source karpathy)
-        labels: CSV of file names and labels, where the Karpathy JSON has none (source karpathy)
+        images: folder of the images (all sources but synthetic and webdataset). Where --json, --csv, --precomp or
+            --parquet name several files, with commas between them or as a YAML list, give one folder for each or one
+            for all; keys then begin with the name of the data set
+        csv: table with a column for the file name, and for caption and/or label, split (source csv); a metadata CSV of
+            RS5M's image-only release: img_name or file_name, caption or text, url, country, month, meta_caption (rs5m)
+        json: Karpathy JSON: RSICD, RSITMD, UCM, Sydney (source karpathy)
+        precomp: folder of SPLIT_caps.txt and SPLIT_filename.txt (source precomp)
+        shards: folder, pattern or URL of tars: RS5M's published shards, img2dataset's output (source webdataset)
+        parquet: file, folder or pattern of Parquet files with the images or their paths (source parquet);
+            metadata.parquet of BigEarthNet v2, if it is not in --images (source bigearthnet)
+        labels: CSV of file names and scenes, or "none"; null takes them from the annotation or the file name's stem
+            (sources karpathy, precomp)
+        caption_field: columns that hold captions, comma-separated or a list; all that are not blank are taken. null
+            takes the first there is of caption, captions, raw, text, title, sentence (sources csv, rs5m, parquet;
+            webdataset: lists in KEY.json)
+        image_field: column of the images; null finds it (source parquet)
+        label_field: column of the scene; null finds it (source parquet)
+        fmow_kind: rgb, msrgb or both (source fmow)
+        crop_margin: cut out each bounding box and this share of its longer side around it; null keeps the whole picture
+            (source fmow)
+        reflectance_max: reflectance that becomes white; 4095 keeps 12 bits (source bigearthnet)
         split: keep the records of this split; null keeps all
         count: scenes to draw (source synthetic)
         size: side of a drawn scene in pixels (source synthetic)
@@ -25,13 +42,13 @@ class PackConfig:
         caption_from: template captions images that have only a label; none leaves them without; relabel captions all
             labelled images from templates, also those that have captions
         captions_per_image: template captions an image
-        classes: keep the records of these scene classes; null keeps all
+        classes: keep the records of these scene classes, multi-label ones if any fits; null keeps all
         max_side: shrink images whose longer side exceeds this many pixels
         quality: re-encode every image as JPEG of this quality; null keeps the bytes of jpg, png and webp
         max_pixels: leave out larger images
         shard_size: samples a shard
         prefix: shards are named PREFIX-000000.tar; null takes the split or "shard"
-        shuffle: pack in random order, so that each shard mixes the classes
+        shuffle: pack in random order, so that each shard mixes the classes; Parquet's row groups stay together
         limit: pack at most this many records, taken after the shuffle
         workers: processes; null takes one a core
         overwrite: remove what an earlier pack wrote to the folder
@@ -39,10 +56,19 @@ class PackConfig:
 
     source: str
     output: str
-    images: str | None = None
-    csv: str | None = None
-    json: str | None = None
-    labels: str | None = None
+    images: str | list[str] | None = None
+    csv: str | list[str] | None = None
+    json: str | list[str] | None = None
+    precomp: str | list[str] | None = None
+    shards: str | list[str] | None = None
+    parquet: str | list[str] | None = None
+    labels: str | list[str] | None = None
+    caption_field: str | list[str] | None = None
+    image_field: str | None = None
+    label_field: str | None = None
+    fmow_kind: str = "rgb"
+    crop_margin: float | None = None
+    reflectance_max: int = 2000
     split: str | None = None
     count: int = 1000
     size: int = 128

@@ -248,9 +248,9 @@ def members_of(record: Record, plan: PackPlan) -> tuple[str, dict[str, bytes], d
     assert isinstance(record.image, bytes)
     extension, data, width, height = encoded(record.image, plan)
     captions = captions_of({"captions": record.captions}, "captions")
-    if not captions and plan.template_captions and record.label is not None:
-        captions = templates.captions(record.label, plan.captions_per_image, mix(plan.seed, text_seed(record.key)))
-    if not captions and record.label is None:
+    if not captions and plan.template_captions and record.scenes:
+        captions = templates.captions(record.scenes, plan.captions_per_image, mix(plan.seed, text_seed(record.key)))
+    if not captions and not record.scenes:
         raise BadSample("no caption", "neither caption nor label")
     info = {
         **record.extra,

@@ -4,14 +4,18 @@
         ["an aerial photograph of a dense residential area", "many closely packed houses seen from above", ...]
 
 A caption is a template filled with one of the scene's phrases; both are drawn by the seed. Phrases for the classes of
-the usual benchmarks (UC Merced, AID, NWPU-RESISC45, RSICD, RSITMD, Million-AID, EuroSAT) are in SCENES; another class
-is worded from its name.
+the usual benchmarks (UC Merced, AID, NWPU-RESISC45, RSICD, RSITMD, Million-AID, fMoW, BigEarthNet, EuroSAT) are in
+SCENES; another class is worded from its name. An image of several classes names them together:
+
+    captions(["Mixed forest", "Inland waters"], 1, seed=3) -> ["a satellite image of a mixed forest and inland waters"]
 """
 
 from __future__ import annotations
 
+import math
 import random
 import re
+from collections.abc import Sequence
 
 # {scene} is a noun phrase with its article: "an airport", "storage tanks", "farmland".
 TEMPLATES = (
@@ -150,22 +154,78 @@ SCENES: dict[str, tuple[str, ...]] = {
     "wetland": ("a wetland", "marshland"),
     "windmill": ("wind turbines", "a wind turbine"),
     "works": ("a factory", "industrial works"),
+    # Functional Map of the World
+    "aquaculture": ("an aquaculture farm", "fish ponds"),
+    "burialsite": ("a burial site", "a cemetery"),
+    "debrisorrubble": ("debris and rubble", "rubble of destroyed buildings"),
+    "educationalinstitution": ("a school or university", "buildings of an educational institution"),
+    "factoryorpowerplant": ("a factory or power plant", "a large industrial plant"),
+    "groundtransportationstation": ("a station for buses or trains", "a transport station"),
+    "impoverishedsettlement": ("a poor settlement with many small huts", "closely packed makeshift houses"),
+    "lakeorpond": ("a lake or pond", "a body of still water"),
+    "multiunitresidential": ("apartment buildings", "a residential block with many flats"),
+    "nuclearpowerplant": ("a nuclear power plant", "a nuclear power station with its cooling towers"),
+    "oilorgasfacility": ("an oil or gas facility", "an oil and gas plant"),
+    "parkinglotorgarage": ("a parking lot or garage", "a parking area with cars"),
+    "placeofworship": ("a place of worship", "a religious building"),
+    "singleunitresidential": ("detached houses", "a single family house"),
+    "surfacemine": ("a surface mine", "an open pit mine"),
+    "wastedisposal": ("a waste disposal site", "a landfill"),
+    # Million-AID
+    "dryfield": ("dry fields", "dry farmland"),
+    "mine": ("a mine", "an open pit mine"),
+    "oilfield": ("an oil field", "oil wells on open ground"),
+    "paddyfield": ("paddy fields", "flooded rice fields"),
+    "terracedfield": ("terraced fields", "terraces on a slope"),
+    "woodland": ("woodland", "trees"),
+    # BigEarthNet, 19 and 43 classes
+    "airports": ("an airport",),
+    "agroforestryareas": ("agroforestry areas", "fields with scattered trees"),
+    "beachesdunessands": ("beaches and dunes", "sand"),
+    "continuousurbanfabric": ("a dense city", "dense urban fabric"),
+    "discontinuousurbanfabric": ("scattered settlements", "a town with gardens"),
+    "greenurbanareas": ("green urban areas", "parks in a town"),
+    "industrialorcommercialunits": ("industrial or commercial buildings", "an industrial area"),
+    "moorsandheathland": ("moors and heathland",),
+    "moorsheathlandandsclerophyllousvegetation": ("moors and heathland", "shrubs"),
+    "naturalgrassland": ("natural grassland",),
+    "naturalgrasslandandsparselyvegetatedareas": ("natural grassland", "sparse vegetation"),
+    "nonirrigatedarableland": ("arable land", "crop fields without irrigation"),
+    "portareas": ("a port",),
+    "ricefields": ("rice fields",),
+    "seaandocean": ("the sea", "open sea"),
+    "sportandleisurefacilities": ("sports and leisure grounds",),
+    "transitionalwoodlandshrub": ("transitional woodland", "shrubs and young trees"),
+    "urbanfabric": ("a town", "houses and streets", "urban fabric"),
 }
 
+NAMED_TOGETHER = 4
 UNCOUNTED = ("land", "water", "vegetation", "farmland", "forestry", "ice", "snow", "sand", "housing", "grass")
 
 
-def captions(label: str, count: int, seed: int) -> list[str]:
-    """``count`` different captions of a scene class, drawn by the seed.
+def captions(label: str | Sequence[str], count: int, seed: int) -> list[str]:
+    """``count`` different captions of a scene class, or of several that an image shows, drawn by the seed.
 
-    Raises ValueError where a class cannot be worded in so many ways.
+    Of more than NAMED_TOGETHER classes so many are drawn: a caption stays a sentence. Raises ValueError where a class
+    cannot be worded in so many ways.
     """
-    phrases = scene_phrases(label)
-    possible = len(phrases) * len(TEMPLATES)
+    labels = [label] if isinstance(label, str) else list(label)
+    if len(labels) > NAMED_TOGETHER:
+        chosen = random.Random(seed).sample(range(len(labels)), NAMED_TOGETHER)
+        labels = [labels[i] for i in sorted(chosen)]
+    phrases = [scene_phrases(name) for name in labels]
+    possible = math.prod(map(len, phrases)) * len(TEMPLATES)
     if not 0 < count <= possible:
         raise ValueError(f"--captions-per-image {count}: class {label!r} can be worded in {possible} ways")
-    drawn = random.Random(seed).sample(range(possible), count)
-    return [TEMPLATES[i // len(phrases)].format(scene=phrases[i % len(phrases)]) for i in drawn]
+    texts = []
+    for number in random.Random(seed).sample(range(possible), count):
+        parts = []
+        for choices in phrases:
+            number, place = divmod(number, len(choices))
+            parts.append(choices[place])
+        scene = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+        texts.append(TEMPLATES[number].format(scene=scene))
+    return texts
 
 
 def scene_phrases(label: str) -> tuple[str, ...]:

@@ -53,7 +53,9 @@ class Gallery:
         if isinstance(self.origin, ShardSet):
             shard, row = self.origin.locate(self.places[sample])
             return {"shard": str(self.origin.paths[shard].resolve()), "sample": row}
-        return {"path": str(Path(str(self.origin.records[self.places[sample]].image)).resolve())}
+        path = self.origin.records[self.places[sample]].path
+        assert path is not None, "a Karpathy JSON names files"
+        return {"path": str(path.resolve())}
 
     def keep(self, samples: Sequence[int]) -> Gallery:
         """The gallery with these samples only, in the order given."""
@@ -132,7 +134,7 @@ def read_records(path: Path, images: str | None, split: str | None) -> tuple[lis
         split = TEST if any(record.split == TEST for record in records) else ALL
         log.info("%s: taking the split '%s'" if split == TEST else "%s: no test split, taking %s images", path, split)
     kept = records if split == ALL else keep_split(records, split, path)
-    paths = [record.image for record in kept if isinstance(record.image, Path)]
+    paths = [record.path for record in kept if record.path is not None]
     if paths and not any(path.is_file() for path in paths):
         raise FileNotFoundError(
             f"none of the {len(paths)} images that {path} names is in --images {images} (the first would be "

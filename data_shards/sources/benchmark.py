@@ -1,0 +1,172 @@
+"""Annotation files of the retrieval benchmarks: RSICD, RSITMD, UCM-Captions, Sydney-Captions.
+
+    karpathy("dataset_rsicd.json", "RSICD_images")      {"images": [{"filename", "split", "sentences": [{"raw"}]}]}
+    precomp("rsitmd_precomp", "images", "test")         test_caps.txt, test_filename.txt
+
+Scene labels come from the annotation, a CSV, or the file name's stem, see ``labels``:
+
+    RSICD     airport_1.jpg has its scene, 00815.jpg (one in twelve) has not: its labels.csv tells all
+    RSITMD    every stem has it: railwaystation_101.tif
+    UCM       1.tif ... 2100.tif, a hundred of each of 21 scenes in alphabetical order; the captions confirm that
+    Sydney    1.tif ... 613.tif: none
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data_shards.sources.names import keep_split, labeller, sample_key
+from data_shards.sources.record import ImageFile, Record
+from data_shards.sources.table import label_table
+
+UCM_SCENES = (
+    *("agricultural", "airplane", "baseballdiamond", "beach", "buildings", "chaparral", "denseresidential", "forest"),
+    *("freeway", "golfcourse", "harbor", "intersection", "mediumresidential", "mobilehomepark", "overpass"),
+    *("parkinglot", "river", "runway", "sparseresidential", "storagetanks", "tenniscourt"),
+)
+UCM_WORDS = {  # what most captions of a scene say if the numbers are in UC Merced's order
+    "airplane": "plane",
+    "beach": "beach",
+    "forest": "forest",
+    "freeway": "freeway",
+    "golfcourse": "golf",
+    "harbor": "harbo",
+    "intersection": "intersection",
+    "overpass": "overpass",
+    "river": "river",
+    "runway": "runway",
+    "tenniscourt": "tennis",
+}
+SET_NAME = re.compile(r"(?P<split>.+)_caps\.txt")
+
+
+def karpathy(
+    json_file: str | Path, images: str | Path, split: str | None = None, labels: str | Path | None = None
+) -> list[Record]:
+    """Records of a Karpathy JSON.
+
+    Args:
+        json_file: ``{"dataset": ..., "images": [{"filename", "split", "sentences": [{"raw"}], "label"?}]}``
+        images: folder that the file names are relative to
+        split: keep this one; None keeps all
+        labels: CSV with the columns filename and label, or "none"; without it a label is the record's ``label``, the
+            file name's stem (``airport_1.jpg`` -> ``airport``; ``00815.jpg`` has none), or UCM's number
+    """
+    path = Path(json_file)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = content["images"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a Karpathy JSON with a list 'images': {error}") from error
+    source = content.get("dataset") or path.stem
+    label_of = scene_labels(labels)
+    records = [_karpathy_record(entry, str(images), label_of, source, path) for entry in entries]
+    if labels is None:
+        number_labels(records)
+    return keep_split(records, split, path)
+
+
+def _karpathy_record(entry: dict, images: str, label_of: Callable, source: str, path: Path) -> Record:
+    try:
+        name = (Path(entry.get("filepath", "")) / entry["filename"]).as_posix()
+        sentences = entry.get("sentences", [])
+        captions = [row.get("raw") or " ".join(row["tokens"]) for row in sentences]
+        texts = [caption.strip() for caption in captions if caption.strip()]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: an entry of 'images' lacks {error}: {str(entry)[:120]}") from error
+    label = label_of(name, entry.get("label"))
+    return Record(sample_key(name), ImageFile(images, name), texts, label, entry.get("split"), source, entry.get("url"))
+
+
+def precomp(
+    folder: str | Path, images: str | Path, split: str | None = None, labels: str | Path | None = None
+) -> list[Record]:
+    """Records of a folder of ``SPLIT_caps.txt`` and ``SPLIT_filename.txt``.
+
+    A file's name stands once for its captions (RSICD, RSITMD: train), or once a caption (test); the numbers of lines
+    tell which. Blank captions (RSITMD has twenty) are left out, their line still counts.
+
+    Args:
+        folder: that holds the text files
+        images: folder that the file names are relative to
+        split: the first part of the files' names; None takes all there are
+        labels: as for ``karpathy``
+
+    Raises:
+        FileNotFoundError: no such files, with the splits that are there
+        ValueError: the numbers of lines do not fit, with both
+    """
+    root = Path(folder)
+    found = sorted(m["split"] for path in root.glob("*_caps.txt") if (m := SET_NAME.fullmatch(path.name)))
+    if not found or (split is not None and split not in found):
+        wanted = f"{split or 'SPLIT'}_caps.txt"
+        raise FileNotFoundError(f"--precomp {root}: no {wanted} there; splits found: {', '.join(found) or 'none'}")
+    label_of = scene_labels(labels)
+    records: list[Record] = []
+    for name in [split] if split is not None else found:
+        records += _precomp_split(root, name, str(images), label_of)
+    return records
+
+
+def _precomp_split(root: Path, split: str, images: str, label_of: Callable) -> list[Record]:
+    captions, names = lines(root / f"{split}_caps.txt"), lines(root / f"{split}_filename.txt")
+    each, rest = divmod(len(captions), len(names)) if names else (0, 1)
+    if rest or not each:
+        raise ValueError(
+            f"{root}: {split}_caps.txt has {len(captions)} lines and {split}_filename.txt {len(names)}: a file must "
+            "stand once a caption, or once for the same number of captions each"
+        )
+    records: dict[str, Record] = {}
+    for line, name in enumerate(names):
+        if not name.strip():
+            raise ValueError(f"{root / f'{split}_filename.txt'}, line {line + 1}: no file name")
+        name = name.strip()
+        if name not in records:
+            key = sample_key(name)
+            records[name] = Record(key, ImageFile(images, name), [], label_of(name), split, source_name(root))
+        texts = (text.strip() for text in captions[line * each : line * each + each])
+        records[name].captions += [text for text in texts if text]
+    return list(records.values())
+
+
+def source_name(folder: Path) -> str:
+    """``rsitmd_precomp`` -> ``rsitmd``."""
+    return folder.resolve().name.removesuffix("_precomp")
+
+
+def lines(path: Path) -> list[str]:
+    """Lines of a text file by line feeds alone: a caption may hold other separators. FileNotFoundError names it."""
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    return text.removesuffix("\n").split("\n") if text else []
+
+
+def scene_labels(labels: str | Path | None) -> Callable[..., str | None]:
+    """How a file name gets its scene: by a CSV, by annotation or stem (None), or not at all ("none")."""
+    if labels == "none":
+        return _no_label
+    return labeller(label_table(labels) if labels else {})
+
+
+def _no_label(name: str, annotated: str | None = None) -> str | None:
+    return None
+
+
+def number_labels(records: Sequence[Record]) -> None:
+    """Label UCM-Captions by number where it is that: 1 ... 2100 without a label, and captions that agree.
+
+    File N is of scene (N - 1) // 100 in alphabetical order. The order is taken for granted only if in each of the
+    scenes that have a word of their own most images' captions use it.
+    """
+    numbers = {int(record.key): record for record in records if record.label is None and record.key.isdecimal()}
+    if len(numbers) != len(records) or sorted(numbers) != list(range(1, 100 * len(UCM_SCENES) + 1)):
+        return
+    for place, scene in enumerate(UCM_SCENES):
+        block = [numbers[number] for number in range(100 * place + 1, 100 * place + 101)]
+        named = sum(any(UCM_WORDS.get(scene, "") in text.lower() for text in record.captions) for record in block)
+        if named <= 50:
+            return
+    for number, record in numbers.items():
+        record.label = UCM_SCENES[(number - 1) // 100]

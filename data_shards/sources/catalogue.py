@@ -1,0 +1,155 @@
+"""`data_shards pack --source NAME`: every layout by its name, with the options that it needs and takes.
+
+    read_source(PackConfig(source="karpathy", json="rsicd.json,ucm.json", images="RSICD,UCM", ...))
+
+Annotation files may be several: their options then name one folder each, or one for all, and the keys of each set begin
+with its name. RET-3 of the PriorCLIP paper, RSICD, RSITMD and UCM together, is one pack that way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+from data_shards.seeds import mix, permutation
+from data_shards.sources.benchmark import karpathy, precomp
+from data_shards.sources.bigearthnet import bigearthnet
+from data_shards.sources.drawing import synthetic
+from data_shards.sources.fmow import fmow
+from data_shards.sources.folder import imagefolder, millionaid
+from data_shards.sources.names import listed, paired, prefixed
+from data_shards.sources.parquet import parquet
+from data_shards.sources.record import Record
+from data_shards.sources.table import csv, rs5m
+from data_shards.sources.tars import webdataset
+
+if TYPE_CHECKING:
+    from data_shards.commands import PackConfig
+
+DRAWN_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class Source:
+    """A layout.
+
+    Args:
+        read: its records, by the options
+        needs: options without which it cannot be read
+        takes: further options of its own
+    """
+
+    read: Callable[[PackConfig], list[Record]]
+    needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
+
+
+def _drawn(config: PackConfig) -> list[Record]:
+    quality = config.quality or DRAWN_QUALITY
+    return synthetic(config.count, config.seed, config.size, config.captions, config.first_index, quality)
+
+
+def _karpathy(config: PackConfig) -> list[Record]:
+    return _annotated(config, "json", lambda file, images, labels: karpathy(file, images, config.split, labels))
+
+
+def _precomp(config: PackConfig) -> list[Record]:
+    return _annotated(config, "precomp", lambda file, images, labels: precomp(file, images, config.split, labels))
+
+
+def _csv(config: PackConfig) -> list[Record]:
+    return _annotated(config, "csv", lambda file, images, _: csv(file, images, config.split, caption_fields(config)))
+
+
+def _rs5m(config: PackConfig) -> list[Record]:
+    return _annotated(config, "csv", lambda file, images, _: rs5m(file, images, config.split, caption_fields(config)))
+
+
+def _annotated(config: PackConfig, option: str, read: Callable[..., list[Record]]) -> list[Record]:
+    """Records of each annotation file with its folder of images and its labels."""
+    files = listed(getattr(config, option))
+    images = paired("images", config.images, option, len(files))
+    labels = paired("labels", config.labels, option, len(files)) if config.labels else [""] * len(files)
+    return prefixed([read(*parts) for parts in zip(files, images, (name or None for name in labels), strict=True)])
+
+
+def _parquet(config: PackConfig) -> list[Record]:
+    files = listed(config.parquet)
+    images = paired("images", config.images, "parquet", len(files)) if config.images else [""] * len(files)
+    fields_named = config.image_field, caption_fields(config), config.label_field
+    return prefixed(
+        [parquet(file, folder or None, config.split, *fields_named) for file, folder in zip(files, images, strict=True)]
+    )
+
+
+SOURCES: dict[str, Source] = {
+    "synthetic": Source(_drawn, takes=("count", "size", "captions", "first_index")),
+    "csv": Source(_csv, ("csv", "images"), ("split", "caption_field")),
+    "rs5m": Source(_rs5m, ("csv", "images"), ("split", "caption_field")),
+    "karpathy": Source(_karpathy, ("json", "images"), ("split", "labels")),
+    "precomp": Source(_precomp, ("precomp", "images"), ("split", "labels")),
+    "webdataset": Source(
+        lambda config: webdataset(config.shards or "", caption_fields(config)), ("shards",), ("caption_field",)
+    ),
+    "parquet": Source(_parquet, ("parquet",), ("images", "split", "image_field", "caption_field", "label_field")),
+    "imagefolder": Source(lambda config: imagefolder(str(config.images), config.split), ("images",), ("split",)),
+    "millionaid": Source(lambda config: millionaid(str(config.images), config.split), ("images",), ("split",)),
+    "fmow": Source(
+        lambda config: fmow(str(config.images), config.split, config.fmow_kind, config.crop_margin),
+        ("images",),
+        ("split", "fmow_kind", "crop_margin"),
+    ),
+    "bigearthnet": Source(
+        lambda config: bigearthnet(
+            str(config.images), config.split, next(iter(listed(config.parquet)), None), config.reflectance_max
+        ),
+        ("images",),
+        ("split", "parquet", "reflectance_max"),
+    ),
+}
+
+
+def read_source(config: PackConfig) -> list[Record]:
+    """Records of the chosen source; ValueError that names an option it lacks, or one that it does not take."""
+    source = SOURCES.get(config.source)
+    if source is None:
+        raise ValueError(f"--source: {', '.join(SOURCES)}, not {config.source!r}")
+    for name in source.needs:
+        if getattr(config, name) is None:
+            raise ValueError(f"--source {config.source} needs {flag(name)}")
+    known = source.needs + source.takes
+    foreign = {name for other in SOURCES.values() for name in other.needs + other.takes} - set(known)
+    default = {item.name: item.default for item in fields(config)}
+    given = sorted(flag(name) for name in foreign if getattr(config, name) != default[name])
+    if given:
+        takes = ", ".join(flag(name) for name in known)
+        raise ValueError(f"--source {config.source} does not take {', '.join(given)}; it takes: {takes}")
+    return source.read(config)
+
+
+def caption_fields(config: PackConfig) -> list[str] | None:
+    """``--caption-field a,b`` or a list; None where it is not given."""
+    value = config.caption_field
+    names = value.split(",") if isinstance(value, str) else value or []
+    return [name.strip() for name in names] or None
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def shuffled(records: list[Record], seed: int) -> list[Record]:
+    """The records in an order drawn by the seed.
+
+    Where reading one reads its neighbours too (a row group of Parquet), the groups are shuffled, and the records in
+    each: every group is then read once or twice, not once a record.
+    """
+    groups: dict[object, list[Record]] = {}
+    for record in records:
+        groups.setdefault(getattr(record.image, "neighbourhood", None), []).append(record)
+    parts = list(groups.values())
+    if len(parts) == 1:
+        return [records[i] for i in permutation(mix(seed), len(records))]
+    mixed = [parts[i] for i in permutation(mix(seed), len(parts))]
+    return [part[i] for number, part in enumerate(mixed) for i in permutation(mix(seed, number), len(part))]

@@ -1,0 +1,59 @@
+"""Drawn scenes: `--source synthetic` (see data_shards.synthetic).
+
+synthetic(100, seed=3, size=128)      scene-00000000 ... scene-00000099, drawn when they are read
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from data_shards.sources.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A synthetic scene that is drawn when it is read; ``wording`` fine, coarse or both, JPEG ``quality``."""
+
+    seed: int
+    index: int
+    size: int
+    wording: str = "both"
+    quality: int = 90
+    describes: ClassVar[bool] = True  # captions and label come with the picture
+
+    def load(self, record: Record) -> Record:
+        from PIL import Image
+
+        from data_shards.synthetic import draw_scene
+
+        scene = draw_scene(self.seed, self.index, self.size)
+        extra: dict[str, Any] = {"attributes": scene.attributes}
+        if self.wording == "both":
+            extra["coarse_captions"] = list(scene.coarse)
+        captions = list(scene.coarse if self.wording == "coarse" else scene.fine)
+        buffer = io.BytesIO()
+        Image.fromarray(scene.image).save(buffer, "JPEG", quality=self.quality)
+        return replace(record, image=buffer.getvalue(), captions=captions, label=scene.label, extra=extra)
+
+
+def synthetic(
+    count: int, seed: int, size: int, captions: str = "both", first_index: int = 0, quality: int = 90
+) -> list[Record]:
+    """Records of drawn scenes; the picture and its captions are made when a record is read.
+
+    Args:
+        count: scenes
+        seed: of the generator
+        size: side in pixels
+        captions: fine, coarse, or both (``captions`` fine, ``coarse_captions`` beside them)
+        first_index: the first scene's index, so that other sets of the same seed do not overlap
+        quality: of the JPEG
+    """
+    if captions not in ("fine", "coarse", "both"):
+        raise ValueError(f"captions: fine, coarse or both, not {captions!r}")
+    return [
+        Record(f"scene-{index:08d}", Drawing(seed, index, size, captions, quality), source="synthetic")
+        for index in range(first_index, first_index + count)
+    ]

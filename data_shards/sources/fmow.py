@@ -1,0 +1,120 @@
+"""Functional Map of the World: `--source fmow`.
+
+    train/airport/airport_0/airport_0_0_rgb.jpg      the picture
+    train/airport/airport_0/airport_0_0_rgb.json     {"bounding_boxes": [{"ID", "box": [x, y, w, h], "category"}], ...}
+
+A record is a picture with the category of its boxes or, with ``crop_margin``, one box of it: 0.5 leaves half of the
+box's longer side around it. Acquisition (``gsd``, ``timestamp``, ``country_code``, ...) goes into KEY.json.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from data_shards.sample import BadSample
+from data_shards.sources.folder import split_folder, walk_names
+from data_shards.sources.names import sample_key
+from data_shards.sources.record import ImageFile, Record, read_file
+from data_shards.transforms import opened, upright_rgb
+
+KINDS = {"rgb": ("_rgb",), "msrgb": ("_msrgb",), "both": ("_rgb", "_msrgb")}
+FACTS = ("gsd", "timestamp", "country_code", "cloud_cover", "utm", "location_id")
+NO_CLASS = "false_detection"  # of the evaluation boxes: none of the 62 classes
+CROP_QUALITY = 95
+
+
+@dataclass(frozen=True, slots=True)
+class Crop:
+    """A part of a picture, cut out when it is read.
+
+    Args:
+        folder, name: of the picture, as in ImageFile
+        box: left, top, width, height in pixels
+        margin: share of the box's longer side that is kept on every side of it
+    """
+
+    folder: str = field(repr=False)
+    name: str
+    box: tuple[float, float, float, float]
+    margin: float
+
+    def load(self, record: Record) -> Record:
+        with opened(read_file(ImageFile(self.folder, self.name).path)) as image:
+            picture = upright_rgb(image)
+        left, top, width, height = self.box
+        around = self.margin * max(width, height)
+        edges = (
+            max(0, round(left - around)),
+            max(0, round(top - around)),
+            min(picture.width, round(left + width + around)),
+            min(picture.height, round(top + height + around)),
+        )
+        if edges[0] >= edges[2] or edges[1] >= edges[3]:
+            raise BadSample("box outside the image", f"{self.box} of {picture.width} x {picture.height} pixels")
+        buffer = io.BytesIO()
+        picture.crop(edges).save(buffer, "JPEG", quality=CROP_QUALITY, subsampling=0)
+        return replace(record, image=buffer.getvalue())
+
+
+def fmow(
+    images: str | Path, split: str | None = None, kind: str = "rgb", crop_margin: float | None = None
+) -> list[Record]:
+    """Records of fMoW's folders.
+
+    Args:
+        images: folder that holds train, val, ... or is one of them
+        split: train, val, test, seq: the sub-folder to take
+        kind: rgb (pan-sharpened), msrgb (multispectral's RGB), or both, as RS5M took them
+        crop_margin: cut out every box, with this margin; None keeps whole pictures
+
+    Raises ValueError for a picture whose JSON is missing or has no boxes.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"--fmow-kind: {', '.join(KINDS)}, not {kind!r}")
+    if crop_margin is not None and crop_margin < 0:
+        raise ValueError(f"--crop-margin must not be negative, but is {crop_margin}")
+    root = split_folder(images, split)
+    names = walk_names(root, lambda name: name.lower().endswith(".jpg") and Path(name).stem.endswith(KINDS[kind]))
+    if not names:
+        raise FileNotFoundError(f"no fMoW picture (CLASS/CLASS_N/CLASS_N_M{KINDS[kind][0]}.jpg) below {root}")
+    records: list[Record] = []
+    for name in names:
+        facts, boxes = annotation(root / Path(name).with_suffix(".json"))
+        key = sample_key(name)
+        if crop_margin is None:
+            place = ImageFile(str(root), name)
+            records.append(_record(key, place, [box["category"] for box in boxes], split, facts))
+            continue
+        for number, box in enumerate(boxes):
+            crop = Crop(str(root), name, tuple(box["box"]), crop_margin)
+            suffix = f"-box{number}" if len(boxes) > 1 else ""
+            records.append(_record(key + suffix, crop, [box["category"]], split, facts))
+    return records
+
+
+def annotation(path: Path) -> tuple[dict, list[dict]]:
+    """(facts to keep, boxes) of a picture's JSON. Raises ValueError that names the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        boxes = content["bounding_boxes"]
+        boxes = [boxes] if isinstance(boxes, dict) else list(boxes)
+        for box in boxes:
+            left, top, width, height = (float(value) for value in box["box"])
+            box["box"], box["category"] = (left, top, width, height), str(box["category"])
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing: every fMoW picture has a JSON of its name beside it") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not an fMoW annotation with bounding_boxes: {error!r}") from error
+    if not boxes:
+        raise ValueError(f"{path} has no bounding box")
+    return {name: content[name] for name in FACTS if content.get(name) is not None}, boxes
+
+
+def _record(key: str, place: ImageFile | Crop, categories: Sequence[str], split: str | None, facts: dict) -> Record:
+    scenes = list(dict.fromkeys(name for name in categories if name != NO_CLASS))
+    extra = {**facts, "labels": scenes} if len(scenes) > 1 else dict(facts)
+    return Record(key, place, [], scenes[0] if len(scenes) == 1 else None, split, "fmow", extra=extra)

@@ -1,0 +1,89 @@
+"""Folders whose names are the labels: `--source imagefolder` and `--source millionaid`.
+
+imagefolder    airport/12.jpg                                       "airport"
+millionaid     water_area/lake/lake_12.jpg, unutilized_land/rock_land/P001.jpg
+               label: the deepest folder; all of them in KEY.json as "hierarchy"
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from data_shards.sources.names import IMAGE_SUFFIXES, sample_key, stem_label
+from data_shards.sources.record import ImageFile, Record
+
+log = logging.getLogger(__name__)
+
+
+def imagefolder(images: str | Path, split: str | None = None) -> list[Record]:
+    """Records of a folder: the label is the folder that holds the image, or the stem of one that is in none.
+
+    With ``split`` the images below ``IMAGES/SPLIT/`` are taken, where there is such a folder.
+    """
+    root, source = split_folder(images, split), Path(images).name
+    records = []
+    for name in image_names(root):
+        folder = os.path.dirname(name)
+        label = os.path.basename(folder) if folder else stem_label(name)
+        records.append(Record(sample_key(name), ImageFile(str(root), name), [], label, split, source))
+    return records
+
+
+def millionaid(images: str | Path, split: str | None = None) -> list[Record]:
+    """Records of Million-AID's nested classes (three levels, 51 scenes). Arguments as ``imagefolder``.
+
+    Raises ValueError where no image is in a class folder: the test images of the release have no labels.
+    """
+    root = split_folder(images, split)
+    records, bare = [], 0
+    for name in image_names(root):
+        levels = name.split("/")[:-1]
+        bare += not levels
+        extra = {"hierarchy": levels} if levels else {}
+        label = levels[-1] if levels else None
+        place = ImageFile(str(root), name)
+        records.append(Record(sample_key(name), place, [], label, split, "millionaid", extra=extra))
+    if bare == len(records):
+        raise ValueError(f"{root}: no image lies in a class folder, so there are no labels: is it the test set?")
+    if bare:
+        log.warning("%s: %d images lie in no class folder and have no label", root, bare)
+    return records
+
+
+def split_folder(images: str | Path, split: str | None) -> Path:
+    """``IMAGES``, or ``IMAGES/SPLIT``. Raises FileNotFoundError."""
+    folder = Path(images)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"image folder {folder} does not exist")
+    if split is not None and not (folder / split).is_dir():
+        raise FileNotFoundError(f"--split {split}: the image folder has no sub-folder {folder / split}")
+    return folder / split if split is not None else folder
+
+
+def image_names(root: Path) -> list[str]:
+    """Relative names of all images below a folder, sorted folder by folder. Raises FileNotFoundError if there are none.
+
+    Hidden ones are no images: ``._12.jpg`` is what macOS writes beside ``12.jpg``.
+    """
+    names = walk_names(root, lambda name: name.lower().endswith(IMAGE_SUFFIXES))
+    if not names:
+        raise FileNotFoundError(f"no image ({', '.join(IMAGE_SUFFIXES)}) below {root}")
+    return names
+
+
+def walk_names(root: Path, wanted: Callable[[str], bool]) -> list[str]:
+    """Relative names, with "/", of the files below ``root`` whose base name is wanted, also behind links."""
+    names: list[str] = []
+    for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        relative = Path(folder).relative_to(root).as_posix()
+        kept = [name for name in files if not name.startswith(".") and wanted(name)]
+        names += kept if relative == "." else [f"{relative}/{name}" for name in kept]
+    return sorted(names, key=lambda name: name.split("/"))
+
+
+def _unreadable(error: OSError) -> None:
+    raise error

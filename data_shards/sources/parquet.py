@@ -1,0 +1,247 @@
+"""Parquet files: `--source parquet`, with the images inside (Hugging Face's data sets, img2dataset) or as paths.
+
+    image                         struct<bytes, path> as `datasets` writes it, binary, or a string: path below --images
+    caption, captions, text, ...  string or list of strings
+    label                         string, or integer: its name is looked up in the Hugging Face metadata of the file
+
+The file is read one row group at a time: only texts while planning, and of the images the group that is being packed,
+so that memory is bounded by the largest row group. A record holds (file, row group, row).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from data_shards.sample import BadSample
+from data_shards.sources.names import sample_key
+from data_shards.sources.record import ImageFile, Place, Record
+from data_shards.sources.table import CAPTION_COLUMNS, FILE_COLUMNS, LABEL_COLUMNS, first_of
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "img_content", "image_bytes", "bytes")
+SUCCESS = (None, "success")  # what img2dataset's column "status" says of an image that is there
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """An image in a Parquet file; ``group`` is the row group, which is read as a whole."""
+
+    file: str = field(repr=False)
+    column: str
+    group: int
+    row: int
+
+    @property
+    def neighbourhood(self) -> tuple[str, int]:
+        """Records that share it are cheap to read one after another, and dear to read mixed with others."""
+        return self.file, self.group
+
+    def load(self, record: Record) -> Record:
+        try:
+            value = _images(self.file, self.group, self.column)[self.row].as_py()
+        except (OSError, ValueError, IndexError) as error:
+            raise BadSample("unreadable file", f"{self.file}, row group {self.group}: {error}") from error
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if not data:
+            raise BadSample("empty image", f"{self.file}, row group {self.group}, row {self.row}")
+        return replace(record, image=bytes(data))
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """The place of an image that is known not to be there, and why."""
+
+    reason: str
+    detail: str
+
+    def load(self, record: Record) -> Record:
+        raise BadSample(self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns of a file say what; ``names`` are the classes of an integer label."""
+
+    image: str
+    inside: bool
+    captions: tuple[str, ...]
+    label: str
+    names: tuple[str, ...] = ()
+
+
+@lru_cache(maxsize=2)
+def _images(file: str, group: int, column: str) -> Any:
+    return _open(file).read_row_group(group, columns=[column]).column(0)
+
+
+def _open(file: str | Path) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError("Parquet files need pyarrow: pip install 'priorclip-pretraining[parquet]'") from error
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"no such Parquet file: {file}")
+    try:
+        return pyarrow.parquet.ParquetFile(file)
+    except pyarrow.lib.ArrowInvalid as error:
+        raise ValueError(f"{file} is not a Parquet file: {error}") from error
+
+
+def parquet_files(spec: str | Path) -> list[Path]:
+    """A file, the files of a folder, or those that a pattern matches, sorted by name. Raises FileNotFoundError."""
+    path = Path(spec)
+    if path.is_dir():
+        files = sorted(path.rglob("*.parquet"))
+    elif any(letter in str(spec) for letter in "*?["):
+        files = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor) if path.anchor else path)))
+    else:
+        files = [path]
+    if not files:
+        raise FileNotFoundError(f"no .parquet file: {spec}")
+    return files
+
+
+def parquet(
+    spec: str | Path,
+    images: str | Path | None = None,
+    split: str | None = None,
+    image_field: str | None = None,
+    caption_field: Sequence[str] | None = None,
+    label_field: str | None = None,
+) -> list[Record]:
+    """Records of Parquet files.
+
+    Args:
+        spec: file, folder or pattern
+        images: folder that paths are relative to, where the column holds paths
+        split: keep the rows whose column ``split`` says so or, without such a column, the files named SPLIT-...
+        image_field: column of the images; None takes the first known name, or the only column that holds images
+        caption_field: columns of the captions; None takes the first known name
+        label_field: column of the scene; None takes the first known name
+
+    Raises ValueError that lists the columns found where one that is needed, or was asked for, is not there.
+    """
+    records: list[Record] = []
+    files = parquet_files(spec)
+    for path in files:
+        file = _open(path)
+        layout = columns_of(file, path, image_field, caption_field, label_field)
+        if not layout.inside and images is None:
+            raise ValueError(f"{path}: the column '{layout.image}' holds paths: give their folder as --images")
+        if split is not None and "split" not in file.schema_arrow.names and not path.name.startswith(split):
+            continue
+        stem = path.relative_to(spec).with_suffix("").as_posix() if Path(spec).is_dir() else path.stem
+        for number, row in enumerate(_texts(file, layout)):
+            if split is None or row.get("split", split) == split:
+                records.append(_record(path, stem, number, row, layout, images))
+    if not records:
+        found = ", ".join(path.name for path in files[:5])
+        raise ValueError(f"{spec}: no row of the split {split!r} in {len(files)} files ({found})")
+    return records
+
+
+def column_rows(file: Path, needed: Sequence[str], wanted: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file as dicts of some columns, read group by group; ``wanted`` ones may be absent."""
+    opened = _open(file)
+    found = opened.schema_arrow.names
+    missing = [name for name in needed if name not in found]
+    if missing:
+        raise ValueError(f"{file} has no column {', '.join(missing)}; it has: {', '.join(found)}")
+    columns = [*needed, *(name for name in wanted if name in found)]
+    for group in range(opened.num_row_groups):
+        yield from opened.read_row_group(group, columns=columns).to_pylist()
+
+
+def columns_of(
+    file: Any, path: Path, image_field: str | None, caption_field: Sequence[str] | None, label_field: str | None
+) -> Layout:
+    """The columns to use. Raises ValueError that lists those found."""
+    import pyarrow.types as types
+
+    schema = file.schema_arrow
+    found = list(schema.names)
+    for name in (image_field, *(caption_field or ()), label_field):
+        if name is not None and name not in found:
+            raise ValueError(f"{path} has no column '{name}'; it has: {', '.join(found)}")
+
+    def inside(name: str) -> bool:
+        kind = schema.field(name).type
+        return types.is_binary(kind) or types.is_large_binary(kind) or _holds_bytes(kind)
+
+    holding = [name for name in found if inside(name)]
+    image = image_field or first_of(found, IMAGE_COLUMNS) or (holding[0] if len(holding) == 1 else "")
+    image = image or first_of(found, FILE_COLUMNS)
+    one = first_of([name for name in found if name != image], CAPTION_COLUMNS)
+    captions = tuple(caption_field) if caption_field else (one,) if one else ()
+    label = label_field or first_of(found, LABEL_COLUMNS)
+    if not image or not (captions or label):
+        raise ValueError(
+            f"{path} needs a column with images (--image-field) and one with captions (--caption-field) or labels "
+            f"(--label-field); it has: {', '.join(found) or 'none'}"
+        )
+    names = class_names(schema.metadata or {}, label)
+    if label and types.is_integer(schema.field(label).type) and not names:
+        raise ValueError(f"{path}: the column '{label}' holds numbers, and the file's metadata do not name the classes")
+    return Layout(image, inside(image), captions, label, names)
+
+
+def _holds_bytes(kind: Any) -> bool:
+    return "bytes" in [kind.field(i).name for i in range(kind.num_fields)] if str(kind).startswith("struct") else False
+
+
+def class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
+    """Names of an integer label in the metadata that `datasets` writes; empty where there are none."""
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        return tuple(features[label]["names"])
+    except (ValueError, KeyError, TypeError):
+        return ()
+
+
+def _texts(file: Any, layout: Layout) -> Iterator[dict[str, Any]]:
+    """Every row without its image; ``place`` is (row group, row)."""
+    extra = ("split", "url", "key", "status", "error_message")
+    columns = {*layout.captions, layout.label, *extra} & set(file.schema_arrow.names)
+    columns |= set() if layout.inside else {layout.image}
+    for group in range(file.num_row_groups):
+        rows = file.read_row_group(group, columns=sorted(columns)).to_pylist()
+        for number in range(file.metadata.row_group(group).num_rows):
+            yield {**(rows[number] if rows else {}), "place": (group, number)}
+
+
+def _record(
+    path: Path, stem: str, number: int, row: dict[str, Any], layout: Layout, images: str | Path | None
+) -> Record:
+    place: Place
+    key = f"{sample_key(stem + '.x')}/{number:08d}"
+    if row.get("status") not in SUCCESS:
+        place = Missing("not downloaded", str(row.get("error_message") or row["status"]))
+    elif layout.inside:
+        place = Cell(str(path), layout.image, *row["place"])
+    elif row[layout.image]:
+        place = ImageFile(str(images), str(row[layout.image]))
+        key = sample_key(place.name)
+    else:
+        place = Missing("missing file", f"{path}, row {number}: no path")
+    texts: list[str] = []
+    for name in layout.captions:
+        value = row[name]
+        texts += [value] if isinstance(value, str) else [text for text in value or () if isinstance(text, str)]
+    texts = [text.strip() for text in texts if text.strip()]
+    return Record(key, place, texts, label_name(path, row, layout), row.get("split"), path.stem, row.get("url"))
+
+
+def label_name(path: Path, row: dict[str, Any], layout: Layout) -> str | None:
+    """The scene of a row; -1 and null are none, as `datasets` writes what is not labelled."""
+    value = row.get(layout.label) if layout.label else None
+    if value is None or value == -1 or not str(value).strip():
+        return None
+    if not layout.names or isinstance(value, str):
+        return str(value).strip()
+    if not 0 <= value < len(layout.names):
+        raise ValueError(f"{path}: label {value} in the column '{layout.label}' of {len(layout.names)} classes")
+    return layout.names[value]

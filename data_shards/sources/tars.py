@@ -1,0 +1,106 @@
+"""Tars that are packed already: `--source webdataset`, RS5M's published shards and img2dataset's output among them.
+
+    pub11-train-0000.tar     000123.img_content 000123.img_name 000123.caption
+    00000.tar                000000012.jpg 000000012.txt 000000012.json       img2dataset, with 00000.parquet beside it
+
+A record holds the tar and where the image lies in it; texts are read while planning, the image and the other fields of
+KEY.json when the record is. img2dataset's ``width`` and ``sha256`` describe the image as it was stored: packing writes
+its own, and keeps ``original_width``, ``original_height``, ``exif`` ... A sample whose ``status`` is not "success", or
+that has no image, is left out and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+from data_shards.sample import BadSample, Sample, captions_of
+from data_shards.shards import ShardSet
+from data_shards.sources.parquet import SUCCESS, Missing, column_rows
+from data_shards.sources.record import Place, Record
+
+log = logging.getLogger(__name__)
+
+OURS = ("captions", "caption", "label", "source", "url", "width", "height", "sha256", "key", "status", "error_message")
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """A sample of a tar: its number in the shard set ``spec``, which a process opens once."""
+
+    spec: tuple[str, ...] = field(repr=False)
+    key: str
+    sample: int
+
+    def load(self, record: Record) -> Record:
+        found = opened_set(self.spec).read(self.sample)
+        return replace(record, image=found.image, extra=other_fields(found))
+
+
+@lru_cache(maxsize=4)
+def opened_set(spec: tuple[str, ...]) -> ShardSet:
+    return ShardSet(list(spec))
+
+
+def webdataset(spec: str | Sequence[str], caption_field: Sequence[str] | None = None) -> list[Record]:
+    """Records of tar shards.
+
+    Args:
+        spec: as ShardSet takes it: folder, braceexpand pattern, URL, or a list of them
+        caption_field: lists of KEY.json that become the captions; None takes ``captions``, .txt or .caption
+
+    Raises what ShardSet does for shards that are not there.
+    """
+    pieces = (spec,) if isinstance(spec, str) else tuple(spec)
+    shards = opened_set(pieces)
+    records = [_record(shards, pieces, sample, caption_field) for sample in range(len(shards))]
+    for path in shards.paths:
+        report_failures(Path(path).with_suffix(".parquet"))
+    return records
+
+
+def _record(shards: ShardSet, spec: tuple[str, ...], sample: int, caption_field: Sequence[str] | None) -> Record:
+    key = shards.key(sample)
+    try:
+        found = shards.text(sample)
+        captions = found.captions
+        if caption_field:
+            captions = [text for name in caption_field for text in captions_of(found.info, name)]
+    except BadSample as error:
+        return Record(key, Missing(error.reason, error.detail))
+    place: Place = TarMember(spec, key, sample)
+    status = found.info.get("status")
+    if status not in SUCCESS:
+        place = Missing("not downloaded", str(found.info.get("error_message") or status))
+    source = found.info.get("source")
+    url = found.info.get("url")
+    name = source if isinstance(source, str) and source else set_name(found.shard)
+    return Record(key, place, captions, found.label, None, name, url if isinstance(url, str) else None)
+
+
+def set_name(shard: str) -> str:
+    """``data/pub11-train-0003.tar`` -> ``pub11``; ``laion/00012.tar`` -> ``laion``."""
+    path = Path(shard)
+    name = re.sub(r"[-_]?(train|validation|val|test)?[-_]?\d*$", "", path.name.split(".")[0])
+    return name or path.parent.name
+
+
+def other_fields(sample: Sample) -> dict:
+    return {name: value for name, value in sample.info.items() if name not in OURS}
+
+
+def report_failures(side: Path) -> None:
+    """Say how many rows of img2dataset's list are not in the tar, as the Parquet file beside it tells."""
+    if not side.is_file():
+        return
+    try:
+        failed = sum(row["status"] not in SUCCESS for row in column_rows(side, ("status",)))
+    except ValueError as error:
+        log.info("%s is not looked at: %s", side, error)
+        return
+    if failed:
+        log.warning("%s: %d images were not downloaded", side, failed)
