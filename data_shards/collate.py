@@ -1,7 +1,8 @@
 """Positions of an epoch -> one batch: read, decode, augment, tokenise. Runs in the worker processes.
 
-A sample that is bad is replaced by another one, drawn by (seed, epoch, position, attempt), so that every rank keeps its
-batch size and the replacement is the same after a resume. What was bad travels with the batch to the training process.
+A sample that is bad is replaced by another of its corpus, drawn by (seed, epoch, position, attempt), so that every rank
+keeps its batch size and the replacement is the same after a resume. What was bad travels with the batch to the training
+process.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from data_shards.config import DataConfig
-from data_shards.order import EpochOrder
+from data_shards.mixture import MixedOrder, Mixture, Part
 from data_shards.sample import BadSample, Sample
 from data_shards.seeds import mix
 from data_shards.transforms import eval_transform, train_transform
@@ -70,18 +71,12 @@ class BatchFetcher(Dataset):
         self.source, self.tokenizer, self.config, self.seed, self.train = source, tokenizer, config, seed, train
         classes = config.classes if config.classes is not None else source.classes
         self.label_ids = {name: number for number, name in enumerate(classes)}
-        self._orders: dict[int, EpochOrder] = {}
+        parts = getattr(source, "parts", None) or [Part(source.sizes)]
+        self.mixture = Mixture(parts, seed, config.block_size, config.window_blocks)
 
-    def order(self, epoch: int) -> EpochOrder:
-        """The epoch's order; the latest two are kept, as prefetching crosses into the next epoch."""
-        if epoch not in self._orders:
-            config = self.config
-            self._orders[epoch] = EpochOrder(
-                self.source.sizes, self.seed, epoch, config.block_size, config.window_blocks
-            )
-            for old in sorted(self._orders)[:-2]:
-                del self._orders[old]
-        return self._orders[epoch]
+    def order(self, epoch: int) -> MixedOrder:
+        """The sample index at each position of an epoch."""
+        return MixedOrder(self.mixture, epoch)
 
     def __getitems__(self, positions: Sequence[Position]) -> dict[str, Any]:
         """One batch; see ShardStream for its keys. ``bad_rows`` lists what was replaced."""
@@ -109,21 +104,21 @@ class BatchFetcher(Dataset):
         self, epoch: int, position: int, bad_rows: list[dict[str, str]]
     ) -> tuple[int, NDArray[np.uint8], int, str]:
         """(sample index, pixels, label id or -1, caption) of a position, or of the one that replaces it."""
-        index = self.order(epoch)[position]
+        corpus, passage, index = self.mixture.draw(epoch, position)
         for attempt in range(ATTEMPTS):
             try:
-                return index, *self.prepare(self.source.read(index), epoch, index)
+                return index, *self.prepare(self.source.read(index), passage, index)
             except BadSample as error:
                 shard, key = self.source.name(index)
                 bad_rows.append({"shard": shard, "key": key, "reason": error.reason, "detail": error.detail})
-            index = mix(self.seed, epoch, REPLACEMENT, position, attempt) % len(self.source)
+            index = self.mixture.substitute(corpus, mix(self.seed, epoch, REPLACEMENT, position, attempt))
         shards = ", ".join(sorted({row["shard"] for row in bad_rows})[:5])
         raise RuntimeError(f"{ATTEMPTS} samples in a row are bad ({bad_rows[-1]['reason']}): see {shards}")
 
-    def prepare(self, sample: Sample, epoch: int, index: int) -> tuple[NDArray[np.uint8], int, str]:
-        """Pixels, label id and caption of one sample, a function of (seed, epoch, sample index)."""
+    def prepare(self, sample: Sample, passage: int, index: int) -> tuple[NDArray[np.uint8], int, str]:
+        """Pixels, label id and caption of one sample, a function of (seed, pass of its corpus, sample index)."""
         config = self.config
-        rng = random.Random(mix(self.seed, epoch, AUGMENTATION, index))
+        rng = random.Random(mix(self.seed, passage, AUGMENTATION, index))
         draw = rng.random()
         caption = ""
         if self.tokenizer is not None:

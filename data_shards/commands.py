@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from data_shards.corpus import Shards
+
 
 @dataclass
 class PackConfig:
@@ -122,14 +124,14 @@ class StatsConfig:
     """Print counts, caption lengths, words, class balance and image sizes; draw a contact sheet.
 
     Args:
-        shards: folder or pattern
+        shards: folder, pattern, or a mix of them, of which each sample counts once
         output: folder for stats.txt, stats.json and contact_sheet.png; null writes them to the working folder
         caption_field: captions or coarse_captions
         images: images on the contact sheet
         seed: chooses them
     """
 
-    shards: str | list[str]
+    shards: Shards
     output: str | None = None
     caption_field: str = "captions"
     images: int = 24
@@ -141,14 +143,14 @@ class TokenizerConfig:
     """Train a tokenizer on the captions of shards.
 
     Args:
-        shards: folder or pattern
+        shards: folder, pattern, or a mix of them, of which each sample counts once
         output: folder to write, which transformers' AutoTokenizer reads
         vocab_size: entries, among them 256 bytes and 4 special tokens
         context_length: tokens a caption is padded or cut to
         caption_field: one or several of captions and coarse_captions, comma-separated
     """
 
-    shards: str | list[str]
+    shards: Shards
     output: str
     vocab_size: int = 8000
     context_length: int = 77

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from data_shards.corpus import Shards, corpora
+
 
 @dataclass
 class DataConfig:
@@ -11,7 +13,8 @@ class DataConfig:
 
     Args:
         shards: folder, braceexpand pattern or list of them, e.g. "data/{pub11,rs3}-train-{0000..0031}.tar";
-            local path, http(s)://, s3://, hf:// or pipe:
+            local path, http(s)://, s3://, hf:// or pipe:; or several corpora and how often an epoch passes over each:
+            {"data/pub11": 1, "data/rs3": 2.5}, or [{shards: data/pub11, weight: 1}, ...]
         caption_field: list in KEY.json that captions are drawn from: captions or coarse_captions
         image_size: side of the square image given to the model, in pixels
         scale: smallest share of the image's area that a random crop keeps (1.0: no random crop)
@@ -34,7 +37,7 @@ class DataConfig:
         cache: folder for remote shards; null is ~/.cache/data_shards
     """
 
-    shards: str | list[str]
+    shards: Shards
     caption_field: str = "captions"
     image_size: int = 224
     scale: float = 0.5
@@ -55,6 +58,7 @@ class DataConfig:
     cache: str | None = None
 
     def __post_init__(self) -> None:
+        corpora(self.shards)
         positive = ("image_size", "block_size", "window_blocks", "prefetch", "max_pixels")
         for name in positive:
             if getattr(self, name) < 1:

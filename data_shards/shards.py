@@ -3,6 +3,7 @@
     shards = ShardSet("data/train")                                   # folder: the tars of its manifest
     shards = ShardSet("data/{pub11,rs3}-train-{0000..0031}.tar")      # braceexpand
     shards = ShardSet(["data/train", "https://host/more-0000.tar"])   # list of either
+    shards = ShardSet({"data/pub11": 1, "data/rs3": 2.5})             # two corpora, see data_shards.corpus
     len(shards), shards.classes, shards.read(41)
 
 With a manifest nothing but that is opened at the start: the ``.idx`` of a shard is opened when a sample of the shard is
@@ -16,16 +17,18 @@ import glob
 import hashlib
 import logging
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
+from data_shards.corpus import Corpus, Shards, corpora
 from data_shards.index import Member, ShardIndex, scan
 from data_shards.index_file import IndexFile
 from data_shards.manifest import Manifest, ShardEntry
+from data_shards.mixture import Part
 from data_shards.remote import cached, is_remote
 from data_shards.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, Sample, parse_sample, parse_text
 from data_shards.tar import BLOCK, check_header
@@ -42,17 +45,18 @@ class ShardSet:
     """Random access to the samples of many tars.
 
     Args:
-        spec: folder, tar, URL, braceexpand or glob pattern, or a list of them; order matters, as it is the order of
-            the sample indices
+        spec: folder, tar, URL, braceexpand or glob pattern, or a list of them, or a mix as data_shards.corpus has it;
+            order matters, as it is the order of the sample indices
         cache: folder for remote shards, see :mod:`data_shards.remote`
 
     Attributes:
         paths: local path of each shard
         sizes: samples of each shard
+        parts: corpora and weights of a mix; one of weight 1 otherwise
         classes: scene classes of the manifests, sorted; a label's id is its place here
     """
 
-    def __init__(self, spec: str | Sequence[str], cache: str | None = None) -> None:
+    def __init__(self, spec: str | Sequence[str] | Shards, cache: str | None = None) -> None:
         self.spec = spec
         self.paths: list[Path] = []
         self.sizes: list[int] = []
@@ -61,7 +65,11 @@ class ShardSet:
         self._files: OrderedDict[int, int] = OrderedDict()
         folders: dict[Path, Manifest | None] = {}
         entries: dict[Path, ShardEntry] = {}
-        for path in expand(spec, cache):
+        mixed = corpora(spec)
+        found = [expand(corpus.shards, cache) for corpus in mixed]
+        paths = [path for corpus in found for path in corpus]
+        refuse_twice(paths, spec)
+        for path in paths:
             folder = path.parent
             if folder not in folders:
                 folders[folder] = manifest = Manifest.load(folder)
@@ -70,6 +78,7 @@ class ShardSet:
         self.manifests = [manifest for manifest in folders.values() if manifest]
         self.classes = sorted({name for manifest in self.manifests for name in manifest.classes})
         self._starts = np.cumsum([0, *self.sizes], dtype=np.int64)
+        self.parts = parts_of(mixed, [len(corpus) for corpus in found], self.sizes)
         if not len(self):
             raise ValueError(f"no sample in {spec!r}: {len(self.paths)} shards, all of them empty")
 
@@ -92,8 +101,10 @@ class ShardSet:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when the names or sizes of the shards do, which would change the order of an epoch."""
+        """Changes when names, sizes or weights of the shards do, which would change the order of an epoch."""
         text = "\n".join(f"{path.name} {size}" for path, size in zip(self.paths, self.sizes, strict=True))
+        if len(self.parts) > 1 or self.parts[0].weight != 1:
+            text += "".join(f"\nweight {part.weight} of {len(part.sizes)} shards" for part in self.parts)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def locate(self, sample: int) -> tuple[int, int]:
@@ -252,10 +263,29 @@ def expand(spec: str | Sequence[str], cache: str | None = None) -> list[Path]:
             paths += [cached(name, cache)] if is_remote(name) else _local(name)
     if not paths:
         raise ValueError(f"the shard specification {spec!r} is empty")
-    if len(set(paths)) != len(paths):
-        double = next(path for path in paths if paths.count(path) > 1)
-        raise ValueError(f"shard {double} stands twice in {spec!r}")
+    refuse_twice(paths, spec)
     return paths
+
+
+def refuse_twice(paths: Sequence[Path], spec: object) -> None:
+    """Raise ValueError where a shard is named twice, be it in two corpora: its samples would count twice."""
+    counts = Counter(paths)
+    for path, count in counts.items():
+        if count > 1:
+            raise ValueError(f"shard {path} stands twice in {spec!r}; for several passes an epoch give it a weight")
+
+
+def parts_of(mixed: Sequence[Corpus], shards: Sequence[int], sizes: Sequence[int]) -> list[Part]:
+    """The corpora with the sizes of their shards, of which each has so many. Raises ValueError for one without."""
+    ends = [sum(shards[: number + 1]) for number in range(len(shards))]
+    parts = [
+        Part(sizes[end - count : end], corpus.weight, str(corpus))
+        for corpus, count, end in zip(mixed, shards, ends, strict=True)
+    ]
+    for part in parts:
+        if not part.samples:
+            raise ValueError(f"no sample in {part.name}: {len(part.sizes)} shards, all of them empty")
+    return parts
 
 
 def _local(name: str) -> list[Path]:

@@ -1,6 +1,6 @@
 """The stream of training batches: the same sequence for any number of ranks and workers, resumable anywhere.
 
-    epoch e      positions 0 .. N-1 in epoch_order(seed, e)            N samples, B = N // G global batches
+    epoch e      positions 0 .. N-1, see data_shards.mixture           N samples, B = N // G global batches
     batch b      positions b*G .. (b+1)*G - 1                          G samples, the same set for every world size
     rank r of W  positions b*G + r, b*G + r + W, ...                   G / W samples
     state        {"epoch": e, "samples_seen": (b+1)*G}                 after the batch was handed out
@@ -66,10 +66,11 @@ class ShardStream:
         train: bool = True,
         epochs: int | None = None,
     ) -> None:
-        check_batch(len(source), global_batch, rank, world_size)
         self.source, self.config, self.epochs = source, config, epochs
         self.global_batch, self.rank, self.world_size = global_batch, rank, world_size
         self.fetcher = BatchFetcher(source, tokenizer, config, seed, train)
+        self.samples = self.fetcher.mixture.samples
+        check_batch(self.samples, global_batch, rank, world_size)
         self._quarantine = Quarantine(config.quarantine)
         self._epoch = 0
         self._seen = 0
@@ -79,11 +80,17 @@ class ShardStream:
     def _remarks(self) -> None:
         """What a user might not expect, said once."""
         source, global_batch = self.source, self.global_batch
-        dropped = len(source) % global_batch
+        mixture = self.fetcher.mixture
+        for part, quota in zip(mixture.parts, mixture.quotas, strict=True):
+            if quota != self.samples or part.weight != 1:
+                form = "%s: weight %s, %d samples, %d or %.1f %% of an epoch of %d"
+                log.info(form, part.name, part.weight, part.samples, quota, 100 * quota / self.samples, self.samples)
+        dropped = self.samples % global_batch
         if dropped:
             log.info(
-                "%d of %d samples do not fill a batch of %d: dropped each epoch", dropped, len(source), global_batch
-            )
+                "%d of %d samples do not fill a batch of %d: dropped each epoch, others every time",
+                dropped, self.samples, global_batch,
+            )  # fmt: skip
         with contextlib.suppress(BadSample):
             label = source.text(0).label
             if label is not None and not self.classes:
@@ -95,7 +102,7 @@ class ShardStream:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return len(self.source) // self.global_batch
+        return self.samples // self.global_batch
 
     @property
     def classes(self) -> list[str]:
@@ -108,27 +115,43 @@ class ShardStream:
         return self._quarantine.skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch starts. ``data`` guards against resuming on other shards."""
-        return {"epoch": self._epoch, "samples_seen": self._seen, "data": self.source.fingerprint}
+        """Where the next batch starts. ``data`` and ``order`` guard against going on in another sequence."""
+        place = {"epoch": self._epoch, "samples_seen": self._seen}
+        return {**place, "data": self.source.fingerprint, "order": self._order}
+
+    @property
+    def _order(self) -> str:
+        config = self.config
+        return f"seed {self.fetcher.seed}, block_size {config.block_size}, window_blocks {config.window_blocks}"
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state, of any world size and worker count. Raises ValueError if the shards have changed."""
+        """Continue from a state, of any world size and worker count.
+
+        Raises ValueError where shards, weights, seed or shuffling are not those of the state.
+        """
         data = state.get("data", self.source.fingerprint)
         if data != self.source.fingerprint:
             raise ValueError(
-                f"the shards have changed since the checkpoint was written ({data}, now {self.source.fingerprint}): "
-                "the place in the epoch has no meaning on them. Restore the shards, or start the data from epoch 0"
+                "the shards or their weights have changed since the checkpoint was written "
+                f"({data}, now {self.source.fingerprint}): the place in the epoch has no meaning on them. "
+                "Restore the shards, or start the data from epoch 0"
+            )
+        order = state.get("order", self._order)
+        if order != self._order:
+            raise ValueError(
+                f"the checkpoint was written with {order}, and this run has {self._order}: samples would come twice or "
+                "not at all. Set them as they were, or start the data from epoch 0"
             )
         epoch, seen = int(state["epoch"]), int(state["samples_seen"])
-        if epoch < 0 or not 0 <= seen <= len(self.source):
-            raise ValueError(f"samples_seen {seen} of epoch {epoch} is outside the {len(self.source)} samples")
+        if epoch < 0 or not 0 <= seen <= self.samples:
+            raise ValueError(f"samples_seen {seen} of epoch {epoch} is outside the {self.samples} samples")
         self._epoch, self._seen = epoch, seen
         self._wrap()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Batches from the current state on. Abandoning the iterator stops its workers; a new one goes on."""
         config = self.config
-        allowed = allowance(config.max_bad_share, len(self.source), self.world_size)
+        allowed = allowance(config.max_bad_share, self.samples, self.world_size)
         loader = batches(
             self.fetcher,
             self.positions(),
@@ -147,14 +170,14 @@ class ShardStream:
         """(epoch, position) of every sample of this rank's batches, from the current state on."""
         epoch, seen = self._epoch, self._seen
         while self.epochs is None or epoch < self.epochs:
-            for start in range(seen, len(self.source) - self.global_batch + 1, self.global_batch):
+            for start in range(seen, self.samples - self.global_batch + 1, self.global_batch):
                 mine = range(start + self.rank, start + self.global_batch, self.world_size)
                 yield [(epoch, position) for position in mine]
             epoch, seen = epoch + 1, 0
 
     def _wrap(self) -> None:
         """The end of an epoch is the start of the next."""
-        if self._seen + self.global_batch > len(self.source):
+        if self._seen + self.global_batch > self.samples:
             self._epoch, self._seen = self._epoch + 1, 0
 
 

@@ -162,7 +162,7 @@ def test_a_world_that_does_not_divide_and_too_few_samples_are_errors() -> None:
 
 def test_changed_shards_and_impossible_states_are_refused() -> None:
     stream = ShardStream(Sizes([50]), None, config(), global_batch=8)
-    with pytest.raises(ValueError, match="shards have changed"):
+    with pytest.raises(ValueError, match="shards or their weights have changed"):
         stream.load_state_dict({"epoch": 0, "samples_seen": 8, "data": "others"})
     with pytest.raises(ValueError, match="outside"):
         stream.load_state_dict({"epoch": 0, "samples_seen": 51})
