@@ -16,6 +16,7 @@ from typing import Any
 import deepspeed
 import torch
 
+from cluster.agreement import refuse_different_data
 from cluster.config import RunConfig
 from cluster.distributed import Rank, seed_everything, start
 from cluster.engine import build_engine, full_state_dict
@@ -54,6 +55,7 @@ def run_task(config: Any, run: RunConfig, prepare: Callable[[Rank], Task]) -> di
     folder = prepare_folder(config, run, rank)
     seed_everything(run.seed, run.deterministic)
     task = prepare(rank)
+    refuse_different_data(task.stream)
     engine = build_engine(
         task.model, task.groups, run, total_steps=total_steps(run, len(task.stream)), world_size=rank.world_size
     )
