@@ -13,6 +13,7 @@ import csv as csv_module
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 
 from data_shards.sources.names import keep_split, sample_key
 from data_shards.sources.record import ImageFile, Record
@@ -62,12 +63,12 @@ def csv(
         record = records.get(name)
         if record is None:
             record = Record(sample_key(name), ImageFile(folder, name), source=path.stem)
-            record.split = row.get("split") or None
+            record.split = intern(row.get("split") or "") or None
             record.url = row.get("url") or None
-            record.extra = {key: row[key] for key in extra if row.get(key)}
+            record.extra = {key: intern(row[key]) for key in extra if row.get(key)}
             records[name] = record
-        record.captions += columns.texts(row)
-        record.label = record.label or (row.get(columns.label) or "").strip() or None
+        record.captions = record.captions + columns.texts(row)  # unlike +=, a list of the exact size
+        record.label = record.label or intern((row.get(columns.label) or "").strip()) or None
     return keep_split(list(records.values()), split, path)
 
 
