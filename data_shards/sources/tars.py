@@ -57,6 +57,8 @@ def webdataset(spec: str | Sequence[str], caption_field: Sequence[str] | None = 
     """
     pieces = (spec,) if isinstance(spec, str) else tuple(spec)
     shards = opened_set(pieces)
+    if not shards.manifests:
+        log.warning("%s has no index: every worker walks its headers again; run `data_shards index` first", pieces[0])
     records = [_record(shards, pieces, sample, caption_field) for sample in range(len(shards))]
     for path in shards.paths:
         report_failures(Path(path).with_suffix(".parquet"))

@@ -631,6 +631,23 @@ def test_record_sets_read_every_place(tmp_path: Path) -> None:
     assert source.classes == ["airport", "beach", "harbor"]
 
 
+def test_places_travel_to_worker_processes(tmp_path: Path) -> None:
+    hugging_face(tmp_path / "a.parquet", 9, 2, ["harbor"])
+    write_tar(
+        tmp_path / "a.tar", {f"{i}.{end}": data for i in range(9) for end, data in (("jpg", jpeg(i)), ("txt", b"x"))}
+    )
+    for name, option in (("parquet", "a.parquet"), ("webdataset", "a.tar")):
+        flag = "--parquet" if name == "parquet" else "--shards"
+        packs = []
+        for workers in ("1", "2"):
+            out = tmp_path / f"{name}{workers}"
+            words = ["--source", name, flag, str(tmp_path / option), "--output", str(out), "--workers", workers]
+            assert main(["pack", *words, "--shard-size", "4"]) == 0
+            packs.append({path.name: path.read_bytes() for path in out.glob("*.tar")})
+        assert packs[0] == packs[1]
+        assert len(packs[0]) == 3
+
+
 def test_places_are_named_without_their_folder() -> None:
     """``repr`` goes into the fingerprint of a pack: moving a data set must not change it."""
     assert repr(ImageFile("/here", "a/b.jpg")) == repr(ImageFile("/there", "a/b.jpg"))
