@@ -121,19 +121,25 @@ class VerifyConfig:
 
 @dataclass
 class StatsConfig:
-    """Print counts, caption lengths, words, class balance and image sizes; draw a contact sheet.
+    """Print counts, caption lengths, words, class balance, image sizes and duplicates; draw plots and a contact sheet.
 
     Args:
         shards: folder, pattern, or a mix of them, of which each sample counts once
-        output: folder for stats.txt, stats.json and contact_sheet.png; null writes them to the working folder
+        output: folder for stats.txt, stats.json, stats.png and contact_sheet.png; null takes the working folder
         caption_field: captions or coarse_captions
+        tokenizer: name or folder of a tokenizer, to count the tokens of captions too
+        limit: count this many samples, drawn at random; null counts all
+        workers: processes; null takes one a core
         images: images on the contact sheet
-        seed: chooses them
+        seed: draws the samples of --limit and of the contact sheet
     """
 
     shards: Shards
     output: str | None = None
     caption_field: str = "captions"
+    tokenizer: str | None = None
+    limit: int | None = None
+    workers: int | None = None
     images: int = 24
     seed: int = 0
 
