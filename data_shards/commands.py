@@ -52,7 +52,18 @@ class PackConfig:
         prefix: shards are named PREFIX-000000.tar; null takes the split or "shard"
         shuffle: pack in random order, so that each shard mixes the classes; Parquet's row groups stay together
         limit: pack at most this many records, taken after the shuffle
-        workers: processes; null takes one a core
+        duplicates: of records with the same image, keep all, drop all but the first, or merge their captions into the
+            first; duplicates.jsonl names them
+        near_duplicates: images are the same also where at most this many of 64 bits of their perceptual hashes differ
+            (0 to 16; 6 finds re-encoded and resized copies, 10 slightly cropped ones); null compares bytes only
+        exclude: evaluation sets whose images are left out, exact or near and turned or mirrored too, and named in
+            excluded.jsonl: Karpathy JSON or CSV files, folders of images, packed shards; comma-separated
+        exclude_images: image folder of the JSON and CSV files of --exclude: one for all or one each, comma-separated
+        exclude_split: splits that are taken of these files where they have splits, comma-separated; all takes all
+        exclude_distance: bits of 64 up to which an image is one of the evaluation; null compares bytes only
+        workers: processes; null takes one a core; under mpirun the ranks take their place
+        array: in a SLURM array task, or a step of several tasks without MPI, pack this task's share of the shards into
+            the folder that all tasks have in common; false packs everything, into a folder of this task's own
         overwrite: remove what an earlier pack wrote to the folder
     """
 
@@ -87,8 +98,42 @@ class PackConfig:
     prefix: str | None = None
     shuffle: bool = True
     limit: int | None = None
+    duplicates: str = "keep"
+    near_duplicates: int | None = None
+    exclude: str | None = None
+    exclude_images: str | None = None
+    exclude_split: str = "test"
+    exclude_distance: int | None = 8
     workers: int | None = None
+    array: bool = True
     overwrite: bool = False
+
+
+@dataclass
+class LeakageConfig:
+    """Look for evaluation images in packed shards; exit 1 and name them where there are any. Nothing is changed.
+
+    Args:
+        shards: folder or pattern
+        exclude: the evaluation sets, as those of `pack`: Karpathy JSON or CSV files, folders of images, packed shards;
+            comma-separated
+        exclude_images: image folder of the JSON and CSV files: one for all or one each, comma-separated
+        exclude_split: splits that are taken of these files where they have splits, comma-separated; all takes all
+        exclude_distance: bits of 64 of the perceptual hashes up to which two images are the same, turned or mirrored
+            or not; null compares bytes only
+        output: JSON-lines file for what was found; null prints it
+        max_pixels: larger images are compared by nothing, and counted
+        workers: processes; null takes one a core
+    """
+
+    shards: str | list[str]
+    exclude: str
+    exclude_images: str | None = None
+    exclude_split: str = "test"
+    exclude_distance: int | None = 8
+    output: str | None = None
+    max_pixels: int = 100_000_000
+    workers: int | None = None
 
 
 @dataclass

@@ -21,10 +21,13 @@ import hashlib
 import json
 import logging
 import os
+import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from data_shards.sample import IMAGE_MEMBERS, split_name
@@ -35,6 +38,7 @@ log = logging.getLogger(__name__)
 FORMAT, VERSION = "data-shards-index", 1
 HEADER_BYTES = 1 << 16  # that the first line of an index fits into
 DAMAGE_TOLD = 5  # places of damage that the log tells of
+TEMPORARY = re.compile(r"\.(?P<host>[\w.-]*)~(?P<process>\d+)\.tmp$")  # end of the name of an unfinished file
 
 
 @dataclass(frozen=True)
@@ -214,9 +218,31 @@ def scan(path: Path, hashes: bool = False) -> ShardIndex:
 
 def write_aside(path: Path, data: bytes) -> None:
     """Write ``path`` so that it is either whole or absent: to a sibling, fsync, rename."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = temporary_path(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def temporary_path(path: Path) -> Path:
+    """Where this process writes ``path`` before it has its name; no other process has the same place."""
+    return path.with_name(f"{path.name}.{platform.node()}~{os.getpid()}.tmp")
+
+
+def temporary_paths(folder: Path) -> list[Path]:
+    """What processes are writing, or were when they were killed."""
+    return [path for path in folder.glob("*.tmp") if TEMPORARY.search(path.name)]
+
+
+def is_stale(temporary: Path) -> bool:
+    """Whether its writer was a process of this machine that is gone."""
+    writer = TEMPORARY.search(temporary.name)
+    if writer is None or writer["host"] != platform.node():
+        return False
+    return not psutil.pid_exists(int(writer["process"]))

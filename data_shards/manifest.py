@@ -2,7 +2,8 @@
 
     {"format": "data-shards", "version": 1, "samples": 2000, "captions": 10000, "bytes": ...,
      "classes": ["airport", ...], "class_counts": {"airport": 125, ...}, "fields": ["captions", "coarse_captions"],
-     "skipped": {"unreadable image": 2}, "fingerprint": "...", "options": {...},
+     "skipped": {"unreadable image": 2}, "duplicates": {"exact": 3}, "excluded": {"near": 1},
+     "fingerprint": "...", "options": {...},
      "shards": [{"name": "train-000000.tar", "samples": 1000, "bytes": ..., "sha256": "...", "index_sha256": "..."}]}
 
 It holds no date and no absolute path: the same input gives the same bytes.
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class Manifest:
     fields: list[str]
     shards: list[ShardEntry]
     skipped: dict[str, int] = field(default_factory=dict)
+    duplicates: dict[str, int] = field(default_factory=dict)
+    excluded: dict[str, int] = field(default_factory=dict)
     fingerprint: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -85,8 +88,16 @@ class ShardContent:
     bad: list[dict[str, str]]
 
 
-def combine(contents: Iterable[ShardContent], fingerprint: str = "", options: dict[str, Any] | None = None) -> Manifest:
-    """The manifest of all shards, in the order given; shards that hold no sample are left out."""
+def combine(
+    contents: Iterable[ShardContent],
+    fingerprint: str = "",
+    options: dict[str, Any] | None = None,
+    counts: Mapping[str, dict[str, int]] | None = None,
+) -> Manifest:
+    """The manifest of all shards, in the order given; shards that hold no sample are left out.
+
+    ``counts`` are of records that were left out on purpose: ``duplicates`` and ``excluded``, by kind.
+    """
     kept = list(contents)
     classes: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
@@ -105,4 +116,5 @@ def combine(contents: Iterable[ShardContent], fingerprint: str = "", options: di
         skipped=dict(sorted(skipped.items())),
         fingerprint=fingerprint,
         options=options or {},
+        **(counts or {}),
     )

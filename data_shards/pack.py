@@ -1,10 +1,12 @@
-"""Records -> shards, the same bytes for any number of workers, and after being killed half way.
+"""Records -> shards, the same bytes for any number of workers, ranks and tasks, and after being killed half way.
 
-    records  r0 r1 r2 ...                        --shard-size 1000
-    job k    records k*1000 .. k*1000+999    ->  train-00000k.tar.tmp -> fsync -> train-00000k.tar
+    records  r0 r1 r2 ...                        without duplicates and images of an evaluation, see selection.py
+    job k    records k*1000 .. k*1000+999    ->  train-00000k.tar.HOST~PID.tmp -> fsync -> train-00000k.tar
                                              ->  train-00000k.tar.idx
                                              ->  .pack/train-00000k.json  (this shard is done; its part of the manifest)
     end      all parts -> manifest.json, quarantine.jsonl; .pack/ goes
+
+Who does the jobs is told by crew.py, what a folder looks like meanwhile by half_packed.py.
 
 A record that cannot be packed (missing, unreadable or oversized image, no caption and no label) is left out of its
 shard, counted, and written to quarantine.jsonl. The fingerprint of options and records guards a half-finished folder:
@@ -17,13 +19,9 @@ import hashlib
 import io
 import json
 import logging
-import multiprocessing
 import os
-import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -32,18 +30,21 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_shards import templates
+from data_shards.crew import Crew, Share
+from data_shards.half_packed import PRINTS, claim, finish, finished, unfinished, write_part
 from data_shards.images import opened, upright_rgb, upright_size
-from data_shards.index import Member, ShardIndex, write_aside
+from data_shards.index import Member, ShardIndex, temporary_path
 from data_shards.jpeg import check_whole
-from data_shards.manifest import NAME, Manifest, ShardContent, ShardEntry, combine
+from data_shards.leakage import Evaluation
+from data_shards.manifest import Manifest, ShardContent, ShardEntry
 from data_shards.sample import BadSample, captions_of
 from data_shards.seeds import mix
+from data_shards.selection import select
 from data_shards.shards import PROGRESS, index_path
 from data_shards.sources import Record, load
 
 log = logging.getLogger(__name__)
 
-OPTIONS, QUARANTINE = "options.json", "quarantine.jsonl"
 KEPT_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 DEFAULT_QUALITY = 90
 
@@ -61,6 +62,8 @@ class PackPlan:
         template_captions: caption images that have a label and no caption from templates
         captions_per_image: template captions an image
         seed: of the template captions
+        duplicates: keep, drop or merge records of the same picture
+        near_duplicates: bits of 64 in which their perceptual hashes may differ; None compares bytes only
     """
 
     prefix: str = "shard"
@@ -71,106 +74,98 @@ class PackPlan:
     template_captions: bool = True
     captions_per_image: int = 1
     seed: int = 0
+    duplicates: str = "keep"
+    near_duplicates: int | None = None
 
 
-def pack(records: list[Record], folder: Path, plan: PackPlan, workers: int = 1, overwrite: bool = False) -> Manifest:
-    """Write the shards, their indices and the manifest.
+def pack(
+    records: list[Record],
+    folder: Path,
+    plan: PackPlan,
+    workers: int = 1,
+    overwrite: bool = False,
+    evaluation: Evaluation | None = None,
+) -> Manifest:
+    """Write the shards, their indices and the manifest with ``workers`` processes of this machine.
 
     Raises FileExistsError where the folder holds other things, ValueError where no record can be packed.
     """
-    unique_keys(records)
-    options = asdict(plan)
-    fingerprint = hashlib.sha256(json.dumps(options).encode() + records_digest(records)).hexdigest()
-    progress = claim(folder, fingerprint, overwrite)
-    names = [f"{plan.prefix}-{number:06d}" for number in range(-(-len(records) // plan.shard_size))]
-    chunks = [records[i * plan.shard_size : (i + 1) * plan.shard_size] for i in range(len(names))]
-    todo = [i for i, name in enumerate(names) if not (progress / f"{name}.json").exists()]
-    if len(todo) < len(names):
-        log.info("%d of %d shards are there already", len(names) - len(todo), len(names))
-    with tqdm(total=len(records), unit="img", desc="pack", disable=None) as bar:
-        bar.update(sum(len(chunk) for i, chunk in enumerate(chunks) if i not in set(todo)))
-        for done in run(folder, plan, [(names[i], chunks[i]) for i in todo], workers):
-            bar.update(done)
-    return finish(folder, progress, names, fingerprint, options)
-
-
-def run(folder: Path, plan: PackPlan, jobs: list[tuple[str, list[Record]]], workers: int) -> Iterator[int]:
-    """Pack each job; yields the number of its records when it is done."""
-    if workers <= 1 or len(jobs) <= 1:
-        for name, records in jobs:
-            yield pack_shard(folder, plan, name, records)
-        return
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        futures = [pool.submit(pack_shard, folder, plan, name, records) for name, records in jobs]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def claim(folder: Path, fingerprint: str, overwrite: bool) -> Path:
-    """Make the folder ours: new, or half finished with the same fingerprint. Returns its progress folder."""
-    progress = folder / PROGRESS
-    note = progress / OPTIONS
-    ours = overwrite and clear(folder)
-    if (folder / NAME).exists():
-        raise FileExistsError(f"{folder} holds finished shards: use another --output, or --overwrite")
-    if note.exists():
-        if json.loads(note.read_text())["fingerprint"] != fingerprint:
-            raise FileExistsError(
-                f"{folder} is half packed with other options or other input: repeat those to finish it, or --overwrite"
-            )
-        return progress
-    if not ours and folder.is_dir() and any(path.name != PROGRESS for path in folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty and was not written by pack: use another --output")
-    progress.mkdir(parents=True, exist_ok=True)
-    write_aside(note, json.dumps({"fingerprint": fingerprint}).encode())
-    return progress
-
-
-def clear(folder: Path) -> bool:
-    """Remove what packing wrote, and nothing else; False where it had written nothing."""
-    manifest = Manifest.load(folder)
-    note = folder / PROGRESS
-    if not manifest and not note.is_dir():
-        return False
-    names = {entry.name for entry in manifest.shards} if manifest else set()
-    names |= {f"{path.stem}.tar" for path in note.glob("*.json")}
-    for name in names:
-        for path in (folder / name, index_path(folder / name)):
-            path.unlink(missing_ok=True)
-    for path in (*folder.glob("*.tar.tmp"), *folder.glob("*.idx.tmp"), folder / QUARANTINE, folder / NAME):
-        path.unlink(missing_ok=True)
-    shutil.rmtree(note, ignore_errors=True)
-    return True
-
-
-def finish(folder: Path, progress: Path, names: list[str], fingerprint: str, options: dict) -> Manifest:
-    """Join the parts of all shards into the manifest; the folder is finished when that is there."""
-    contents = [read_part(progress / f"{name}.json") for name in names]
-    manifest = combine(contents, fingerprint, options)
-    bad = [row for content in contents for row in content.bad]
-    if not manifest.samples:
-        raise ValueError(f"none of {len(bad)} records could be packed: {bad[0] if bad else 'there are no records'}")
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in bad)
-    write_aside(folder / QUARANTINE, lines.encode("utf-8", "surrogateescape"))
-    manifest.save(folder)
-    shutil.rmtree(progress)
+    manifest = pack_share(records, folder, plan, Crew(workers), Share(), overwrite, evaluation)
+    assert manifest is not None, "there are no other tasks to wait for"
     return manifest
 
 
-def read_part(path: Path) -> ShardContent:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return ShardContent(**{**content, "entry": ShardEntry(**content["entry"])})
+def pack_share(
+    records: list[Record],
+    folder: Path,
+    plan: PackPlan,
+    team: Crew,
+    share: Share,
+    overwrite: bool = False,
+    evaluation: Evaluation | None = None,
+) -> Manifest | None:
+    """This task's part of packing; the manifest where every shard is done now, None where others have some left.
+
+    Args:
+        records: all of them, the same for every task
+        folder: to write; all tasks share it
+        plan: how records become shards
+        team: does the work of this task
+        share: which shards are this task's
+        overwrite: remove what an earlier pack wrote; refused where there are several tasks
+        evaluation: images to leave out
+    """
+    unique_keys(records)
+    options = {**asdict(plan), "exclude": evaluation.digest if evaluation else None}
+    fingerprint = hashlib.sha256(json.dumps(options).encode() + records_digest(records)).hexdigest()
+    alone = share.count == 1
+    try:
+        if not alone and (manifest := finished(folder, fingerprint)):
+            return manifest
+        progress = claim(folder, fingerprint, overwrite, alone)
+        selection = select(
+            records, progress / PRINTS, plan.duplicates, plan.near_duplicates, evaluation, plan.max_pixels, team, share
+        )
+        names = pack_shards(selection.records, folder, plan, team, share)
+        missing = unfinished(progress, names)
+    except (FileNotFoundError, FileExistsError):
+        # Another task has finished the folder meanwhile, and with it what was to be read here.
+        if alone or not (manifest := finished(folder, fingerprint)):
+            raise
+        return manifest
+    if missing and progress.is_dir():
+        log.info("%d of %d shards are left to other tasks, the first is %s", len(missing), len(names), missing[0])
+        return None
+    return finish(folder, names, fingerprint, options, selection)
+
+
+def pack_shards(records: list[Record], folder: Path, plan: PackPlan, team: Crew, share: Share) -> list[str]:
+    """Pack those of the share that are not done yet; returns the names of all shards."""
+    names = [f"{plan.prefix}-{number:06d}" for number in range(-(-len(records) // plan.shard_size))]
+    if not names:
+        raise ValueError("there is nothing to pack: no record, or each is an image of the evaluation")
+
+    def chunk(number: int) -> list[Record]:
+        return records[number * plan.shard_size : (number + 1) * plan.shard_size]
+
+    missing = set(unfinished(folder / PROGRESS, names))
+    own = [number for number in range(len(names)) if share.has(number)]
+    todo = [number for number in own if names[number] in missing]
+    if len(todo) < len(own):
+        log.info("%d of %d shards are there already", len(own) - len(todo), len(own))
+    jobs = ((folder, plan, names[number], chunk(number)) for number in todo)
+    total = sum(len(chunk(number)) for number in own)
+    with tqdm(total=total, unit="img", desc="pack", disable=None) as bar:
+        bar.update(total - sum(len(chunk(number)) for number in todo))
+        for done in team.run(pack_shard, jobs, len(todo)):
+            bar.update(done)
+    return names
 
 
 def pack_shard(folder: Path, plan: PackPlan, name: str, records: list[Record]) -> int:
     """Write one tar with its index and its part of the manifest; returns the number of records taken."""
     path = folder / f"{name}.tar"
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = temporary_path(path)
     bad: list[dict[str, str]] = []
     with open(temporary, "wb") as file:
         writer = ShardWriter(file)
@@ -190,8 +185,7 @@ def pack_shard(folder: Path, plan: PackPlan, name: str, records: list[Record]) -
         temporary.unlink()
     entry = ShardEntry(path.name, writer.samples, size, digest, index_digest.hex())
     content = ShardContent(entry, writer.captions, dict(writer.classes), sorted(writer.fields), bad)
-    text = json.dumps(asdict(content), ensure_ascii=False)
-    write_aside(folder / PROGRESS / f"{name}.json", text.encode("utf-8", "surrogateescape"))
+    write_part(folder / PROGRESS, name, content)
     return len(records)
 
 

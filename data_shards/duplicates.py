@@ -1,0 +1,105 @@
+"""The same picture twice in one pack: found by bytes, on request by look, and dropped or merged.
+
+    r0 dock.jpg   "a dock"      r1 copy.jpg  "boats"      r2 dock_q50.jpg  "a pier"
+    --duplicates drop                       r0 "a dock"                      r2 "a pier"
+    --duplicates merge                      r0 "a dock", "boats"             r2 "a pier"
+    --duplicates merge --near-duplicates 6  r0 "a dock", "boats", "a pier"
+
+Of each picture the first record stays, so that the result does not depend on who looked. A near duplicate is one of a
+record that stays: where a is like b and b like c, but a is not like c, then a and c stay.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_shards.fingerprint import MIN_CORRELATION, correlation
+from data_shards.near import near_pairs
+from data_shards.prints import Prints
+from data_shards.sources import Record
+
+MODES = ("keep", "drop", "merge")
+CAPTION_FIELDS = ("coarse_captions",)  # lists of texts in Record.extra that are merged as the captions are
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Record ``image`` is the same picture as record ``kept``, which stays. ``distance``: bits of the two hashes."""
+
+    image: int
+    kept: int
+    kind: str
+    distance: int
+
+
+def find_duplicates(prints: Prints, distance: int | None, candidates: NDArray[np.bool_]) -> list[Duplicate]:
+    """Duplicates among the candidates, in record order; near ones too where there is a distance."""
+    images = np.nonzero(candidates & prints.readable)[0]
+    _, first, inverse = np.unique(prints.sha256[images], return_index=True, return_inverse=True)
+    same = dict(zip(images.tolist(), images[first[inverse]].tolist(), strict=True))
+    near = near_duplicates(prints, images[np.unique(first)], distance) if distance is not None else {}
+    found = []
+    for image, original in same.items():
+        kept, bits = near.get(original, (original, 0))
+        if kept != image:
+            found.append(Duplicate(image, kept, "exact" if kept == original else "near", bits))
+    return found
+
+
+def near_duplicates(prints: Prints, images: NDArray[np.int64], distance: int) -> dict[int, tuple[int, int]]:
+    """Image -> (the first image that stays and looks the same, bits between them)."""
+    images = images[prints.textured[images]]
+    parts = list(confirmed(prints, images, distance))
+    left, right, bits = (np.concatenate(column) for column in zip(*parts, strict=True)) if parts else ((), (), ())
+    order = np.lexsort((left, right)) if parts else ()
+    gone: dict[int, tuple[int, int]] = {}
+    for place in order:
+        earlier, later = int(left[place]), int(right[place])
+        if earlier not in gone and later not in gone:
+            gone[later] = earlier, int(bits[place])
+    return gone
+
+
+def confirmed(prints: Prints, images: NDArray[np.int64], distance: int) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
+    for i, j, bits in near_pairs(prints.hash[images], None, distance):
+        left, right = images[i], images[j]
+        same = correlation(prints.thumbs(left), prints.thumbs(right)) >= MIN_CORRELATION
+        yield left[same], right[same], bits[same]
+
+
+def rows_of_duplicates(records: Sequence[Record], found: Sequence[Duplicate]) -> list[dict[str, Any]]:
+    """Lines of duplicates.jsonl; both labels stand where they contradict each other."""
+    rows = []
+    for item in found:
+        gone, kept = records[item.image], records[item.kept]
+        row: dict[str, Any] = {"key": gone.key, "kept": kept.key, "kind": item.kind, "distance": item.distance}
+        if gone.label is not None and kept.label is not None and gone.label != kept.label:
+            row |= {"label": gone.label, "kept_label": kept.label}
+        rows.append(row)
+    return rows
+
+
+def count_duplicates(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Duplicates by kind, and how many of them have another label than the record that stays."""
+    counts = Counter(row["kind"] for row in rows)
+    counts["label_conflicts"] = sum("label" in row for row in rows)
+    return dict(sorted(counts.items()))
+
+
+def merge_duplicates(records: Sequence[Record], found: Sequence[Duplicate]) -> None:
+    """Give the captions of each duplicate to the record that stays, and its label where that has none."""
+    for item in found:
+        gone, kept = records[item.image], records[item.kept]
+        kept.captions = list(dict.fromkeys([*kept.captions, *gone.captions]))
+        for name in CAPTION_FIELDS:
+            if name in gone.extra:
+                texts = [*kept.extra.get(name, []), *gone.extra[name]]
+                kept.extra = {**kept.extra, name: list(dict.fromkeys(texts))}
+        if kept.label is None:
+            kept.label = gone.label
