@@ -1,4 +1,4 @@
-"""`python -m data_shards pack|index|verify|stats|tokenizer|bench`: see each command's --help."""
+"""`python -m data_shards pack|leakage|index|verify|stats|tokenizer|bench`: see each command's --help."""
 
 from __future__ import annotations
 
@@ -10,14 +10,25 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_shards.commands import BenchConfig, IndexConfig, PackConfig, StatsConfig, TokenizerConfig, VerifyConfig
+from data_shards.commands import (
+    BenchConfig,
+    IndexConfig,
+    LeakageConfig,
+    PackConfig,
+    StatsConfig,
+    TokenizerConfig,
+    VerifyConfig,
+)
 from options import parse_command
 
 if TYPE_CHECKING:
+    from data_shards.crew import Crew, Share
+    from data_shards.leakage import Evaluation
     from data_shards.sources import Record
 
 COMMANDS = {
     "pack": PackConfig,
+    "leakage": LeakageConfig,
     "index": IndexConfig,
     "verify": VerifyConfig,
     "stats": StatsConfig,
@@ -34,10 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         prog="data_shards",
         description="Pack, check and describe WebDataset shards of aerial images.",
-        positional={"verify": "shards", "stats": "shards", "index": "shards"},
+        positional={"leakage": "shards", "verify": "shards", "stats": "shards", "index": "shards"},
     )
     run: dict[str, Callable[[Any], int]] = {
         "pack": run_pack,
+        "leakage": run_leakage,
         "index": run_index,
         "verify": run_verify,
         "stats": run_stats,
@@ -55,7 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_pack(config: PackConfig) -> int:
-    from data_shards.pack import PackPlan, pack
+    from data_shards.crew import Share, crew, own_share
+
+    share = own_share(os.environ) if config.array else Share()
+    with crew(config.workers or os.cpu_count() or 1) as team:
+        # None: an MPI rank that has done what rank 0 gave it.
+        return 0 if team is None else pack_with(team, share, config)
+
+
+def pack_with(team: Crew, share: Share, config: PackConfig) -> int:
+    from data_shards.pack import PackPlan, pack_share
+    from data_shards.selection import check_duplicate_options
     from data_shards.sources.catalogue import read_source
 
     relabel = config.caption_from == "relabel"
@@ -63,6 +85,7 @@ def run_pack(config: PackConfig) -> int:
         raise ValueError(f"--caption-from: template, none or relabel, not {config.caption_from!r}")
     if config.shard_size < 1:
         raise ValueError(f"--shard-size must be at least 1, not {config.shard_size}")
+    check_duplicate_options(config.duplicates, config.near_duplicates)
     records = chosen(read_source(config), config)
     for record in records if relabel else []:
         record.captions = [] if record.scenes else record.captions
@@ -76,15 +99,62 @@ def run_pack(config: PackConfig) -> int:
         template_captions=config.caption_from != "none",
         captions_per_image=config.captions_per_image,
         seed=config.seed,
+        duplicates=config.duplicates,
+        near_duplicates=config.near_duplicates,
     )
-    manifest = pack(records, Path(config.output), plan, config.workers or os.cpu_count() or 1, config.overwrite)
+    evaluation = evaluation_of(config, team) if config.exclude else None
+    folder = Path(config.output)
+    manifest = pack_share(records, folder, plan, team, share, config.overwrite, evaluation)
+    if manifest is None:
+        print(f"{folder}: task {share.index + 1} of {share.count} has packed its shards; the last task joins them")
+        return 0
     print(
         f"{config.output}: {manifest.samples} samples, {manifest.captions} captions, {len(manifest.classes)} classes, "
         f"{len(manifest.shards)} shards, {manifest.bytes / 1e6:.1f} MB"
     )
     for reason, count in manifest.skipped.items():
-        print(f"  left out: {count} x {reason} (see {Path(config.output) / 'quarantine.jsonl'})")
+        print(f"  left out: {count} x {reason} (see {folder / 'quarantine.jsonl'})")
+    for kind, count in manifest.duplicates.items():
+        print(f"  duplicates: {count} x {kind.replace('_', ' ')} (see {folder / 'duplicates.jsonl'})")
+    if config.exclude:
+        counts = ", ".join(f"{count} x {kind}" for kind, count in manifest.excluded.items())
+        print(f"  excluded as images of the evaluation: {counts or 'none'} (see {folder / 'excluded.jsonl'})")
     return 0
+
+
+def evaluation_of(config: PackConfig | LeakageConfig, team: Crew) -> Evaluation:
+    """The images that --exclude names."""
+    from data_shards.leakage import read_evaluation
+    from data_shards.selection import check_distance
+
+    check_distance("--exclude-distance", config.exclude_distance)
+    sets, folders, splits = (
+        [name.strip() for name in (text or "").split(",") if name.strip()]
+        for text in (config.exclude, config.exclude_images, config.exclude_split)
+    )
+    return read_evaluation(sets, folders, splits, config.exclude_distance, config.max_pixels, team)
+
+
+def run_leakage(config: LeakageConfig) -> int:
+    import json
+
+    from data_shards.crew import Crew
+    from data_shards.index import write_aside
+    from data_shards.leakage import leaks_of_shards
+    from data_shards.shards import ShardSet
+
+    team = Crew(config.workers or os.cpu_count() or 1)
+    shards = ShardSet(config.shards)
+    rows, unreadable = leaks_of_shards(shards, evaluation_of(config, team), config.max_pixels, team)
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    if config.output:
+        write_aside(Path(config.output), "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+    for line in [] if config.output else lines:
+        print(f"LEAK {line}")
+    print(f"{config.shards}: {len(shards)} samples, {len(rows)} are images of {config.exclude}")
+    if unreadable:
+        print(f"  not compared: {unreadable} images that cannot be read")
+    return 1 if rows else 0
 
 
 def chosen(records: list[Record], config: PackConfig) -> list[Record]:

@@ -96,6 +96,8 @@ def read_evaluation(
             f"--exclude {','.join(annotated)} needs --exclude-images: the folder of their images, one for all or one "
             f"each, not {len(folders)}"
         )
+    if not sets:
+        raise ValueError("--exclude names no set of evaluation images")
     kind = EXACT if distance is None else SYMMETRIC
     for name in sets:
         if name in annotated:
@@ -223,8 +225,11 @@ def count_leaks(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     return dict(sorted(Counter(row["kind"] for row in rows).items()))
 
 
-def leaks_of_shards(shards: ShardSet, evaluation: Evaluation, max_pixels: int, team: Crew) -> list[dict[str, Any]]:
-    """Which samples of packed shards are evaluation images, as lines of excluded.jsonl; nothing is written."""
-    leaks = find_leaks(prints_of_shards(shards, evaluation.kind, max_pixels, team), evaluation)
+def leaks_of_shards(
+    shards: ShardSet, evaluation: Evaluation, max_pixels: int, team: Crew
+) -> tuple[list[dict[str, Any]], int]:
+    """(lines of excluded.jsonl for the samples that are evaluation images, samples that could not be read)."""
+    prints = prints_of_shards(shards, evaluation.kind, max_pixels, team)
+    leaks = find_leaks(prints, evaluation)
     keys = {leak.image: shards.key(leak.image) for leak in leaks}
-    return rows_of_leaks(keys, leaks, evaluation)
+    return rows_of_leaks(keys, leaks, evaluation), int((~prints.readable).sum())
