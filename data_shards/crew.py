@@ -20,7 +20,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -49,14 +49,12 @@ class Crew:
 
     def run(self, work: Callable[..., Any], jobs: Iterable[tuple], count: int) -> Iterator[Any]:
         """``work(*job)`` of each of the ``count`` jobs, in the order in which they end. An error of one ends all."""
-        workers = min(self.workers, count)
+        workers = max(1, min(self.workers, count))
         if self.pool is None and workers <= 1:
             for job in jobs:
                 yield work(*job)
             return
-        local = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver"))
-        with nullcontext(self.pool) if self.pool else local as pool:
-            assert pool is not None
+        with self._pool(workers) as pool:
             waiting: set[Future] = set()
             try:
                 for job in jobs:
@@ -70,6 +68,11 @@ class Crew:
             finally:
                 for future in waiting:
                     future.cancel()
+
+    def _pool(self, workers: int) -> AbstractContextManager[Executor]:
+        if self.pool is not None:
+            return nullcontext(self.pool)  # it serves further runs
+        return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver"))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from data_shards.images import opened, upright_rgb
 
 SIDE, THUMB = 32, 16  # pixels: what is hashed, what is kept
 DECODED = 64  # pixels that a JPEG is decoded to at least
-MIN_CORRELATION = 0.9  # of two thumbnails
+MIN_CORRELATION = 0.85  # of two thumbnails
 MIN_CONTRAST = 1.0  # grey levels, standard deviation over the thumbnail: what has less is compared by its bytes only
 SYMMETRIES: dict[str, Callable[[NDArray], NDArray]] = {  # of pictures (..., H, W)
     "none": lambda grey: grey,
