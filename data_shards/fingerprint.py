@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_shards.sample import BadSample
 from data_shards.images import opened, upright_rgb
+from data_shards.sample import BadSample
 
 SIDE, THUMB = 32, 16  # pixels: what is hashed, what is kept
 DECODED = 64  # pixels that a JPEG is decoded to at least
