@@ -69,7 +69,7 @@ def test_array_that_fails_and_is_submitted_again(
     assert contents(shards) == whole
 
 
-@pytest.mark.parametrize("mpi", ["none", "pmix"])
+@pytest.mark.parametrize("mpi", ["none"])
 def test_step_of_several_tasks(
     slurm: Slurm, command: list[str], whole: dict[str, str], tmp_path: Path, mpi: str
 ) -> None:
