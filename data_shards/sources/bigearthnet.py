@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from data_shards.images import opened
 from data_shards.sample import BadSample
 from data_shards.sources.folder import walk_names
 from data_shards.sources.names import keep_split
 from data_shards.sources.record import Record, read_file
-from data_shards.transforms import opened
 
 RED_GREEN_BLUE = ("B04", "B03", "B02")
 REFLECTANCE_MAX = 2000
