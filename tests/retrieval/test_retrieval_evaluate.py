@@ -244,7 +244,6 @@ def test_errors_name_what_is_wrong_and_what_to_do(
         ((data, images, model, "--split", "val"), ("'val'", "test, train")),
         ((shards, None, model, "--split", "val"), ("--split val", "no splits")),
         ((data, images, model, "--caption_field", "coarse_captions"), ("coarse_captions", "--caption_field")),
-        ((data, images, model, "--batch_size", "0"), ("batch_size", "at least 1")),
         ((data, images, model, "--output", str(tmp_path)), ("is a folder", "report.json")),
     ]
     for (file, folder, export, *more), expected in cases:
@@ -254,6 +253,9 @@ def test_errors_name_what_is_wrong_and_what_to_do(
         assert "error: " in message
         for part in expected:
             assert part in message, (words, message)
+    with pytest.raises(SystemExit, match="2"):
+        main(["evaluate", "--data", data, "--images", images, "--model", model, "--batch_size", "0"])
+    assert "at least 1" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
