@@ -72,6 +72,20 @@ class SumOverRanks(torch.autograd.Function):
         return total
 
 
+class AverageGradient(torch.autograd.Function):
+    """The tensor itself; backward: mean over ranks of the gradient, so that every rank has the whole of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        mean = gradients[0] / world_size()
+        dist.all_reduce(mean)
+        return mean
+
+
 def gather_rows(x: Tensor) -> Tensor:
     """Rows of all ranks, differentiable."""
     return x if world_size() == 1 else GatherRows.apply(x)  # type: ignore[no-any-return]
@@ -80,3 +94,28 @@ def gather_rows(x: Tensor) -> Tensor:
 def sum_over_ranks(x: Tensor) -> Tensor:
     """Sum over ranks, differentiable."""
     return x if world_size() == 1 else SumOverRanks.apply(x)  # type: ignore[no-any-return]
+
+
+def average_gradient(x: Tensor) -> Tensor:
+    """x, the same on all ranks, with a gradient that is the same too.
+
+    For what follows backward and is not linear: a clamp that looks at the gradient's sign must see that of the whole.
+    """
+    return x if world_size() == 1 else AverageGradient.apply(x)  # type: ignore[no-any-return]
+
+
+def log_sum_over_ranks(x: Tensor) -> Tensor:
+    """log of the sum over ranks of exp(x), elementwise, no gradient. Not a number where a rank's x is not."""
+    if world_size() == 1:
+        return x
+    top = x.clone()
+    dist.all_reduce(top, op=dist.ReduceOp.MAX)
+    total = (x - top).exp()
+    dist.all_reduce(total)
+    return total.log() + top
+
+
+def own_share(x: Tensor) -> Tensor:
+    """(W * B, ...) in the order of ranks -> this rank's (B, ...)."""
+    size = world_size()
+    return x if size == 1 else x.chunk(size)[rank()]

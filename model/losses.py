@@ -4,35 +4,62 @@
     loss, parts = RetrievalLoss(lambda_cs=1.0)(outputs, image_ids, labels)
     engine.backward(loss)           # mean over ranks of the gradients = gradient of one process with the whole batch
 
-Every rank has B of the N = W * B pairs. It computes the loss of its own rows against all columns, scaled so that the
-MEAN over ranks is the loss of the global batch. Memory is B x chunk for logits and N x d for gathered features, never
-N x N. Half precision inputs are computed in float32; float64 stays float64.
+Every rank has B of the N = W * B pairs, and computes the B x N block of the similarity matrix that its images have with
+all texts, in square pieces, once forward and once again backward. The texts' sums over all images come from adding up
+the ranks' parts, N numbers. So no rank holds N x N or B x N, and image features do not travel. The loss of a rank is
+that of its own pairs, scaled so that the MEAN over ranks is the loss of the global batch. Half precision inputs are
+computed in float32; float64 stays float64.
 
 Source: PriorCLIP, arXiv 2405.10160, section III (attribution loss; affiliation loss in PIR, ACM MM 2023).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
-from model.gather import gather_integers, gather_rows, rank, sum_over_ranks, world_size
+from model.gather import (
+    average_gradient,
+    gather_integers,
+    gather_rows,
+    log_sum_over_ranks,
+    own_share,
+    rank,
+    sum_over_ranks,
+    world_size,
+)
 
 Parts = dict[str, Tensor]
 IGNORED = -1  # the label of a sample whose scene is not known
+SIDE = {"cpu": 4096}  # of a square piece of the similarity matrix: 64 MB
+SIDE_ON_GPU = 8192  # 256 MB: few launches, each of them long
 
 
-class StreamingCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of rows against columns, soft targets uniform over columns of equal id, chunk by chunk.
+class SymmetricCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of the similarity matrix along rows and along columns; pairs of one place are all positives.
 
-        loss_i = logsumexp_j(s <r_i, c_j>) - mean over j with id_j = id_i of s <r_i, c_j>
+        S_ij = s <r_i, c_j>
+        row_i    = logsumexp_j S_ij - mean over j of i's place of S_ij
+        column_j = logsumexp_i S_ij - mean over i of j's place of S_ij             i over the rows of all ranks
 
-    rows (B, d), columns (N, d), scale s (), row_ids (B,), column_ids (N,) -> (B,). The logits of a chunk are computed
-    once in the forward and once more in the backward pass, so no more than (B, chunk) of them ever stand in memory.
+    The positive part is linear in the features, so that it needs sums by place (U, d) and not the matrix.
+
+    Args:
+        rows: (B, d), of this rank
+        columns: (N, d), of all ranks
+        scale: ()
+        row_places: (B,) integers in [0, U)
+        column_places: (N,) integers in [0, U); every rank's rows have the places of its own columns
+        places: U
+        chunk: side of the square pieces
+    Returns:
+        losses of this rank's rows (B,) and of its columns (B,)
     """
 
     @staticmethod
@@ -41,59 +68,109 @@ class StreamingCrossEntropy(torch.autograd.Function):
         rows: Tensor,
         columns: Tensor,
         scale: Tensor,
-        row_ids: Tensor,
-        column_ids: Tensor,
+        row_places: Tensor,
+        column_places: Tensor,
+        places: int,
         chunk: int,
-    ) -> Tensor:
-        log_sum = rows.new_full((len(rows),), -torch.inf)
-        positive, count = rows.new_zeros(len(rows)), rows.new_zeros(len(rows))
-        for part in range(0, len(columns), chunk):
-            logits = scale * (rows @ columns[part : part + chunk].T)
-            same = row_ids[:, None] == column_ids[None, part : part + chunk]
-            log_sum = torch.logaddexp(log_sum, logits.logsumexp(1))
-            positive += (logits * same).sum(1)
-            count += same.sum(1)
-        ctx.save_for_backward(rows, columns, scale, row_ids, column_ids, log_sum, count)
+    ) -> tuple[Tensor, Tensor]:
+        scaled = scale * rows
+        row_log, column_log = rows.new_full((len(rows),), -torch.inf), rows.new_full((len(columns),), -torch.inf)
+        for i, j, logits, spare in pieces(scaled, columns, chunk):
+            row_log[i] = torch.logaddexp(row_log[i], log_sum(logits, 1, spare))
+            column_log[j] = torch.logaddexp(column_log[j], log_sum(logits, 0, spare))
+        column_log = log_sum_over_ranks(column_log)
+
+        counts = column_places.bincount(minlength=places).to(rows.dtype)
+        means = sums_by(column_places, columns, places) / counts[:, None]
+        row_positive = (means[row_places].mul_(scaled)).sum(1)
+        del means
+        means = sums_by(row_places, scaled, places) / counts[:, None]  # this rank's part
+        column_positive = sum_over_ranks((means[column_places].mul_(columns)).sum(1))
+        ctx.save_for_backward(rows, columns, scale, row_places, column_places, counts, row_log, column_log)
         ctx.chunk = chunk
-        return log_sum - positive / count
+        return row_log - row_positive, own_share(column_log - column_positive)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns, scale, row_ids, column_ids, log_sum, count = ctx.saved_tensors
-        into_rows, into_columns = torch.zeros_like(rows), torch.empty_like(columns)
-        into_scale = torch.zeros_like(scale)
-        for part in range(0, len(columns), ctx.chunk):
-            some = columns[part : part + ctx.chunk]
-            products = rows @ some.T
-            same = row_ids[:, None] == column_ids[None, part : part + ctx.chunk]
-            wrong = (scale * products - log_sum[:, None]).exp() - same / count[:, None]
-            wrong = wrong * gradients[0][:, None]
-            into_rows += scale * (wrong @ some)
-            into_columns[part : part + ctx.chunk] = scale * (wrong.T @ rows)
-            into_scale += (wrong * products).sum()
-        return into_rows, into_columns, into_scale, None, None, None
+        rows, columns, scale, row_places, column_places, counts, row_log, column_log = ctx.saved_tensors
+        by_row, by_column = gradients[0].contiguous(), gather_integers(gradients[1].contiguous())
+        scaled = scale * rows
+        into_rows, into_columns = torch.zeros_like(rows), torch.zeros_like(columns)
+        for i, j, logits, spare in pieces(scaled, columns, ctx.chunk):
+            torch.sub(logits, row_log[i, None], out=spare).exp_().mul_(by_row[i, None])
+            spare += logits.sub_(column_log[None, j]).exp_().mul_(by_column[None, j])
+            into_rows[i].addmm_(spare, columns[j])
+            into_columns[j].addmm_(spare.T, scaled[i])
+
+        places, share = len(counts), (1 / counts)[:, None]
+        into_rows -= (sums_by(column_places, columns, places) * share)[row_places].mul_(by_row[:, None])
+        into_rows -= (sums_by(column_places, columns * by_column[:, None], places) * share)[row_places]
+        into_columns -= (sums_by(row_places, scaled, places) * share)[column_places].mul_(by_column[:, None])
+        into_columns -= (sums_by(row_places, scaled * by_row[:, None], places) * share)[column_places]
+        into_scale = torch.linalg.vecdot(into_rows, rows).sum()
+        return into_rows.mul_(scale), into_columns, into_scale, None, None, None, None
+
+
+def pieces(rows: Tensor, columns: Tensor, chunk: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
+    """Products of rows (B, d) and columns (N, d) in pieces of (chunk, chunk) at most, and as much spare memory.
+
+    Yields the slice of rows, that of columns, the products, the spare. Both memories are the next piece's too.
+    """
+    high, wide = min(chunk, len(rows)), min(chunk, len(columns))
+    products, spare = rows.new_empty(high * wide), rows.new_empty(high * wide)
+    for top in range(0, len(rows), chunk):
+        some = rows[top : top + chunk]
+        for left in range(0, len(columns), chunk):
+            others = columns[left : left + chunk]
+            shape = (len(some), len(others))
+            size = shape[0] * shape[1]
+            piece = torch.mm(some, others.T, out=products[:size].view(shape))
+            yield slice(top, top + chunk), slice(left, left + chunk), piece, spare[:size].view(shape)
+
+
+def log_sum(logits: Tensor, dim: int, spare: Tensor) -> Tensor:
+    """logsumexp along ``dim`` with the exponentials written into ``spare``. Not finite where a logit is not."""
+    top = logits.amax(dim, keepdim=True)
+    return torch.sub(logits, top, out=spare).exp_().sum(dim).log_().add_(top.squeeze(dim))
+
+
+def sums_by(places: Tensor, x: Tensor, count: int) -> Tensor:
+    """x (n, d) summed by place: (count, d)."""
+    return x.new_zeros((count, x.shape[1])).index_add(0, places, x)
+
+
+def side_of(chunk: int | None, device: torch.device) -> int:
+    """The given side of a piece, or where it is None what suits the device."""
+    return chunk or SIDE.get(device.type, SIDE_ON_GPU)
+
+
+def check_chunk(chunk: int | None) -> int | None:
+    if chunk is not None and chunk < 1:
+        raise ValueError(f"chunk must be at least 1, not {chunk}")
+    return chunk
 
 
 class ContrastiveLoss(nn.Module):
     """Symmetric image-text contrastive loss over the global batch; all pairs of one image id are positives.
 
     Args:
-        chunk: columns whose logits are held at once
+        chunk: side of the pieces in which the similarity matrix is computed; None: by the device
     """
 
-    def __init__(self, chunk: int = 4096):
+    def __init__(self, chunk: int | None = None):
         super().__init__()
-        if chunk < 1:
-            raise ValueError(f"chunk must be at least 1, not {chunk}")
-        self.chunk = chunk
+        self.chunk = check_chunk(chunk)
 
     def forward(self, image: Tensor, text: Tensor, scale: Tensor, image_ids: Tensor) -> Tensor:
         """image and text (B, d) L2-normalised, scale (), image_ids (B,) -> (). B is the same on all ranks."""
         image, text, scale = same_precision(image, text, scale)
         with torch.autocast(image.device.type, enabled=False):
-            ids = gather_integers(image_ids)
-            to_text = StreamingCrossEntropy.apply(image, gather_rows(text), scale, image_ids, ids, self.chunk)
-            to_image = StreamingCrossEntropy.apply(text, gather_rows(image), scale, image_ids, ids, self.chunk)
+            unique, places = gather_integers(image_ids).unique(return_inverse=True)
+            chunk = side_of(self.chunk, image.device)
+            to_text, to_image = SymmetricCrossEntropy.apply(
+                image, gather_rows(text), average_gradient(scale), own_share(places), places, len(unique), chunk
+            )
             return (to_text.mean() + to_image.mean()) / 2
 
 
@@ -103,7 +180,14 @@ class AttributionLoss(nn.Module):
     Centres are the means of the L2-normalised features of a class over the global batch; gradients pass through them.
     Cross-entropy over the distinct classes present, both ways, mean over the samples whose label is not -1. Sums of
     classes travel, (C, d), so time and memory are linear in N. Zero, with zero gradients, where no sample has a label.
+
+    Args:
+        chunk: logits of chunk * chunk pairs of sample and centre at most are held at once; None: by the device
     """
+
+    def __init__(self, chunk: int | None = None):
+        super().__init__()
+        self.chunk = check_chunk(chunk)
 
     def forward(self, image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -> Tensor:
         """image and text (B, d) L2-normalised, scale (), labels (B,) with -1 for none -> ()."""
@@ -114,13 +198,32 @@ class AttributionLoss(nn.Module):
             return 0 * (image.sum() + text.sum() + scale)  # in the graph: every rank runs the same backward pass
         with torch.autocast(image.device.type, enabled=False):
             valid = labels != IGNORED
+            image, text, scale = image[valid], text[valid], average_gradient(scale)
             target = torch.searchsorted(classes, labels[valid])
-            member = F.one_hot(target, len(classes)).to(image.dtype)  # (V, C)
-            sums = sum_over_ranks(torch.stack([member.T @ image[valid], member.T @ text[valid]]))
-            image_centres, text_centres = sums / counts[:, None]
-            to_text = F.cross_entropy(scale * (image[valid] @ text_centres.T), target, reduction="sum")
-            to_image = F.cross_entropy(scale * (text[valid] @ image_centres.T), target, reduction="sum")
+            sums = torch.stack([sums_by(target, image, len(classes)), sums_by(target, text, len(classes))])
+            image_centres, text_centres = sum_over_ranks(sums) / counts[:, None]
+            to_text = self.cross_entropy(image, text_centres, scale, target)
+            to_image = self.cross_entropy(text, image_centres, scale, target)
             return (to_text + to_image) / 2 * world_size() / counts.sum()
+
+    def cross_entropy(self, rows: Tensor, centres: Tensor, scale: Tensor, target: Tensor) -> Tensor:
+        """Sum over the rows (V, d) of their cross-entropy against centres (C, d); target (V,).
+
+        Where the logits (V, C) are many, they are computed some rows at a time, and once more in the backward pass.
+        """
+        step = max(1, side_of(self.chunk, rows.device) ** 2 // len(centres))
+        if len(rows) <= step:
+            return summed_cross_entropy(rows, centres, scale, target)
+        total = rows.new_zeros(())
+        for some, aims in zip(rows.split(step), target.split(step), strict=True):
+            total = total + checkpoint(
+                summed_cross_entropy, some, centres, scale, aims, use_reentrant=False, preserve_rng_state=False
+            )
+        return total
+
+
+def summed_cross_entropy(rows: Tensor, centres: Tensor, scale: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy((scale * rows) @ centres.T, target, reduction="sum")
 
 
 class RetrievalLoss(nn.Module):
@@ -129,19 +232,19 @@ class RetrievalLoss(nn.Module):
     Args:
         contrastive: weight of the contrastive loss; 0: it is not computed
         lambda_cs: weight of the attribution loss; 0: it is not computed
-        chunk: see `ContrastiveLoss`
+        chunk: see `ContrastiveLoss` and `AttributionLoss`
         shared_captions: false: captions of one image are no positives of each other, each stands for its pair alone
     """
 
     def __init__(
-        self, contrastive: float = 1.0, lambda_cs: float = 0.0, chunk: int = 4096, shared_captions: bool = True
+        self, contrastive: float = 1.0, lambda_cs: float = 0.0, chunk: int | None = None, shared_captions: bool = True
     ):
         super().__init__()
         if contrastive < 0 or lambda_cs < 0:
             raise ValueError(f"loss weights must not be negative: contrastive {contrastive}, lambda_cs {lambda_cs}")
         self.weight, self.lambda_cs, self.shared_captions = contrastive, lambda_cs, shared_captions
         self.contrastive = ContrastiveLoss(chunk)
-        self.attribution = AttributionLoss()
+        self.attribution = AttributionLoss(chunk)
 
     def forward(
         self, outputs: Mapping[str, Tensor | None], image_ids: Tensor, labels: Tensor | None = None
