@@ -39,8 +39,10 @@ class EngineConfig:
         zero: ZeRO stage 0 to 3 (cluster/zero/*.json), or the path of a DeepSpeed JSON whose "auto" values are filled in
         precision: number format of parameters and activations; the optimizer keeps float32 under bf16 and fp16
         global_batch: samples a step over all ranks; the world size must divide it
-        micro_batch: samples a rank at a time, null for global_batch / world size. Fewer means gradient accumulation,
-            where the contrastive loss sees the negatives of one micro step only
+        micro_batch: samples a rank at a time, null for global_batch / world size. Fewer means less memory
+        grad_cache: with fewer, the losses over features still see the whole global batch, at the price of one more
+            forward pass, about a third of the time; false: gradient accumulation, where the contrastive loss sees the
+            negatives of one micro step only
         grad_checkpointing: recompute activations in the backward pass: less memory, about a third more time
         threads: CPU threads a rank, null for the cores of the machine divided by its ranks
         timeout_minutes: a collective that waits longer than this ends the run
@@ -50,6 +52,7 @@ class EngineConfig:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     global_batch: int = 128
     micro_batch: int | None = None
+    grad_cache: bool = True
     grad_checkpointing: bool = False
     threads: int | None = None
     timeout_minutes: float = 10

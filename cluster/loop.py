@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from timm.utils.distributed import distribute_bn
 from cluster import checkpoint
 from cluster.config import RunConfig
 from cluster.distributed import Rank, any_rank, mean_over_ranks, seed_step
+from cluster.grad_cache import FeatureLosses, backward_cached
 from cluster.metrics import MetricLog
 from cluster.preemption import REQUEUE_EXIT_CODE, Notice
 
@@ -70,9 +72,17 @@ def to_yaml(config: Any) -> str:
 
 
 def train(
-    config: RunConfig, rank: Rank, engine: deepspeed.DeepSpeedEngine, stream: Stream, step: Step, evaluate: Evaluate
+    config: RunConfig,
+    rank: Rank,
+    engine: deepspeed.DeepSpeedEngine,
+    stream: Stream,
+    step: Step,
+    evaluate: Evaluate,
+    split: FeatureLosses | None = None,
 ) -> dict[str, Any]:
     """Run to the last step, from the newest good checkpoint where there is one; returns the run's figures.
+
+    With ``split``, the step in two halves, gradient caching takes the place of gradient accumulation.
 
     A SIGTERM or SIGUSR1 on any rank ends the process with REQUEUE_EXIT_CODE after a checkpoint of the step at hand.
 
@@ -98,7 +108,7 @@ def train(
         batch = next(batches)
         clock.work()
         seed_step(config.seed, engine.global_steps, rank.rank)
-        parts = optimize(engine, batch, step, rank.device)
+        parts = optimize(engine, batch, step, rank.device, split)
         done = engine.global_steps
         clock.stepped()
 
@@ -159,32 +169,47 @@ def resume(
 
 
 def optimize(
-    engine: deepspeed.DeepSpeedEngine, batch: Batch, step: Step, device: torch.device
+    engine: deepspeed.DeepSpeedEngine,
+    batch: Batch,
+    step: Step,
+    device: torch.device,
+    split: FeatureLosses | None = None,
 ) -> dict[str, torch.Tensor]:
     """One optimizer step on this rank's share of the global batch; returns the loss and its parts, detached.
 
-    A tensor in the batch has one row a sample; anything else goes to every micro step as it is.
+    A tensor in the batch has one row a sample; anything else goes to every micro step as it is. Of several micro
+    batches, each has losses of its own, whose means are returned, or with ``split`` all have those of the whole batch.
     """
-    micro = engine.train_micro_batch_size_per_gpu()
     pieces = engine.gradient_accumulation_steps()
     totals: dict[str, torch.Tensor] = {}
-    for piece in range(pieces):
-        rows = slice(piece * micro, (piece + 1) * micro)
-        part = {
-            name: value[rows].to(device, non_blocking=True) if torch.is_tensor(value) else value
-            for name, value in batch.items()
-        }
-        loss, parts = step(engine, part)
-        engine.backward(loss)
+
+    def stepped() -> None:
         plain = engine.zero_optimization_stage() == 0 and not (engine.bfloat16_enabled() or engine.fp16_enabled())
         if plain and engine.is_gradient_accumulation_boundary():
             # Without ZeRO and in float32, DeepSpeed clips but keeps no record of the norm.
             gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
             totals["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
         engine.step()
+
+    micro_batches = [partial(micro_batch, batch, piece, pieces, device) for piece in range(pieces)]
+    if split is not None and pieces > 1:
+        loss, parts = backward_cached(engine, micro_batches, batch, split, stepped)
+        return totals | {name: value.float() for name, value in {"loss": loss, **parts}.items()}
+    for get in micro_batches:
+        loss, parts = step(engine, get())
+        engine.backward(loss)
+        stepped()
         for name, value in {"loss": loss, **parts}.items():
             totals[name] = totals.get(name, 0.0) + value.detach().float() / pieces
     return totals
+
+
+def micro_batch(batch: Batch, piece: int, pieces: int, device: torch.device) -> Batch:
+    """The rows of one of several equal pieces, on the device."""
+    return {
+        name: value.tensor_split(pieces)[piece].to(device, non_blocking=True) if torch.is_tensor(value) else value
+        for name, value in batch.items()
+    }
 
 
 def is_multiple(step: int, every: int) -> bool:

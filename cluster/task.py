@@ -8,6 +8,7 @@ report = run_task(config, config.run, prepare)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ from cluster.agreement import refuse_different_data
 from cluster.config import RunConfig
 from cluster.distributed import Rank, seed_everything, start
 from cluster.engine import build_engine, full_state_dict
+from cluster.grad_cache import FeatureLosses
 from cluster.loop import Step, Stream, prepare_folder, total_steps, train
 from cluster.report import set_up_logging, write_report
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Task:
         step: loss and parts of a batch
         evaluate: figures of the engine in eval mode; a collective
         export: writes the trained model; gets whole float32 weights, the report and the folder, on rank 0 only
+        split: the step in two halves, where its losses need no more of the model than features: for gradient caching
     """
 
     model: torch.nn.Module
@@ -43,6 +48,7 @@ class Task:
     step: Step
     evaluate: Callable[[deepspeed.DeepSpeedEngine], dict[str, float]]
     export: Callable[[dict[str, torch.Tensor], dict[str, Any], Path], object]
+    split: FeatureLosses | None = None
 
 
 def run_task(config: Any, run: RunConfig, prepare: Callable[[Rank], Task]) -> dict[str, Any]:
@@ -59,7 +65,13 @@ def run_task(config: Any, run: RunConfig, prepare: Callable[[Rank], Task]) -> di
     engine = build_engine(
         task.model, task.groups, run, total_steps=total_steps(run, len(task.stream)), world_size=rank.world_size
     )
-    report = train(run, rank, engine, task.stream, task.step, lambda: task.evaluate(engine))
+    split = task.split if run.engine.grad_cache else None
+    if split and engine.gradient_accumulation_steps() > 1:
+        logger.info(
+            "gradient caching: %d micro batches of %d a rank, losses over all %d samples of a step",
+            engine.gradient_accumulation_steps(), engine.train_micro_batch_size_per_gpu(), run.engine.global_batch,
+        )  # fmt: skip
+    report = train(run, rank, engine, task.stream, task.step, lambda: task.evaluate(engine), split)
     weights = full_state_dict(engine)
     if rank.is_first:
         task.export(weights, report, folder)

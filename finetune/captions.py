@@ -52,4 +52,4 @@ def captioned(config: InstructConfig | ClosedConfig, rank: Rank) -> Task:
         save_pretrained(weights, model.config, folder / "export", folder / "tokenizer", extra=report)
 
     groups = parameter_groups(model, run.optimizer.weight_decay)
-    return Task(model, groups, stream, objective.step, evaluate, export)
+    return Task(model, groups, stream, objective.step, evaluate, export, split=objective)

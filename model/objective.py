@@ -34,9 +34,17 @@ class RetrievalObjective:
 
     def step(self, engine: Forward, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch (images, input_ids, attention_mask, image_ids, labels), its parts and the logit_scale."""
-        outputs = engine(batch["images"], batch["input_ids"], batch["attention_mask"])
-        total, parts = self.loss(outputs, batch["image_ids"], batch["labels"])
-        return total, {**parts, "logit_scale": outputs["logit_scale"].detach()}
+        return self.losses(self.encode(engine, batch), batch)
+
+    def encode(self, engine: Forward, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The first half of a step: features and scales of a batch (images, input_ids, attention_mask)."""
+        return engine(batch["images"], batch["input_ids"], batch["attention_mask"])
+
+    def losses(self, features: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The second half: the loss of features, with image_ids and labels of the batch."""
+        image_ids, labels = (batch[name].to(self.device, non_blocking=True) for name in ("image_ids", "labels"))
+        total, parts = self.loss(features, image_ids, labels)
+        return total, {**parts, "logit_scale": features["logit_scale"].detach()}
 
     def evaluate(self, engine: Forward, batches: Batches) -> dict[str, float]:
         """Recalls of the engine in eval mode, percent."""

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from model.losses import ContrastiveLoss
+
 
 def contrastive(image: Tensor, text: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
     total = image.new_zeros(())
@@ -10,7 +12,7 @@ def contrastive(image: Tensor, text: Tensor, scale: Tensor, ids: Tensor) -> Tens
         logits = scale * rows @ columns.T
         for i in range(len(rows)):
             positives = [j for j in range(len(rows)) if ids[j] == ids[i]]
-            log_probability = logits[i] - torch.log(logits[i].exp().sum())
+            log_probability = logits[i] - logits[i].logsumexp(0)
             total = total - sum(log_probability[j] for j in positives) / len(positives)
     return total / (2 * len(image))
 
@@ -26,8 +28,14 @@ def attribution(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -> T
             centres.append(sum(members) / len(members))
         for i in valid:
             logits = torch.stack([scale * rows[i] @ centre for centre in centres])
-            total = total - (logits[classes.index(int(labels[i]))] - torch.log(logits.exp().sum()))
+            total = total - (logits[classes.index(int(labels[i]))] - logits.logsumexp(0))
     return total / (2 * max(len(valid), 1))
+
+
+def of(loss: torch.nn.Module, image: Tensor, text: Tensor, scale: Tensor, key: Tensor) -> Tensor:
+    """The reference of a loss module; ``key``: image ids of the contrastive loss, labels of the attribution loss."""
+    function = contrastive if isinstance(loss, ContrastiveLoss) else attribution
+    return function(image, text, scale, key)
 
 
 def batch(size: int = 12, width: int = 6, seed: int = 0) -> dict[str, Tensor]:

@@ -1,0 +1,266 @@
+"""Gradient caching: micro batches with the losses, gradients and weights of the whole batch.
+
+Exactly in float64 with a plain engine, and under DeepSpeed ZeRO 0 to 3 on two ranks; dropout, batch norms, half
+precision; and a real run of ``pretrain`` that is resumed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from real_trainings import metrics, run_well, stage_one_words
+from torch import nn
+
+from cluster.grad_cache import backward_cached
+from cluster.loop import micro_batch, optimize
+from model.build import build_model, parameter_groups
+from model.config import EncoderConfig, LossConfig, ModelConfig, PAEConfig, TextConfig
+from model.objective import RetrievalObjective
+
+SIZE, RATE, STEPS = 8, 0.01, 3
+LOSS = LossConfig(lambda_cs=0.7, chunk=3)
+BERT = {"model_type": "bert", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "max_position_embeddings": 40, "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0}  # fmt: skip
+
+
+def config(dropout: float = 0.0, batch_norm: bool = False, kind: str = "priorclip") -> ModelConfig:
+    """A model with every part trained; ``batch_norm``: in the prior, else it has none."""
+    prior = EncoderConfig(name="test_resnet" if batch_norm else "test_convnext", image_size=32)
+    if not batch_norm:
+        prior.kwargs = {"ls_init_value": 1.0}
+    text = BERT | {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return ModelConfig(
+        kind=kind, embed_dim=16, vision=EncoderConfig(name="test_vit", image_size=64), prior=prior,
+        text=TextConfig(config=text, context_length=20, pooling="mean"),
+        pae=PAEConfig(spatial_layers=1, temporal_cycles=1, heads=2, dropout=dropout),
+    )  # fmt: skip
+
+
+def built(**changes) -> nn.Module:
+    torch.manual_seed(0)
+    return build_model(config(**changes)).train()
+
+
+def batches(count: int = STEPS) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    made = []
+    for _ in range(count):
+        lengths = torch.randint(3, 12, (SIZE, 1), generator=generator)
+        made.append(
+            {
+                "images": torch.randint(0, 256, (SIZE, 3, 64, 64), dtype=torch.uint8, generator=generator),
+                "input_ids": torch.randint(1, 60, (SIZE, 12), generator=generator),
+                "attention_mask": (torch.arange(12) < lengths).long(),
+                "image_ids": torch.tensor([0, 1, 2, 0, 1, 5, 6, 0]),
+                "labels": torch.tensor([3, 3, -1, 1, 1, 3, -1, -1]),
+                "epoch": 0,
+            }
+        )
+    return made
+
+
+def objective() -> RetrievalObjective:
+    return RetrievalObjective(LOSS, torch.device("cpu"))
+
+
+class PlainEngine:
+    """Plain torch where DeepSpeed stands in a run; one image tower's dtype decides that of the images."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.module = model
+        self.seen: list[torch.Tensor] = []
+
+    def __call__(self, images, input_ids, attention_mask):
+        kind = next(self.module.parameters()).dtype
+        outputs = self.module(images.to(kind) / 255, input_ids, attention_mask)
+        self.seen.append(outputs["text_features"].detach())
+        return outputs
+
+    def backward(self, loss: torch.Tensor, scale_wrt_gas: bool = True) -> None:
+        assert not scale_wrt_gas, "micro batches of a cached gradient add up, they are not averaged"
+        loss.backward()
+
+
+def cached(engine: PlainEngine, batch, pieces: int) -> torch.Tensor:
+    gets = [partial(micro_batch, batch, piece, pieces, torch.device("cpu")) for piece in range(pieces)]
+    return backward_cached(engine, gets, batch, objective(), lambda: None)[0]
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", ["priorclip", "prioritr"])
+@pytest.mark.parametrize("pieces", [1, 2, 4])
+def test_gradient_is_that_of_the_whole_batch(pieces: int, kind: str) -> None:
+    batch = batches(1)[0]
+    whole, parts = built(kind=kind).double(), built(kind=kind).double()
+    loss = objective().step(PlainEngine(whole), batch)[0]
+    loss.backward()
+    found = cached(PlainEngine(parts), batch, pieces)
+    torch.testing.assert_close(found, loss.detach(), rtol=1e-12, atol=0)
+    assert gradients(whole)["logit_scale"].abs() > 1e-6
+    assert gradients(whole)["attribution_scale"].abs() > 1e-6
+    for name, wanted in gradients(whole).items():
+        torch.testing.assert_close(gradients(parts)[name], wanted, rtol=1e-9, atol=1e-10, msg=name)
+
+
+def test_one_piece_gives_the_same_bits() -> None:
+    batch = batches(1)[0]
+    whole, parts = built(), built()
+    objective().step(PlainEngine(whole), batch)[0].backward()
+    cached(PlainEngine(parts), batch, 1)
+    for name, wanted in gradients(whole).items():
+        assert torch.equal(gradients(parts)[name], wanted), name
+
+
+@pytest.mark.parametrize("kind", ["priorclip", "prioritr"])
+def test_dropout_masks_are_drawn_again(kind: str) -> None:
+    """The gradient is that of one graph over all micro batches, drawn from the same seed."""
+    batch, pieces = batches(1)[0], 4
+    whole, parts = built(dropout=0.3, kind=kind).double(), built(dropout=0.3, kind=kind).double()
+    torch.manual_seed(5)
+    engine = PlainEngine(whole)
+    outputs = [objective().encode(engine, micro_batch(batch, i, pieces, torch.device("cpu"))) for i in range(pieces)]
+    joined = {k: torch.cat([o[k] for o in outputs]) if v.ndim else v for k, v in outputs[0].items()}
+    objective().losses(joined, batch)[0].backward()
+    torch.manual_seed(5)
+    engine = PlainEngine(parts)
+    cached(engine, batch, pieces)
+    for first, second in zip(engine.seen[:pieces], engine.seen[pieces:], strict=True):
+        assert torch.equal(first, second)
+    assert not torch.allclose(engine.seen[0], built(dropout=0.0, kind=kind).double().eval().encode_text(
+        *(micro_batch(batch, 0, pieces, torch.device("cpu"))[k] for k in ("input_ids", "attention_mask"))
+    )), "no dropout was drawn"  # fmt: skip
+    for name, wanted in gradients(whole).items():
+        torch.testing.assert_close(gradients(parts)[name], wanted, rtol=1e-9, atol=1e-10, msg=name)
+
+
+def test_batch_norms_count_a_micro_batch_once() -> None:
+    batch, pieces = batches(1)[0], 2
+    once, parts = built(batch_norm=True), built(batch_norm=True)
+    before = {name: value.clone() for name, value in once.named_buffers()}
+    with torch.no_grad():
+        for piece in range(pieces):
+            objective().encode(PlainEngine(once), micro_batch(batch, piece, pieces, torch.device("cpu")))
+    cached(PlainEngine(parts), batch, pieces)
+    wanted, found = dict(once.named_buffers()), dict(parts.named_buffers())
+    counted = [name for name in wanted if name.endswith("num_batches_tracked")]
+    assert counted
+    for name, value in wanted.items():
+        assert torch.equal(found[name], value), name
+        if name in counted:
+            assert value - before[name] == pieces
+    assert all(module.track_running_stats for module in parts.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+ENGINES = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 1), ("bf16", 3), ("fp16", 2)]
+
+
+def two_ranks(rank: int, folder: str) -> None:
+    os.environ.update(DS_ACCELERATOR="cpu", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    import deepspeed
+
+    from cluster.distributed import leave_out_shared_memory_op
+    from cluster.engine import full_state_dict
+
+    leave_out_shared_memory_op()
+
+    for precision, stage in ENGINES:
+        model = built()
+        settings = {
+            "train_batch_size": SIZE,
+            "train_micro_batch_size_per_gpu": 1,
+            "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+            "zero_allow_untested_optimizer": True,
+            "gradient_clipping": 0.0,
+            "bf16": {"enabled": precision == "bf16"},
+            "fp16": {"enabled": precision == "fp16", "loss_scale": 1024.0},
+        }
+        optimizer = torch.optim.SGD(parameter_groups(model, 0.0), lr=RATE)
+        engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+        losses = []
+        for batch in batches():
+            mine = {k: v[rank * 4 : rank * 4 + 4] if torch.is_tensor(v) else v for k, v in batch.items()}
+            parts = optimize(engine, mine, objective().step, torch.device("cpu"), objective())
+            losses.append(parts["loss"].item())
+        assert engine.global_steps == STEPS
+        torch.save((losses, full_state_dict(engine)), f"{folder}/{precision}-{stage}-{rank}.pt")
+        engine.destroy()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def deepspeed_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cached")
+    mp.spawn(two_ranks, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_batches() -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses and weights of plain torch, one process, no micro batches."""
+    model, losses = built(), []
+    optimizer = torch.optim.SGD(parameter_groups(model, 0.0), lr=RATE)
+    for batch in batches():
+        optimizer.zero_grad()
+        loss = objective().step(model, batch)[0]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("precision", "stage"), ENGINES)
+def test_two_ranks_with_micro_batches_of_one_equal_one_process(
+    precision: str, stage: int, deepspeed_runs: Path, whole_batches: tuple[list[float], dict[str, torch.Tensor]]
+) -> None:
+    losses, expected = whole_batches
+    before = dict(built().named_parameters())
+    ranks = [torch.load(deepspeed_runs / f"{precision}-{stage}-{rank}.pt", weights_only=True) for rank in range(2)]
+    means = [sum(pair) / 2 for pair in zip(*(found for found, _ in ranks), strict=True)]
+    assert means == pytest.approx(losses, rel=1e-4 if precision == "fp32" else 2e-2)
+    for _, weights in ranks:
+        moved = {name: weights[name] - before[name].detach() for name in expected}
+        wanted = {name: expected[name] - before[name].detach() for name in expected}
+        if precision == "fp32":
+            for name, value in wanted.items():
+                assert value.abs().max() > 0, f"{name} was not trained"
+                assert (moved[name] - value).abs().max() < 1e-3 * value.abs().max() + 1e-6, name
+        else:  # rounded activations turn a gradient a little; a factor or a missing share turns or stretches it
+            a, b = (torch.cat([value.flatten() for value in each.values()]) for each in (moved, wanted))
+            assert (a @ b / (a.norm() * b.norm())).item() > 0.98
+            assert (a.norm() / b.norm()).item() == pytest.approx(1, abs=0.05)
+
+
+def test_micro_batch_does_not_change_a_run_and_it_resumes(
+    stage_one: Path, data: Path, basic: list[object], prior: Path, tmp_path: Path
+) -> None:
+    words = [*stage_one_words(data, basic, prior), "--run.dir", tmp_path / "run", "--run.engine.micro_batch", 4]
+    words += ["--run.engine.threads", 1, "--run.deterministic", "true", "--run.engine.zero", 3]
+    said = run_well("pretrain", *words, ranks=2)
+    assert "gradient caching: 4 micro batches of 4 a rank, losses over all 32 samples" in said
+    for name in ("loss", "contrastive", "attribution", "grad_norm", "logit_scale"):
+        found, wanted = metrics(tmp_path / "run", f"train/{name}"), metrics(stage_one, f"train/{name}")
+        assert found == pytest.approx(wanted, rel=2e-3), name
+
+    whole = tmp_path / "whole"
+    shutil.copytree(tmp_path / "run", whole)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    newest, older = sorted(checkpoints.glob("step_*"))[::-1]
+    shutil.rmtree(newest)
+    (checkpoints / "latest").write_text(older.name)
+    run_well("pretrain", *words, ranks=2)
+    assert metrics(tmp_path / "run", "train/loss") == metrics(whole, "train/loss")
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["steps"] == len(metrics(whole, "train/loss"))
