@@ -25,7 +25,7 @@ from model.build import build_model, parameter_groups
 from model.config import EncoderConfig, LossConfig, ModelConfig, PAEConfig, TextConfig
 from model.objective import RetrievalObjective
 
-SIZE, RATE, STEPS = 8, 0.01, 3
+SIZE, RATE, STEPS = 8, 0.01, 2
 LOSS = LossConfig(lambda_cs=0.7, chunk=3)
 BERT = {"model_type": "bert", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
         "num_attention_heads": 2, "max_position_embeddings": 40, "hidden_dropout_prob": 0.0,
@@ -163,7 +163,7 @@ def test_batch_norms_count_a_micro_batch_once() -> None:
     assert all(module.track_running_stats for module in parts.modules() if isinstance(module, nn.BatchNorm2d))
 
 
-ENGINES = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 1), ("bf16", 3), ("fp16", 2)]
+ENGINES = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 3)]
 
 
 def two_ranks(rank: int, folder: str) -> None:
@@ -181,12 +181,11 @@ def two_ranks(rank: int, folder: str) -> None:
         model = built()
         settings = {
             "train_batch_size": SIZE,
-            "train_micro_batch_size_per_gpu": 1,
+            "train_micro_batch_size_per_gpu": 2,
             "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
             "zero_allow_untested_optimizer": True,
             "gradient_clipping": 0.0,
             "bf16": {"enabled": precision == "bf16"},
-            "fp16": {"enabled": precision == "fp16", "loss_scale": 1024.0},
         }
         optimizer = torch.optim.SGD(parameter_groups(model, 0.0), lr=RATE)
         engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
@@ -223,7 +222,7 @@ def whole_batches() -> tuple[list[float], dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize(("precision", "stage"), ENGINES)
-def test_two_ranks_with_micro_batches_of_one_equal_one_process(
+def test_two_ranks_with_micro_batches_equal_one_process(
     precision: str, stage: int, deepspeed_runs: Path, whole_batches: tuple[list[float], dict[str, torch.Tensor]]
 ) -> None:
     losses, expected = whole_batches
