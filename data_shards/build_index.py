@@ -13,11 +13,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from data_shards.address import is_remote, shown
 from data_shards.index import ShardIndex, scan
 from data_shards.manifest import NAME, Manifest, ShardContent, ShardEntry, combine
-from data_shards.remote import is_remote
 from data_shards.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, parse_text
 from data_shards.shards import expand, index_path
+from data_shards.store import LocalFile
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,9 @@ def build_index(spec: str | Sequence[str], workers: int, overwrite: bool = False
     pieces = [spec] if isinstance(spec, str) else list(spec)
     remote = [piece for piece in pieces if is_remote(piece)]
     if remote:
-        raise ValueError(f"{remote[0]} is remote: an index is written beside local tars")
+        raise ValueError(f"{shown(remote[0])} is remote: an index is written beside local tars")
     folders: dict[Path, list[Path]] = {}
-    for path in expand(pieces):
+    for path in (file.path for file in expand(pieces) if isinstance(file, LocalFile)):
         folders.setdefault(path.parent, []).append(path)
     for folder in folders:
         if (folder / NAME).exists() and not overwrite:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -84,6 +84,7 @@ class BatchFetcher(Dataset):
         size = self.config.image_size
         images = np.empty((len(positions), 3, size, size), np.uint8)
         captions, labels, ids = [], [], []
+        announce(self.source, (self.order(epoch)[position] for epoch, position in positions))
         for row, (epoch, position) in enumerate(positions):
             sample, images[row], label, caption = self.fetch(epoch, position, bad_rows)
             ids.append(sample)
@@ -140,6 +141,13 @@ class BatchFetcher(Dataset):
         else:
             pixels = eval_transform(sample.image, config.image_size, max_pixels=config.max_pixels)
         return pixels, self.label_ids.get(sample.label, -1) if sample.label is not None else -1, caption
+
+
+def announce(source: Any, samples: Iterable[int], images: bool = True) -> None:
+    """Tell a source that can read ahead what is read next, in this order."""
+    prefetch = getattr(source, "prefetch", None)
+    if prefetch is not None:
+        prefetch(samples, images)
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, torch.Tensor]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from data_shards.corpus import Shards, corpora
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 @dataclass
@@ -13,8 +17,9 @@ class DataConfig:
 
     Args:
         shards: folder, braceexpand pattern or list of them, e.g. "data/{pub11,rs3}-train-{0000..0031}.tar";
-            local path, http(s)://, s3://, hf:// or pipe:; or several corpora and how often an epoch passes over each:
-            {"data/pub11": 1, "data/rs3": 2.5}, or [{shards: data/pub11, weight: 1}, ...]
+            local path, http(s)://, s3://, gs://, hf:// or pipe: (a remote folder with a manifest ends in a slash); or
+            several corpora and how often an epoch passes over each: {"data/pub11": 1, "data/rs3": 2.5}, or
+            [{shards: data/pub11, weight: 1}, ...]
         caption_field: list in KEY.json that captions are drawn from: captions or coarse_captions
         image_size: side of the square image given to the model, in pixels
         scale: smallest share of the image's area that a random crop keeps (1.0: no random crop)
@@ -34,7 +39,11 @@ class DataConfig:
         max_bad_share: the run stops when more than this share of an epoch's samples is bad; counted from the start or
             resume of the run, and for several ranks on each, which allows for the luck of the draw
         quarantine: JSON-lines file that bad samples are appended to once (shard, key, reason); null keeps counts only
-        cache: folder for remote shards; null is ~/.cache/data_shards
+        cache: folder for the node's copies of remote shards, shared by its ranks; null is ~/.cache/data_shards
+        cache_limit: bytes of image data kept there, e.g. 50GB or 200GiB; what was used longest ago goes first; 0 keeps
+            none, so that each sample travels once an epoch over all nodes
+        read_ahead: requests for remote samples that each worker has under way (0: one sample after the other)
+        timeout: seconds that one request to a remote shard may take, its body included
     """
 
     shards: Shards
@@ -56,6 +65,9 @@ class DataConfig:
     max_bad_share: float = 0.01
     quarantine: str | None = None
     cache: str | None = None
+    cache_limit: int | str = "50GB"
+    read_ahead: int = 16
+    timeout: float = 60.0
 
     def __post_init__(self) -> None:
         corpora(self.shards)
@@ -67,10 +79,21 @@ class DataConfig:
             raise ValueError(f"data.scale is a share of the image's area: 0 < scale <= 1, not {self.scale}")
         if not 0 <= self.max_bad_share <= 1:
             raise ValueError(f"data.max_bad_share must be between 0 and 1, not {self.max_bad_share}")
+        byte_count(self.cache_limit)
+        if not 0 <= self.read_ahead <= 256:
+            raise ValueError(f"data.read_ahead must be between 0 and 256, not {self.read_ahead}")
+        if not self.timeout > 0:
+            raise ValueError(f"data.timeout is a number of seconds above 0, not {self.timeout}")
         if self.workers < 0:
             raise ValueError(f"data.workers must not be negative, but is {self.workers}")
         if self.start_method not in ("forkserver", "fork", "spawn"):
             raise ValueError(f"data.start_method: forkserver, fork or spawn, not {self.start_method!r}")
+
+    @property
+    def access(self) -> dict[str, Any]:
+        """How shards are opened, as keywords of ShardSet."""
+        names = ("cache", "cache_limit", "timeout", "read_ahead")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass
@@ -86,3 +109,21 @@ class EvaluationConfig:
     shards: str | list[str] | None = None
     caption_field: str = "captions"
     batch_size: int = 64
+
+
+def byte_count(text: int | str) -> int:
+    """ "50GB" -> 50 * 10**9, "1.5GiB", 4096. Raises ValueError."""
+    if isinstance(text, int):
+        count = text
+    else:
+        number = text.strip().rstrip("BKMGTibkmgt")
+        unit = text.strip()[len(number) :].upper()
+        try:
+            count = int(float(number) * UNITS[unit])
+        except (ValueError, KeyError, OverflowError):
+            raise ValueError(
+                f"data.cache_limit: {text!r} is no number of bytes: write e.g. 50GB, 512MiB, or 0"
+            ) from None
+    if count < 0:
+        raise ValueError(f"data.cache_limit: {text!r}: a number of bytes is not negative")
+    return count

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data_shards.collate import SampleSource, tokenize
+from data_shards.collate import SampleSource, announce, tokenize
 from data_shards.sample import BadSample
 from data_shards.sources import Record, RecordSet
 from data_shards.transforms import MAX_PIXELS, eval_transform
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PADDING = -1
+READ_TOGETHER = 1024  # captions asked for together
 
 
 class ImageFetcher(Dataset):
@@ -43,6 +44,7 @@ class ImageFetcher(Dataset):
         images = np.zeros((len(indices), 3, self.size, self.size), np.uint8)
         labels = np.full(len(indices), -1, np.int64)
         kept = np.array(indices, dtype=np.int64)
+        announce(self.source, (index for index in indices if index != PADDING))
         for row, index in enumerate(indices):
             if index == PADDING:
                 continue
@@ -90,6 +92,8 @@ class EvalBatches:
         owners: list[int] = []
         if tokenizer is not None:
             for index in range(len(source)):
+                if index % READ_TOGETHER == 0:
+                    announce(source, range(index, min(index + READ_TOGETHER, len(source))), images=False)
                 texts = captions_or_error(source, index, caption_field)
                 self.captions += texts
                 owners += [index] * len(texts)

@@ -1,9 +1,9 @@
-"""Remote shards: fetched whole, once a node, into a cache folder, through webdataset's openers.
+"""``pipe:`` shards: what a command prints, fetched whole, once a node, into the cache folder.
 
-    https://host/pub11-train-0000.tar  ->  ~/.cache/data_shards/3f2a...-pub11-train-0000.tar
+    pipe:ssh store cat /data/train-0000.tar  ->  ~/.cache/data_shards/3f2a...-train-0000.tar
 
-``http(s)://`` ``s3://`` ``gs://`` ``hf://`` and ``pipe:`` as `webdataset.gopen` takes them (curl, aws, gsutil and hf do
-the transfer). The ranks of a node share the copy: a lock file makes one of them fetch while the others wait.
+A pipe cannot be sought in. The ranks of a node share the copy, which is kept until it is deleted: a lock file makes one
+of them fetch while the others wait.
 """
 
 from __future__ import annotations
@@ -16,23 +16,20 @@ import shutil
 import time
 from pathlib import Path
 
+from data_shards.address import base_name, shown
+
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 4
 FIRST_PAUSE = 1.0  # seconds; doubles after each failed attempt
 
 
-def is_remote(spec: str) -> bool:
-    """True for URLs other than file:// and for pipe: commands."""
-    return spec.startswith("pipe:") or ("://" in spec and not spec.startswith("file://"))
-
-
 def cached(url: str, cache: str | None = None) -> Path:
-    """Local path of a remote shard, fetched if it is not there yet. Raises OSError after several failed attempts."""
+    """Local path of what the command prints, fetched if it is not there. Raises OSError after some failed attempts."""
     folder = Path(cache or os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     folder = folder if cache else folder / "data_shards"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{_base_name(url)}"
+    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{base_name(url)}"
     if path.exists():
         return path
     with open(path.with_name(path.name + ".lock"), "w") as lock:
@@ -58,8 +55,10 @@ def _fetch(url: str, path: Path) -> None:
             return
         except Exception as error:  # the openers raise whatever their transport does
             if attempt + 1 == ATTEMPTS:
-                raise OSError(f"cannot fetch {url}: {error}") from error
-            log.warning("fetching %s failed (%s); trying again", url, error)
+                raise OSError(
+                    f"cannot fetch {shown(url)}: {type(error).__name__}; run the command by hand to see why"
+                ) from error
+            log.warning("fetching %s failed (%s); trying again", shown(url), type(error).__name__)
             time.sleep(FIRST_PAUSE * 2**attempt)
 
 

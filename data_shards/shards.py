@@ -4,40 +4,49 @@
     shards = ShardSet("data/{pub11,rs3}-train-{0000..0031}.tar")      # braceexpand
     shards = ShardSet(["data/train", "https://host/more-0000.tar"])   # list of either
     shards = ShardSet({"data/pub11": 1, "data/rs3": 2.5})             # two corpora, see data_shards.corpus
+    shards = ShardSet("s3://bucket/train/")                           # remote folder, by its manifest
     len(shards), shards.classes, shards.read(41)
 
 With a manifest nothing but that is opened at the start: the ``.idx`` of a shard is opened when a sample of the shard is
-read, and then read in place. Without one the headers of each tar are walked once.
+read, and then read in place. Without one the headers of each tar are walked once. Remote shards are read in place too,
+see :mod:`data_shards.store`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import hashlib
 import logging
-import os
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
+from data_shards.address import folder_of, inside, is_remote, shown
 from data_shards.corpus import Corpus, Shards, corpora
 from data_shards.index import Member, ShardIndex, scan
 from data_shards.index_file import IndexFile
 from data_shards.manifest import Manifest, ShardEntry
 from data_shards.mixture import Part
-from data_shards.remote import cached, is_remote
+from data_shards.read_ahead import Need, ReadAhead
+from data_shards.remote import cached
 from data_shards.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, Sample, parse_sample, parse_text
+from data_shards.store import Access, LocalFile, RemoteFile, ShardFile, manifest_folder
 from data_shards.tar import BLOCK, check_header
+from data_shards.transport import RemoteError
 
 log = logging.getLogger(__name__)
 
 INDICES_KEPT, FILES_KEPT = 192, 192  # open files, of the 1,024 that a process may usually have
 READ_OVER = 1 << 16  # bytes between two members that are cheaper read than skipped
 MAX_MEMBER = 1 << 30  # bytes; no image or caption is larger, a damaged index or header says anything
+ASKED_TOGETHER = 16  # remote shards that are looked at together when a set is opened
 PROGRESS = ".pack"  # folder of what `data_shards pack` has not finished yet
 
 
@@ -47,54 +56,64 @@ class ShardSet:
     Args:
         spec: folder, tar, URL, braceexpand or glob pattern, or a list of them, or a mix as data_shards.corpus has it;
             order matters, as it is the order of the sample indices
-        cache: folder for remote shards, see :mod:`data_shards.remote`
+        cache: folder for the node's copies of remote shards; None is ~/.cache/data_shards
+        cache_limit: bytes of them, e.g. "50GB"; 0 keeps no image data
+        timeout: seconds that one request may take
+        read_ahead: requests that a process has under way, see :meth:`prefetch`; 0 reads one sample after the other
 
     Attributes:
-        paths: local path of each shard
+        files: where the bytes of each shard are; ``str()`` of one is for messages, ``address`` opens it again
         sizes: samples of each shard
         parts: corpora and weights of a mix; one of weight 1 otherwise
         classes: scene classes of the manifests, sorted; a label's id is its place here
     """
 
-    def __init__(self, spec: str | Sequence[str] | Shards, cache: str | None = None) -> None:
-        self.spec = spec
-        self.paths: list[Path] = []
+    def __init__(
+        self,
+        spec: str | Sequence[str] | Shards,
+        cache: str | None = None,
+        cache_limit: int | str = "50GB",
+        timeout: float = 60.0,
+        read_ahead: int = 16,
+    ) -> None:
+        mixed = corpora(spec)
+        self.spec = [shown(piece) for corpus in mixed for piece in corpus.shards]
+        self.files: list[ShardFile] = []
+        self._ahead = ReadAhead(read_ahead)
+        access = Access.of(cache, cache_limit, timeout)
         self.sizes: list[int] = []
         self._scanned: dict[int, ShardIndex] = {}
         self._indices: OrderedDict[int, IndexFile] = OrderedDict()
-        self._files: OrderedDict[int, int] = OrderedDict()
-        folders: dict[Path, Manifest | None] = {}
-        entries: dict[Path, ShardEntry] = {}
-        mixed = corpora(spec)
-        found = [expand(corpus.shards, cache) for corpus in mixed]
-        paths = [path for corpus in found for path in corpus]
-        refuse_twice(paths, spec)
-        for path in paths:
-            folder = path.parent
-            if folder not in folders:
-                folders[folder] = manifest = Manifest.load(folder)
-                entries |= {folder / entry.name: entry for entry in manifest.shards} if manifest else {}
-            self._add(path, entries.get(path))
+        self._open: OrderedDict[int, None] = OrderedDict()  # local files, the one used last at the end
+        self._entries: dict[int, ShardEntry] = {}
+        manifests = Manifests(access)
+        found = [expand(corpus.shards, cache, access, manifests) for corpus in mixed]
+        files = [(file, manifests.entry(file)) for corpus in found for file in corpus]
+        refuse_twice([file for file, _ in files], self.spec)
+        for (file, entry), index in zip(files, looked_at(files), strict=True):
+            self._add(file, entry, index)
+        folders = manifests.of
         self.manifests = [manifest for manifest in folders.values() if manifest]
         self.classes = sorted({name for manifest in self.manifests for name in manifest.classes})
         self._starts = np.cumsum([0, *self.sizes], dtype=np.int64)
         self.parts = parts_of(mixed, [len(corpus) for corpus in found], self.sizes)
         if not len(self):
-            raise ValueError(f"no sample in {spec!r}: {len(self.paths)} shards, all of them empty")
+            raise ValueError(f"no sample in {self.spec}: {len(self.files)} shards, all of them empty")
 
-    def _add(self, path: Path, entry: ShardEntry | None) -> None:
-        """Take a shard; one that no manifest knows, or that has no .idx, is scanned."""
-        if not path.is_file():
-            raise FileNotFoundError(f"shard {path} does not exist")
-        if entry and index_path(path).is_file():
-            if path.stat().st_size != entry.bytes:
-                log.warning("%s has not the size that its manifest says: run `data_shards verify`", path)
-            self.sizes.append(entry.samples)
-        else:
-            index = scan(path)
-            self._scanned[len(self.paths)] = index
+    def _add(self, file: ShardFile, entry: ShardEntry | None, index: ShardIndex | IndexFile | None) -> None:
+        """Take a shard, with the index that was scanned where no manifest knows it or its .idx is missing."""
+        shard = len(self.files)
+        if index is not None:
+            if isinstance(index, ShardIndex):
+                self._scanned[shard] = index
             self.sizes.append(len(index))
-        self.paths.append(path)
+        else:
+            assert entry is not None
+            if file.size != entry.bytes:
+                log.warning("%s has not the size that its manifest says: run `data_shards verify`", file)
+            self._entries[shard] = entry
+            self.sizes.append(entry.samples)
+        self.files.append(file)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -102,7 +121,7 @@ class ShardSet:
     @property
     def fingerprint(self) -> str:
         """Changes when names, sizes or weights of the shards do, which would change the order of an epoch."""
-        text = "\n".join(f"{path.name} {size}" for path, size in zip(self.paths, self.sizes, strict=True))
+        text = "\n".join(f"{file.name} {size}" for file, size in zip(self.files, self.sizes, strict=True))
         if len(self.parts) > 1 or self.parts[0].weight != 1:
             text += "".join(f"\nweight {part.weight} of {len(part.sizes)} shards" for part in self.parts)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -110,7 +129,7 @@ class ShardSet:
     def locate(self, sample: int) -> tuple[int, int]:
         """Sample index -> (shard, sample in the shard)."""
         if not 0 <= sample < len(self):
-            raise IndexError(f"sample {sample} is outside the {len(self)} of {self.spec!r}")
+            raise IndexError(f"sample {sample} is outside the {len(self)} of {self.spec}")
         shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
         return shard, sample - int(self._starts[shard])
 
@@ -118,9 +137,9 @@ class ShardSet:
         """(shard path, key) of a sample, for messages; the key is "?" where the index cannot be read."""
         shard, row = self.locate(sample)
         try:
-            return str(self.paths[shard]), self._index(shard).key(row)
+            return str(self.files[shard]), self._index(shard).key(row)
         except (BadSample, OSError, ValueError, IndexError):
-            return str(self.paths[shard]), "?"
+            return str(self.files[shard]), "?"
 
     def key(self, sample: int) -> str:
         shard, row = self.locate(sample)
@@ -130,23 +149,43 @@ class ShardSet:
         """One sample, by one positioned read. Raises BadSample where its bytes are not there or do not parse."""
         shard, row = self.locate(sample)
         members = self._members(shard, row)
-        return parse_sample(members[0].key, self._pread(shard, members), str(self.paths[shard]))
+        return parse_sample(members[0].key, self._pread(shard, members), str(self.files[shard]))
 
     def text(self, sample: int) -> Sample:
         """One sample without reading its image (``image`` is empty)."""
         shard, row = self.locate(sample)
         members = [member for member in self._members(shard, row) if member.extension not in IMAGE_MEMBERS]
         parts = self._pread(shard, members) if members else {}
-        return Sample(self._index(shard).key(row), b"", *parse_text(parts), str(self.paths[shard]))
+        return Sample(self._index(shard).key(row), b"", *parse_text(parts), str(self.files[shard]))
 
     def captions(self, sample: int, caption_field: str = "captions") -> list[str]:
         """Captions of one sample, without reading its image. Raises BadSample where it has none."""
         return self.text(sample).texts(caption_field)
 
+    def prefetch(self, samples: Iterable[int], images: bool = True) -> None:
+        """Begin to fetch samples that are read next, in this order; local ones cost nothing. Raises nothing.
+
+        Args:
+            samples: indices; what an earlier call announced and was not read is forgotten
+            images: False where only ``text`` or ``captions`` is to be called
+        """
+        if not any(file.remote for file in self.files):
+            return
+        needs: list[Need] = []
+        for sample in samples:
+            shard, row = self.locate(sample)
+            file = self.files[shard]
+            if isinstance(file, RemoteFile):
+                with contextlib.suppress(BadSample):  # met again, and counted, when it is read
+                    members = self._members(shard, row)
+                    chosen = [member for member in members if images or member.extension not in IMAGE_MEMBERS]
+                    needs += [(file, *extent(run)) for run in side_by_side(chosen)]
+        self._ahead.plan(needs)
+
     def _members(self, shard: int, row: int) -> list[Member]:
         index = self._index(shard)
         if row >= len(index):
-            raise BadSample("index does not fit", f"{index_path(self.paths[shard])} has {len(index)} samples")
+            raise BadSample("index does not fit", f"that of {self.files[shard]} has {len(index)} samples")
         try:
             members = [member for member in index.members(row) if member.extension in USED_MEMBERS]
         except (OSError, ValueError) as error:
@@ -162,8 +201,8 @@ class ShardSet:
         """
         parts: dict[str, bytes] = {}
         for run in side_by_side(members):
-            start, end = run[0].offset - BLOCK, run[-1].offset + run[-1].size
-            data = self._read_at(shard, start, end - start)
+            start, length = extent(run)
+            data = self._read_at(shard, start, length)
             for member in run:
                 place = member.offset - start
                 check_header(data[place - BLOCK : place], member.key, member.size)
@@ -171,26 +210,44 @@ class ShardSet:
         return parts
 
     def _read_at(self, shard: int, start: int, length: int) -> bytes:
-        """``length`` bytes of a tar. Raises BadSample, before anything is allocated, where there are not so many."""
+        """``length`` bytes of a shard. Raises BadSample where they cannot be had."""
+        file = self.files[shard]
         try:
-            file = self._file(shard)
-            size = os.fstat(file).st_size
-            data = os.pread(file, length, start) if start + length <= size else b""
+            if isinstance(file, RemoteFile):
+                data = self._ahead.take(file, start, length)
+            else:
+                data = self._read_local(shard, file, start, length)
+        except RemoteError as error:
+            raise BadSample(error.reason, error.detail) from error
         except OSError as error:
-            self._forget(shard)
+            file.close()
             reason = "shard is missing" if error.errno == errno.ENOENT else "shard cannot be read"
             raise BadSample(reason, str(error)) from error
         if len(data) < length:
-            self._forget(shard)  # it may have been replaced by a whole one by the next time
-            raise BadSample("shard is cut short", f"{length} bytes at {start} reach past its {size}")
+            file.close()  # it may have been replaced by a whole one by the next time
+            raise BadSample("shard is cut short", f"{length} bytes at {start} reach past its end")
         return data
+
+    def _read_local(self, shard: int, file: LocalFile, start: int, length: int) -> bytes:
+        """From a file that stays open, as the last ``FILES_KEPT`` do; opened anew where its handle is stale."""
+        self._open[shard] = None
+        self._open.move_to_end(shard)
+        if len(self._open) > FILES_KEPT:
+            self.files[self._open.popitem(last=False)[0]].close()
+        try:
+            return file.pread(start, length)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            file.close()
+            return file.pread(start, length)
 
     def _index(self, shard: int) -> ShardIndex | IndexFile:
         if shard in self._scanned:
             return self._scanned[shard]
         if shard not in self._indices:
             try:
-                self._indices[shard] = IndexFile(index_path(self.paths[shard]))
+                self._indices[shard] = self._load_index(shard)
             except (OSError, ValueError) as error:
                 raise BadSample("index cannot be read", str(error)) from error
             if len(self._indices) > INDICES_KEPT:
@@ -198,31 +255,92 @@ class ShardSet:
         self._indices.move_to_end(shard)
         return self._indices[shard]
 
-    def _file(self, shard: int) -> int:
-        if shard not in self._files:
-            self._files[shard] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-            if len(self._files) > FILES_KEPT:
-                os.close(self._files.popitem(last=False)[1])
-        self._files.move_to_end(shard)
-        return self._files[shard]
-
-    def _forget(self, shard: int) -> None:
-        if shard in self._files:
-            os.close(self._files.pop(shard))
+    def _load_index(self, shard: int) -> IndexFile:
+        """The .idx of a shard; of a remote one that lacks it, or has another's, what its headers say."""
+        file, entry = self.files[shard], self._entries.get(shard)
+        if isinstance(file, LocalFile):
+            return IndexFile(index_path(file.path))
+        if entry is not None:
+            try:
+                return IndexFile(file.index(entry.index_sha256))
+            except RemoteError as error:
+                if error.reason == "remote cannot be read":
+                    raise
+                log.warning("%s: %s; its headers are walked instead", file, error)
+        return IndexFile(file.scanned())
 
     def close(self) -> None:
         """Close the tars that are open; reading opens them again."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        while self._open:
+            self.files[self._open.popitem()[0]].close()
         self._indices.clear()
 
     def __del__(self) -> None:
-        if hasattr(self, "_files"):
+        if hasattr(self, "_open"):
             self.close()
 
     def __getstate__(self) -> dict:
         """Open files and loaded indices stay behind: a worker process opens its own."""
-        return {**self.__dict__, "_files": OrderedDict(), "_indices": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict(), "_indices": OrderedDict()}
+
+
+class Manifests:
+    """The manifest of every folder that shards lie in, read once.
+
+    Attributes:
+        of: manifest, or None, by folder: a path, or the URL with its secrets
+    """
+
+    def __init__(self, access: Access) -> None:
+        self.of: dict[Path | str, Manifest | None] = {}
+        self._access = access
+        self._entries: dict[Path | str, dict[str, ShardEntry]] = {}
+
+    def load(self, folder: Path | str) -> Manifest | None:
+        if folder not in self.of:
+            try:
+                place = manifest_folder(folder, self._access) if isinstance(folder, str) else folder
+            except RemoteError as error:
+                raise OSError(f"{error}. Is the address right, and can this node reach it?") from error
+            self.of[folder] = manifest = Manifest.load(place) if place else None
+            self._entries[folder] = {entry.name: entry for entry in manifest.shards} if manifest else {}
+        return self.of[folder]
+
+    def entry(self, file: ShardFile) -> ShardEntry | None:
+        """What the manifest of its folder says of a shard."""
+        folder = folder_of(file.url) if isinstance(file, RemoteFile) else file.path.parent
+        self.load(folder)
+        return self._entries[folder].get(file.name)
+
+
+def looked_at(found: Sequence[tuple[ShardFile, ShardEntry | None]]) -> list[ShardIndex | IndexFile | None]:
+    """That each shard is there; and the scanned index of those that need one. Raises OSError, ValueError."""
+
+    def look(pair: tuple[ShardFile, ShardEntry | None]) -> ShardIndex | IndexFile | None:
+        file, entry = pair
+        if isinstance(file, RemoteFile):
+            try:
+                size = file.size
+                if entry:
+                    file.expected = entry.bytes
+                return None if entry and size >= 0 else IndexFile(file.scanned())
+            except RemoteError as error:
+                kind = FileNotFoundError if error.reason == "shard is missing" else OSError
+                raise kind(f"{error}. Is the address right, and can this node reach it?") from error
+        if not file.path.is_file():
+            raise FileNotFoundError(f"shard {file} does not exist")
+        return None if entry and index_path(file.path).is_file() else scan(file.path)
+
+    if not any(file.remote for file, _ in found):
+        return [look(pair) for pair in found]
+    with ThreadPoolExecutor(ASKED_TOGETHER) as pool:
+        return list(pool.map(look, found))
+
+
+def extent(run: Sequence[Member]) -> tuple[int, int]:
+    """(offset, length) of members that lie side by side, with the header of the first."""
+    start = run[0].offset - BLOCK
+    return start, run[-1].offset + run[-1].size - start
 
 
 def side_by_side(members: Sequence[Member]) -> list[list[Member]]:
@@ -244,42 +362,61 @@ def index_path(tar: Path) -> Path:
     return tar.with_name(f"{tar.name}.idx")
 
 
-def expand(spec: str | Sequence[str], cache: str | None = None) -> list[Path]:
-    """Local paths of the shards that a specification names, in its order; remote ones are fetched.
+def expand(
+    spec: str | Sequence[str],
+    cache: str | None = None,
+    access: Access | None = None,
+    manifests: Manifests | None = None,
+) -> list[ShardFile]:
+    """The shards that a specification names, in its order. ``pipe:`` is fetched; of a remote folder, its manifest.
 
-    Raises ValueError or FileNotFoundError that names the piece of the specification which gives nothing.
+    Raises ValueError or OSError that names the piece of the specification which gives nothing.
     """
     pieces = [spec] if isinstance(spec, str) else list(spec)
-    paths: list[Path] = []
+    access = access or Access.of(cache)
+    manifests = manifests or Manifests(access)
+    files: list[ShardFile] = []
     for piece in pieces:
         if piece.startswith("pipe:"):
-            paths.append(cached(piece, cache))
+            files.append(LocalFile(cached(piece, str(access.folder))))
             continue
         try:
             names = list(braceexpand(piece))
         except UnbalancedBracesError as error:
-            raise ValueError(f"unbalanced braces in the shard pattern {piece!r}") from error
+            raise ValueError(f"unbalanced braces in the shard pattern {shown(piece)!r}") from error
         for name in names:
-            paths += [cached(name, cache)] if is_remote(name) else _local(name)
-    if not paths:
+            files += _remote(name, access, manifests) if is_remote(name) else map(LocalFile, _local(name))
+    if not files:
         raise ValueError(f"the shard specification {spec!r} is empty")
-    refuse_twice(paths, spec)
-    return paths
+    refuse_twice(files, [shown(piece) for piece in pieces])
+    return files
 
 
-def refuse_twice(paths: Sequence[Path], spec: object) -> None:
+def _remote(url: str, access: Access, manifests: Manifests) -> list[RemoteFile]:
+    """The tar of a URL, or those of the manifest of a folder's."""
+    if not urlsplit(url).path.endswith("/"):
+        return [RemoteFile(url, access)]
+    manifest = manifests.load(url)
+    if manifest is None:
+        raise FileNotFoundError(
+            f"{shown(url)} has no manifest.json: run `data_shards index` before uploading, or name its tars one by one"
+        )
+    return [RemoteFile(inside(url, quote(entry.name)), access) for entry in manifest.shards]
+
+
+def refuse_twice(files: Sequence[ShardFile], spec: object) -> None:
     """Raise ValueError where a shard is named twice, be it in two corpora: its samples would count twice."""
-    counts = Counter(paths)
-    for path, count in counts.items():
-        if count > 1:
-            raise ValueError(f"shard {path} stands twice in {spec!r}; for several passes an epoch give it a weight")
+    counts = Counter(file.identity for file in files)
+    for file in files:
+        if counts[file.identity] > 1:
+            raise ValueError(f"shard {file} stands twice in {spec!r}; for several passes an epoch give it a weight")
 
 
 def parts_of(mixed: Sequence[Corpus], shards: Sequence[int], sizes: Sequence[int]) -> list[Part]:
     """The corpora with the sizes of their shards, of which each has so many. Raises ValueError for one without."""
     ends = [sum(shards[: number + 1]) for number in range(len(shards))]
     parts = [
-        Part(sizes[end - count : end], corpus.weight, str(corpus))
+        Part(sizes[end - count : end], corpus.weight, ", ".join(map(shown, corpus.shards)))
         for corpus, count, end in zip(mixed, shards, ends, strict=True)
     ]
     for part in parts:

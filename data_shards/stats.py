@@ -48,7 +48,7 @@ def write_stats(config: StatsConfig) -> str:
             total.merge(part)
             bar.update(part.samples)
     numbers = as_dict(total.join())
-    text = describe(numbers, len(shards.paths), len(shards))
+    text = describe(numbers, len(shards.files), len(shards))
     folder = Path(config.output or ".")
     folder.mkdir(parents=True, exist_ok=True)
     write_aside(folder / "stats.txt", text.encode() + b"\n")

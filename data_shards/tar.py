@@ -34,8 +34,9 @@ def walk(path: Path, read: bool, damage: Callable[[str], object]) -> Iterator[tu
     A member that reaches past the end of the file comes without its bytes being read, and with ``b""`` if asked.
     Raises ValueError for a compressed tar, which cannot be sought in.
     """
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         if file.read(2) == b"\x1f\x8b":
             raise ValueError(f"{path} is gzip-compressed, which cannot be sought in: unpack it with gunzip first")
         if size == 0:

@@ -29,7 +29,7 @@ def captioned(config: InstructConfig | ClosedConfig, rank: Rank) -> Task:
     run, text = config.run, config.model.text
     tokenizer = load_tokenizer(config.tokenizer or config.init_from or text.name, text.context_length)
     stream = ShardStream(
-        ShardSet(config.data.shards), tokenizer, config.data,
+        ShardSet(config.data.shards, **config.data.access), tokenizer, config.data,
         global_batch=run.engine.global_batch, rank=rank.rank, world_size=rank.world_size, seed=run.seed,
     )  # fmt: skip
     model = build_model(config.model, vocab_size=len(tokenizer))
@@ -40,7 +40,8 @@ def captioned(config: InstructConfig | ClosedConfig, rank: Rank) -> Task:
     held_out = None
     if config.evaluation.shards:
         held_out = eval_batches(
-            ShardSet(config.evaluation.shards), tokenizer, config.data.image_size, config.evaluation.batch_size,
+            ShardSet(config.evaluation.shards, **config.data.access), tokenizer,
+            config.data.image_size, config.evaluation.batch_size,
             rank=rank.rank, world_size=rank.world_size, caption_field=config.evaluation.caption_field,
         )  # fmt: skip
 

@@ -35,7 +35,7 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
         ValueError: the shards have fewer than two scene classes.
     """
     run = config.run
-    shards = ShardSet(config.data.shards)
+    shards = ShardSet(config.data.shards, **config.data.access)
     classes = config.data.classes or shards.classes
     if len(classes) < 2:
         raise ValueError(f"{config.data.shards}: {len(classes)} scene classes; a prior needs labelled shards")
@@ -49,7 +49,8 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
     held_out = None
     if config.evaluation.shards:
         held_out = eval_batches(
-            ShardSet(config.evaluation.shards), None, config.data.image_size, config.evaluation.batch_size,
+            ShardSet(config.evaluation.shards, **config.data.access), None,
+            config.data.image_size, config.evaluation.batch_size,
             rank=rank.rank, world_size=rank.world_size, classes=classes,
         )  # fmt: skip
 

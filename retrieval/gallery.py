@@ -52,7 +52,8 @@ class Gallery:
         """Where the image lies: ``{"path"}`` of a file, or ``{"shard", "sample"}``: a tar and the row in it."""
         if isinstance(self.origin, ShardSet):
             shard, row = self.origin.locate(self.places[sample])
-            return {"shard": str(self.origin.paths[shard].resolve()), "sample": row}
+            file = self.origin.files[shard]
+            return {"shard": file.address if file.remote else str(Path(file.address).resolve()), "sample": row}
         path = self.origin.records[self.places[sample]].path
         assert path is not None, "a Karpathy JSON names files"
         return {"path": str(path.resolve())}

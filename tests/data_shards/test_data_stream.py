@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import http.server
 import itertools
 import json
 import os
@@ -13,12 +12,9 @@ import struct
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -368,50 +364,6 @@ def test_remote_shards_come_through_the_cache(packed: Path, tmp_path: Path) -> N
     assert len(list(tmp_path.glob("*.tar"))) == 1
 
 
-@pytest.fixture
-def server(packed: Path) -> Iterator[str]:
-    """The packed folder over HTTP; the first answer to each path is cut off in the middle."""
-    cut: set[str] = set()
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def __init__(self, *arguments: object) -> None:
-            super().__init__(*arguments, directory=str(packed))
-
-        def copyfile(self, source: BinaryIO, outputfile: BinaryIO) -> None:
-            data = source.read()
-            if self.path in cut:
-                outputfile.write(data)
-            else:
-                cut.add(self.path)
-                outputfile.write(data[: len(data) // 2])
-                self.close_connection = True
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{running.server_port}"
-        running.shutdown()
-        thread.join()
-
-
-@pytest.mark.skipif(shutil.which("curl") is None, reason="webdataset fetches http:// by curl")
-def test_http_shards_survive_a_dropped_connection(
-    server: str, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("data_shards.remote.FIRST_PAUSE", 0.01)
-    shards = ShardSet(f"{server}/train-{{000002..000003}}.tar", cache=str(tmp_path))
-    assert shards.sizes == [10, 10]
-    assert {path.read_bytes() for path in tmp_path.glob("*.tar")} == {
-        (packed / f"train-00000{number}.tar").read_bytes() for number in (2, 3)
-    }
-    with pytest.raises(OSError, match="nothing-here"):
-        ShardSet(f"{server}/nothing-here.tar", cache=str(tmp_path))
-    assert not list(tmp_path.glob("*nothing-here.tar"))
-
-
 RANK = """
     import sys, torch
     import torch.distributed as dist
@@ -564,6 +516,6 @@ def test_a_shard_set_travels_without_its_open_files(packed: Path) -> None:
     shards = ShardSet(str(packed))
     shards.read(0)
     copy = pickle.loads(pickle.dumps(shards))
-    assert not copy._files
+    assert not copy._open
     assert copy.read(45) == shards.read(45)
     assert np.array_equal(copy._starts, shards._starts)
