@@ -20,6 +20,7 @@ from pathlib import Path
 
 from data_shards.sample import BadSample, Sample, captions_of
 from data_shards.shards import ShardSet
+from data_shards.store import LocalFile
 from data_shards.sources.parquet import SUCCESS, Missing, column_rows
 from data_shards.sources.record import Place, Record
 
@@ -60,8 +61,9 @@ def webdataset(spec: str | Sequence[str], caption_field: Sequence[str] | None = 
     if not shards.manifests:
         log.warning("%s has no index: every worker walks its headers again; run `data_shards index` first", pieces[0])
     records = [_record(shards, pieces, sample, caption_field) for sample in range(len(shards))]
-    for path in shards.paths:
-        report_failures(Path(path).with_suffix(".parquet"))
+    for file in shards.files:
+        if isinstance(file, LocalFile):
+            report_failures(file.path.with_suffix(".parquet"))
     return records
 
 

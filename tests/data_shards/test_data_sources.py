@@ -305,7 +305,7 @@ def test_published_shards_stream_index_resume_and_repack(tmp_path: Path) -> None
     train = rs5m_tars(tmp_path / "rs5m")
     val = train.replace("train", "val")
     shards = ShardSet([train, val])
-    assert (len(shards.paths), len(shards)) == (128, 256)
+    assert (len(shards.files), len(shards)) == (128, 256)
     assert shards.read(0).captions == ["pub11-train-0000 row 0"]
     assert shards.read(255).captions == ["rs3-val-0031 row 1"]
     plain = ShardSet(train)
