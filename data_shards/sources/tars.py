@@ -20,9 +20,9 @@ from pathlib import Path
 
 from data_shards.sample import BadSample, Sample, captions_of
 from data_shards.shards import ShardSet
-from data_shards.store import LocalFile
 from data_shards.sources.parquet import SUCCESS, Missing, column_rows
 from data_shards.sources.record import Place, Record
+from data_shards.store import LocalFile
 
 log = logging.getLogger(__name__)
 
