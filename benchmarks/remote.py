@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "data_shards")]
 
+import webdataset  # noqa: E402
 from remote_server import serving  # noqa: E402
 
 from data_shards import ShardSet  # noqa: E402
@@ -86,8 +87,6 @@ def ours(shards: ShardSet) -> int:
 
 
 def peer(tars: list[str]) -> int:
-    import webdataset
-
     return sum(1 for _ in webdataset.WebDataset(tars, shardshuffle=False))
 
 
