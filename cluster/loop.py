@@ -25,6 +25,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 import yaml
+from PIL import Image
 from timm.utils.distributed import distribute_bn
 
 from cluster import checkpoint
@@ -39,6 +40,7 @@ logger = logging.getLogger(__name__)
 Batch = dict[str, Any]
 Step = Callable[[deepspeed.DeepSpeedEngine, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 Evaluate = Callable[[], dict[str, float]]
+Draw = Callable[[], dict[str, Image.Image]]
 
 
 class Stream(Protocol):
@@ -79,6 +81,7 @@ def train(
     step: Step,
     evaluate: Evaluate,
     split: FeatureLosses | None = None,
+    draw: Draw | None = None,
 ) -> dict[str, Any]:
     """Run to the last step, from the newest good checkpoint where there is one; returns the run's figures.
 
@@ -128,6 +131,7 @@ def train(
         if evaluating and not stopping:
             evaluation = evaluated(engine, evaluate, rank)
             log.numbers(done, {f"eval/{name}": value for name, value in evaluation.items()})
+            log.pictures(done, drawn(engine, draw))
             clock.pause()
         if saving:
             state = {"stream": stream.state_dict(), "evaluation": evaluation, "overdue": evaluating and stopping}
@@ -259,6 +263,17 @@ def evaluated(engine: deepspeed.DeepSpeedEngine, evaluate: Evaluate, rank: Rank)
     if rank.is_first and figures:
         logger.info("evaluation: %s", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     return figures
+
+
+def drawn(engine: deepspeed.DeepSpeedEngine, draw: Draw | None) -> dict[str, Image.Image]:
+    """The training's pictures of the model as it stands, by their name in TensorBoard."""
+    if draw is None:
+        return {}
+    engine.eval()
+    with torch.no_grad():
+        pictures = draw()
+    engine.train()
+    return {f"eval/{name}": picture for name, picture in pictures.items()}
 
 
 def recorded_speed(folder: Path) -> float | None:

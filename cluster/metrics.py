@@ -9,10 +9,13 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 
@@ -58,6 +61,11 @@ class MetricLog:
     def histogram(self, step: int, name: str, values: torch.Tensor) -> None:
         if self.enabled:
             self.board.add_histogram(name, values, step)
+
+    def pictures(self, step: int, images: Mapping[str, Image.Image]) -> None:
+        if self.enabled:
+            for name, image in images.items():
+                self.board.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def advance(self, step: int, shown: dict[str, float]) -> None:
         if self.enabled:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
+from PIL import Image
 
 from cluster.agreement import refuse_different_data
 from cluster.config import RunConfig
@@ -40,6 +42,7 @@ class Task:
         evaluate: figures of the engine in eval mode; a collective
         export: writes the trained model; gets whole float32 weights, the report and the folder, on rank 0 only
         split: the step in two halves, where its losses need no more of the model than features: for gradient caching
+        pictures: drawn after each evaluation by the engine in eval mode, for TensorBoard; a collective
     """
 
     model: torch.nn.Module
@@ -49,6 +52,7 @@ class Task:
     evaluate: Callable[[deepspeed.DeepSpeedEngine], dict[str, float]]
     export: Callable[[dict[str, torch.Tensor], dict[str, Any], Path], object]
     split: FeatureLosses | None = None
+    pictures: Callable[[deepspeed.DeepSpeedEngine], dict[str, Image.Image]] | None = None
 
 
 def run_task(config: Any, run: RunConfig, prepare: Callable[[Rank], Task]) -> dict[str, Any]:
@@ -71,7 +75,8 @@ def run_task(config: Any, run: RunConfig, prepare: Callable[[Rank], Task]) -> di
             "gradient caching: %d micro batches of %d a rank, losses over all %d samples of a step",
             engine.gradient_accumulation_steps(), engine.train_micro_batch_size_per_gpu(), run.engine.global_batch,
         )  # fmt: skip
-    report = train(run, rank, engine, task.stream, task.step, lambda: task.evaluate(engine), split)
+    draw = None if task.pictures is None else partial(task.pictures, engine)
+    report = train(run, rank, engine, task.stream, task.step, lambda: task.evaluate(engine), split, draw)
     weights = full_state_dict(engine)
     if rank.is_first:
         task.export(weights, report, folder)

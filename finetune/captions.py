@@ -11,6 +11,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from PIL import Image
 
 from cluster.distributed import Rank, gather_rows
 from cluster.task import Task, run_task
@@ -48,9 +49,12 @@ def captioned(config: InstructConfig | ClosedConfig, rank: Rank) -> Task:
     def evaluate(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
         return objective.evaluate(engine, held_out) if held_out else {}
 
+    def pictures(engine: deepspeed.DeepSpeedEngine) -> dict[str, Image.Image]:
+        return objective.pictures(engine, held_out) if held_out else {}
+
     def export(weights: dict[str, torch.Tensor], report: dict[str, Any], folder: Path) -> None:
         tokenizer.save_pretrained(str(folder / "tokenizer"))
         save_pretrained(weights, model.config, folder / "export", folder / "tokenizer", extra=report)
 
     groups = parameter_groups(model, run.optimizer.weight_decay)
-    return Task(model, groups, stream, objective.step, evaluate, export, split=objective)
+    return Task(model, groups, stream, objective.step, evaluate, export, split=objective, pictures=pictures)

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from model.commands import COMMANDS, ConvertConfig
+from model.commands import COMMANDS, BenchConfig, ConvertConfig, SummaryConfig
 from options import parse_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 the request or what it names is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    run: dict[str, Callable[[Any], None]] = {"convert": run_convert}
+    run: dict[str, Callable[[Any], None]] = {"convert": run_convert, "summary": run_summary, "bench": run_bench}
     prog = "model"
     try:
         name, config = parse_command(COMMANDS, argv, prog=prog, description="Convert, export and measure models.")
@@ -37,6 +37,18 @@ def run_convert(config: ConvertConfig) -> None:
     print(f"  keys of {config.input} that were not used: {len(converted.unused)}")
     for name in converted.unused:
         print(f"    {name}")
+
+
+def run_summary(config: SummaryConfig) -> None:
+    from model.summary import report
+
+    print(report(config))
+
+
+def run_bench(config: BenchConfig) -> None:
+    from model.bench import report
+
+    print(report(config))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,12 @@ L2-normalised over the token axis; ``compat="released"`` computes that.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.amp.autocast_mode import is_autocast_available
 
 from model.config import BeliefConfig
 
@@ -23,7 +26,9 @@ from model.config import BeliefConfig
 def affinity(tokens: Tensor, instruction: Tensor) -> Tensor:
     """<F_l, f> in float32 at least: tokens (B, L, d), instruction (B, d) -> (B, L)."""
     dtype = torch.promote_types(tokens.dtype, torch.float32)
-    with torch.autocast(tokens.device.type, enabled=False):
+    device = tokens.device.type
+    # The meta device, on which a model is only counted, has no autocast to turn off.
+    with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
         return torch.einsum("bld,bd->bl", tokens.to(dtype), instruction.to(dtype))
 
 

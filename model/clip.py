@@ -38,6 +38,8 @@ class PlainVision(nn.Module):
 class PlainCLIP(TwoTowers):
     """``kind: clip``. ``prior``, ``belief`` and ``fusion`` of the configuration are not used."""
 
+    has_belief = False
+
     def __init__(self, config: ModelConfig, vocab_size: int | None = None):
         super().__init__()
         self.config = copy.deepcopy(config)

@@ -33,4 +33,53 @@ class ConvertConfig:
     tokenizer: str | None = None
 
 
-COMMANDS: dict[str, type[Any]] = {"convert": ConvertConfig}
+@dataclass
+class SummaryConfig:
+    """Print the parameters of a preset by part, trained and frozen, and its FLOPs an image and a text.
+
+    Args:
+        preset: a name in model/presets
+        format: markdown, a table; or json
+    """
+
+    preset: str = "priorclip-b32"
+    format: Literal["markdown", "json"] = "markdown"
+
+
+@dataclass
+class BenchConfig:
+    """Time forward and backward passes of a preset against open_clip's model of the same towers, interleaved.
+
+    Args:
+        preset: a name in model/presets; weights are random
+        peer: name of an open_clip architecture to compare with; null times the preset alone
+        batch: pairs a step
+        runs: timed steps of each; the figures are medians
+        dtype: number format of weights and activations
+        device: auto takes the GPU where there is one
+        compile: both go through torch.compile
+        optimizer: a step of AdamW is timed as well
+        peak_tflops: the GPU's dense peak in that dtype, for MFU; null looks the GPU up by its name
+        format: table or json
+    """
+
+    preset: str = "priorclip-b32"
+    peer: str | None = "ViT-B-32-quickgelu"
+    batch: int = 8
+    runs: int = 5
+    dtype: Literal["float32", "bf16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False
+    optimizer: bool = False
+    peak_tflops: float | None = None
+    format: Literal["table", "json"] = "table"
+
+    def __post_init__(self) -> None:
+        for name, least in (("batch", 2), ("runs", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise ValueError(f"--peak_tflops must be over 0, not {self.peak_tflops}")
+
+
+COMMANDS: dict[str, type[Any]] = {"convert": ConvertConfig, "summary": SummaryConfig, "bench": BenchConfig}

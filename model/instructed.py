@@ -50,7 +50,7 @@ def read_with_instruction(
     weighed = apply_belief(tokens[:, prefix:], instruction, belief)  # type: ignore[misc]
     x = torch.cat([instruction.unsqueeze(1).to(tokens.dtype), tokens[:, :prefix], weighed], dim=1)  # type: ignore[misc]
     x = checkpoint_seq(vit.blocks, x) if vit.grad_checkpointing else vit.blocks(x)  # type: ignore[operator]
-    return vit.fc_norm(vit.norm(x)[:, 0])  # type: ignore[operator]
+    return vit.fc_norm(vit.norm(x[:, 0]))  # type: ignore[operator]
 
 
 class InstructedViT(nn.Module):

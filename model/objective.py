@@ -3,6 +3,7 @@
 objective = RetrievalObjective(LossConfig(lambda_cs=1.0), device, gather)
 loss, parts = objective.step(engine, batch)
 figures = objective.evaluate(engine, batches)
+pictures = objective.pictures(engine, batches)
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from model.belief_picture import belief_panel
 from model.config import LossConfig
 from model.evaluation import Batches, Forward, Gather, evaluate_retrieval
 from model.losses import RetrievalLoss
@@ -45,6 +48,16 @@ class RetrievalObjective:
         image_ids, labels = (batch[name].to(self.device, non_blocking=True) for name in ("image_ids", "labels"))
         total, parts = self.loss(features, image_ids, labels)
         return total, {**parts, "logit_scale": features["logit_scale"].detach()}
+
+    @torch.no_grad()
+    def pictures(self, engine: Forward, batches: Batches, count: int = 8) -> dict[str, Image.Image]:
+        """The belief maps of the first held-out images, the same at every evaluation. All ranks call the engine."""
+        batch = next(batches.images())
+        some = batch["images"][batch["index"] >= 0][:count]
+        if len(some) == 0:  # a rank without a share, whose engine is needed by the others all the same
+            some = batch["images"][:1]
+        belief = engine(images=some.to(self.device), return_belief=True).get("belief")
+        return {} if belief is None else {"belief": belief_panel(some, belief)}
 
     def evaluate(self, engine: Forward, batches: Batches) -> dict[str, float]:
         """Recalls of the engine in eval mode, percent."""

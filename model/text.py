@@ -21,6 +21,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTe
 from model.config import TextConfig
 from model.weights import PACKAGE, State, load_exactly, one_file, package_folder, read_state, some
 
+# Towers whose tokens read those before them only, with positions counted from the first: they are padded at the end.
+CAUSAL = ("clip_text_model",)
+
 
 class TextEncoder(nn.Module):
     """A transformers text model.
@@ -47,8 +50,12 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Token states (B, T, C)."""
+        # CLIP's tower reads backwards only, so that nothing before the padding sees it: without a mask attention takes
+        # its causal kernel. transformers looks into a mask for padding, and a tensor on the meta device holds none.
+        causal = self.model.config.model_type in CAUSAL and self.config.pooling == "eos"
+        mask = None if causal or attention_mask.is_meta else attention_mask
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trainable):
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            return self.model(input_ids=input_ids, attention_mask=mask).last_hidden_state
 
     def pool(self, states: Tensor, attention_mask: Tensor) -> Tensor:
         """States (B, T, C) -> (B, C) by the configured pooling; positions with mask 0 do not count."""

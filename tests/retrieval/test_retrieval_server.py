@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -24,6 +25,7 @@ from small_galleries import TestSet, picture, write_karpathy
 from retrieval import Encoder, Searcher, build_index, create_server
 from retrieval.config import IndexConfig
 from retrieval.server import IDLE_SECONDS, SearchServer
+from retrieval.server import page as page_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -104,6 +106,26 @@ def test_images_come_as_they_are_or_as_square_jpegs(server: SearchServer) -> Non
     assert Image.open(io.BytesIO(ask(server, "/image/0?side=99999999")[1])).size == (1024, 1024)
 
 
+def test_a_belief_map_is_the_image_repainted(server: SearchServer) -> None:
+    answer, body = ask(server, "/belief/1?side=64")
+    assert (answer.status, answer.headers["Content-Type"]) == (200, "image/jpeg")
+    painted = np.asarray(Image.open(io.BytesIO(body)), dtype=float)
+    assert painted.shape == (64, 64, 3)
+    assert np.abs(painted - np.asarray(server.searcher.belief(1, 64))).mean() < 8  # but for the JPEG
+    plain = np.asarray(Image.open(io.BytesIO(ask(server, "/image/1?side=64")[1])), dtype=float)
+    assert np.abs(painted - plain).mean() > 20
+    assert re.search(r'<label [^>]*><input type="checkbox" id="belief">', ask(server, "/")[1].decode())
+
+
+def test_a_model_without_prior_has_no_belief_to_show(server: SearchServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "hidden><input" not in page_of(server.searcher).decode().replace(" >", ">")
+    monkeypatch.setattr(server.searcher.encoder.model, "has_belief", False)
+    answer, body = ask(server, "/belief/1")
+    assert answer.status == 404
+    assert "no scene prior" in json.loads(body)["error"]
+    assert "hidden><input" in page_of(server.searcher).decode()
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [
@@ -123,6 +145,9 @@ def test_images_come_as_they_are_or_as_square_jpegs(server: SearchServer) -> Non
         ("/search?text=a&k=many", 400),
         ("/image/3", 410),
         ("/image/3?side=20", 410),
+        ("/belief/4", 404),
+        ("/belief/1?side=large", 400),
+        ("/belief/3", 410),
     ],
 )
 def test_what_is_not_there_is_refused(server: SearchServer, path: str, status: int) -> None:

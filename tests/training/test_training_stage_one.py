@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from real_trainings import HELD_OUT, IMAGES, ROOT, SMALL, VIT, environment, metrics, run, run_well, stage_one_words
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 STEPS = 4 * (IMAGES // 32)
 
@@ -24,6 +25,10 @@ def test_run_directory_holds_what_the_design_says(stage_one: Path) -> None:
     assert report["images_per_second"] > 0
     assert yaml.safe_load((stage_one / "config.yaml").read_text())["run"]["engine"]["global_batch"] == 32
     assert list((stage_one / "tensorboard").glob("events*"))
+    board = EventAccumulator(str(stage_one / "tensorboard"), size_guidance={"images": 0})
+    pictures = board.Reload().Images("eval/belief")
+    assert [picture.step for picture in pictures] == [STEPS // 4 * epoch for epoch in (1, 2, 3, 4)]
+    assert (pictures[0].width, pictures[0].height) == (8 * 52 - 4, 100)
     checkpoints = stage_one / "checkpoints"
     assert (checkpoints / "latest").read_text() == f"step_{STEPS:08d}"
     assert sorted(path.name for path in checkpoints.glob("step_*")) == [f"step_{STEPS - 2:08d}", f"step_{STEPS:08d}"]
