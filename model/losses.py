@@ -19,10 +19,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
 from model.gather import (
     average_gradient,
@@ -112,6 +110,37 @@ class SymmetricCrossEntropy(torch.autograd.Function):
         return into_rows.mul_(scale), into_columns, into_scale, None, None, None, None
 
 
+class SummedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of rows against columns, summed: the target of a row is one column.
+
+    rows (V, d), columns (C, d), scale (), target (V,) integers in [0, C), chunk -> ()
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, target: Tensor, chunk: int) -> Tensor:
+        scaled = scale * rows
+        row_log = rows.new_full((len(rows),), -torch.inf)
+        for i, _, logits, spare in pieces(scaled, columns, chunk):
+            row_log[i] = torch.logaddexp(row_log[i], log_sum(logits, 1, spare))
+        ctx.save_for_backward(rows, columns, scale, target, row_log)
+        ctx.chunk = chunk
+        return (row_log - columns[target].mul_(scaled).sum(1)).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, columns, scale, target, row_log = ctx.saved_tensors
+        scaled = scale * rows
+        into_rows, into_columns = columns[target].neg_(), torch.zeros_like(columns).index_add_(0, target, -scaled)
+        for i, j, logits, _ in pieces(scaled, columns, ctx.chunk):
+            share = logits.sub_(row_log[i, None]).exp_()
+            into_rows[i].addmm_(share, columns[j])
+            into_columns[j].addmm_(share.T, scaled[i])
+        into_scale = torch.linalg.vecdot(into_rows, rows).sum()
+        gradient = gradients[0]
+        return into_rows.mul_(scale * gradient), into_columns.mul_(gradient), into_scale * gradient, None, None
+
+
 def pieces(rows: Tensor, columns: Tensor, chunk: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
     """Products of rows (B, d) and columns (N, d) in pieces of (chunk, chunk) at most, and as much spare memory.
 
@@ -182,7 +211,7 @@ class AttributionLoss(nn.Module):
     classes travel, (C, d), so time and memory are linear in N. Zero, with zero gradients, where no sample has a label.
 
     Args:
-        chunk: logits of chunk * chunk pairs of sample and centre at most are held at once; None: by the device
+        chunk: side of the pieces in which samples meet centres; None: by the device
     """
 
     def __init__(self, chunk: int | None = None):
@@ -202,28 +231,10 @@ class AttributionLoss(nn.Module):
             target = torch.searchsorted(classes, labels[valid])
             sums = torch.stack([sums_by(target, image, len(classes)), sums_by(target, text, len(classes))])
             image_centres, text_centres = sum_over_ranks(sums) / counts[:, None]
-            to_text = self.cross_entropy(image, text_centres, scale, target)
-            to_image = self.cross_entropy(text, image_centres, scale, target)
+            chunk = side_of(self.chunk, image.device)
+            to_text = SummedCrossEntropy.apply(image, text_centres, scale, target, chunk)
+            to_image = SummedCrossEntropy.apply(text, image_centres, scale, target, chunk)
             return (to_text + to_image) / 2 * world_size() / counts.sum()
-
-    def cross_entropy(self, rows: Tensor, centres: Tensor, scale: Tensor, target: Tensor) -> Tensor:
-        """Sum over the rows (V, d) of their cross-entropy against centres (C, d); target (V,).
-
-        Where the logits (V, C) are many, they are computed some rows at a time, and once more in the backward pass.
-        """
-        step = max(1, side_of(self.chunk, rows.device) ** 2 // len(centres))
-        if len(rows) <= step:
-            return summed_cross_entropy(rows, centres, scale, target)
-        total = rows.new_zeros(())
-        for some, aims in zip(rows.split(step), target.split(step), strict=True):
-            total = total + checkpoint(
-                summed_cross_entropy, some, centres, scale, aims, use_reentrant=False, preserve_rng_state=False
-            )
-        return total
-
-
-def summed_cross_entropy(rows: Tensor, centres: Tensor, scale: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy((scale * rows) @ centres.T, target, reduction="sum")
 
 
 class RetrievalLoss(nn.Module):

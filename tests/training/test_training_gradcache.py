@@ -1,14 +1,12 @@
 """Gradient caching: micro batches with the losses, gradients and weights of the whole batch.
 
 Exactly in float64 with a plain engine, and under DeepSpeed ZeRO 0 to 3 on two ranks; dropout, batch norms, half
-precision; and a real run of ``pretrain`` that is resumed.
+precision.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from real_trainings import metrics, run_well, stage_one_words
 from torch import nn
 
 from cluster.grad_cache import backward_cached
@@ -241,25 +238,3 @@ def test_two_ranks_with_micro_batches_equal_one_process(
             a, b = (torch.cat([value.flatten() for value in each.values()]) for each in (moved, wanted))
             assert (a @ b / (a.norm() * b.norm())).item() > 0.98
             assert (a.norm() / b.norm()).item() == pytest.approx(1, abs=0.05)
-
-
-def test_micro_batch_does_not_change_a_run_and_it_resumes(
-    stage_one: Path, data: Path, basic: list[object], prior: Path, tmp_path: Path
-) -> None:
-    words = [*stage_one_words(data, basic, prior), "--run.dir", tmp_path / "run", "--run.engine.micro_batch", 4]
-    words += ["--run.engine.threads", 1, "--run.deterministic", "true", "--run.engine.zero", 3]
-    said = run_well("pretrain", *words, ranks=2)
-    assert "gradient caching: 4 micro batches of 4 a rank, losses over all 32 samples" in said
-    for name in ("loss", "contrastive", "attribution", "grad_norm", "logit_scale"):
-        found, wanted = metrics(tmp_path / "run", f"train/{name}"), metrics(stage_one, f"train/{name}")
-        assert found == pytest.approx(wanted, rel=2e-3), name
-
-    whole = tmp_path / "whole"
-    shutil.copytree(tmp_path / "run", whole)
-    checkpoints = tmp_path / "run" / "checkpoints"
-    newest, older = sorted(checkpoints.glob("step_*"))[::-1]
-    shutil.rmtree(newest)
-    (checkpoints / "latest").write_text(older.name)
-    run_well("pretrain", *words, ranks=2)
-    assert metrics(tmp_path / "run", "train/loss") == metrics(whole, "train/loss")
-    assert json.loads((tmp_path / "run" / "report.json").read_text())["steps"] == len(metrics(whole, "train/loss"))

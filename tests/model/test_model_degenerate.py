@@ -1,0 +1,71 @@
+"""Captions without a word, and the losses' real memory: what a batch may hold and what a process then needs."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny_models import BERT, CLIP_TEXT, tiny
+
+from model.build import build_model
+from model.config import TextConfig
+from model.losses import RetrievalLoss
+
+# (N, N) logits alone would be 256 MB.
+MEMORY = """
+import sys
+from pathlib import Path
+import torch
+from model.losses import AttributionLoss, ContrastiveLoss
+
+def resident(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(name))
+
+torch.set_num_threads(1)
+size, width = 8192, 32
+image, text = (torch.nn.functional.normalize(torch.randn(size, width), dim=1).requires_grad_() for _ in range(2))
+scale, own = torch.tensor(10.0, requires_grad=True), torch.arange(size)
+for small in (ContrastiveLoss(512), AttributionLoss(512)):  # load what is loaded on first use
+    small(image[:64], text[:64], scale, own[:64]).backward()
+before = resident("VmHWM")
+loss = ContrastiveLoss if sys.argv[1] == "contrastive" else AttributionLoss
+loss(512)(image, text, scale, own).backward()
+print(resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "attribution"])
+def test_a_process_never_holds_the_whole_matrix(loss: str):
+    """Every sample has an image and a class of its own, so that both losses have N x N logits."""
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "MALLOC_ARENA_MAX": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, loss], capture_output=True, text=True, env=environment, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 64, f"{done.stdout.strip()} MB above the features"
+
+
+@pytest.mark.parametrize("kind", ["priorclip", "prioritr"])
+@pytest.mark.parametrize(
+    ("text", "pooling"), [(BERT, "cls"), (BERT, "mean"), (CLIP_TEXT, "eos")], ids=["bert-cls", "bert-mean", "clip-eos"]
+)
+def test_captions_without_a_word(kind: str, text: dict, pooling: str):
+    """One of padding only, an empty one of start and end alone: finite, and the captions beside them unharmed."""
+    torch.manual_seed(0)
+    model = build_model(tiny(kind, text=TextConfig(config=text, context_length=20, pooling=pooling))).train()
+    ids, mask = torch.randint(1, 60, (4, 12)), torch.ones(4, 12, dtype=torch.long)
+    mask[0] = 0
+    mask[1, 2:] = 0
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    outputs = model(images, ids, mask)
+    alone = model.encode_text(ids[2:], mask[2:])
+    torch.testing.assert_close(outputs["text_features"][2:], alone, rtol=1e-4, atol=1e-5)
+    loss, _ = RetrievalLoss(lambda_cs=1.0)(outputs, torch.arange(4), torch.tensor([0, 0, 1, -1]))
+    loss.backward()
+    assert loss.isfinite()
+    assert outputs["text_features"].isfinite().all()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+        assert parameter.grad is None or parameter.grad.abs().max() < 1e4, name
