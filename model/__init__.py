@@ -13,6 +13,7 @@ configuration (``--help``) does not load torch.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -75,3 +76,7 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+if "transformers" in sys.modules:  # AutoModel then knows our folders; else ``import model.auto`` tells it
+    importlib.import_module("model.auto")

@@ -7,14 +7,19 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from model.commands import COMMANDS, BenchConfig, ConvertConfig, SummaryConfig
+from model.commands import COMMANDS, BenchConfig, ConvertConfig, ExportConfig, SummaryConfig
 from options import parse_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 the request or what it names is wrong."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    run: dict[str, Callable[[Any], None]] = {"convert": run_convert, "summary": run_summary, "bench": run_bench}
+    run: dict[str, Callable[[Any], None]] = {
+        "convert": run_convert,
+        "export": run_export,
+        "summary": run_summary,
+        "bench": run_bench,
+    }
     prog = "model"
     try:
         name, config = parse_command(COMMANDS, argv, prog=prog, description="Convert, export and measure models.")
@@ -37,6 +42,12 @@ def run_convert(config: ConvertConfig) -> None:
     print(f"  keys of {config.input} that were not used: {len(converted.unused)}")
     for name in converted.unused:
         print(f"    {name}")
+
+
+def run_export(config: ExportConfig) -> None:
+    from model.export_formats import export
+
+    print(export(config))
 
 
 def run_summary(config: SummaryConfig) -> None:

@@ -34,6 +34,25 @@ class ConvertConfig:
 
 
 @dataclass
+class ExportConfig:
+    """Write a run's checkpoint, or an export folder, in the format that another program reads.
+
+    Args:
+        input: run directory, or export folder
+        output: folder to write
+        format: export: a folder of ours. open_clip: the plain CLIP part in its format. onnx: both towers
+        checkpoint: of a run, the name of one under checkpoints; null takes the newest
+        tokenizer: of a run that has not ended, hub id or folder; null takes the one that the run was told
+    """
+
+    input: str
+    output: str
+    format: Literal["export", "open_clip", "onnx"] = "export"
+    checkpoint: str | None = None
+    tokenizer: str | None = None
+
+
+@dataclass
 class SummaryConfig:
     """Print the parameters of a preset by part, trained and frozen, and its FLOPs an image and a text.
 
@@ -82,4 +101,9 @@ class BenchConfig:
             raise ValueError(f"--peak_tflops must be over 0, not {self.peak_tflops}")
 
 
-COMMANDS: dict[str, type[Any]] = {"convert": ConvertConfig, "summary": SummaryConfig, "bench": BenchConfig}
+COMMANDS: dict[str, type[Any]] = {
+    "convert": ConvertConfig,
+    "export": ExportConfig,
+    "summary": SummaryConfig,
+    "bench": BenchConfig,
+}

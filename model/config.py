@@ -20,6 +20,8 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 
+MODEL_TYPE = "priorclip"  # as transformers knows our models
+FOR_READERS = ("format", "model_type", "architectures", "transformers_version", "dtype")
 PRESETS = Path(__file__).parent / "presets"
 T = TypeVar("T")
 
@@ -241,6 +243,11 @@ def load_preset(name: str) -> ModelConfig:
     return from_dict(ModelConfig, yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8")))
 
 
+def plain_values(values: dict[str, Any]) -> dict[str, Any]:
+    """What config.json holds of our configuration, without what is there for its readers."""
+    return {name: value for name, value in values.items() if name not in FOR_READERS}
+
+
 def to_dict(config: ModelConfig | SceneConfig) -> dict[str, Any]:
     """The configuration as plain values, what YAML and JSON take."""
     return dataclasses.asdict(config)
@@ -299,7 +306,7 @@ def architecture(export: str | None, preset: str) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{export} is not an exported model: it has no config.json (a run exports to RUN/export)")
     values = json.loads(path.read_text(encoding="utf-8"))
-    values.pop("format", None)
+    values = plain_values(values)
     if values.get("kind") == "scene":
         raise ValueError(f"{export} is a scene classifier: give it as --model.prior.weights, not as --init_from")
     return values

@@ -18,6 +18,7 @@ import copy
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from model.build import build_model
-from model.config import ModelConfig, SceneConfig, from_dict, to_dict
+from model.config import MODEL_TYPE, ModelConfig, SceneConfig, from_dict, plain_values, to_dict
 from model.prior import SceneClassifier
 from model.priorclip import PriorCLIP
 from model.text import resolve
@@ -39,6 +40,7 @@ from model.weights import load_exactly
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+HUB_SECONDS = 20  # for the hub's first answer
 FRESH = ("prior.", "visual.instruction.", "visual.narrow.", "visual.layers.", "visual.norm.")
 OWN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 
@@ -69,7 +71,7 @@ def save_pretrained(
     try:
         if tokenizer_folder is not None:
             copy_tokenizer(Path(tokenizer_folder), aside)
-        write_json(aside / "config.json", {"format": FORMAT, **to_dict(resolved)})
+        write_json(aside / "config.json", {"format": FORMAT, **for_transformers(resolved), **to_dict(resolved)})
         write_json(aside / "preprocessor_config.json", preprocessor(resolved))
         (aside / "README.md").write_text(model_card(resolved, state_dict, extra or {}), encoding="utf-8")
         save_file(
@@ -98,20 +100,48 @@ def publish(aside: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def from_pretrained(folder: str | Path) -> Any:
-    """The model of an export folder, in eval mode: `PriorCLIP`, `PriorITR`, `PlainCLIP` or `SceneClassifier`.
+def from_pretrained(folder: str | Path, **hub: Any) -> Any:
+    """The model of an export folder, or of one on the hub by its id, in eval mode.
 
+    It is a `PriorCLIP`, `PriorITR`, `PlainCLIP` or `SceneClassifier`, as the folder says.
+
+    Args:
+        folder: folder, or ``owner/name`` where there is no such folder
+        hub: options of huggingface_hub.snapshot_download: revision, cache_dir, token, local_files_only
     Raises:
         FileNotFoundError: the folder or a file of it is not there
         ValueError: the weights do not fit; the message names missing and unexpected keys
     """
-    folder = Path(folder)
+    folder = located(folder, **hub)
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is no export folder: it has no {name}")
     model = create(read_config(folder))
     load_weights(model, folder)
     return model.eval()
+
+
+def located(folder: str | Path, **hub: Any) -> Path:
+    """The folder itself, or a copy of the hub's of that id. FileNotFoundError where there is neither."""
+    path = Path(folder).expanduser()
+    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    files = [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "README.md",
+        "*token*",
+        "*vocab*",
+        "merges.txt",
+    ]
+    try:
+        return Path(snapshot_download(str(folder), allow_patterns=files, etag_timeout=HUB_SECONDS, **hub))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise FileNotFoundError(f"{folder} is no folder here, and the hub does not give it: {error}") from error
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:
@@ -140,10 +170,16 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
 def read_config(folder: Path) -> ModelConfig | SceneConfig:
     """The configuration in an export folder."""
     values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    version = values.pop("format", None)
+    version = values.get("format")
     if version != FORMAT:
         raise ValueError(f"{folder / 'config.json'} is of format {version}; this version reads format {FORMAT}")
+    values = plain_values(values)
     return from_dict(SceneConfig, values) if values["kind"] == "scene" else from_dict(ModelConfig, values)
+
+
+def for_transformers(config: ModelConfig | SceneConfig) -> dict[str, Any]:
+    """What makes ``AutoModel`` take the folder (model/auto.py)."""
+    return {} if isinstance(config, SceneConfig) else {"model_type": MODEL_TYPE, "architectures": ["PriorCLIPModel"]}
 
 
 def create(config: ModelConfig | SceneConfig) -> nn.Module:

@@ -81,11 +81,11 @@ class TwoTowers(nn.Module):
         return undecayed(self)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Any:
-        """The model of an export folder, in eval mode."""
+    def from_pretrained(cls, folder: str | Path, **hub: Any) -> Any:
+        """The model of an export folder, or of one on the hub by its id, in eval mode."""
         from model.export import from_pretrained
 
-        return from_pretrained(folder)
+        return from_pretrained(folder, **hub)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -1,0 +1,133 @@
+"""A run's checkpoint, of any ZeRO stage, as an export folder, without the GPUs or ranks that wrote it.
+
+    RUN/config.yaml                      the resolved configuration, among it the model's
+        checkpoints/step_00000100/       DeepSpeed's files, one set a rank
+        report.json                      figures, where the run has ended
+
+Every run exports when it ends; this is for one that did not, or for an older checkpoint. The shards of all ranks are
+put together by DeepSpeed's own offline code, which unpickles them: convert checkpoints of your own runs only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from model.build import build_model
+from model.config import ModelConfig, from_dict
+from model.export import save_pretrained
+from model.weights import State
+
+log = logging.getLogger(__name__)
+
+
+def export_run(
+    run: str | Path, folder: str | Path, checkpoint: str | None = None, tokenizer: str | None = None
+) -> Path:
+    """Write the export folder.
+
+    Args:
+        run: run directory
+        folder: where to
+        checkpoint: name of one under ``checkpoints``; None takes the newest
+        tokenizer: hub id or folder; None takes the one that the run was told
+    Raises:
+        OSError, ValueError: no run, no such checkpoint, no tokenizer
+    """
+    run = Path(run)
+    settings = read_settings(run)
+    chosen = find_checkpoint(run, checkpoint)
+    state = whole_state(chosen)
+    config = from_dict(ModelConfig, settings["model"])
+    vocabulary = vocabulary_of(state, config)
+    with torch.device("meta"):
+        config.vision.weights = config.prior.weights = config.text.weights = None
+        model = build_model(config, vocabulary)
+        own = model.state_dict()
+    state = {name: value.to(own[name].dtype) if name in own else value for name, value in state.items()}
+    extra: dict[str, Any] = {"checkpoint": chosen.name}
+    report = run / "report.json"
+    if checkpoint is None and report.is_file():
+        extra |= json.loads(report.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as files:
+        save_tokenizer(run, settings, model.config, tokenizer, Path(files))
+        return save_pretrained(state, model.config, folder, files, extra)
+
+
+def read_settings(run: Path) -> Mapping[str, Any]:
+    """config.yaml of the run. ValueError where it is a run without a model of ours, such as a scene prior's."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"--input {run} is neither an export folder nor a run: it has no config.yaml")
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, Mapping) or "model" not in settings:
+        raise ValueError(f"{path} configures no model with two towers")
+    return settings
+
+
+def find_checkpoint(run: Path, name: str | None) -> Path:
+    """The checkpoint of that name, or the newest that is whole."""
+    folder = run / "checkpoints"
+    found = sorted(path for path in folder.glob("step_*") if path.is_dir() and path.suffix != ".partial")
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no checkpoint")
+    if name is None:
+        return found[-1]
+    if folder / name not in found:
+        raise FileNotFoundError(f"{folder} has no checkpoint '{name}': there are {', '.join(p.name for p in found)}")
+    return folder / name
+
+
+def whole_state(checkpoint: Path) -> State:
+    """All weights as float32: what the optimizer holds where it holds masters, else the module's."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    if list(checkpoint.glob("*_optim_states.pt")):
+        found = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    else:  # stage 0 keeps the module whole, on rank 0
+        files = sorted(checkpoint.glob("mp_rank_00_model_states.pt"))
+        if not files:
+            raise FileNotFoundError(f"{checkpoint} holds no weights of DeepSpeed's")
+        found = torch.load(files[0], map_location="cpu", weights_only=False)["module"]
+    return {name: whole_tensor(value) for name, value in found.items()}
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    return value.detach().cpu().float() if value.is_floating_point() else value.detach().cpu()
+
+
+def vocabulary_of(state: State, config: ModelConfig) -> int | None:
+    """The size of the text encoder's vocabulary: the run's tokenizer set it."""
+    rows = [value.shape[0] for name, value in state.items() if name.startswith("text.") and is_vocabulary(name)]
+    return rows[0] if rows else None
+
+
+def is_vocabulary(name: str) -> bool:
+    return name.endswith(("token_embedding.weight", "word_embeddings.weight", "embed_tokens.weight", "wte.weight"))
+
+
+def save_tokenizer(
+    run: Path, settings: Mapping[str, Any], config: ModelConfig, tokenizer: str | None, files: Path
+) -> None:
+    """The tokenizer that the run wrote when it ended, or else the one that it was told."""
+    from transformers import AutoTokenizer
+
+    own = run / "tokenizer"
+    told = tokenizer or settings.get("tokenizer") or settings.get("init_from") or config.text.name
+    name = str(own) if tokenizer is None and own.is_dir() else told
+    if name is None:
+        raise ValueError(f"{run / 'config.yaml'} names no tokenizer: give --tokenizer")
+    try:
+        loaded = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise OSError(f"the tokenizer '{name}' of the run cannot be loaded: give --tokenizer ({error})") from error
+    loaded.model_max_length = config.text.context_length
+    loaded.save_pretrained(str(files))
