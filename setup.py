@@ -5,6 +5,7 @@ from setuptools import find_packages, setup
 PACKAGES = ["model", "data_shards", "cluster", "pretrain", "finetune", "retrieval"]
 PEERS = ["open_clip_torch>=3.2,<4"]  # what the benchmarks and parity tests compare against
 PARQUET = ["pyarrow>=18"]  # only for packing Parquet files and BigEarthNet v2
+ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # export to ONNX, and running what was exported
 
 setup(
     name="priorclip-pretraining",
@@ -53,6 +54,7 @@ setup(
         "bench": PEERS,
         "parquet": PARQUET,
         "s3": ["obstore>=0.8"],
+        "onnx": ONNX,
         "test": [
             "obstore>=0.8",
             "pytest>=8",
@@ -63,6 +65,7 @@ setup(
             "types-tqdm",
             *PEERS,
             *PARQUET,
+            *ONNX,
         ],
     },
 )
