@@ -76,7 +76,7 @@ def export_onnx(model: Any, folder: str | Path, source: str | Path) -> Path:
         )
         copy_tokenizer(Path(source), aside)
         write_json(aside / "preprocessor_config.json", preprocessor(model.config))
-        scale = float(model(images[:1])["logit_scale"])
+        scale = model(images[:1])["logit_scale"].item()
         facts = {
             "logit_scale": scale,
             "image_size": size,

@@ -10,7 +10,6 @@ from tiny_models import CLIP_TEXT, tiny
 from model.build import build_model
 from model.config import TextConfig
 from model.export import from_pretrained, save_pretrained
-from model.export_formats import export
 from model.export_onnx import export_onnx
 
 pytest.importorskip("onnx")
@@ -18,7 +17,6 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 KINDS = {
     "priorclip": lambda: tiny(text=TextConfig(config=CLIP_TEXT, context_length=20, pooling="eos")),
-    "prioritr": lambda: tiny("prioritr", "swin"),
 }
 
 
@@ -77,4 +75,3 @@ def test_missing_extra_is_named(exported, monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"needs onnx_of_dreams: pip install \.\[onnx\]"):
         export_onnx(exported[0], tmp_path / "out", tmp_path)
     assert list(tmp_path.iterdir()) == []
-    assert callable(export)
