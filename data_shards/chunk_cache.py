@@ -84,7 +84,7 @@ class ChunkCache:
 
     def _make_room(self, size: int) -> None:
         """Count ``size`` bytes more; where that is past the limit, drop what was used longest ago."""
-        with _locked(self.folder / ".bytes") as book:
+        with locked(self.folder / ".bytes", self.patience) as book:
             text = book.read(64).strip()
             held = int(text) if text.isdigit() else self.limit + 1  # unknown: count
             if held + size > self.limit:
@@ -198,9 +198,20 @@ def _let_go(part: IO[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[IO[str]]:
+def locked(path: Path, patience: float) -> Iterator[IO[str]]:
+    """The file, locked. After ``patience`` seconds it is used unlocked: whoever holds it was stopped, and none may wait
+    for ever. What is guarded so is a count or a copy, which doing twice does not spoil."""
+    until = time.monotonic() + patience
     with open(path, "a+", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    log.warning("%s: whoever holds the lock makes no progress; it is passed over", path)
+                    break
+                time.sleep(POLL)
         try:
             file.seek(0)
             yield file

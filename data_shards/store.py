@@ -15,7 +15,6 @@ A server that cannot give parts of a file is the exception: there the node keeps
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -28,7 +27,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from data_shards import address, transport
-from data_shards.chunk_cache import CHUNK, ChunkCache, kept, part_of, touch
+from data_shards.chunk_cache import CHUNK, ChunkCache, kept, locked, part_of, touch
 from data_shards.config import byte_count
 from data_shards.index import scan, write_aside
 from data_shards.transport import RemoteError, Version
@@ -275,8 +274,7 @@ def manifest_folder(url: str, access: Access) -> Path | None:
     folder = access.folder / "manifests" / address.digest(place)
     folder.mkdir(parents=True, exist_ok=True)
     copy, about = folder / "manifest.json", folder / "version.json"
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / ".lock", access.patience):
         try:
             known = None
             with contextlib.suppress(OSError, ValueError, TypeError):
@@ -292,5 +290,3 @@ def manifest_folder(url: str, access: Access) -> Path | None:
                 copy.unlink(missing_ok=True)
                 return None
             raise
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)

@@ -401,6 +401,22 @@ def test_a_holder_without_progress_is_passed_over(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"whole"
 
 
+def test_nobody_waits_for_ever_for_a_stopped_process(
+    server: RemoteServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = ChunkCache(tmp_path, 100, patience=0.2)
+    with chunk_cache.locked(tmp_path / ".bytes", 1):
+        handle = cache.open("a", 5, lambda: [b"whole"])
+    assert handle is not None
+    os.close(handle)
+    assert "passed over" in caplog.text
+    opened(f"{server.url}/train/", tmp_path)
+    (lock,) = (tmp_path / "cache").rglob(".lock")
+    with chunk_cache.locked(lock, 1):
+        access = Access(tmp_path / "cache", 0, 0.1, 8192)
+        assert store.manifest_folder(f"{server.url}/train/", access) is not None
+
+
 def test_the_chunk_used_longest_ago_goes_and_an_open_one_still_reads(tmp_path: Path) -> None:
     cache = ChunkCache(tmp_path, 30, 1)
     handles = {}
