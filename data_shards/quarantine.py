@@ -92,10 +92,11 @@ class Quarantine:
 def allowance(share: float, samples: int, world_size: int) -> float:
     """Bad samples of one rank in an epoch that ``share`` of all samples allows.
 
-    A rank sees a random part of the epoch: three standard deviations more than its part are no sign of a worse share.
+    A rank sees a random part of the epoch: three standard deviations more than its part are no sign of a worse share,
+    nor are three samples more, for the square root is too little where the part is one sample or less.
     """
     part = share * samples / world_size
-    return part if world_size == 1 else min(share * samples, part + 3 * math.sqrt(part))
+    return part if world_size == 1 else min(share * samples, part + 3 * math.sqrt(part) + 3)
 
 
 class Book:

@@ -7,7 +7,8 @@ the picture of its key, all sound samples must have come, and each bad one must 
 
 from __future__ import annotations
 
-import functools
+import base64
+import io
 import itertools
 import os
 import shutil
@@ -132,12 +133,15 @@ def png(width: int, height: int, depth: int, kind: int, pixels: bytes, *extra: b
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-@functools.cache
 def zeros(count: int) -> bytes:
-    squeeze = zlib.compressobj(1)
-    block = bytes(1 << 20)
-    parts = [squeeze.compress(block) for _ in range(count >> 20)]
-    return b"".join([*parts, squeeze.compress(bytes(count & 0xFFFFF)), squeeze.flush()])
+    """What zlib makes of so many zeros, put together of one compressed megabyte again and again."""
+
+    def deflated(length: int, end: int) -> bytes:
+        squeeze = zlib.compressobj(1, zlib.DEFLATED, -15)
+        return squeeze.compress(bytes(length)) + squeeze.flush(end)
+
+    blocks = deflated(1 << 20, zlib.Z_FULL_FLUSH) * (count >> 20) + deflated(count & 0xFFFFF, zlib.Z_FINISH)
+    return b"\x78\x01" + blocks + struct.pack(">I", count % 65521 << 16 | 1)  # Adler-32 of zeros
 
 
 def bad_images() -> dict[str, tuple[bytes, str]]:
@@ -157,7 +161,8 @@ def bad_images() -> dict[str, tuple[bytes, str]]:
     struct.pack_into("<I", webp, 21, 16_383 - 1 | 16_383 - 1 << 14 | struct.unpack_from("<I", webp, 21)[0] & 0xF << 28)
     gif = bytearray(encoded(photo, "GIF"))
     struct.pack_into("<HH", gif, 6, 65_535, 65_535)
-    small = zlib.compress(b"\0" + bytes(3 * SIDE)) if SIDE else b""
+    small = zlib.compress(b"\0" + bytes(3))
+    assert len(zlib.decompress(zeros(3_000_001))) == 3_000_001  # which looks at the checksum too
     return {
         "empty": (b"", "empty image"),
         "page": (b"<!doctype html><html><body>403 Forbidden</body></html>", "not an image"),
@@ -232,6 +237,20 @@ def ycck(photo: Image.Image) -> tuple[bytes, np.ndarray]:
     return bytes(data), (255 - rgb) * (black / 255)[..., None]
 
 
+# By `cjpeg -arithmetic -quality 90 -sample 1x1` of ramps(): Pillow reads this coding and does not write it.
+ARITHMETIC = (
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAMCAgMCAgMDAwMEAwMEBQgFBQQEBQoHBwYIDAoMDAsKCwsNDhIQDQ4RDgsLEBYQERMUFRUVDA8XGBYU"
+    "GBIUFRT/2wBDAQMEBAUEBQkFBQkUDQsNFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBT/yQARCAAQABADAREA"
+    "AhEBAxEB/8wACgAQEAUBEBEF/9oADAMBAAIRAxEAPwD/ANnZ306FeB8QWrU2nQ+eMoEdszfH/OPs7LMsTUphLc55WqhjeBtsCwSf/jNxbClUOmd3j4b/"
+    "2Q=="
+)
+
+
+def ramps() -> np.ndarray:
+    across, down = np.meshgrid(np.arange(SIDE), np.arange(SIDE))
+    return np.dstack([20 + 12 * across, 40 + 9 * down, 30 + 5 * (across + down)])
+
+
 def odd_images() -> dict[str, tuple[bytes, np.ndarray, float]]:
     """Unusual images that are sound: bytes, expected (H, W, 3), tolerated mean difference."""
     photo = picture(2, SIDE, SIDE)
@@ -262,8 +281,7 @@ def odd_images() -> dict[str, tuple[bytes, np.ndarray, float]]:
         "rgba": (encoded(transparent, "PNG"), rgb, 0),
         "grey-jpeg": (encoded(grey_image, quality=97), grey, 3),
         "444": (encoded(photo, quality=97, subsampling=0), rgb, 3),
-        "422": (encoded(photo, quality=97, subsampling=1), rgb, 14),
-        "420": (encoded(photo, quality=97, subsampling=2), rgb, 16),
+        "arithmetic": (base64.b64decode(ARITHMETIC), ramps(), 1),
         "progressive": (encoded(photo, quality=97, subsampling=0, progressive=True), rgb, 3),
         "garbage-after": (encoded(photo, quality=97, subsampling=0) + b"GARBAGE" * 99, rgb, 3),
         "two-jpegs": (encoded(photo, quality=97, subsampling=0) + encoded(other), rgb, 3),
@@ -277,7 +295,9 @@ def odd_images() -> dict[str, tuple[bytes, np.ndarray, float]]:
         "tiff-lzw": (encoded(photo, "TIFF", compression="tiff_lzw"), rgb, 0),
         "tiff-deflate": (encoded(photo, "TIFF", compression="tiff_adobe_deflate"), rgb, 0),
         "tiff-tiled": (tiled_tiff(rgb.astype(np.uint8)), rgb, 0),
+        "tiff-pages": (encoded(photo.copy(), "TIFF", save_all=True, append_images=[other.copy(), two.copy()]), rgb, 0),
         "bmp": (encoded(photo, "BMP"), rgb, 0),
+        "avif": (encoded(photo, "AVIF", quality=100, subsampling="4:4:4"), rgb, 3),
     }
     for orientation in range(1, 9):
         exif = Image.Exif()
@@ -334,6 +354,41 @@ def test_odd_images_are_decoded_right(words: object, tmp_path: Path) -> None:
     for name, (_, expected, tolerance) in cases.items():
         difference = np.abs(epoch.pictures[name].transpose(1, 2, 0) - expected).mean()
         assert difference <= tolerance, f"{name}: {difference}"
+
+
+@pytest.mark.parametrize("subsampling", ["444", "422", "440", "420", "411"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_colours_at_fewer_places_are_spread_as_pillow_spreads_them(subsampling: str, progressive: bool) -> None:
+    """At its own size a JPEG is what Pillow makes of the whole file, to the bit; and near what was encoded."""
+    import simplejpeg
+
+    photo = np.asarray(picture(4, 200, 200))
+    data = simplejpeg.encode_jpeg(photo, 97, colorsubsampling=subsampling)
+    if progressive and subsampling in ("444", "422", "420"):
+        data = encoded(Image.fromarray(photo), quality=97, progressive=True, subsampling=":".join(subsampling))
+    with Image.open(io.BytesIO(data)) as image:
+        whole = np.asarray(image.convert("RGB"))
+    found = eval_transform(data, 200).transpose(1, 2, 0)
+    assert np.array_equal(found, whole)
+    assert np.abs(found - photo.astype(int)).mean() < 3
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "YCCK"])
+def test_inks_are_mixed_by_the_formula(mode: str) -> None:
+    """Light that passes the inks: (255 - C)(255 - K) / 255, of the bands that Pillow decodes; and so for M and Y."""
+    photo = picture(5, 96, 96)
+    inks = np.dstack([255 - np.asarray(photo), np.asarray(photo.convert("L")) // 3])
+    cmyk = encoded(Image.fromarray(inks, "CMYK"), quality=97, subsampling=0)
+    data, seen = (cmyk, inks) if mode == "CMYK" else (ycck(photo)[0], None)
+    marker = data.index(b"Adobe")
+    assert data[marker + 11] == (2 if mode == "YCCK" else 0)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == "CMYK"
+        bands = np.asarray(image).astype(float)
+    if seen is not None:
+        assert np.abs(bands - seen).mean() < 3
+    expected = (255 - bands[..., :3]) * (255 - bands[..., 3:]) / 255
+    assert np.abs(eval_transform(data, 96).transpose(1, 2, 0) - expected).max() <= 1
 
 
 # -- text -------------------------------------------------------------------------------------------------------------
@@ -632,6 +687,33 @@ def test_a_shard_that_changes_between_epochs(change: str, folder: Path, words: o
     (folder / "b.tar").unlink(missing_ok=True)
     (folder / "b.tar").write_bytes(whole)  # and it comes back
     assert len(epoch()) == 12
+
+
+@pytest.mark.parametrize("bad", [0, 1, 30])
+def test_sixty_four_ranks_take_the_same_number_of_steps(bad: int, words: object, tmp_path: Path) -> None:
+    """However the bad ones fall to the ranks: each step has 64 sound pictures, and no rank ends early."""
+    members: dict[str, bytes] = {}
+    for number in range(200):
+        broken = number % (200 // bad) == 3 if bad else False
+        image = encoded(Image.new("RGB", (SIDE, SIDE), colour(number)), "PNG")
+        members |= {f"k{number:03d}.png": image[: len(image) // 2 if broken else None], f"k{number:03d}.json": CAPTION}
+    tar, book = write_tar(tmp_path / "a.tar", members), tmp_path / "q.jsonl"
+    broken_keys = {f"k{number:03d}" for number in range(200) if bad and number % (200 // bad) == 3}
+    shards = ShardSet(str(tar))
+    config = DataConfig(str(tar), image_size=SIDE, workers=0, max_bad_share=0.3, quarantine=str(book))
+    streams = [ShardStream(shards, None, config, global_batch=64, train=False, rank=rank, world_size=64, epochs=3)
+               for rank in range(64)]  # fmt: skip
+    seen = [list(each) for each in streams]
+    assert {len(batches) for batches in seen} == {200 // 64 * 3}
+    assert len({str(each.state_dict()) for each in streams}) == 1
+    keys = set()
+    for batch in itertools.chain(*seen):
+        key = shards.key(int(batch["image_ids"][0]))
+        assert (batch["images"][0].numpy() == np.array(colour(int(key[1:]))).reshape(3, 1, 1)).all(), key
+        keys.add(key)
+    assert not keys & broken_keys
+    assert {line["key"] for line in rows(book)} == broken_keys  # of three epochs, each met all of them but eight
+    assert bool(sum(each.skipped.total() for each in streams)) == bool(bad)
 
 
 # -- the quarantine ---------------------------------------------------------------------------------------------------

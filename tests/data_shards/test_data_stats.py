@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from remote_server import serving
 from small_data import encoded, picture, write_tar
 
 from data_shards import ShardSet
@@ -23,8 +24,8 @@ from data_shards.tally import Counts, TallyOptions, is_concept, tally
 CAPTIONS = ["a red roof beside the river", "the river", "many trees", "Many trees", "a red roof", "2 planes"]
 
 
-@pytest.fixture
-def tar(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 samples of six captions and three sizes; 20 images have a hash, of three kinds."""
     members: dict[str, bytes] = {}
     for index in range(30):
@@ -33,16 +34,25 @@ def tar(tmp_path: Path) -> Path:
         members[f"{index:02d}.jpg"] = b"not looked at"
         info |= {"sha256": f"{index % 3:064x}"[::-1]} if index < 20 else {}
         members[f"{index:02d}.json"] = json.dumps(info).encode()
-    return write_tar(tmp_path / "a.tar", members)
+    return write_tar(tmp_path_factory.mktemp("tar") / "a.tar", members)
+
+
+@pytest.fixture(scope="module")
+def out(tar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process says of the tar, which it counts in five pieces."""
+    folder = tmp_path_factory.mktemp("stats") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("data_shards.stats.CHUNK", 7)
+        assert main(["stats", str(tar), "--output", str(folder), "--images", "2", "--workers", "1"]) == 0
+    return folder
 
 
 def figures(folder: Path) -> dict:
     return json.loads((folder / "stats.json").read_text())
 
 
-def test_figures_are_those_of_plain_dictionaries(tar: Path, tmp_path: Path) -> None:
-    assert main(["stats", str(tar), "--output", str(tmp_path / "out"), "--images", "2", "--workers", "1"]) == 0
-    found = figures(tmp_path / "out")
+def test_figures_are_those_of_plain_dictionaries(out: Path) -> None:
+    found = figures(out)
     words = Counter(word for caption in CAPTIONS * 5 for word in caption.lower().split())
     split = [caption.lower().split() for caption in CAPTIONS * 5]
     pairs = Counter(f"{a} {b}" for row in split for a, b in pairwise(row) if is_concept(a) and is_concept(b))
@@ -60,12 +70,11 @@ def test_figures_are_those_of_plain_dictionaries(tar: Path, tmp_path: Path) -> N
     assert found["label_balance"]["entropy_bits"] == pytest.approx(entropy)
 
 
-def test_workers_change_nothing(tar: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_shards.stats.CHUNK", 7)
-    for workers in ("1", "2"):
-        assert main(["stats", str(tar), "--output", str(tmp_path / workers), "--workers", workers]) == 0
-    for name in ("stats.json", "stats.txt", "stats.png"):
-        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+def test_workers_change_nothing(tar: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data_shards.stats.CHUNK", 9)
+    assert main(["stats", str(tar), "--output", str(tmp_path), "--images", "2", "--workers", "2"]) == 0
+    for name in ("stats.json", "stats.txt", "stats.png", "contact_sheet.png"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes(), name
 
 
 def test_a_limit_draws_samples_and_says_so(tar: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -74,6 +83,28 @@ def test_a_limit_draws_samples_and_says_so(tar: Path, tmp_path: Path, capsys: py
     assert "9 (drawn from 30)" in capsys.readouterr().out
     assert main(["stats", str(tar), "--output", str(tmp_path / "out"), "--limit", "0"]) == 2
     assert "--limit must be at least 1" in capsys.readouterr().err
+
+
+def test_remote_shards_are_counted_as_local_ones(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the manifest of their folder; the same samples are drawn, and the same figures written."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # of the cache
+    words = ["--images", "3", "--workers", "1", "--limit", "9"]
+    assert main(["stats", str(packed), "--output", str(tmp_path / "local"), *words]) == 0
+    with serving(packed) as server:
+        assert main(["stats", f"{server.url}/", "--output", str(tmp_path / "remote"), *words]) == 0
+        asked = server.of(r"\.tar$")
+    assert asked
+    assert figures(tmp_path / "remote") == figures(tmp_path / "local")
+    assert figures(tmp_path / "remote")["samples"] == 9
+    for name in ("stats.png", "contact_sheet.png"):
+        assert (tmp_path / "remote" / name).read_bytes() == (tmp_path / "local" / name).read_bytes(), name
+
+
+def test_a_remote_set_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with serving(tmp_path) as server:
+        assert main(["stats", f"{server.url}/a.tar", "--output", str(tmp_path / "out")]) == 2
+    assert "/a.tar" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_tokens_are_counted_whole(packed: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
@@ -130,9 +161,8 @@ def test_zipfs_law_has_its_slope_and_equal_classes_are_even() -> None:
                                                 "imbalance_ratio": 1.0}  # fmt: skip
 
 
-def test_the_page_is_drawn(tar: Path, tmp_path: Path) -> None:
-    assert main(["stats", str(tar), "--output", str(tmp_path / "out"), "--workers", "1"]) == 0
-    page = np.asarray(Image.open(tmp_path / "out" / "stats.png").convert("L"))
+def test_the_page_is_drawn(out: Path) -> None:
+    page = np.asarray(Image.open(out / "stats.png").convert("L"))
     assert page.shape == (1100, 1500)
     for row in (slice(0, 550), slice(550, 1100)):
         for column in (slice(0, 500), slice(500, 1000), slice(1000, 1500)):

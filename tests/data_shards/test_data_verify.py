@@ -94,6 +94,64 @@ def test_an_index_that_lies_is_found(shards: Path) -> None:
     assert "area/00001.json" in problems[0]
 
 
+SHARDS = [f"train-{number:06d}.tar" for number in range(5)]
+
+
+@pytest.fixture(scope="module")
+def spare(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards that a test may change if it mends them again."""
+    return Path(shutil.copytree(packed, tmp_path_factory.mktemp("spare") / "shards"))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_any_change_of_any_file_is_found_and_named(spare: Path, data: st.DataObject) -> None:
+    """A flipped bit, a cut, or more bytes, in a tar or an .idx: one shard is named, the one."""
+    name = data.draw(st.sampled_from([*SHARDS, *(f"{shard}.idx" for shard in SHARDS)]))
+    whole = (spare / name).read_bytes()
+    kind = data.draw(st.sampled_from(["flip", "cut", "grow"]))
+    place = data.draw(st.integers(0, len(whole) - 1))
+    if kind == "flip":
+        changed = bytearray(whole)
+        changed[place] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        changed = bytearray(whole[:place] if kind == "cut" else whole + bytes(1 + place % 2000))
+    (spare / name).write_bytes(changed)
+    try:
+        problems, _ = verify(spare)
+    finally:
+        (spare / name).write_bytes(whole)
+    assert problems
+    assert all(problem.startswith(name.removesuffix(".idx")) for problem in problems), problems
+    assert any(problem.startswith(f"{name}: ") for problem in problems), problems
+
+
+@pytest.mark.parametrize("name", [SHARDS[0], SHARDS[4]])
+def test_a_missing_tar_is_the_one_problem(name: str, shards: Path, capsys: pytest.CaptureFixture) -> None:
+    (shards / name).unlink()
+    assert main(["verify", str(shards), "--workers", "1"]) == 1
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("BAD")] == [f"BAD {name}: missing"]
+
+
+def test_an_extra_tar_is_the_one_problem(shards: Path, capsys: pytest.CaptureFixture) -> None:
+    write_tar(shards / "train-000005.tar", {"a.jpg": b"x", "a.txt": b"y"})
+    assert main(["verify", str(shards), "--workers", "1"]) == 1
+    found = [line for line in capsys.readouterr().out.splitlines() if line.startswith("BAD")]
+    assert found == ["BAD train-000005.tar: not in the manifest"]
+
+
+def test_swapped_tars_and_indices_are_found(shards: Path) -> None:
+    for suffix in ("", ".idx"):
+        one, two = shards / f"{SHARDS[0]}{suffix}", shards / f"{SHARDS[1]}{suffix}"
+        one.rename(shards / "aside")
+        two.rename(one)
+        (shards / "aside").rename(two)
+        problems, _ = verify(shards)
+        for name in (one.name, two.name):  # both times: a pair that fits, of another name, is still not this shard
+            assert f"{name}: SHA-256 differs from the manifest" in problems
+    assert {problem.split(":")[0].removesuffix(".idx") for problem in problems} == set(SHARDS[:2])
+
+
 def test_verify_without_a_manifest_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["verify", str(tmp_path)]) == 2
     assert "data_shards index" in capsys.readouterr().err

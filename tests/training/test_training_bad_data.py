@@ -1,0 +1,120 @@
+"""Too many bad samples on one rank end the whole run: no rank waits in a collective for one that has left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from real_trainings import IMAGES, ROOT, SMALL, VIT, environment
+
+from data_shards import ShardSet, ShardStream, TooManyBadSamples
+from data_shards.config import DataConfig
+
+BATCH, SEED, LIMIT_SECONDS = 8, 0, 60
+MESSAGE = "TooManyBadSamples: 1 bad samples in epoch 0, more than data.max_bad_share allows (0 on this rank)"
+
+
+def stream(shards: Path, rank: int) -> ShardStream:
+    config = DataConfig(str(shards), image_size=48, workers=0, max_bad_share=0)
+    return ShardStream(ShardSet(str(shards)), None, config, global_batch=BATCH, rank=rank, world_size=2, seed=SEED)
+
+
+def spoil(shards: Path, rank: int) -> str:
+    """Blank an image that this rank meets in the third step of the first epoch; the name of its shard."""
+    source = ShardSet(str(shards))
+    batches = iter(stream(shards, rank))
+    sample = [int(next(batches)["image_ids"][0]) for _ in range(3)][-1]
+    shard, image = Path(source.name(sample)[0]), source.read(sample).image
+    content = shard.read_bytes()
+    assert content.count(image) == 1
+    shard.write_bytes(content.replace(image, bytes(len(image))))
+    outcomes = [steps_taken(stream(shards, number)) for number in range(2)]
+    assert outcomes[rank] == 2
+    assert outcomes[1 - rank] == IMAGES // BATCH
+    return shard.name
+
+
+def steps_taken(one: ShardStream) -> int:
+    """Batches of an epoch until there are too many bad samples."""
+    batches = iter(one)
+    for step in range(len(one)):
+        try:
+            next(batches)
+        except TooManyBadSamples:
+            return step
+    return len(one)
+
+
+class Watched:
+    """A process whose lines are read as they come, with the time of the one that has MESSAGE."""
+
+    def __init__(self, command: Sequence[str], variables: dict[str, str]) -> None:
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env={**environment(), **variables}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        self.lines: list[str] = []
+        self.told: float | None = None
+        self.ended = 0.0
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if MESSAGE in line and self.told is None:
+                self.told = time.monotonic()
+            self.lines.append(line)
+
+    def wait(self, seconds: float) -> None:
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, 9)
+            self._reader.join()
+            pytest.fail(f"still there after {seconds:.0f} s:\n" + "".join(self.lines[-40:]))
+        self.ended = time.monotonic()
+        self._reader.join(LIMIT_SECONDS)  # ends when the last process that writes here has gone
+        assert not self._reader.is_alive(), "a rank outlived the run"
+
+
+@pytest.mark.parametrize(("failing", "launched", "workers"), [(0, False, 1), (1, True, 0)])
+def test_one_rank_with_too_many_bad_samples_ends_the_run(
+    failing: int, launched: bool, workers: int, data: Path, tmp_path: Path
+) -> None:
+    """With no launcher, nobody ends the sound rank from outside; a launcher's exit code is that of the run."""
+    shards = Path(shutil.copytree(data / "train", tmp_path / "shards"))
+    spoilt = spoil(shards, failing)
+    words = ["pretrain", "--preset", "priorclip-tiny", *VIT, *SMALL, "--data.shards", shards, "--tokenizer",
+             data / "tokenizer", "--run.dir", tmp_path / "run", "--run.engine.global_batch", BATCH, "--run.epochs", 2,
+             "--run.seed", SEED, "--data.workers", workers, "--data.max_bad_share", 0, "--run.log_every", 1,
+             "--model.text.context_length", 24, "--run.progress", "false"]  # fmt: skip
+    ranks = start([str(word) for word in words], launched)
+    for each in ranks:
+        each.wait(240 if not any(one.told for one in ranks) else LIMIT_SECONDS)
+    output = "".join(line for each in ranks for line in each.lines)
+    told = next((each.told for each in ranks if each.told is not None), None)
+    assert told is not None, output
+    assert all(each.process.returncode != 0 for each in ranks), output
+    assert max(each.ended for each in ranks) - told < LIMIT_SECONDS, output
+    assert f"rank {failing} of 2 on " in output
+    assert f"{spoilt} (1). Reasons: " in output
+    assert not (tmp_path / "run" / "report.json").exists()
+
+
+def start(words: list[str], launched: bool) -> list[Watched]:
+    """Two ranks: below ``cluster launch``, one process to watch, or each by itself."""
+    if launched:
+        return [Watched([sys.executable, "-m", "cluster", "launch", "--nproc", "2", "--", *words], {})]
+    from cluster.distributed import free_port
+
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "LOCAL_WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", *words]
+    return [Watched(command, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
