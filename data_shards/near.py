@@ -1,17 +1,19 @@
 """Pairs of 64-bit hashes that differ in few bits, without comparing every one with every other.
 
-Two hashes that differ in at most 8 bits, cut into 5 pieces, have a piece where they differ in at most one: were it two
-in each, they would differ in ten. So those alone are compared that share a piece but for one bit.
+Two hashes that differ in at most 6 bits, cut into 3 pieces, differ in at most 2 bits of the first piece, or in at most
+1 of the second, or in at most 1 of the third: were it 3, 2 and 2, they would differ in 7. So those alone are compared
+that share a piece but for so few bits (multi-index hashing; Norouzi, Punjani and Fleet, CVPR 2012).
 
-    0110.. | 1011.. | 0001.. | 1110.. | 0100..     hash a
-    0100.. | 1001.. | 0001.. | 0110.. | 0101..     hash b: 4 bits differ, none in the third piece
+    011001.. | 101101.. | 100111..     hash a
+    010101.. | 001001.. | 000111..     hash b: 5 bits differ, 2, 2 and 1 of them in the three pieces: the first will do
 
-How many pieces, and how many bits a piece may differ in, is chosen by what it costs (``Pieces.cheapest``).
+How many pieces is chosen by what it costs (``Pieces.cheapest``): short pieces bring many hashes together, of long ones
+there are many to look for. Memory is a few arrays of the length of the hashes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb
@@ -22,8 +24,11 @@ from numpy.typing import NDArray
 BITS = 64
 MAX_DISTANCE = 16
 MAX_WIDTH = 22  # bits of a piece: there is a table of two to this power
-CALL, COMPARISON = 6e-6, 2e-9  # seconds, roughly: of comparing two buckets, of each pair in them
-BLOCK = 1 << 22  # comparisons at a time
+# Seconds, roughly: to look for one bucket, to compare one pair of hashes out of many small buckets, to begin with two
+# large buckets, to compare one pair of those, to make a place of the table.
+LOOKUP, SCATTERED, CALL, COMPARISON, PLACE = 6e-9, 1.5e-8, 1.2e-5, 1.2e-9, 1e-8
+LARGE = int(CALL / (SCATTERED - COMPARISON))  # pairs of two buckets from which they are worth a call
+BLOCK = 1 << 16  # comparisons at a time: what stays in the processor's cache
 YIELDED = 1 << 20  # pairs at a time
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -67,67 +72,77 @@ class Groups:
 
 @dataclass(frozen=True)
 class Pieces:
-    """``edges`` cut the bits into pieces; near hashes differ in at most ``radius`` bits of one piece."""
+    """``edges`` cut the bits into pieces; near hashes have a piece p in which at most ``radii[p]`` bits differ.
+
+    A radius of -1 is that of a piece that is not looked at.
+    """
 
     edges: tuple[int, ...]
-    radius: int
+    radii: tuple[int, ...]
+
+    @classmethod
+    def of(cls, count: int, distance: int) -> Pieces:
+        """``count`` pieces about equally long, and radii with sum(radius + 1) = distance + 1."""
+        edges = tuple(int(edge) for edge in np.linspace(0, BITS, count + 1).round())
+        least, more = divmod(distance + 1, count)
+        return cls(edges, tuple(least - (place >= more) for place in range(count)))
 
     @classmethod
     def cheapest(cls, left: int, right: int, distance: int) -> Pieces:
-        def cost(pieces: Pieces) -> float:
-            total = 0.0
-            for width in np.diff(pieces.edges):
-                buckets = 2.0**width
-                masks = sum(comb(int(width), bits) for bits in range(pieces.radius + 1))
-                calls = min(buckets, left) * masks * min(1.0, right / buckets)
-                total += CALL * calls + COMPARISON * masks * left * right / buckets + 1e-8 * buckets * masks
-            return total
+        counts = range(-(-BITS // MAX_WIDTH), max(distance + 1, 4) + 1)
+        return min((cls.of(count, distance) for count in counts), key=lambda pieces: pieces.cost(left, right))
 
-        choices = []
-        for radius in range(4):
-            count = distance // (radius + 1) + 1
-            edges = tuple(int(edge) for edge in np.linspace(0, BITS, count + 1).round())
-            if max(np.diff(edges)) <= MAX_WIDTH:
-                choices.append(cls(edges, radius))
-        # Too few pieces for a table: cut finer than the distance asks for.
-        finest = cls(tuple(range(0, BITS + 1, 16)), distance // 4)
-        return min([*choices, finest], key=cost)
+    def cost(self, left: int, right: int) -> float:
+        """Seconds, roughly, for so many hashes that are spread evenly."""
+        total = 0.0
+        for width, radius in zip(np.diff(self.edges), self.radii, strict=True):
+            buckets = 2.0**width
+            looked = min(buckets, left)
+            met = looked * min(1.0, right / buckets)
+            pairs = left * right / buckets
+            compared = min(SCATTERED * pairs, CALL * met + COMPARISON * pairs)
+            total += sum(comb(int(width), bits) for bits in range(radius + 1)) * (LOOKUP * looked + compared)
+            total += PLACE * buckets * (radius >= 0)
+        return total
 
     def pairs(
         self, left: NDArray[np.uint64], right: NDArray[np.uint64], distance: int, within: bool
     ) -> Iterator[Pairs]:
         """Pairs of distinct hashes; ``within``: of left alone, each once."""
-        for number in range(len(self.edges) - 1):
-            a = Buckets.of(left, self.edges[number], self.edges[number + 1])
-            b = a if within else Buckets.of(right, self.edges[number], self.edges[number + 1])
-            for mask in masks(self.edges[number + 1] - self.edges[number], self.radius):
-                for i, j in meeting(a, b, mask, within):
-                    for found, bits in compare(a, b, i, j, distance, within and i == j):
-                        new = self._first_seen(left[found[0]] ^ right[found[1]], number)
-                        yield found[0][new], found[1][new], bits[new]
+        for number, radius in enumerate(self.radii):
+            if radius < 0:
+                continue
+            low, high = self.edges[number], self.edges[number + 1]
+            a = Buckets.of(left, low, high)
+            b = a if within else Buckets.of(right, low, high)
+            for x, y, bits in compared(a, b, masks(high - low, radius), distance, within):
+                i, j = a.order[x], b.order[y]
+                new = self._first_seen(left[i] ^ right[j], number)
+                yield i[new], j[new], bits[new]
 
     def _first_seen(self, difference: NDArray[np.uint64], number: int) -> NDArray[np.bool_]:
         """Which pairs no piece before ``number`` has brought together."""
         new = np.ones(len(difference), bool)
-        for low, high in zip(self.edges[:number], self.edges[1 : number + 1], strict=True):
-            new &= np.bitwise_count(piece(difference, low, high)) > self.radius
+        for low, high, radius in zip(self.edges, self.edges[1 : number + 1], self.radii, strict=False):
+            new &= np.bitwise_count(piece(difference, low, high)).astype(np.int64) > radius
         return new
 
 
 @dataclass(frozen=True)
 class Buckets:
-    """Hashes sorted by one piece: those with the value v are ``hashes[start[v] : start[v + 1]]``."""
+    """Hashes sorted by one piece: those with the value v are ``hashes[start[v] : start[v] + size[v]]``."""
 
     hashes: NDArray[np.uint64]
     order: NDArray[np.int64]
     start: NDArray[np.int64]
+    size: NDArray[np.int32]
 
     @classmethod
     def of(cls, hashes: NDArray[np.uint64], low: int, high: int) -> Buckets:
         values = piece(hashes, low, high).astype(np.int64)
         order = np.argsort(values, kind="stable")
-        counts = np.bincount(values, minlength=1 << (high - low))
-        return cls(hashes[order], order, np.concatenate(([0], np.cumsum(counts))))
+        size = np.bincount(values, minlength=1 << (high - low))
+        return cls(hashes[order], order, np.cumsum(size) - size, size.astype(np.int32))
 
 
 def piece(hashes: NDArray[np.uint64], low: int, high: int) -> NDArray[np.uint64]:
@@ -141,31 +156,64 @@ def masks(width: int, radius: int) -> Iterator[int]:
             yield sum(1 << bit for bit in bits)
 
 
-def meeting(a: Buckets, b: Buckets, mask: int, within: bool) -> Iterator[tuple[int, int]]:
-    """Values of the piece that differ by ``mask``, where both buckets hold something."""
-    values = np.nonzero(np.diff(a.start))[0]
-    others = values ^ mask
-    keep = b.start[others + 1] > b.start[others]
-    if within:
-        keep &= values <= others
-    yield from zip(values[keep].tolist(), others[keep].tolist(), strict=True)
+def compared(a: Buckets, b: Buckets, differences: Iterable[int], distance: int, within: bool) -> Iterator[Pairs]:
+    """Near pairs of buckets whose values differ by one of ``differences``: (place in a, place in b, bits)."""
+    filled = np.nonzero(a.size)[0]
+    for mask in differences:
+        others = filled ^ mask
+        met = b.size[others] > 0
+        if within:
+            met &= filled <= others
+        i, j = filled[met], others[met]
+        large = a.size[i].astype(np.int64) * b.size[j] >= LARGE
+        yield from compare_small(a, b, i[~large], j[~large], distance, within and mask == 0)
+        for one, other in zip(i[large].tolist(), j[large].tolist(), strict=True):
+            yield from compare_large(a, b, one, other, distance, within and mask == 0)
 
 
-def compare(
-    a: Buckets, b: Buckets, i: int, j: int, distance: int, same: bool
-) -> Iterator[tuple[tuple[NDArray[np.int64], NDArray[np.int64]], NDArray[np.int64]]]:
-    """Near pairs of two buckets, some rows at a time; of a bucket with itself each pair once."""
-    begin, end = int(b.start[j]), int(b.start[j + 1])
-    other = b.hashes[begin:end]
-    rows = max(1, BLOCK // len(other))
-    last = int(a.start[i + 1])
-    for row in range(int(a.start[i]), last, rows):
-        bits = np.bitwise_count(a.hashes[row : min(row + rows, last), None] ^ other[None, :])
-        x, y = np.nonzero(bits <= distance)
+def compare_small(
+    a: Buckets, b: Buckets, i: NDArray[np.int64], j: NDArray[np.int64], distance: int, same: bool
+) -> Iterator[Pairs]:
+    """Near pairs of the buckets i[k] and j[k], many k at once; of a bucket with itself each pair once."""
+    if not len(i):
+        return
+    ends = np.cumsum(a.size[i].astype(np.int64) * b.size[j])
+    cuts = np.searchsorted(ends, np.arange(0, ends[-1], BLOCK)).tolist()
+    for first, last in zip(cuts, [*cuts[1:], len(ends)], strict=True):
+        some, others = i[first:last], j[first:last]
+        many = a.size[some]
+        rows = spread(a.start[some], many)  # each hash of a, as often as there are buckets to compare it with
+        columns, begin = np.repeat(b.size[others], many), np.repeat(b.start[others], many)
+        x, y = np.repeat(rows, columns), spread(begin, columns)
+        bits = np.bitwise_count(a.hashes[x] ^ b.hashes[y])
+        found = bits <= distance
         if same:
-            x, y = x[x + row < y + begin], y[x + row < y + begin]
-        if len(x):
-            yield (a.order[x + row], b.order[y + begin]), bits[x, y].astype(np.int64)
+            found &= x < y
+        if found.any():
+            yield x[found], y[found], bits[found].astype(np.int64)
+
+
+def spread(begin: NDArray[np.int64], count: NDArray[np.integer]) -> NDArray[np.int64]:
+    """begin[0], begin[0] + 1, ... (count[0] of them), begin[1], ..."""
+    before = np.cumsum(count) - count
+    return np.repeat(begin - before, count) + np.arange(int(count.sum()))
+
+
+def compare_large(a: Buckets, b: Buckets, i: int, j: int, distance: int, same: bool) -> Iterator[Pairs]:
+    """Near pairs of two buckets, a block of rows and columns at a time; of a bucket with itself each pair once."""
+    begin, end = int(b.start[j]), int(b.start[j] + b.size[j])
+    last = int(a.start[i] + a.size[i])
+    width = min(end - begin, BLOCK)
+    height = max(1, BLOCK // width)
+    for row in range(int(a.start[i]), last, height):
+        rows = a.hashes[row : min(row + height, last), None]
+        for column in range(begin, end, width):
+            bits = np.bitwise_count(rows ^ b.hashes[None, column : min(column + width, end)])
+            places = np.flatnonzero(bits <= distance)
+            if len(places):
+                x, y = np.divmod(places, bits.shape[1])
+                keep = x + row < y + column if same else np.ones(len(x), bool)
+                yield x[keep] + row, y[keep] + column, bits.reshape(-1)[places[keep]].astype(np.int64)
 
 
 def equal_pairs(groups: Groups) -> Iterator[Pairs]:

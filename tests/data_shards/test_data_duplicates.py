@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from small_data import encoded, picture, rows
 
-from data_shards import ShardSet
+from data_shards import ShardSet, near
 from data_shards.__main__ import main
 from data_shards.crew import Crew
 from data_shards.duplicates import find_duplicates
 from data_shards.fingerprint import LOOK, SYMMETRIC, SYMMETRIES, fingerprint, fingerprints
 from data_shards.leakage import DEFAULT_DISTANCE, Evaluation, find_leaks
 from data_shards.manifest import Manifest
-from data_shards.near import near_pairs
+from data_shards.near import Pieces, near_pairs
 from data_shards.pack import PackPlan, pack
 from data_shards.prints import Prints
 from data_shards.sources import Record
@@ -57,11 +57,17 @@ def plain_pairs(left: np.ndarray, right: np.ndarray | None, distance: int) -> se
     distance=st.integers(0, 16),
     flips=st.integers(0, 20),
     within=st.booleans(),
+    pieces=st.integers(3, 17),
+    large=st.sampled_from((1, 50, near.LARGE)),
+    block=st.sampled_from((1, 7, near.BLOCK)),
 )
 def test_near_pairs_are_those_of_all_comparisons(
-    seed: int, sizes: tuple[int, int], distance: int, flips: int, within: bool
+    seed: int, sizes: tuple[int, int], distance: int, flips: int, within: bool, pieces: int, large: int, block: int
 ) -> None:
-    """Hashes that lie near a few centres, so that there are pairs at every distance and equal ones."""
+    """Hashes that lie near a few centres, so that there are pairs at every distance and equal ones.
+
+    Any number of pieces finds them all, and large and small buckets and blocks give the same.
+    """
     rng = np.random.default_rng(seed)
     centres = rng.integers(0, 2**64, 3, dtype=np.uint64)
 
@@ -72,7 +78,12 @@ def test_near_pairs_are_those_of_all_comparisons(
         return hashes
 
     left, right = draw(sizes[0]), None if within else draw(sizes[1])
-    found = [(int(i), int(j), int(b)) for part in near_pairs(left, right, distance) for i, j, b in zip(*part)]
+    chosen = Pieces.of(max(pieces, -(-(distance + 1) // 3)), distance)  # more than 2 bits of a piece take long
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near, "LARGE", large)
+        patch.setattr(near, "BLOCK", block)
+        patch.setattr(Pieces, "cheapest", lambda *_: chosen)
+        found = [(int(i), int(j), int(b)) for part in near_pairs(left, right, distance) for i, j, b in zip(*part)]
     assert len(found) == len(set(found)), "a pair comes once"
     assert set(found) == plain_pairs(left, right, distance)
 
