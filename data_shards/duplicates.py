@@ -11,9 +11,11 @@ record that stays: where a is like b and b like c, but a is not like c, then a a
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,10 @@ from numpy.typing import NDArray
 from data_shards.fingerprint import MIN_CORRELATION, correlation
 from data_shards.near import near_pairs
 from data_shards.prints import Prints
-from data_shards.sources import Record
+from data_shards.sample import BadSample, captions_of
+from data_shards.sources import Place, Record, load
+
+log = logging.getLogger(__name__)
 
 MODES = ("keep", "drop", "merge")
 CAPTION_FIELDS = ("coarse_captions",)  # lists of texts in Record.extra that are merged as the captions are
@@ -73,33 +78,76 @@ def confirmed(prints: Prints, images: NDArray[np.int64], distance: int) -> Itera
         yield left[same], right[same], bits[same]
 
 
-def rows_of_duplicates(records: Sequence[Record], found: Sequence[Duplicate]) -> list[dict[str, Any]]:
-    """Lines of duplicates.jsonl; both labels stand where they contradict each other."""
+def rows_of_duplicates(records: Sequence[Record], found: Sequence[Duplicate], merged: bool) -> list[dict[str, Any]]:
+    """Lines of duplicates.jsonl; both sides' labels stand where they contradict each other.
+
+    Where they are merged, a record without labels has those of its first duplicate that has some.
+    """
     rows = []
+    inherited: dict[int, Record] = {}
     for item in found:
         gone, kept = records[item.image], records[item.kept]
         row: dict[str, Any] = {"key": gone.key, "kept": kept.key, "kind": item.kind, "distance": item.distance}
-        if gone.label is not None and kept.label is not None and gone.label != kept.label:
-            row |= {"label": gone.label, "kept_label": kept.label}
+        if merged and gone.scenes and not kept.scenes:
+            kept = inherited.setdefault(item.kept, gone)
+        if gone.scenes and kept.scenes and set(gone.scenes) != set(kept.scenes):
+            several = "labels" in gone.extra or "labels" in kept.extra
+            row |= (
+                {"labels": gone.scenes, "kept_labels": kept.scenes}
+                if several
+                else {"label": gone.label, "kept_label": kept.label}
+            )
         rows.append(row)
     return rows
 
 
 def count_duplicates(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Duplicates by kind, and how many of them have another label than the record that stays."""
+    """Duplicates by kind, and how many of them have other labels than the record that stays."""
     counts = Counter(row["kind"] for row in rows)
-    counts["label_conflicts"] = sum("label" in row for row in rows)
+    counts["label_conflicts"] = sum("label" in row or "labels" in row for row in rows)
     return dict(sorted(counts.items()))
 
 
-def merge_duplicates(records: Sequence[Record], found: Sequence[Duplicate]) -> None:
-    """Give the captions of each duplicate to the record that stays, and its label where that has none."""
+def merge_duplicates(records: Sequence[Record], found: Sequence[Duplicate]) -> list[Record]:
+    """All records, those that stay with what their duplicates say; the records given are left as they are."""
+    gone: dict[int, list[Record]] = {}
     for item in found:
-        gone, kept = records[item.image], records[item.kept]
-        kept.captions = list(dict.fromkeys([*kept.captions, *gone.captions]))
-        for name in CAPTION_FIELDS:
-            if name in gone.extra:
-                texts = [*kept.extra.get(name, []), *gone.extra[name]]
-                kept.extra = {**kept.extra, name: list(dict.fromkeys(texts))}
-        if kept.label is None:
-            kept.label = gone.label
+        gone.setdefault(item.kept, []).append(records[item.image])
+    merged = list(records)
+    for kept, others in gone.items():
+        merged[kept] = replace(records[kept], image=Together(records[kept].image, tuple(others)))
+    return merged
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """The place of an image that has duplicates: ``image`` is its own, the records ``gone`` are merged into it.
+
+    They are merged when the record is read, as some places say only then what there is beside the image.
+    """
+
+    image: Path | Place | bytes
+    gone: tuple[Record, ...]
+
+    def load(self, record: Record) -> Record:
+        found = load(replace(record, image=self.image))
+        for gone in self.gone:
+            try:
+                found = with_texts_of(found, load(gone))
+            except BadSample as error:
+                log.warning("%s, a duplicate of %s, cannot be read any more: %s", gone.key, record.key, error)
+                found = with_texts_of(found, gone)
+        return found
+
+
+def with_texts_of(kept: Record, gone: Record) -> Record:
+    """``kept`` with the captions of ``gone`` too, and with its labels where it has none itself."""
+    extra = dict(kept.extra)
+    for name in CAPTION_FIELDS:
+        if texts := [*captions_of(kept.extra, name), *captions_of(gone.extra, name)]:
+            extra[name] = list(dict.fromkeys(texts))
+    label = kept.label
+    if not kept.scenes:
+        label = gone.label
+        extra |= {"labels": gone.extra["labels"]} if "labels" in gone.extra else {}
+    return replace(kept, captions=list(dict.fromkeys([*kept.captions, *gone.captions])), label=label, extra=extra)

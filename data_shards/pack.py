@@ -299,11 +299,12 @@ def unique_keys(records: list[Record]) -> None:
 
 
 def records_digest(records: list[Record]) -> bytes:
-    """Changes with any key, caption, label, split or drawing; not with where the folder lies."""
+    """Changes with all that a record says, and with the name of its image; not with where the folder lies."""
     digest = hashlib.sha256()
     for record in records:
         image = record.image.name if isinstance(record.image, Path) else repr(record.image)
-        row = (record.key, image, record.captions, record.label, record.split, record.source, record.url)
+        extra = json.dumps(record.extra, sort_keys=True, default=repr)
+        row = (record.key, image, record.captions, record.label, record.split, record.source, record.url, extra)
         digest.update(repr(row).encode("utf-8", "surrogateescape"))
     return digest.digest()
 

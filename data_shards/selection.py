@@ -82,9 +82,9 @@ def select(
         keep[[leak.image for leak in leaks]] = False
     if mode != "keep":
         found = find_duplicates(prints, near, keep)
-        duplicates = rows_of_duplicates(records, found)
+        duplicates = rows_of_duplicates(records, found, mode == "merge")
         counts["duplicates"] = count_duplicates(duplicates)
         if mode == "merge":
-            merge_duplicates(records, found)
+            records = merge_duplicates(records, found)
         keep[[item.image for item in found]] = False
     return Selection([records[place] for place in np.nonzero(keep)[0].tolist()], duplicates, excluded, counts)

@@ -83,7 +83,14 @@ def _record(shards: ShardSet, spec: tuple[str, ...], sample: int, caption_field:
     source = found.info.get("source")
     url = found.info.get("url")
     name = source if isinstance(source, str) and source else set_name(found.shard)
-    return Record(key, place, captions, found.label, None, name, url if isinstance(url, str) else None)
+    extra = {"labels": scenes} if (scenes := labels_of(found)) else {}
+    return Record(key, place, captions, found.label, None, name, url if isinstance(url, str) else None, extra)
+
+
+def labels_of(sample: Sample) -> list[str]:
+    """The labels of a multi-label image; what is no list of names counts as none."""
+    value = sample.info.get("labels")
+    return value if isinstance(value, list) and all(isinstance(name, str) for name in value) else []
 
 
 def set_name(shard: str) -> str:
