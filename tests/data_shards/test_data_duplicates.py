@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from small_data import encoded, picture, rows
 
-from data_shards import ShardSet, near
+from data_shards import ShardSet, near, prints
 from data_shards.__main__ import main
-from data_shards.crew import Crew
+from data_shards.crew import Crew, Share
 from data_shards.duplicates import Duplicate, find_duplicates, merge_duplicates
 from data_shards.fingerprint import LOOK, SYMMETRIC, SYMMETRIES, fingerprint, fingerprints
 from data_shards.leakage import DEFAULT_DISTANCE, Evaluation, find_leaks
@@ -468,15 +468,13 @@ def test_real_photographs(tmp_path: Path) -> None:
     assert len(found) >= 0.97 * len(copies)
 
 
-def test_prints_are_the_same_from_several_processes(tmp_path: Path) -> None:
-    from data_shards.crew import Share
-    from data_shards.prints import prints_of_records
-
-    made = [Record(f"r{n}", encoded(picture(n)), ["x"]) for n in range(1100)]
-    one = prints_of_records(made, tmp_path / "one", LOOK, MAX_PIXELS, Crew(1), Share())
-    two = prints_of_records(made, tmp_path / "two", LOOK, MAX_PIXELS, Crew(2), Share())
-    assert [path.read_bytes() for path in sorted((tmp_path / "one").iterdir())] == [
-        path.read_bytes() for path in sorted((tmp_path / "two").iterdir())
-    ]
-    some = np.array([1050, 3, 1050, 999, 1000])
+def test_prints_are_the_same_from_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prints, "PART", 50)  # images
+    made = [Record(f"r{n}", encoded(picture(n)), ["x"]) for n in range(110)]
+    one = prints.prints_of_records(made, tmp_path / "one", LOOK, MAX_PIXELS, Crew(1), Share())
+    two = prints.prints_of_records(made, tmp_path / "two", LOOK, MAX_PIXELS, Crew(2), Share())
+    files = [[path.read_bytes() for path in sorted((tmp_path / name).iterdir())] for name in ("one", "two")]
+    assert files[0] == files[1]
+    assert len(files[0]) == 3
+    some = np.array([105, 3, 105, 49, 50])
     assert np.array_equal(one.thumbs(some), np.concatenate([np.load(p)["thumb"] for p in two.parts])[some])
