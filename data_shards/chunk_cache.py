@@ -99,7 +99,7 @@ class ChunkCache:
         for entry in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError):
                 state = entry.stat()
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or not entry.is_file():
                     continue
                 if entry.name.endswith(".part"):
                     if now - state.st_mtime > STALE:
