@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from data_shards.config import DataConfig
 from data_shards.mixture import MixedOrder, Mixture, Part
+from data_shards.noise import Noise
 from data_shards.sample import BadSample, Sample
 from data_shards.seeds import mix
 from data_shards.transforms import eval_transform, train_transform
@@ -57,7 +58,8 @@ class BatchFetcher(Dataset):
         tokenizer: transformers tokenizer, or None for images and labels only
         config: see DataConfig
         seed: of the run
-        train: random crop, flips and caption; otherwise the centred square and the first caption
+        train: random crop, flips and caption, and the noise of the config; otherwise the centred square and the first
+            caption
     """
 
     def __init__(
@@ -73,6 +75,8 @@ class BatchFetcher(Dataset):
         self.label_ids = {name: number for number, name in enumerate(classes)}
         parts = getattr(source, "parts", None) or [Part(source.sizes)]
         self.mixture = Mixture(parts, seed, config.block_size, config.window_blocks)
+        shares = (config.caption_noise, config.label_noise) if train else (0, 0)
+        self.noise = Noise(seed, len(source), *shares)
 
     def order(self, epoch: int) -> MixedOrder:
         """The sample index at each position of an epoch."""
@@ -123,7 +127,9 @@ class BatchFetcher(Dataset):
         draw = rng.random()
         caption = ""
         if self.tokenizer is not None:
-            texts = sample.texts(config.caption_field)
+            donor = self.noise.caption_source(index)
+            own = donor == index
+            texts = sample.texts(config.caption_field) if own else self.source.captions(donor, config.caption_field)
             caption = texts[int(draw * len(texts))] if self.train else texts[0]
         if config.check_hashes:
             check_hash(sample)
@@ -140,7 +146,8 @@ class BatchFetcher(Dataset):
             )
         else:
             pixels = eval_transform(sample.image, config.image_size, max_pixels=config.max_pixels)
-        return pixels, self.label_ids.get(sample.label, -1) if sample.label is not None else -1, caption
+        label = self.label_ids.get(sample.label, -1) if sample.label is not None else -1
+        return pixels, self.noise.label(index, label, len(self.label_ids)), caption
 
 
 def announce(source: Any, samples: Iterable[int], images: bool = True) -> None:

@@ -44,6 +44,9 @@ class DataConfig:
             none, so that each sample travels once an epoch over all nodes
         read_ahead: requests for remote samples that each worker has under way (0: one sample after the other)
         timeout: seconds that one request to a remote shard may take, its body included
+        caption_noise: share of the samples that get the captions of another one while training, the same in every
+            epoch: how robust is the training to wrong pairs? The share of the seed's order, see data_shards/noise.py
+        label_noise: share of the samples that get another scene class while training
     """
 
     shards: Shards
@@ -68,6 +71,8 @@ class DataConfig:
     cache_limit: int | str = "50GB"
     read_ahead: int = 16
     timeout: float = 60.0
+    caption_noise: float = 0.0
+    label_noise: float = 0.0
 
     def __post_init__(self) -> None:
         corpora(self.shards)
@@ -77,8 +82,9 @@ class DataConfig:
                 raise ValueError(f"data.{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.scale <= 1:
             raise ValueError(f"data.scale is a share of the image's area: 0 < scale <= 1, not {self.scale}")
-        if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"data.max_bad_share must be between 0 and 1, not {self.max_bad_share}")
+        for name in ("max_bad_share", "caption_noise", "label_noise"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"data.{name} must be between 0 and 1, not {getattr(self, name)}")
         byte_count(self.cache_limit)
         if not 0 <= self.read_ahead <= 256:
             raise ValueError(f"data.read_ahead must be between 0 and 256, not {self.read_ahead}")

@@ -85,6 +85,12 @@ class ShardStream:
             if quota != self.samples or part.weight != 1:
                 form = "%s: weight %s, %d samples, %d or %.1f %% of an epoch of %d"
                 log.info(form, part.name, part.weight, part.samples, quota, 100 * quota / self.samples, self.samples)
+        if self.config.caption_noise or self.config.label_noise:
+            log.warning(
+                "%.0f %% of the samples have the captions of another one, %.0f %% another scene class: a test of "
+                "robustness (data.caption_noise, data.label_noise)",
+                100 * self.config.caption_noise, 100 * self.config.label_noise,
+            )  # fmt: skip
         dropped = self.samples % global_batch
         if dropped:
             log.info(
@@ -122,7 +128,11 @@ class ShardStream:
     @property
     def _order(self) -> str:
         config = self.config
-        return f"seed {self.fetcher.seed}, block_size {config.block_size}, window_blocks {config.window_blocks}"
+        order = f"seed {self.fetcher.seed}, block_size {config.block_size}, window_blocks {config.window_blocks}"
+        noise = [
+            f", {name} {getattr(config, name)}" for name in ("caption_noise", "label_noise") if getattr(config, name)
+        ]
+        return order + "".join(noise)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state, of any world size and worker count.
