@@ -59,6 +59,7 @@ setup(
         "onnx": ONNX,
         "test": [
             "pytest>=8",
+            "pytest-xdist>=3.7",
             "hypothesis>=6.100",
             "ruff>=0.9",
             "mypy>=1.13",
