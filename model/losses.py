@@ -234,7 +234,9 @@ class AttributionLoss(nn.Module):
             chunk = side_of(self.chunk, image.device)
             to_text = SummedCrossEntropy.apply(image, text_centres, scale, target, chunk)
             to_image = SummedCrossEntropy.apply(text, image_centres, scale, target, chunk)
-            return (to_text + to_image) / 2 * world_size() / counts.sum()
+            # A rank without labels meets no centre, but must not take a step that the others' NaN has spoilt.
+            shown = 0 * (image_centres.sum() + text_centres.sum()).detach()
+            return (to_text + to_image) / 2 * world_size() / counts.sum() + shown
 
 
 class RetrievalLoss(nn.Module):

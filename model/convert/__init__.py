@@ -21,7 +21,7 @@ from model.config import ModelConfig, load_preset
 from model.convert import open_clip, pir, released, transformers_clip
 from model.convert.checkpoint import Checkpoint, read_checkpoint
 from model.convert.clip_tokenizer import write_clip_tokenizer
-from model.convert.family import Converted, Request
+from model.convert.family import Converted, Request, lacking_blocks
 from model.export import save_pretrained
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,7 @@ FAMILIES: dict[str, ModuleType] = {
     "transformers": transformers_clip,
     "open_clip": open_clip,
 }
+RELEASES = ("openai", "remoteclip", "georsclip", "priorclip", "pir")  # models of published sizes
 
 
 def convert(config: ConvertConfig) -> Converted:
@@ -52,6 +53,7 @@ def convert(config: ConvertConfig) -> Converted:
     request = Request(family, preset(config), config.image_size, config.context_length, config.activation)
     converted: Converted = FAMILIES[family].convert(checkpoint, request)
     converted.notes.insert(0, f"format {family}")
+    refuse_cut_towers(config, family, converted)
     text = converted.config.text
     if converted.tokenizer != "clip":
         text.name = converted.tokenizer
@@ -60,6 +62,17 @@ def convert(config: ConvertConfig) -> Converted:
         facts = {"source": Path(config.input).name, "format": family}
         save_pretrained(converted.state, converted.config, config.output, folder, extra=facts)
     return converted
+
+
+def refuse_cut_towers(config: ConvertConfig, family: str, converted: Converted) -> None:
+    """ValueError where a release lacks its last blocks; of others, whose sizes are their own, it is a note."""
+    lacking = [] if config.preset else lacking_blocks(converted.config)
+    if lacking and family in RELEASES:
+        raise ValueError(
+            f"--input {config.input} does not hold the model that it should: missing: {'; '.join(lacking)} "
+            f"(--format open_clip or transformers takes other sizes)"
+        )
+    converted.notes += [f"shorter than any published: {which}" for which in lacking]
 
 
 def recognise(checkpoint: Checkpoint) -> str:

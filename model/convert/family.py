@@ -25,6 +25,8 @@ SIZES = {  # width, layers -> the name that timm and the papers give to a ViT of
     (1408, 40): "giant",
     (1664, 48): "gigantic",
 }
+VISION_BLOCKS = dict(SIZES.keys())  # width -> blocks of the published towers
+TEXT_BLOCKS = {512: 12, 768: 12, 1024: 24, 1280: 32}
 HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}  # all others: 64
 TEXT_HEAD_WIDTH = 64
 
@@ -110,6 +112,20 @@ def clip_text(
         "eos_token_id": vocabulary - 1,
     }
     return TextConfig(config=config, context_length=length, pooling="eos")
+
+
+def lacking_blocks(config: ModelConfig) -> list[str]:
+    """Towers as wide as a published one that are shorter: a file that was cut at its end looks like that."""
+    vision, text = config.vision.kwargs, config.text.config or {}
+    towers = (
+        ("visual", vision.get("embed_dim"), vision.get("depth", 0), VISION_BLOCKS),
+        ("text", text.get("hidden_size"), text.get("num_hidden_layers", 0), TEXT_BLOCKS),
+    )
+    return [
+        f"blocks {found} to {published[width] - 1} of the {name} tower, which has {published[width]} at width {width}"
+        for name, width, found, published in towers
+        if width in published and found < published[width]
+    ]
 
 
 def blocks(state: State, prefix: str) -> int:

@@ -38,10 +38,7 @@ def convert(checkpoint: Checkpoint, request: Request) -> Converted:
     if "filter_size" not in checkpoint.facts and request.model is None:
         notes.append(f"no filter_size beside the weights: taken as {FILTER_SIZE}, as in the authors' configurations")
     bert = "text_encoder.bert." if any(name.startswith("text_encoder.bert.") for name in state) else "text_encoder."
-    converted = assemble(checkpoint, config, rules(bert), given, "bert-base-uncased", notes)
-    derived = ("relative_position_index", "attn_mask")  # computed from the sizes
-    converted.unused = [name for name in converted.unused if not name.endswith(derived)]
-    return converted
+    return assemble(checkpoint, config, rules(bert), given, "bert-base-uncased", notes)
 
 
 def architecture(checkpoint: Checkpoint, request: Request) -> ModelConfig:

@@ -7,7 +7,7 @@ import zipfile
 
 import pytest
 import torch
-from foreign_models import VOCABULARY, images, normalised, texts, tiny_open_clip
+from foreign_models import VOCABULARY, images, normalised, open_clip_model, texts, tiny_open_clip
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
@@ -114,6 +114,16 @@ def test_a_key_that_sizes_are_read_from_is_named_too(theirs, words, tmp_path, go
     torch.save({name: value for name, value in theirs.state_dict().items() if name != gone}, tmp_path / "less.pt")
     with pytest.raises(ValueError, match=f"missing: {gone}"):
         converted(tmp_path / "less.pt", tmp_path, words)
+
+
+def test_a_release_that_was_cut_at_its_end_is_refused(words, tmp_path):
+    """A text tower of the published width with one block of twelve: every tensor that is asked for is there."""
+    short = open_clip_model("ViT-B-32", 1, image_size=64, width=64, head_width=64)
+    torch.save(short.state_dict(), tmp_path / "short.pt")
+    with pytest.raises(ValueError, match="missing: blocks 1 to 11 of the text tower, which has 12 at width 512"):
+        converted(tmp_path / "short.pt", tmp_path, words, format="remoteclip")
+    assert not (tmp_path / "out").exists()
+    assert converted(tmp_path / "short.pt", tmp_path, words).notes[-1].startswith("shorter than any published: blocks")
 
 
 def test_what_is_of_no_family_is_said(words, tmp_path):

@@ -1,8 +1,6 @@
 """Export folders: what is written loads again, alone; what does not fit is named; a crash leaves the old one."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -61,13 +59,6 @@ def test_no_path_of_this_machine_is_written(made, tmp_path):
     folder = save_pretrained(build_model(tiny()).state_dict(), config, tmp_path / "export")
     text = "".join(path.read_text() for path in folder.iterdir() if path.suffix in (".json", ".md"))
     assert str(tmp_path) not in text
-
-
-def test_an_export_loads_in_a_process_that_cannot_download(folder):
-    code = f"import model; print(type(model.from_pretrained({str(folder)!r})).__name__)"
-    environment = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": ".", "PATH": "/usr/bin", "HTTPS_PROXY": "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == "PriorCLIP", done.stderr
 
 
 def test_weights_that_do_not_fit_are_named_and_nothing_is_written(made, tmp_path):

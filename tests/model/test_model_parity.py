@@ -244,7 +244,10 @@ def test_closed_domain_pir_features():
     theirs = shaken(AuthorsPIR()).eval()
     facts = {"filter_size": theirs.KEPT, "image_res": 56, "max_tokens": 12, "head": 8}
     model, converted = ours(pir, theirs.checkpoint(), "pir", facts=facts)
-    assert converted.unused == ["text_encoder.pooler.dense.weight"]
+    assert converted.unused == [
+        "text_encoder.pooler.dense.weight",
+        "vision_encoder.layers.0.blocks.0.attn.relative_position_index",
+    ]
     assert (converted.config.belief.k, converted.config.pae.temporal_cycles) == (6, 3)
     pixels, (ids, _) = images(56), texts(12)
     with torch.no_grad():

@@ -6,6 +6,7 @@ whose gradient depends on a sign: a rank that knew its own part of the gradient 
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import loss_reference as reference
 import pytest
@@ -19,6 +20,7 @@ from model.losses import AttributionLoss, ContrastiveLoss
 from model.scale import clamped_exp
 
 WIDTH = 6
+WORLDS = (4, 2, 1)
 
 
 @dataclass
@@ -120,26 +122,37 @@ def traffic(loss: torch.nn.Module, key: Tensor, mine: slice) -> dict[str, int]:
     return sent
 
 
-def work(rank: int, world: int, folder: str) -> None:
+def work(rank: int, folder: str) -> None:
+    """One process of four: the last two take part in the world of 4 alone, the first in all three, one by one."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
-    found, data = {}, reference.batch()
-    for name, case in cases(world).items():
-        size = len(case.key)
-        found[name] = outcome(case, slice(rank * size // world, (rank + 1) * size // world))
-    mine = slice(rank * 12 // world, (rank + 1) * 12 // world)
-    found["not a number"] = not_a_number(mine)
-    found["traffic"] = [traffic(ContrastiveLoss(), data["ids"], mine), traffic(AttributionLoss(), data["labels"], mine)]
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    for world in (world for world in WORLDS if rank < world):
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous{world}", rank=rank, world_size=world)
+        found, data = {}, reference.batch()
+        for name, case in cases(world).items():
+            size = len(case.key)
+            found[name] = outcome(case, slice(rank * size // world, (rank + 1) * size // world))
+        mine = slice(rank * 12 // world, (rank + 1) * 12 // world)
+        found["not a number"] = not_a_number(mine)
+        losses = (ContrastiveLoss(), data["ids"]), (AttributionLoss(), data["labels"])
+        found["traffic"] = [traffic(loss, key, mine) for loss, key in losses]
+        torch.save(found, f"{folder}/{world}-{rank}.pt")
+        dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4])
-def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What each rank of each world found. The ranks are forks of a process that has imported torch and no more."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.set_forkserver_preload(["torch"])
+    mp.start_processes(work, (str(folder),), nprocs=max(WORLDS), start_method="forkserver")
+    return folder
+
+
+@pytest.fixture(params=WORLDS)
+def found(request: pytest.FixtureRequest, worlds: Path) -> list[dict]:
     """What each rank of a world found."""
-    world, folder = request.param, tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (world, str(folder)), nprocs=world)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    world = request.param
+    return [torch.load(worlds / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 def test_ranks_together_equal_one_process(found: list[dict]):

@@ -1,7 +1,7 @@
 """Gradient caching: micro batches with the losses, gradients and weights of the whole batch.
 
-Exactly in float64 with a plain engine, and under DeepSpeed ZeRO 0 to 3 on two ranks; dropout, batch norms, half
-precision.
+Exactly in float64 with a plain engine, and under DeepSpeed ZeRO 0 to 3 on two ranks, with and without it; dropout,
+batch norms, half precision. The checkpoints of those ranks are read back as well.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from cluster.grad_cache import backward_cached
 from cluster.loop import micro_batch, optimize
 from model.build import build_model, parameter_groups
 from model.config import EncoderConfig, LossConfig, ModelConfig, PAEConfig, TextConfig
+from model.export_run import whole_state
 from model.objective import RetrievalObjective
 
 SIZE, RATE, STEPS = 8, 0.01, 2
@@ -160,7 +161,9 @@ def test_batch_norms_count_a_micro_batch_once() -> None:
     assert all(module.track_running_stats for module in parts.modules() if isinstance(module, nn.BatchNorm2d))
 
 
-ENGINES = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 3)]
+# float32 or bf16, ZeRO stage, micro batches of each of the two ranks; 1: no gradient caching
+ENGINES = [("fp32", 0, 1), ("fp32", 1, 1), ("fp32", 2, 1), ("fp32", 3, 1),
+           ("fp32", 0, 2), ("fp32", 1, 2), ("fp32", 2, 2), ("fp32", 3, 2), ("bf16", 3, 2)]  # fmt: skip
 
 
 def two_ranks(rank: int, folder: str) -> None:
@@ -174,34 +177,44 @@ def two_ranks(rank: int, folder: str) -> None:
 
     leave_out_shared_memory_op()
 
-    for precision, stage in ENGINES:
+    for precision, stage, pieces in ENGINES:
         model = built()
         settings = {
             "train_batch_size": SIZE,
-            "train_micro_batch_size_per_gpu": 2,
+            "train_micro_batch_size_per_gpu": SIZE // 2 // pieces,
             "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
             "zero_allow_untested_optimizer": True,
-            "gradient_clipping": 0.0,
+            "gradient_clipping": 0.0,  # DeepSpeed's default of 1.0 would hide a gradient of the wrong length
             "bf16": {"enabled": precision == "bf16"},
         }
         optimizer = torch.optim.SGD(parameter_groups(model, 0.0), lr=RATE)
         engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
-        losses = []
+        losses, split = [], objective() if pieces > 1 else None
         for batch in batches():
             mine = {k: v[rank * 4 : rank * 4 + 4] if torch.is_tensor(v) else v for k, v in batch.items()}
-            parts = optimize(engine, mine, objective().step, torch.device("cpu"), objective())
+            parts = optimize(engine, mine, objective().step, torch.device("cpu"), split)
             losses.append(parts["loss"].item())
         assert engine.global_steps == STEPS
-        torch.save((losses, full_state_dict(engine)), f"{folder}/{precision}-{stage}-{rank}.pt")
+        torch.save((losses, full_state_dict(engine)), f"{folder}/{precision}-{stage}-{pieces}-{rank}.pt")
+        if pieces == 1:
+            engine.save_checkpoint(f"{folder}/checkpoints-{stage}", tag="step_00000002")
         engine.destroy()
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def deepspeed_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ranks are forks of a process that has imported what takes long, and nothing more."""
     folder = tmp_path_factory.mktemp("cached")
-    mp.spawn(two_ranks, (str(folder),), nprocs=2)
+    mp.set_forkserver_preload(["deepspeed", "timm", "transformers"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        mp.start_processes(two_ranks, (str(folder),), nprocs=2, start_method="forkserver")
     return folder
+
+
+def of_rank(folder: Path, rank: int, precision: str, stage: int, pieces: int) -> tuple[list[float], dict]:
+    return torch.load(folder / f"{precision}-{stage}-{pieces}-{rank}.pt", weights_only=True)
 
 
 @pytest.fixture(scope="module")
@@ -218,13 +231,17 @@ def whole_batches() -> tuple[list[float], dict[str, torch.Tensor]]:
     return losses, {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("precision", "stage"), ENGINES)
-def test_two_ranks_with_micro_batches_equal_one_process(
-    precision: str, stage: int, deepspeed_runs: Path, whole_batches: tuple[list[float], dict[str, torch.Tensor]]
+@pytest.mark.parametrize(("precision", "stage", "pieces"), ENGINES)
+def test_two_ranks_equal_one_process(
+    precision: str,
+    stage: int,
+    pieces: int,
+    deepspeed_runs: Path,
+    whole_batches: tuple[list[float], dict[str, torch.Tensor]],
 ) -> None:
     losses, expected = whole_batches
     before = dict(built().named_parameters())
-    ranks = [torch.load(deepspeed_runs / f"{precision}-{stage}-{rank}.pt", weights_only=True) for rank in range(2)]
+    ranks = [of_rank(deepspeed_runs, rank, precision, stage, pieces) for rank in range(2)]
     means = [sum(pair) / 2 for pair in zip(*(found for found, _ in ranks), strict=True)]
     assert means == pytest.approx(losses, rel=1e-4 if precision == "fp32" else 2e-2)
     for _, weights in ranks:
@@ -238,3 +255,13 @@ def test_two_ranks_with_micro_batches_equal_one_process(
             a, b = (torch.cat([value.flatten() for value in each.values()]) for each in (moved, wanted))
             assert (a @ b / (a.norm() * b.norm())).item() > 0.98
             assert (a.norm() / b.norm()).item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_checkpoint_of_two_ranks_is_read_without_them(stage: int, deepspeed_runs: Path) -> None:
+    """What `model export` takes from a run's checkpoint, of any ZeRO stage."""
+    found = whole_state(deepspeed_runs / f"checkpoints-{stage}" / "step_00000002")
+    _, expected = of_rank(deepspeed_runs, 0, "fp32", stage, 1)
+    assert expected.keys() <= found.keys()
+    for name, value in expected.items():
+        assert torch.equal(found[name].reshape(value.shape), value), name
