@@ -16,29 +16,28 @@ import torch.nn.functional as F
 from foreign_models import open_clip_model
 from PIL import Image
 
+from data_shards.synthetic import draw_scene
 from model.__main__ import main as model_command
 from model.recall import retrieval_metrics
 from retrieval.__main__ import main as retrieval
 
 library = pytest.importorskip("open_clip")
 ROOT = Path(__file__).resolve().parents[2]
-DATA = ROOT.parent / "shared" / "data" / "ucmerced"
 COUNT, SIDE, LENGTH, STEPS = 40, 64, 32, 60
 
 
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):
-    """The first photographs of UC Merced with their captions, as a Karpathy JSON."""
-    if not (DATA / "dataset_ucm_captions.json").is_file():
-        pytest.skip(f"no {DATA}")
-    entries = json.loads((DATA / "dataset_ucm_captions.json").read_text())["images"]
-    found = {path.name: str(path.relative_to(DATA / "images")) for path in (DATA / "images").rglob("*.jpg")}
-    chosen = list(entries[:: len(entries) // COUNT][:COUNT])
-    for entry in chosen:
-        entry |= {"split": "test", "filename": found[Path(entry["filename"]).name]}
-    path = tmp_path_factory.mktemp("gallery") / "dataset.json"
-    path.write_text(json.dumps({"dataset": "few", "images": chosen}))
-    return path, chosen
+    """Drawn scenes with their captions, as JPEGs of 96 pixels and a Karpathy JSON."""
+    folder, entries = tmp_path_factory.mktemp("gallery"), []
+    for index in range(COUNT):
+        scene = draw_scene(5, index, 96)
+        Image.fromarray(scene.image).save(folder / f"{index}.jpg", quality=95)
+        sentences = [{"raw": caption} for caption in scene.fine]
+        entries.append({"split": "test", "filename": f"{index}.jpg", "sentences": sentences})
+    path = folder / "dataset.json"
+    path.write_text(json.dumps({"dataset": "few", "images": entries}))
+    return path, entries
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def theirs(gallery):
     model = library.model.CLIP(
         64, vision, {"width": 64, "heads": 1, "layers": 2, "vocab_size": 49408, "context_length": LENGTH}
     )
-    pixels = own_pixels(gallery[1])
+    pixels = own_pixels(gallery)
     captions = [entry["sentences"][0]["raw"] for entry in gallery[1]]
     ids = library.tokenize(captions, context_length=LENGTH)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -61,17 +60,19 @@ def theirs(gallery):
     return model.eval()
 
 
-def own_pixels(entries):
+def own_pixels(gallery):
     """As open_clip's transform for evaluation makes them."""
     transform = library.image_transform(SIDE, is_train=False)
-    return torch.stack([transform(Image.open(DATA / "images" / entry["filename"])) for entry in entries])
+    path, entries = gallery
+    return torch.stack([transform(Image.open(path.parent / entry["filename"])) for entry in entries])
 
 
-def own_recall(model, entries):
+def own_recall(model, gallery):
     """open_clip's features and tokenizer by the field's protocol."""
+    entries = gallery[1]
     texts = [(row, sentence["raw"]) for row, entry in enumerate(entries) for sentence in entry["sentences"]]
     with torch.no_grad():
-        images = F.normalize(model.encode_image(own_pixels(entries)), dim=-1)
+        images = F.normalize(model.encode_image(own_pixels(gallery)), dim=-1)
         features = F.normalize(
             model.encode_text(library.tokenize([text for _, text in texts], context_length=LENGTH)), dim=-1
         )
@@ -79,14 +80,14 @@ def own_recall(model, entries):
 
 
 def test_recall_equals_open_clips(theirs, gallery, tmp_path):
-    path, entries = gallery
+    path, _ = gallery
     torch.save({"state_dict": theirs.state_dict()}, tmp_path / "open_clip.pt")
     out = str(tmp_path / "converted")
     assert model_command(["convert", "--input", str(tmp_path / "open_clip.pt"), "--output", out]) == 0
-    words = ["evaluate", "--model", out, "--data", str(path), "--images", str(DATA / "images"), "--device", "cpu"]
+    words = ["evaluate", "--model", out, "--data", str(path), "--images", str(path.parent), "--device", "cpu"]
     assert retrieval([*words, "--output", str(tmp_path / "report.json")]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    expected = own_recall(theirs, entries)
+    expected = own_recall(theirs, gallery)
     assert report["images"] == COUNT
     assert 3 * report["chance"]["mean_recall"] < expected["mean_recall"] < 99, "the comparison must be able to fail"
     for name, value in expected.items():
