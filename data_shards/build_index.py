@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from tqdm import tqdm
 from data_shards.address import is_remote, shown
 from data_shards.index import ShardIndex, scan
 from data_shards.manifest import NAME, Manifest, ShardContent, ShardEntry, combine
+from data_shards.processes import pool
 from data_shards.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, parse_text
 from data_shards.shards import expand, index_path
 from data_shards.store import LocalFile
@@ -95,6 +94,5 @@ def parallel(work: Callable, items: Iterable, workers: int, title: str) -> list:
 
     if workers <= 1 or len(jobs) <= 1:
         return list(bar(map(work, jobs)))
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        return list(bar(pool.map(work, jobs)))
+    with pool(min(workers, len(jobs))) as team:
+        return list(bar(team.map(work, jobs)))

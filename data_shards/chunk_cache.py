@@ -4,9 +4,10 @@
                                 3f2ab4...-000013.part     being fetched, locked by who fetches it
 
 A chunk is fetched by one process while others wait for it; a holder that dies loses its lock, one that makes no
-progress is passed over. When the folder is past its limit the chunks that were used longest ago go. A chunk that
-is open still reads after it has gone, and one that is gone is fetched again. With a full disk the run goes on without
-new chunks.
+progress is passed over. A chunk counts from before its first byte is asked for, and chunks that were used longest ago
+go first, so that the folder is within its limit at every moment (unless what is being fetched just then is more). A
+chunk that is open still reads after it has gone, and one that is gone is fetched again. With a full disk the run goes
+on without new chunks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
@@ -25,7 +27,6 @@ log = logging.getLogger(__name__)
 
 CHUNK = 4 << 20  # bytes
 KEPT_SHARE = 0.9  # of the limit: what an eviction leaves, so that it is not due again at once
-STALE = 3600.0  # seconds after which an unfinished file that nobody locks is rubbish
 POLL = 0.01  # seconds
 _told: set[Path] = set()  # folders without room that this process has remarked upon
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -53,14 +54,14 @@ class ChunkCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with part_of(path, self.patience) as part:
                 if part is None:
-                    return self._opened(path, size)
-                self._make_room(size)
+                    return self.open(name, size, fetch)  # another has finished it
+                self._make_room(part, size)
                 filled = write(part, fetch())
                 if filled != size:
                     raise OSError(f"{filled} of {size} bytes came")
-                handle = os.open(part.name, os.O_RDONLY | os.O_CLOEXEC)
-                os.replace(part.name, path)
-                return handle
+                with self._book():  # whoever counts sees one name of it
+                    publish(part, path)
+                return os.dup(part.fileno())
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
@@ -82,31 +83,35 @@ class ChunkCache:
             os.utime(handle)  # the time of use that eviction goes by
         return handle
 
-    def _make_room(self, size: int) -> None:
-        """Count ``size`` bytes more; where that is past the limit, drop what was used longest ago."""
-        with locked(self.folder / ".bytes", self.patience) as book:
+    def _book(self) -> AbstractContextManager[IO[str]]:
+        """The bytes that are held, chunks on their way included; locked, for each change of them."""
+        return locked(self.folder / ".bytes", self.patience)
+
+    def _make_room(self, part: IO[bytes], size: int) -> None:
+        """Count ``part`` as ``size`` bytes; where that is past the limit, drop what was used longest ago."""
+        with self._book() as book:
             text = book.read(64).strip()
             held = int(text) if text.isdigit() else self.limit + 1  # unknown: count
             if held + size > self.limit:
                 held = self._evict(size)
+            part.truncate(size)  # a hole so far; its length tells others what is coming
             book.seek(0)
             book.truncate()
             book.write(str(held + size))
 
     def _evict(self, size: int) -> int:
         """Remove chunks, oldest use first, down to the share that is kept; returns the bytes left."""
-        now, found = time.time(), []
+        coming, found = 0, []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError):
                 state = entry.stat()
                 if entry.name.startswith(".") or not entry.is_file():
                     continue
                 if entry.name.endswith(".part"):
-                    if now - state.st_mtime > STALE:
-                        os.unlink(entry.path)
-                    continue  # those being written are few, and are counted when the next count is taken
+                    coming += 0 if abandoned(Path(entry.path)) else state.st_size
+                    continue
                 found.append((state.st_mtime, entry.path, state.st_size))
-        held = sum(row[2] for row in found)
+        held = coming + sum(row[2] for row in found)
         aim = max(0, int(self.limit * KEPT_SHARE) - size) if held + size > self.limit else held
         for _, path, count in sorted(found):
             if held <= aim:
@@ -125,7 +130,7 @@ def kept(path: Path, patience: float, fetch: Callable[[], Iterable[bytes]]) -> P
             if part is None:
                 continue
             write(part, fetch())
-            os.replace(part.name, path)
+            publish(part, path)
     return path
 
 
@@ -142,7 +147,7 @@ def part_of(path: Path, patience: float) -> Iterator[IO[bytes] | None]:
         if path.exists():
             yield None
             return
-        part = open(place, "ab", buffering=0)  # noqa: SIM115
+        part = open(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
         try:
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is(part, place) and not path.exists():
@@ -162,6 +167,27 @@ def part_of(path: Path, patience: float) -> Iterator[IO[bytes] | None]:
     finally:
         if _is(part, place):
             place.unlink(missing_ok=True)
+        _let_go(part)
+
+
+def publish(part: IO[bytes], path: Path) -> None:
+    """Give a finished part its name, unless its maker was passed over meanwhile: then ``path.part`` is another's."""
+    place = path.with_name(f"{path.name}.part")
+    if _is(part, place):
+        os.replace(place, path)
+
+
+def abandoned(place: Path) -> bool:
+    """Whether nobody writes the part any more; then it is removed."""
+    part = open(place, "rb", buffering=0)  # noqa: SIM115
+    try:
+        fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is(part, place):
+            place.unlink(missing_ok=True)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
         _let_go(part)
 
 

@@ -16,13 +16,14 @@ more than those few. MPI is imported in a job of several ranks and nowhere else.
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
+
+from data_shards.processes import pool
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +55,11 @@ class Crew:
             for job in jobs:
                 yield work(*job)
             return
-        with self._pool(workers) as pool:
+        with self._pool(workers) as team:
             waiting: set[Future] = set()
             try:
                 for job in jobs:
-                    waiting.add(pool.submit(work, *job))
+                    waiting.add(team.submit(work, *job))
                     if len(waiting) >= AHEAD * workers:
                         done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                         yield from (future.result() for future in done)
@@ -72,7 +73,7 @@ class Crew:
     def _pool(self, workers: int) -> AbstractContextManager[Executor]:
         if self.pool is not None:
             return nullcontext(self.pool)  # it serves further runs
-        return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver"))
+        return pool(workers)
 
 
 @contextmanager
@@ -93,10 +94,10 @@ def crew(workers: int) -> Iterator[Crew | None]:
             f"the launcher started {world} ranks, but the MPI library of mpi4py sees {MPI.COMM_WORLD.Get_size()}: "
             "start them with that library's own mpirun, or with srun --mpi=pmix where it is built for it"
         )
-    with MPICommExecutor(MPI.COMM_WORLD, root=0) as pool:
-        if pool is not None:
+    with MPICommExecutor(MPI.COMM_WORLD, root=0) as ranks:
+        if ranks is not None:
             log.info("%d MPI ranks: rank 0 plans, the others work; --workers has no effect", world)
-        yield Crew(world - 1, cast(Executor, pool)) if pool is not None else None
+        yield Crew(world - 1, cast(Executor, ranks)) if ranks is not None else None
 
 
 def mpi_world(environment: Mapping[str, str]) -> int:

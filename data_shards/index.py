@@ -148,7 +148,19 @@ class ShardIndex:
         layout = Layout.parse(line, path)
         if len(body) != layout.size:
             raise not_an_index(path)
-        return cls(layout.extensions, *_arrays(body, layout.samples, layout.members, layout.hashed, hashes))
+        index = cls(layout.extensions, *_arrays(body, layout.samples, layout.members, layout.hashed, hashes))
+        if not index.is_consistent():
+            raise not_an_index(path)
+        return index
+
+    def is_consistent(self) -> bool:
+        """Whether the samples share out all members and all of the key text, and every member has a known extension."""
+        if not np.isin(self.kind, np.arange(len(self.extensions))).all():
+            return False
+        for ends, whole in ((self.first, len(self.offset)), (self.key_end, len(self.key_text))):
+            if (np.diff(ends.astype(np.int64)) < 0).any() or (len(ends) and ends[-1] != whole):
+                return False
+        return bool(self.first[0] == 0)
 
     @classmethod
     def build(cls, members: list[Member]) -> ShardIndex:

@@ -12,7 +12,6 @@ import random
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +75,8 @@ def tallies(shards: ShardSet, chosen: Sequence[int], config: StatsConfig) -> Ite
         prepare(*arguments)
         yield from map(count, jobs)
         return
-    context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(workers, context, initializer=prepare, initargs=arguments) as pool:
-        yield from pool.map(count, jobs)
+    with pool(workers, prepare, *arguments) as team:
+        yield from team.map(count, jobs)
 
 
 def prepare(shards: ShardSet, caption_field: str, tokenizer: str | None) -> None:

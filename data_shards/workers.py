@@ -6,13 +6,16 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from data_shards.processes import take_environment
 
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -39,7 +42,7 @@ def batches(
         options = {
             "prefetch_factor": prefetch,
             "multiprocessing_context": context,
-            "worker_init_fn": survive_preemption,
+            "worker_init_fn": partial(begin_worker, dict(os.environ)),
         }
     loader: DataLoader = DataLoader(
         fetcher,
@@ -79,6 +82,12 @@ def start_forkserver() -> None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+def begin_worker(environment: Mapping[str, str], worker: int) -> None:
+    """What a worker does first: credentials and proxies are those that the training process has now."""
+    take_environment(environment)
+    survive_preemption(worker)
 
 
 def survive_preemption(worker: int) -> None:

@@ -58,7 +58,7 @@ class RemoteServer(http.server.ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.folder, self.behaviour, self.asked = folder, Behaviour(), []
-        self.lock, self.count = threading.Lock(), 0
+        self.lock, self.count, self.busy = threading.Condition(), 0, 0
         self.asked: list[Asked] = []
 
     @property
@@ -66,8 +66,11 @@ class RemoteServer(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def of(self, pattern: str) -> list[Asked]:
-        """Requests whose path matches."""
+        """Requests whose path matches, once those that are under way have ended."""
+        until = time.monotonic() + 5
         with self.lock:
+            while self.busy and time.monotonic() < until:
+                self.lock.wait(0.1)
             return [row for row in self.asked if re.search(pattern, row.path)]
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -80,6 +83,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: RemoteServer
 
     def do_GET(self) -> None:
+        with self.server.lock:
+            self.server.busy += 1
+        try:
+            self.serve()
+        finally:
+            with self.server.lock:
+                self.server.busy -= 1
+                self.server.lock.notify_all()
+
+    def serve(self) -> None:
         server, how = self.server, self.server.behaviour
         path = unquote(urlsplit(self.path).path)
         asked = Asked(path, self.headers.get("Range"), 0, 0, {k.lower(): v for k, v in self.headers.items()})

@@ -655,10 +655,8 @@ def test_the_index_of_another_tar_gives_no_captions_to_wrong_images(
     assert len(rest) == 6
 
 
-@pytest.mark.parametrize("change", ["vanishes", "shrinks", "locked"])
+@pytest.mark.parametrize("change", ["vanishes", "shrinks", "cannot be opened"])
 def test_a_shard_that_changes_between_epochs(change: str, folder: Path, words: object, tmp_path: Path) -> None:
-    if change == "locked" and os.geteuid() == 0:
-        pytest.skip("nothing is locked to root")
     indexed(folder)
     whole = (folder / "b.tar").read_bytes()
     streams = [stream(folder, words, tmp_path / "q.jsonl", rank=rank, world_size=2, epochs=3) for rank in range(2)]
@@ -678,7 +676,8 @@ def test_a_shard_that_changes_between_epochs(change: str, folder: Path, words: o
     elif change == "shrinks":
         tar_of(folder / "b.tar", sound_entries(range(20, 22)))
     else:
-        (folder / "b.tar").chmod(0)
+        (folder / "b.tar").unlink()
+        (folder / "b.tar").symlink_to("b.tar")  # an error for root, too, to whom nothing is locked
     assert epoch() <= {f"s{number:02d}" for number in range(6)}
     found = rows(tmp_path / "q.jsonl")
     expected = {"vanishes": {"shard is missing"}, "shrinks": {"index does not fit", "shard is cut short"}}

@@ -43,7 +43,7 @@ def test_our_token_ids_are_open_clips() -> None:
 @pytest.mark.parametrize("photos", [False, True])
 def test_the_command_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixture, photos: bool) -> None:
     images = ["--images", str(image_folder(tmp_path / "photos", 9))] if photos else []
-    words = ["--count", "16", "--batch", "8", "--rounds", "2", "--image_size", "32", "--scales", "[0.5]"]
+    words = ["--count", "16", "--batch", "8", "--rounds", str(1 + photos), "--image_size", "32", "--scales", "[0.5]"]
     output = tmp_path / "bench.json"
     options = ["--sizes", "[64, 300]" if photos else "[64]", "--workers", str(not photos).lower()]
     assert main(["bench", *words, *options, *images, "--output", str(output)]) == 0

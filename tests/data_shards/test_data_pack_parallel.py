@@ -23,7 +23,7 @@ from data_shards.half_packed import finish
 from data_shards.selection import Selection
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_SECONDS = 120
+LIMIT_SECONDS = 300
 SHARDS = 18
 DUPLICATES = ("--duplicates", "merge", "--near-duplicates", "6")
 

@@ -11,6 +11,7 @@ import torch
 from moto.server import ThreadedMotoServer
 
 from data_shards import DataConfig, ShardSet, ShardStream
+from data_shards.workers import start_forkserver
 
 BUCKET = "rs5m"
 
@@ -18,6 +19,7 @@ BUCKET = "rs5m"
 @pytest.fixture
 def s3(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The packed shards at s3://rs5m/train/; returns that address."""
+    start_forkserver()  # before the account is known: workers must see what is set when they start
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -40,9 +42,9 @@ def s3(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def stream(spec: str, tmp_path: Path, limit: str, workers: int = 0) -> ShardStream:
     cache = str(tmp_path / "cache")
-    config = DataConfig(spec, image_size=24, workers=workers, cache=cache, cache_limit=limit, timeout=10)
+    config = DataConfig(spec, image_size=24, workers=workers, cache=cache, cache_limit=limit, timeout=60)
     return ShardStream(
-        ShardSet(spec, cache=cache, cache_limit=limit, timeout=10), None, config, global_batch=8, seed=3, epochs=1
+        ShardSet(spec, cache=cache, cache_limit=limit, timeout=60), None, config, global_batch=8, seed=3, epochs=1
     )
 
 
@@ -58,13 +60,13 @@ def test_an_epoch_from_s3_is_the_local_one(s3: str, packed: Path, tmp_path: Path
 
 def test_a_pattern_names_single_objects(s3: str, packed: Path, tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
-    shards = ShardSet(s3 + "train-{000001..000002}.tar", cache=cache, cache_limit=0, timeout=10)
+    shards = ShardSet(s3 + "train-{000001..000002}.tar", cache=cache, cache_limit=0, timeout=60)
     assert len(shards) == 20
     assert shards.read(13).image == ShardSet(str(packed)).read(23).image
 
 
 def test_a_missing_object_is_named_without_the_signature(s3: str, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"nothing\.tar") as error:
-        ShardSet(f"s3://{BUCKET}/train/nothing.tar", cache=str(tmp_path / "cache"), timeout=10)
+        ShardSet(f"s3://{BUCKET}/train/nothing.tar", cache=str(tmp_path / "cache"), timeout=60)
     assert "Signature" not in str(error.value)
     assert "404" in str(error.value)

@@ -371,7 +371,7 @@ RANK = """
     from data_shards.config import DataConfig
 
     def main():
-        rank, folder, port, method = int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4]
+        rank, folder, port, method = int(sys.argv[1]), *sys.argv[2:]
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
         dist.all_reduce(torch.ones(100_000))
         config = DataConfig(folder, image_size=24, workers=1, start_method=method)
@@ -403,8 +403,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.parametrize("method", ["forkserver", "fork"])
-def test_workers_start_beside_a_process_group(packed: Path, tmp_path: Path, method: str) -> None:
+def test_workers_start_beside_a_process_group(packed: Path, tmp_path: Path) -> None:
     path, environment = script(tmp_path, RANK)
     port = str(free_port())
     ranks = [
@@ -415,10 +414,10 @@ def test_workers_start_beside_a_process_group(packed: Path, tmp_path: Path, meth
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank, method in enumerate(("forkserver", "fork"))
     ]
     for process in ranks:
-        output, errors = process.communicate(timeout=120)
+        output, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         assert "seen 88 2" in output  # 2 epochs of 11 batches of 4
 
@@ -479,16 +478,16 @@ def test_workers_outlive_the_warning_of_a_preemption(packed: Path, tmp_path: Pat
         stderr=subprocess.PIPE,
         text=True,
     )
-    start = time.monotonic()
     try:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert "warned 2" in output, errors
     assert process.returncode == (1 if end == "raise" else 0), errors
+    ended = time.monotonic()
     while left := alive(process.pid):
-        assert time.monotonic() - start < 30, f"still running: {left}"
+        assert time.monotonic() - ended < 60, f"still running: {left}"
         time.sleep(0.05)
 
 

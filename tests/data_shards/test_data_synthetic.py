@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from data_shards import synthetic
 from data_shards.synthetic import SCENES, draw_scene, label_of, sketch_scene
@@ -48,19 +49,9 @@ def things(attributes: dict) -> list[dict]:
 
 
 def pieces(mask: np.ndarray, smallest: int = 6) -> int:
-    """Count the connected regions (eight neighbours) of a boolean picture that are not mere specks, by flooding."""
-    left, regions = np.pad(mask, 1), 0
-    around = [(j, i) for j in (-1, 0, 1) for i in (-1, 0, 1)]
-    for start in np.argwhere(left).tolist():
-        stack, pixels = [start], 0
-        while stack:
-            y, x = stack.pop()
-            if left[y, x]:
-                left[y, x] = False
-                pixels += 1
-                stack += [(y + j, x + i) for j, i in around]
-        regions += pixels >= smallest
-    return regions
+    """Count the connected regions (eight neighbours) of a boolean picture that are not mere specks."""
+    regions, _ = ndimage.label(mask, np.ones((3, 3)))
+    return int((np.bincount(regions.ravel())[1:] >= smallest).sum())
 
 
 def test_same_call_same_bytes_in_any_order_and_process() -> None:
@@ -146,7 +137,7 @@ def stated(thing: dict, caption: str) -> bool:
 
 
 def test_every_fine_caption_states_every_fact() -> None:
-    for index in range(480):
+    for index in range(240):
         scene = draw_scene(6, index, 16)
         assert len(set(scene.fine)) == 5
         for caption in scene.fine:
@@ -167,7 +158,7 @@ def test_a_wrong_count_or_colour_is_not_found() -> None:
 
 
 def test_fine_captions_read_well_and_survive_flips_and_turns() -> None:
-    for index in range(240):
+    for index in range(120):
         for caption in draw_scene(7, index, 16).fine:
             assert not re.search(r"\b(left|right|top|bottom|north|south|east|west|upper|lower)\b", caption), caption
             assert not re.search(r"[{}]|\bNone\b|  | [,.;]|\ba [aeio]\w+", caption.replace("a one", "")), caption
@@ -175,10 +166,10 @@ def test_fine_captions_read_well_and_survive_flips_and_turns() -> None:
 
 
 def test_fine_captions_tell_images_apart() -> None:
-    captions = [draw_scene(8, index, 16).fine for index in range(1000)]
-    facts = {json.dumps(draw_scene(8, index, 16).attributes, sort_keys=True) for index in range(1000)}
-    assert len({tuple(five) for five in captions}) >= 998
-    assert len(facts) >= 960
+    scenes = [draw_scene(8, index, 16) for index in range(500)]
+    facts = {json.dumps(scene.attributes, sort_keys=True) for scene in scenes}
+    assert len({tuple(scene.fine) for scene in scenes}) >= 499
+    assert len(facts) >= 485
 
 
 def test_coarse_captions_are_class_level_and_noisy() -> None:
@@ -202,7 +193,7 @@ COUNTED = {"airport", "beach", "harbour", "parking lot", "sparse residential", "
 def test_as_many_objects_in_the_picture_as_in_the_caption() -> None:
     """Count the connected pieces of the main thing's pixels: each is whole, apart from the others and in the frame."""
     checked, wrong = 0, []
-    for index in range(400):
+    for index in range(240):
         label, sketch, facts = sketch_scene(13, index)
         beside = [thing for item in facts.company for thing in (item.thing, item.carrying) if thing and thing.colour]
         solid = [thing.count for thing in beside if thing.noun not in ("field", "surround", "train")]
@@ -213,14 +204,14 @@ def test_as_many_objects_in_the_picture_as_in_the_caption() -> None:
             checked += 1
             if seen != count:
                 wrong.append((label, index, part, count, seen))
-    assert checked > 300
+    assert checked > 180
     assert len(wrong) <= 0.01 * checked, wrong
 
 
 def test_objects_show_the_colour_that_captions_state() -> None:
     """The object's own pixels are what the caption calls them, with haze, exposure, wear and noise."""
     checked, wrong = 0, []
-    for index in range(720):
+    for index in range(360):
         label, sketch, facts = sketch_scene(14, index)
         if facts.main.colour not in PAINT or facts.main.noun in ("field", "circle", "forest", "desert"):
             continue
@@ -231,7 +222,7 @@ def test_objects_show_the_colour_that_captions_state() -> None:
         checked += 1
         if named != facts.main.colour:
             wrong.append((label, index, facts.main.colour, named))
-    assert checked > 200
+    assert checked > 100
     assert len(wrong) <= 0.05 * checked, wrong
 
 

@@ -17,10 +17,10 @@ from data_shards.tokenizer import all_captions
 
 def test_training_twice_gives_the_same_bytes(packed: Path, tmp_path: Path) -> None:
     command = f"-m data_shards tokenizer --shards {packed} --vocab-size 320 --context-length 12 --output"
-    for seed in ("1", "2"):
-        arguments = [sys.executable, *command.split(), str(tmp_path / seed)]
-        done = subprocess.run(arguments, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    assert main([*command.split()[2:], str(tmp_path / "1")]) == 0  # strings hash otherwise there
+    arguments = [sys.executable, *command.split(), str(tmp_path / "2")]
+    done = subprocess.run(arguments, env={**os.environ, "PYTHONHASHSEED": "2"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     files = {path.name: path.read_bytes() for path in (tmp_path / "1").iterdir()}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "2").iterdir()}
     assert "tokenizer.json" in files

@@ -1,0 +1,47 @@
+"""Processes that come from a fork server which is older than the environment they need."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from data_shards.build_index import parallel
+from data_shards.crew import Crew
+from data_shards.processes import pool
+from data_shards.workers import batches, start_forkserver
+
+NAMES = ("AWS_ENDPOINT_URL", "HF_TOKEN", "https_proxy", "GONE")
+
+
+def seen(*_: object) -> dict[str, str | None]:
+    return {name: os.environ.get(name) for name in NAMES}
+
+
+class Seen:
+    """As a dataset: what a decoding worker finds in its environment."""
+
+    def __getitems__(self, positions: list) -> dict[str, str | None]:
+        return seen()
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_every_process_sees_the_environment_of_its_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GONE", "when they start")
+    start_forkserver()
+    with pool(1) as early:
+        early.submit(seen).result()  # the fork server runs by now, if it did not before
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        monkeypatch.setenv("HF_TOKEN", "secret")
+        monkeypatch.setenv("https_proxy", "http://proxy:3128")
+        monkeypatch.delenv("GONE")
+        now = seen()
+        assert now["GONE"] is None
+        assert now["HF_TOKEN"] == "secret"
+        assert list(Crew(2).run(seen, [(0,), (1,)], 2)) == [now, now]
+        assert parallel(seen, [0, 1], 2, "test") == [now, now]
+        assert list(batches(Seen(), [[0], [1]], 1)) == [now, now]  # type: ignore[arg-type]
+        assert early.submit(seen).result()["GONE"] == "when they start"
