@@ -147,7 +147,7 @@ def part_of(path: Path, patience: float) -> Iterator[IO[bytes] | None]:
         if path.exists():
             yield None
             return
-        part = open(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
+        part = os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
         try:
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is(part, place) and not path.exists():

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from data_shards.commands import StatsConfig
 from data_shards.index import write_aside
+from data_shards.processes import pool
 from data_shards.sample import BadSample
 from data_shards.shards import ShardSet
 from data_shards.stats_page import FITTED, draw_page

@@ -91,7 +91,7 @@ def test_pixels_and_captions_do_not_depend_on_the_world(packed: Path, tokenizer_
                 assert torch.equal(dealt, batch[name]), (world, number, name)
 
 
-@pytest.mark.parametrize(("workers", "method"), [(2, "forkserver"), (1, "fork"), (1, "spawn")])
+@pytest.mark.parametrize(("workers", "method"), [(2, "forkserver"), (4, "fork"), (3, "fork"), (1, "spawn")])
 def test_workers_do_not_change_a_bit(packed: Path, tokenizer_folder: Path, workers: int, method: str) -> None:
     alone = stream_of(config(packed), str(tokenizer_folder))
     helped = stream_of(config(packed, workers=workers, start_method=method), str(tokenizer_folder))
