@@ -150,8 +150,10 @@ def part_of(path: Path, patience: float) -> Iterator[IO[bytes] | None]:
         part = os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
         try:
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is(part, place) and not path.exists():
-                break
+            if _is(part, place):
+                if not path.exists():
+                    break
+                place.unlink(missing_ok=True)  # another finished it after we had looked, and we made an empty one
         except BlockingIOError:
             state = os.fstat(part.fileno())
             if state.st_mtime != last:  # it grows, so its writer lives

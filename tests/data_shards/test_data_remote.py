@@ -410,6 +410,21 @@ def test_a_holder_without_progress_is_passed_over(tmp_path: Path) -> None:
     assert (tmp_path / "a.part").exists()
 
 
+def test_a_chunk_finished_between_a_look_and_an_opening_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, path = os.open, tmp_path / "a"
+
+    def finished_meanwhile(place: Path, *arguments: int) -> int:
+        path.write_bytes(b"whole")
+        return real(place, *arguments)
+
+    monkeypatch.setattr(os, "open", finished_meanwhile)
+    with chunk_cache.part_of(path, 9) as part:
+        assert part is None
+    assert [found.name for found in tmp_path.iterdir()] == ["a"]
+
+
 def test_what_a_killed_process_left_goes_when_room_is_made(tmp_path: Path) -> None:
     cache = ChunkCache(tmp_path, 30, 1)
     (tmp_path / "dead.part").write_bytes(bytes(25))
