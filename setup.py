@@ -7,6 +7,7 @@ PEERS = ["open_clip_torch>=3.2,<4"]  # what the benchmarks and parity tests comp
 S3 = ["obstore>=0.8"]  # signs the requests
 S3_SERVER = ["moto[s3]>=5.1", "boto3", "flask", "flask-cors"]  # a real one, for the tests
 PARQUET = ["pyarrow>=18"]  # only for packing Parquet files and BigEarthNet v2
+PROMETHEUS = ["prometheus_client>=0.20"]  # the endpoint of a run
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # export to ONNX, and running what was exported
 
 setup(
@@ -57,6 +58,7 @@ setup(
         "parquet": PARQUET,
         "s3": S3,
         "onnx": ONNX,
+        "prometheus": PROMETHEUS,
         "test": [
             "pytest>=8",
             "pytest-xdist>=3.7",
@@ -70,6 +72,7 @@ setup(
             *ONNX,
             *S3,
             *S3_SERVER,
+            *PROMETHEUS,
         ],
     },
 )

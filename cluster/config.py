@@ -74,6 +74,21 @@ class CheckpointConfig:
 
 
 @dataclass
+class MonitorConfig:
+    """What the run tells while it goes on, besides metrics.jsonl and TensorBoard.
+
+    Args:
+        prometheus_port: rank 0 serves the figures there for Prometheus to scrape; null for no endpoint
+        prometheus_address: of the interface it listens on; the default answers on this host only
+        peak_tflops: dense TFLOP/s of the accelerator, for the MFU; null looks its name up
+    """
+
+    prometheus_port: int | None = None
+    prometheus_address: str = "127.0.0.1"
+    peak_tflops: float | None = None
+
+
+@dataclass
 class RunConfig:
     """The run itself.
 
@@ -82,7 +97,7 @@ class RunConfig:
         epochs: passes over the training shards
         max_steps: stop after this many steps, 0 for no limit; the schedule is laid out for the steps that are run
         seed: of initialisation, sample order, augmentation and dropout
-        log_every: steps between records in metrics.jsonl and TensorBoard
+        log_every: steps between records in metrics.jsonl and TensorBoard; only in those is anything measured
         evaluate_every: epochs between evaluations, 0 for the end of the run only
         progress: show a progress bar on rank 0
         deterministic: only deterministic kernels: the same figures on every run with the same world size
@@ -97,5 +112,6 @@ class RunConfig:
     progress: bool = True
     deterministic: bool = False
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

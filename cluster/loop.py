@@ -31,6 +31,7 @@ from timm.utils.distributed import distribute_bn
 from cluster import checkpoint
 from cluster.config import RunConfig
 from cluster.distributed import Rank, any_rank, mean_over_ranks, seed_step
+from cluster.figures import Subject, Watch
 from cluster.grad_cache import FeatureLosses, backward_cached
 from cluster.metrics import MetricLog
 from cluster.preemption import REQUEUE_EXIT_CODE, Notice
@@ -82,6 +83,7 @@ def train(
     evaluate: Evaluate,
     split: FeatureLosses | None = None,
     draw: Draw | None = None,
+    subject: Subject | None = None,
 ) -> dict[str, Any]:
     """Run to the last step, from the newest good checkpoint where there is one; returns the run's figures.
 
@@ -97,30 +99,33 @@ def train(
     last = total_steps(config, len(stream))
     evaluation, overdue = resume(config, folder, engine, stream)
     started_at = engine.global_steps
-    log = MetricLog(folder, last, started_at, rank.is_first, config.progress)
-    log.text("run/config", f"```yaml\n{(folder / 'config.yaml').read_text()}\n```")
-    log.text("run/command", " ".join(sys.argv))
+    log = MetricLog(folder, last, started_at, rank.is_first, config.progress, config.monitor)
+    log.describe((folder / "config.yaml").read_text(), " ".join(sys.argv))
     clock = Clock(config.engine.global_batch)
+    watch = Watch(engine, rank, config, subject or Subject(), stream)
     if overdue:
         evaluation = evaluated(engine, evaluate, rank)
         log.numbers(started_at, {f"eval/{name}": value for name, value in evaluation.items()})
 
     batches = iter(stream) if started_at < last else iter(())
     while engine.global_steps < last:
+        upcoming = engine.global_steps + 1
+        recorded = upcoming in (started_at + 1, last) or is_multiple(upcoming, config.log_every)
         clock.wait()
         batch = next(batches)
         clock.work()
         seed_step(config.seed, engine.global_steps, rank.rank)
-        parts = optimize(engine, batch, step, rank.device, split)
+        with watch.step(recorded):
+            parts = optimize(engine, batch, step, rank.device, split, watch.gradients if recorded else None)
         done = engine.global_steps
         clock.stepped()
 
         stopping = any_rank(notice.given, rank.device)
         evaluating = done == last or is_multiple(done, config.evaluate_every * len(stream))
         saving = stopping or done == last or is_multiple(done, config.checkpoint.every or len(stream))
-        if done == last or is_multiple(done, config.log_every) or done == started_at + 1:
-            figures = training_figures(engine, parts, clock, batch, rank)
-            log.numbers(done, figures)
+        if recorded:
+            figures = watch.figures(parts, clock, batch["epoch"])
+            log.numbers(done, figures, watch.ranks)
             log.advance(done, {"loss": figures["train/loss"], "images/s": figures["train/images_per_second"]})
             refuse_non_finite(engine, parts, config, rank, log)
         else:
@@ -141,7 +146,7 @@ def train(
             log.close()
             logger.warning("stopped at step %d of %d: run the same command again to go on", done, last)
             sys.exit(REQUEUE_EXIT_CODE)
-    log.close()
+    log.close(finished=True)
     return {
         "steps": last,
         "epochs": last / len(stream),
@@ -178,11 +183,13 @@ def optimize(
     step: Step,
     device: torch.device,
     split: FeatureLosses | None = None,
+    look: Callable[[], None] | None = None,
 ) -> dict[str, torch.Tensor]:
     """One optimizer step on this rank's share of the global batch; returns the loss and its parts, detached.
 
     A tensor in the batch has one row a sample; anything else goes to every micro step as it is. Of several micro
     batches, each has losses of its own, whose means are returned, or with ``split`` all have those of the whole batch.
+    ``look`` is called when the gradient is whole, before the optimizer takes it.
     """
     pieces = engine.gradient_accumulation_steps()
     totals: dict[str, torch.Tensor] = {}
@@ -193,6 +200,8 @@ def optimize(
             # Without ZeRO and in float32, DeepSpeed clips but keeps no record of the norm.
             gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
             totals["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
+        if look is not None and engine.is_gradient_accumulation_boundary():
+            look()
         engine.step()
 
     micro_batches = [partial(micro_batch, batch, piece, pieces, device) for piece in range(pieces)]
@@ -235,21 +244,6 @@ def refuse_non_finite(
         f"step {engine.global_steps}: the loss is {loss} and its gradient norm {'not finite' if burst else norm}; lower"
         f" run.optimizer.lr or lengthen its warmup; checkpoints are in {Path(config.dir) / 'checkpoints'}"
     )
-
-
-def training_figures(
-    engine: deepspeed.DeepSpeedEngine, parts: dict[str, torch.Tensor], clock: Clock, batch: Batch, rank: Rank
-) -> dict[str, Any]:
-    """The record of a step; losses are means over the ranks, which for the global-batch losses is the loss itself."""
-    means = mean_over_ranks({name: float(value) for name, value in parts.items()}, rank.device)
-    figures: dict[str, Any] = {f"train/{name}": value for name, value in means.items()}
-    figures.setdefault("train/grad_norm", float(engine.get_global_grad_norm() or math.nan))
-    figures["train/lr"] = engine.get_lr()[0]
-    figures["train/epoch"] = batch["epoch"]
-    images_per_second, wait_share = clock.read()
-    figures["train/images_per_second"] = images_per_second
-    figures["train/data_wait_share"] = mean_over_ranks({"wait": wait_share}, rank.device)["wait"]
-    return figures
 
 
 def evaluated(engine: deepspeed.DeepSpeedEngine, evaluate: Evaluate, rank: Rank) -> dict[str, float]:
@@ -315,13 +309,11 @@ class Clock:
     def pause(self) -> None:
         self.begun = None
 
-    def read(self) -> tuple[float, float]:
-        """(images/s of all ranks, data-wait share) since the last reading."""
-        seconds = sum(self.steps[self.read_from :])
-        waited = sum(self.waits[self.read_from :])
-        count = len(self.steps) - self.read_from
+    def read(self) -> tuple[list[float], list[float]]:
+        """Seconds of the steps since the last reading, and of them those spent waiting for data."""
+        steps, waits = self.steps[self.read_from :], self.waits[self.read_from :]
         self.read_from = len(self.steps)
-        return self.global_batch * count / seconds, waited / seconds
+        return steps, waits
 
     def images_per_second(self) -> float | None:
         """Over the whole run, without its first steps, in which kernels and workers warm up."""

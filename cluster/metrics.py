@@ -1,6 +1,8 @@
 """The record of a run: ``metrics.jsonl`` (one JSON object a line), TensorBoard events and the progress bar.
 
-Only rank 0 writes. Names are the same in both: ``train/loss``, ``train/lr``, ``eval/mean_recall`` ...
+Only rank 0 writes. Names are the same in both: ``train/loss``, ``train/lr``, ``eval/mean_recall`` ...; a list of
+numbers is a histogram in TensorBoard, a text stands in ``metrics.jsonl`` only. The same figures go to the Prometheus
+endpoint, where there is one. TensorBoard's first pages, HPARAMS and CUSTOM SCALARS, are laid out by cluster.layout.
 """
 
 from __future__ import annotations
@@ -9,14 +11,21 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import yaml
 from PIL import Image
 from tqdm import tqdm
+
+from cluster.config import MonitorConfig
+from cluster.figures import Seen
+from cluster.layout import LAYOUT, hparams_end, hparams_start
+from cluster.prometheus import open_endpoint
+
+FLUSH_SECONDS = 20  # until what was written is seen by a TensorBoard that looks on
 
 
 class MetricLog:
@@ -27,10 +36,17 @@ class MetricLog:
         total_steps: length of the progress bar
         start_step: step that the run continues from
         enabled: False on all ranks but the first, where every method does nothing
+        monitor: where the Prometheus endpoint is, if there is to be one
+
+    Raises:
+        ValueError: an endpoint is wanted whose library is not installed
     """
 
-    def __init__(self, folder: Path, total_steps: int, start_step: int, enabled: bool, progress: bool) -> None:
+    def __init__(
+        self, folder: Path, total_steps: int, start_step: int, enabled: bool, progress: bool, monitor: MonitorConfig
+    ) -> None:
         self.enabled = enabled
+        self.endpoint = open_endpoint(monitor, folder.name, enabled)
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -40,27 +56,34 @@ class MetricLog:
         self.file = path.open("w", buffering=1)
         for record in kept:
             self.file.write(json.dumps(record) + "\n")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step, flush_secs=FLUSH_SECONDS)
         self.bar = tqdm(
             total=total_steps, initial=start_step, desc=folder.name, unit="step", disable=not progress,
             file=sys.stdout, mininterval=0.5 if sys.stdout.isatty() else 15.0, dynamic_ncols=sys.stdout.isatty(),
         )  # fmt: skip
 
-    def text(self, name: str, value: str) -> None:
-        if self.enabled:
-            self.board.add_text(name, value)
+    def describe(self, config: str, command: str) -> None:
+        """The run's configuration (YAML) and command, as text and as hyperparameters, and the layout of the charts."""
+        if not self.enabled:
+            return
+        self.board.add_text("run/config", f"```yaml\n{config}\n```")
+        self.board.add_text("run/command", f"```\n{command}\n```")
+        self.board.add_custom_scalars(LAYOUT)
+        for summary in hparams_start(yaml.safe_load(config)):
+            self.board._get_file_writer().add_summary(summary)
 
-    def numbers(self, step: int, values: dict[str, Any]) -> None:
+    def numbers(self, step: int, values: dict[str, Any], ranks: Sequence[Seen] = ()) -> None:
+        """Figures of a step; ``ranks`` are what each rank saw, for the endpoint."""
         if not self.enabled:
             return
         self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **plain(values)}) + "\n")
         for name, value in values.items():
-            if isinstance(value, int | float) and math.isfinite(value):
+            if isinstance(value, list):
+                self.board.add_histogram(name, np.asarray(value), step)
+            elif isinstance(value, int | float) and math.isfinite(value):
                 self.board.add_scalar(name, value, step)
-
-    def histogram(self, step: int, name: str, values: torch.Tensor) -> None:
-        if self.enabled:
-            self.board.add_histogram(name, values, step)
+        if self.endpoint is not None:
+            self.endpoint.update(step, values, ranks)
 
     def pictures(self, step: int, images: Mapping[str, Image.Image]) -> None:
         if self.enabled:
@@ -73,11 +96,16 @@ class MetricLog:
                 self.bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
             self.bar.update(step - self.bar.n)
 
-    def close(self) -> None:
+    def close(self, finished: bool = False) -> None:
+        """``finished``: the run has reached its last step."""
         if self.enabled:
             self.bar.close()
+            if finished:
+                self.board._get_file_writer().add_summary(hparams_end())
             self.board.close()
             self.file.close()
+        if self.endpoint is not None:
+            self.endpoint.close()
 
 
 def plain(values: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from cluster.agreement import refuse_different_data
 from cluster.config import RunConfig
 from cluster.distributed import Rank, seed_everything, start
 from cluster.engine import build_engine, full_state_dict
+from cluster.figures import Subject
 from cluster.grad_cache import FeatureLosses
 from cluster.loop import Step, Stream, prepare_folder, total_steps, train
 from cluster.report import set_up_logging, write_report
@@ -43,6 +44,7 @@ class Task:
         export: writes the trained model; gets whole float32 weights, the report and the folder, on rank 0 only
         split: the step in two halves, where its losses need no more of the model than features: for gradient caching
         pictures: drawn after each evaluation by the engine in eval mode, for TensorBoard; a collective
+        subject: what the figures of the run need to know of the model
     """
 
     model: torch.nn.Module
@@ -53,6 +55,7 @@ class Task:
     export: Callable[[dict[str, torch.Tensor], dict[str, Any], Path], object]
     split: FeatureLosses | None = None
     pictures: Callable[[deepspeed.DeepSpeedEngine], dict[str, Image.Image]] | None = None
+    subject: Subject = field(default_factory=Subject)
 
 
 def run_task(config: Any, run: RunConfig, prepare: Callable[[Rank], Task]) -> dict[str, Any]:
@@ -76,7 +79,7 @@ def run_task(config: Any, run: RunConfig, prepare: Callable[[Rank], Task]) -> di
             engine.gradient_accumulation_steps(), engine.train_micro_batch_size_per_gpu(), run.engine.global_batch,
         )  # fmt: skip
     draw = None if task.pictures is None else partial(task.pictures, engine)
-    report = train(run, rank, engine, task.stream, task.step, lambda: task.evaluate(engine), split, draw)
+    report = train(run, rank, engine, task.stream, task.step, lambda: task.evaluate(engine), split, draw, task.subject)
     weights = full_state_dict(engine)
     if rank.is_first:
         task.export(weights, report, folder)

@@ -125,6 +125,14 @@ class EvalBatches:
             extra = {"index": torch.from_numpy(index), "image_index": torch.from_numpy(owner)}
             yield tokenize(self.tokenizer, texts) | extra
 
+    def pixels(self, images: list[int]) -> torch.Tensor:
+        """uint8 (n, 3, S, S) of a few images, read by this process."""
+        return self.fetcher.__getitems__(images)["images"]
+
+    def scenes(self, images: list[int]) -> list[str]:
+        """Scene names of a few images, from their metadata alone; empty for none."""
+        return [self.source.text(image).label or "" for image in images]
+
     def _plan(self, count: int) -> list[list[int]]:
         """Indices of this rank's batches, filled up with -1 to the same number on every rank."""
         batches = -(-count // (self.batch_size * self.world_size))

@@ -6,6 +6,7 @@ labelled. ``instruct`` starts from a stage-one export; ``closed`` from its prese
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import torch
 from PIL import Image
 
 from cluster.distributed import Rank, gather_rows
+from cluster.figures import Subject
 from cluster.task import Task, run_task
 from data_shards import ShardSet, ShardStream, eval_batches, load_tokenizer
 from finetune.config import ClosedConfig, InstructConfig
 from model import RetrievalObjective, build_model, load_weights, parameter_groups, save_pretrained
+from model.peaks import peak_of
+from model.summary import pair_flops, tower_of
 
 
 def train_on_captions(config: InstructConfig | ClosedConfig) -> dict[str, Any]:
@@ -57,4 +61,7 @@ def captioned(config: InstructConfig | ClosedConfig, rank: Rank) -> Task:
         save_pretrained(weights, model.config, folder / "export", folder / "tokenizer", extra=report)
 
     groups = parameter_groups(model, run.optimizer.weight_decay)
-    return Task(model, groups, stream, objective.step, evaluate, export, split=objective, pictures=pictures)
+    subject = Subject(tower_of, partial(pair_flops, model.config, config.data.image_size), peak_of)
+    return Task(
+        model, groups, stream, objective.step, evaluate, export, split=objective, pictures=pictures, subject=subject
+    )

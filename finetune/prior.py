@@ -8,6 +8,8 @@ python -m pretrain ... --model.prior.weights runs/prior/export
 
 from __future__ import annotations
 
+import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,13 @@ import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 
 from cluster.distributed import Rank
+from cluster.figures import Subject
 from cluster.task import Task, run_task
 from data_shards import EvalBatches, ShardSet, ShardStream, eval_batches
 from finetune.config import PriorConfig
 from model import SceneClassifier, SceneConfig, parameter_groups, save_pretrained
+from model.flops import training_flops
+from model.peaks import peak_of
 
 
 def train_prior(config: PriorConfig) -> dict[str, Any]:
@@ -66,7 +71,14 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
     def export(weights: dict[str, torch.Tensor], report: dict[str, Any], folder: Path) -> None:
         save_pretrained(weights, model.config, folder / "export", extra=report)
 
-    return Task(model, parameter_groups(model, run.optimizer.weight_decay), stream, step, evaluate, export)
+    def build() -> SceneClassifier:
+        settings = copy.deepcopy(model.config)
+        settings.backbone.weights = None
+        return SceneClassifier(settings)
+
+    groups = parameter_groups(model, run.optimizer.weight_decay)
+    subject = Subject(flops=partial(training_flops, build, config.data.image_size), peak_tflops=peak_of)
+    return Task(model, groups, stream, step, evaluate, export, subject=subject)
 
 
 def accuracy_of(engine: deepspeed.DeepSpeedEngine, batches: EvalBatches, device: torch.device) -> dict[str, float]:

@@ -26,6 +26,7 @@ from model.build import build_model, parameter_groups
 from model.config import load_preset
 from model.flops import count_flops, total
 from model.losses import RetrievalLoss
+from model.peaks import peak_of
 
 if TYPE_CHECKING:
     from model.commands import BenchConfig
@@ -33,19 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-# Dense TFLOP/s with bf16 and with float32 (no TF32), from the makers' data sheets. The first name that fits counts.
-PEAKS = {
-    "B200": (2250.0, 75.0),
-    "H200": (989.0, 67.0),
-    "H100 PCIe": (756.0, 51.0),
-    "H100 NVL": (835.0, 60.0),
-    "H100": (989.0, 67.0),
-    "A100": (312.0, 19.5),
-    "L40S": (362.0, 91.6),
-    "L4": (121.0, 30.3),
-    "A10": (125.0, 31.2),
-    "RTX 4090": (165.0, 82.6),
-}
 
 
 @dataclass
@@ -227,13 +215,6 @@ def compare(contenders: list[Contender], config: BenchConfig, device: torch.devi
 def median_ratio(some: list[float], others: list[float]) -> float:
     """Of steps that were timed side by side."""
     return statistics.median(a / b for a, b in zip(some, others, strict=True))
-
-
-def peak_of(device: str, dtype: str) -> float | None:
-    """Dense TFLOP/s of the GPU by its name, None where it is not in the table."""
-    found = next((peaks for name, peaks in PEAKS.items() if set(name.split()) <= set(device.split())), None)
-    found = found or next((peaks for name, peaks in PEAKS.items() if f" {name}-" in f" {device}"), None)
-    return None if found is None else found[0 if dtype == "bf16" else 1]
 
 
 def figures(one: Contender, batch: int, peak: float | None) -> Figures:

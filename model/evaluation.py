@@ -4,7 +4,8 @@
     figures = evaluate_retrieval(engine, batches, device, gather)     # each rank encodes its share
 
 ``batches`` is anything with ``images()``, ``texts()``, ``captions``, ``text_image`` and ``image_count``, as
-data_shards.eval_batches gives; ``gather(rows)`` gives the rows of all ranks.
+data_shards.eval_batches gives; ``gather(rows)`` gives the rows of all ranks. Pictures ask for ``pixels`` and ``scenes``
+of a few images besides.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Batches(Protocol):
     def image_count(self) -> int: ...
     def images(self) -> Iterator[dict[str, Tensor]]: ...
     def texts(self) -> Iterator[dict[str, Tensor]]: ...
+    def pixels(self, images: list[int]) -> Tensor: ...
+    def scenes(self, images: list[int]) -> list[str]: ...
 
 
 def evaluate_retrieval(

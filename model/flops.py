@@ -11,9 +11,11 @@ added here. Elementwise work does not count, as is usual where FLOPs are compare
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 
@@ -35,6 +37,28 @@ CPU_ATTENTION = {
 def count_flops() -> FlopCounterMode:
     """A context in which every operator is counted, on any device and on tensors without data."""
     return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
+
+
+def training_flops(build: Callable[[], nn.Module], side: int, text_length: int | None = None) -> float:
+    """FLOPs of one sample in training, forward and backward, without data or weights.
+
+    Args:
+        build: makes the model, on whatever device torch has set; frozen parts get no backward pass
+        side: of the images, pixels
+        text_length: tokens of a caption; None for a model of images alone
+    """
+    count = 2  # batch norms refuse a batch of one
+    with torch.device("meta"):
+        model = build().train()
+        inputs = [torch.zeros((count, 3, side, side), dtype=torch.uint8)]
+        if text_length is not None:
+            tokens = torch.zeros((count, text_length), dtype=torch.long)
+            inputs += [tokens, torch.ones_like(tokens)]
+    with count_flops() as counter:
+        outputs = model(*inputs)
+        values = outputs.values() if isinstance(outputs, dict) else [outputs]
+        torch.stack([value.sum() for value in values if value is not None and value.requires_grad]).sum().backward()
+    return total(counter) / count
 
 
 def total(counter: FlopCounterMode) -> int:

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from model.belief_picture import belief_panel
 from model.config import LossConfig
-from model.evaluation import Batches, Forward, Gather, evaluate_retrieval
+from model.evaluation import Batches, Forward, Gather, encode_images, encode_texts
 from model.losses import RetrievalLoss
+from model.recall import retrieval_metrics
+from model.retrieval_pictures import hard_negatives, hard_negatives_panel, similarity_panel
 
 
 class RetrievalObjective:
@@ -34,6 +36,9 @@ class RetrievalObjective:
     def __init__(self, loss: LossConfig, device: torch.device, gather: Gather | None = None) -> None:
         self.loss = RetrievalLoss(**asdict(loss))
         self.device, self.gather = device, gather
+        self.encoded: tuple[Tensor, Tensor] | None = (
+            None  # held-out images and texts, from an evaluation to its pictures
+        )
 
     def step(self, engine: Forward, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch (images, input_ids, attention_mask, image_ids, labels), its parts and the logit_scale."""
@@ -50,8 +55,20 @@ class RetrievalObjective:
         return total, {**parts, "logit_scale": features["logit_scale"].detach()}
 
     @torch.no_grad()
-    def pictures(self, engine: Forward, batches: Batches, count: int = 8) -> dict[str, Image.Image]:
-        """The belief maps of the first held-out images, the same at every evaluation. All ranks call the engine."""
+    def pictures(self, engine: Forward, batches: Batches) -> dict[str, Image.Image]:
+        """Belief maps of held-out images, the same ones every time; of the last evaluation, the worst confusions and
+        the similarities by scene. All ranks call the engine."""
+        drawn = self.belief(engine, batches)
+        if self.encoded is not None:
+            images, texts = self.encoded
+            self.encoded = None  # the model goes on: they are out of date
+            drawn |= {
+                "hard_negatives": confusions(images, texts, batches),
+                "similarity": by_scene(images, texts, batches),
+            }
+        return drawn
+
+    def belief(self, engine: Forward, batches: Batches, count: int = 8) -> dict[str, Image.Image]:
         batch = next(batches.images())
         some = batch["images"][batch["index"] >= 0][:count]
         if len(some) == 0:  # a rank without a share, whose engine is needed by the others all the same
@@ -61,4 +78,23 @@ class RetrievalObjective:
 
     def evaluate(self, engine: Forward, batches: Batches) -> dict[str, float]:
         """Recalls of the engine in eval mode, percent."""
-        return evaluate_retrieval(engine, batches, self.device, self.gather)
+        images = encode_images(engine, batches, self.device, self.gather)
+        texts = encode_texts(engine, batches, self.device, self.gather)
+        self.encoded = images, texts
+        return retrieval_metrics(images, texts, torch.as_tensor(batches.text_image))
+
+
+def confusions(images: Tensor, texts: Tensor, batches: Batches, count: int = 8) -> Image.Image:
+    """The held-out images that are closest to captions of others."""
+    found = hard_negatives(images, texts, torch.as_tensor(batches.text_image), batches.captions, count)
+    return hard_negatives_panel(batches.pixels([each.image for each in found]), found, batches.captions)
+
+
+def by_scene(images: Tensor, texts: Tensor, batches: Batches, count: int = 120) -> Image.Image:
+    """Similarities of held-out images, evenly taken from all, with their first captions, scene by scene."""
+    some = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long().tolist()
+    scenes = dict(zip(some, batches.scenes(some), strict=True))
+    some = sorted(some, key=lambda image: (scenes[image] == "", scenes[image]))
+    owners = torch.as_tensor(batches.text_image)
+    first = torch.searchsorted(owners, torch.tensor(some))  # the captions of an image stand side by side
+    return similarity_panel(images[some] @ texts[first].T, [scenes[image] for image in some])

@@ -8,6 +8,8 @@ FLOPs are of one forward pass of one image and one text of full length, a multip
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,7 @@ from torch import nn
 
 from model.build import build_model
 from model.config import ModelConfig, load_preset
-from model.flops import count_flops, total, under
+from model.flops import count_flops, total, training_flops, under
 
 if TYPE_CHECKING:
     from model.commands import SummaryConfig
@@ -97,10 +99,32 @@ def without_weights(config: ModelConfig) -> ModelConfig:
 
 
 def part_of(name: str) -> str:
+    """The part that a parameter belongs to. Raises ValueError where that is none of the table."""
     for module, part in PARTS.items():
         if name == module or name.startswith(f"{module}."):
             return part
     raise ValueError(f"the parameter '{name}' belongs to no part of the table")
+
+
+def tower_of(name: str) -> str:
+    """The part of any model of this package by a parameter's name, wrapped ones too: for the gradient norms of a run.
+
+    What a fine-tuning adds is ``other``.
+    """
+    words = name.split(".")
+    for first in range(len(words)):
+        with contextlib.suppress(ValueError):
+            return part_of(".".join(words[first:]))
+    return "other"
+
+
+def pair_flops(config: ModelConfig, side: int) -> float:
+    """FLOPs of one image-text pair in training; ``config`` is that of a model (resolved), ``side`` of the images."""
+
+    def build() -> nn.Module:
+        return build_model(without_weights(copy.deepcopy(config)))
+
+    return training_flops(build, side, config.text.context_length)
 
 
 def forward_flops(model: Any) -> tuple[dict[str, int], dict[str, int]]:

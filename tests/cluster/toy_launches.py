@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -79,6 +80,12 @@ def needed(program: str, package: str) -> str:
     return path
 
 
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def toy_arguments(folder: Path, *options: str) -> list[str]:
     return ["--run.dir", str(folder), *BASE, *options]
 
@@ -110,6 +117,7 @@ def assert_same(run: ToyRun, whole: ToyRun) -> None:
     assert final["steps"] == wanted["steps"]
 
 
+WATCHED = ("--run.max_steps", "5")
 STOPPABLE = ("--dropout", "0.2", "--batch_norm", "true", "--run.checkpoint.every", "4", "--run.checkpoint.keep", "3",
              "--run.engine.micro_batch", "4", "--run.engine.zero", "2")  # fmt: skip
 
@@ -120,6 +128,13 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
     options: dict[str, Sequence[str]] = {f"zero{stage}": ("--run.engine.zero", str(stage)) for stage in range(4)}
     options |= {
         "bf16": ("--run.engine.precision", "bf16", "--run.epochs", "8", "--run.optimizer.lr", "5e-3"),
+        "bf16-0": (*WATCHED, "--run.engine.precision", "bf16", "--run.engine.zero", "0"),
+        "bf16-1": (*WATCHED, "--run.engine.precision", "bf16", "--run.engine.zero", "1"),
+        "late-data": (*WATCHED, "--late", "data"),
+        "late-forward": (*WATCHED, "--late", "forward"),
+        "late-zero3": (*WATCHED, "--late", "forward", "--run.engine.zero", "3"),
+        "scraped": ("--scrape_at", "9", "--run.log_every", "4", "--run.monitor.prometheus_port", free_port(),
+                    "--run.monitor.peak_tflops", "1e-4"),
         "micro": ("--run.engine.micro_batch", "4",),
         "unclipped": ("--run.optimizer.clip_grad_norm", "0"),
         "nan": ("--nan_at", "7", "--run.checkpoint.every", "2", "--run.log_every", "10"),

@@ -8,8 +8,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
+from urllib.request import urlopen
 
 import torch
 from torch import nn
@@ -17,11 +21,14 @@ from torch import nn
 from cluster.config import RunConfig
 from cluster.distributed import seed_everything, start
 from cluster.engine import build_engine, full_state_dict
+from cluster.figures import Subject
 from cluster.loop import prepare_folder, total_steps, train
 from cluster.report import set_up_logging, write_report
 from options import parse
 
 SAMPLES = 96
+LATE_SECONDS = 0.3
+TOY_FLOPS = 3 * 2 * (8 * 32 + 32 * 1)
 
 
 @dataclass
@@ -36,6 +43,8 @@ class ToyConfig:
         nan_at: the loss of this step is not a number
         dropout: of the hidden layer
         batch_norm: normalise the hidden layer over the batch, with statistics of each rank's own
+        late: where the last rank loses 0.3 seconds of every step
+        scrape_at: rank 0 asks its own Prometheus endpoint in this step, and keeps the answer in scrape.txt
     """
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="unset"))
@@ -45,14 +54,22 @@ class ToyConfig:
     nan_at: int = -1
     dropout: float = 0.0
     batch_norm: bool = False
+    late: Literal["data", "forward"] | None = None
+    scrape_at: int = -1
 
 
 class ToyStream:
     """``SAMPLES`` rows an epoch in order; rank r of W gets rows r, r + W, ... of each global batch."""
 
-    def __init__(self, global_batch: int, rank: int, world_size: int) -> None:
-        self.global_batch, self.rank, self.world_size = global_batch, rank, world_size
+    def __init__(self, global_batch: int, rank: int, world_size: int, late: float = 0.0) -> None:
+        self.global_batch, self.rank, self.world_size, self.late = global_batch, rank, world_size, late
         self.epoch = self.seen = 0
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """Bad samples of this rank by reason: as many as it has had batches, the last rank for a reason of its own."""
+        batches = (self.epoch * len(self)) + self.seen // self.global_batch
+        return Counter({"image": batches, "caption": 2}) if self.rank else Counter({"image": batches})
 
     def __len__(self) -> int:
         return SAMPLES // self.global_batch
@@ -62,6 +79,7 @@ class ToyStream:
             index = torch.arange(self.seen + self.rank, self.seen + self.global_batch, self.world_size)
             inputs = torch.sin(index[:, None] * torch.arange(1, 9) * 0.37 + self.epoch)
             epoch = self.epoch
+            time.sleep(self.late)
             self.seen += self.global_batch
             if self.seen + self.global_batch > SAMPLES:
                 self.epoch, self.seen = self.epoch + 1, 0
@@ -74,9 +92,21 @@ class ToyStream:
         self.epoch, self.seen = state["epoch"], state["samples_seen"]
 
 
-def toy_model(dropout: float, batch_norm: bool) -> nn.Module:
+class Late(nn.Module):
+    """An identity that takes its time."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return inputs
+
+
+def toy_model(dropout: float, batch_norm: bool, late: float = 0.0) -> nn.Module:
     torch.manual_seed(3)
-    norm = nn.BatchNorm1d(32) if batch_norm else nn.Identity()
+    norm = nn.BatchNorm1d(32) if batch_norm else Late(late)
     return nn.Sequential(nn.Linear(8, 32), norm, nn.GELU(), nn.Dropout(dropout), nn.Linear(32, 1))
 
 
@@ -85,9 +115,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rank = start(config.run.engine)
     set_up_logging(rank)
     seed_everything(config.run.seed, config.run.deterministic)
-    stream = ToyStream(config.run.engine.global_batch, rank.rank, rank.world_size)
+    late = {config.late: LATE_SECONDS} if rank.rank == rank.world_size - 1 else {}
+    stream = ToyStream(config.run.engine.global_batch, rank.rank, rank.world_size, late.get("data", 0.0))
     folder = prepare_folder(config, config.run, rank)
-    model = toy_model(config.dropout, config.batch_norm)
+    model = toy_model(config.dropout, config.batch_norm, late.get("forward", 0.0))
     decay = config.run.optimizer.weight_decay
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": decay},
@@ -104,6 +135,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             os._exit(3)
         if engine.global_steps == config.raise_at and rank.rank == rank.world_size - 1:
             raise RuntimeError("asked to fail")
+        if engine.global_steps == config.scrape_at and rank.is_first:
+            with urlopen(f"http://127.0.0.1:{config.run.monitor.prometheus_port}/metrics") as answer:
+                (folder / "scrape.txt").write_bytes(answer.read())
         inputs = batch["inputs"].to(next(engine.module.parameters()).dtype)
         loss = nn.functional.mse_loss(engine(inputs).float(), batch["targets"])
         if engine.global_steps == config.nan_at:
@@ -115,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         outputs = engine(inputs.to(next(engine.module.parameters()).dtype)).float()
         return {"mse": float(nn.functional.mse_loss(outputs, inputs.sum(1, keepdim=True).tanh()))}
 
-    report = train(config.run, rank, engine, stream, step, evaluate)
+    subject = Subject(flops=lambda: TOY_FLOPS)
+    report = train(config.run, rank, engine, stream, step, evaluate, subject=subject)
     state = full_state_dict(engine)
     if rank.is_first:
         torch.save(state, folder / "weights.pt")

@@ -8,11 +8,12 @@ import torch
 from tiny_models import tiny
 
 from model.__main__ import main
-from model.bench import median_ratio, peak_of
+from model.bench import median_ratio
 from model.build import build_model
 from model.config import EncoderConfig
 from model.flops import count_flops, total, under
 from model.losses import RetrievalLoss
+from model.peaks import peak_of
 
 
 def flops_of_a_step(trainable: bool) -> tuple[int, int]:
