@@ -4,11 +4,14 @@ import json
 
 import pytest
 import torch
+from tiny_models import tiny
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model.__main__ import main
 from model.build import build_model
 from model.config import load_preset
-from model.summary import Row, summarise
+from model.flops import count_flops, total
+from model.summary import Row, pair_flops, summarise
 
 
 def count(module: torch.nn.Module) -> int:
@@ -91,3 +94,18 @@ def test_the_command_prints_markdown_and_json(capsys):
     assert parts[-1]["trained"] + parts[-1]["frozen"] == pytest.approx(2.41e6, rel=0.01)
     assert main(["summary", "--preset", "priorclip-b23"]) == 2
     assert "did you mean 'priorclip-b32'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_flops_of_training_are_those_of_a_real_step(trained):
+    config = tiny()
+    config.prior.trainable = trained
+    model = build_model(config).train()
+    images = torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
+    tokens = torch.ones(4, 20, dtype=torch.long)
+    # The fused kernel computes the scores again in its backward pass, which is no work of the model.
+    with sdpa_kernel(SDPBackend.MATH), count_flops() as counter:
+        outputs = model(images, tokens, torch.ones_like(tokens))
+        (outputs["image_features"].sum() + outputs["text_features"].sum()).backward()
+    assert pair_flops(model.config, 64) == pytest.approx(total(counter) / 4, rel=1e-9)
+    assert model.config.prior.trainable == trained
