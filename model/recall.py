@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CELLS = 1 << 22  # similarities held at once: 32 MiB of float64
+SIDE = 1 << 10  # images, and texts, compared at once: 8 MiB of float64 similarities
 TIE = 1e-12  # below what float32 features can tell apart, above the rounding of float64 products
 
 
@@ -30,8 +30,8 @@ class Standing(NamedTuple):
     right: Tensor  # right answers that are as similar as it, itself among them
 
 
-def recall_at_k(standing: Standing, k: int) -> float:
-    """Expected percent of the queries with a right answer among the first k, ties in random order.
+def hit_probability(standing: Standing, k: int) -> Tensor:
+    """(Q,) float64: the probability that a right answer of the query is among its first k, ties in random order.
 
     Of the n = tied + right answers that are equal, r = k - above are among the first k. That none of them is right has
     the probability C(tied, r) / C(n, r), which is the product over j < right of (n - r - j) / (n - j).
@@ -42,7 +42,12 @@ def recall_at_k(standing: Standing, k: int) -> float:
     for j in range(int(standing.right.max())):
         factor = (n - places - j).clamp(min=0) / (n - j).clamp(min=1)
         missed *= torch.where(j < standing.right, factor, 1.0)
-    return 100 * (1 - missed).mean().item()
+    return 1 - missed
+
+
+def recall_at_k(standing: Standing, k: int) -> float:
+    """Expected percent of the queries with a right answer among the first k."""
+    return 100 * hit_probability(standing, k).mean().item()
 
 
 def retrieval_metrics(
@@ -58,45 +63,43 @@ def retrieval_metrics(
     Raises:
         ValueError: an index outside the images, or shapes that do not match
     """
-    index = torch.as_tensor(text_to_image_index, device=image_features.device).long()
-    check(image_features, text_features, index)
-    images, texts = image_features.double(), text_features.double().to(image_features.device)
-    found = {
-        "i2t": image_to_text(images, texts, index),
-        "t2i": text_to_image(images, texts, index),
-    }
+    found = standings(image_features, text_features, text_to_image_index)
     metrics = {f"{way}_r{k}": recall_at_k(standing, k) for way, standing in found.items() for k in ks}
     return with_mean(metrics)
 
 
-def image_to_text(images: Tensor, texts: Tensor, index: Tensor) -> Standing:
-    """Standing of the captions of each image that has one."""
-    parts = []
-    for part in index.unique().split(max(1, CELLS // len(texts))):
-        parts.append(standing_of(images[part] @ texts.T, index[None, :] == part[:, None]))
-    return joined(parts)
+def standings(image_features: Tensor, text_features: Tensor, text_to_image_index: Tensor) -> dict[str, Standing]:
+    """Standings of both directions in one pass: ``i2t`` of the images that have a text, by row; ``t2i`` of each text.
+
+    Arguments and errors as ``retrieval_metrics``. Similarities are float64 and exist in blocks of SIDE x SIDE; each
+    block serves both directions, as what a query has to beat, the similarity of its best right answer, is known before.
+    """
+    index = torch.as_tensor(text_to_image_index, device=image_features.device).long()
+    check(image_features, text_features, index)
+    images, texts = image_features, text_features.to(image_features.device)
+    own = torch.cat([(images[of].double() * part).sum(1) for of, part in zip(index.split(SIDE), texts.split(SIDE))])
+    best = own.new_full((len(images),), torch.inf).scatter_reduce(0, index, own, "amax", include_self=False)
+    right = torch.zeros_like(best, dtype=torch.long).index_add(0, index, (own >= best[index] - TIE).long())
+    i2t = torch.zeros(2, len(images), dtype=torch.long, device=images.device)
+    t2i = torch.zeros(2, len(texts), dtype=torch.long, device=images.device)
+    for rows in torch.arange(len(images), device=images.device).split(SIDE):
+        part = images[rows].double()
+        for columns in torch.arange(len(texts), device=images.device).split(SIDE):
+            similarity = part @ texts[columns].double().T
+            count(similarity, best[rows, None], 1, i2t, rows)
+            count(similarity, own[columns], 0, t2i, columns)
+    asked = index.unique()
+    return {
+        "i2t": Standing(i2t[0, asked], (i2t[1] - right)[asked], right[asked]),
+        "t2i": Standing(t2i[0], t2i[1] - 1, torch.ones_like(index)),
+    }
 
 
-def text_to_image(images: Tensor, texts: Tensor, index: Tensor) -> Standing:
-    """Standing of the image of each text."""
-    size = max(1, CELLS // len(images))
-    everybody = torch.arange(len(images), device=images.device)
-    parts = []
-    for part, target in zip(texts.split(size), index.split(size), strict=True):
-        parts.append(standing_of(part @ images.T, everybody[None, :] == target[:, None]))
-    return joined(parts)
-
-
-def standing_of(similarity: Tensor, own: Tensor) -> Standing:
-    """From similarities (Q, A) and which answers are right (Q, A)."""
-    best = similarity.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
-    level = (similarity - best).abs() <= TIE
-    above = (similarity > best + TIE) & ~own
-    return Standing(above.sum(1), (level & ~own).sum(1), (level & own).sum(1))
-
-
-def joined(parts: list[Standing]) -> Standing:
-    return Standing(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+def count(similarity: Tensor, bar: Tensor, axis: int, counts: Tensor, queries: Tensor) -> None:
+    """Add how many similarities of each query stand above its bar, and how many level with it, to counts (2, Q)."""
+    above = (similarity > bar + TIE).sum(axis)
+    counts[0, queries] += above
+    counts[1, queries] += (similarity >= bar - TIE).sum(axis) - above
 
 
 def chance(text_to_image_index: Tensor, ks: Sequence[int] = (1, 5, 10), images: int | None = None) -> dict[str, float]:
