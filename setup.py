@@ -24,7 +24,7 @@ setup(
         "cluster": ["zero/*.json", "slurm/*"],
         "pretrain": ["configs/*.yaml"],
         "finetune": ["configs/*.yaml"],
-        "retrieval": ["page.html"],
+        "retrieval": ["page.html", "published.yaml"],
     },
     install_requires=[
         "torch>=2.6",
@@ -48,6 +48,7 @@ setup(
         "simplejpeg>=1.8",
         "imagehash>=4.3",
         "matplotlib>=3.9",
+        "scikit-learn>=1.5",
         "psutil>=5.9",
         "tqdm>=4.66",
         "ninja>=1.11",

@@ -2,10 +2,10 @@
 
     python benchmarks/recall.py [--sizes 1000x5000 5000x25000 20000x100000] [--width 512]
 
-``ours`` is model.recall.retrieval_metrics: float64, exact on ties, in blocks. ``matrix`` is what the field's scripts do:
-the float32 similarities of everything with everything, sorted both ways, and the first right answer looked for; it is
-run where it fits (--matrix-until cells), and the figures are compared. Each is a process of its own, the best of RUNS;
-memory is the peak above what the features take.
+``ours`` is model.recall.retrieval_metrics: float64, exact on ties, in blocks. ``matrix`` is what the field's scripts
+do: the float32 similarities of everything with everything, sorted both ways, and the first right answer looked for; it
+is run where it fits (--matrix-until cells), and the figures are compared. Each is a process of its own, the best of
+RUNS; memory is the peak above what the features take.
 """
 
 from __future__ import annotations

@@ -1,17 +1,21 @@
-"""``python -m retrieval evaluate|index|search|serve``: see each command's --help."""
+"""``python -m retrieval evaluate|robustness|index|search|serve``: see each command's --help."""
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from options import parse_command
-from retrieval.config import COMMANDS, EvaluateConfig, IndexConfig, SearchConfig, ServeConfig
+from retrieval.config import COMMANDS, EvaluateConfig, IndexConfig, RobustnessConfig, SearchConfig, ServeConfig
 
 if TYPE_CHECKING:
     from retrieval.search import Searcher
+
+
+LISTS = ("--models", "--severities", "--caption_shares", "--caption-shares")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,13 +25,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     run: dict[str, Callable[..., None]] = {
         "evaluate": run_evaluate,
+        "robustness": run_robustness,
         "index": run_index,
         "search": run_search,
         "serve": run_serve,
     }
     prog = "retrieval"
     try:
-        name, config = parse_command(COMMANDS, argv, prog=prog, description="Evaluate and use a trained model.")
+        words = bracketed(sys.argv[1:] if argv is None else argv, LISTS)
+        name, config = parse_command(COMMANDS, words, prog=prog, description="Evaluate and use a trained model.")
         prog = f"retrieval {name}"
         run[name](config)
     except (OSError, ValueError) as error:
@@ -36,12 +42,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def bracketed(words: Sequence[str], lists: Sequence[str]) -> list[str]:
+    """``--models a=x b=y`` -> ``--models [a=x,b=y]`` in JSON, for options that take a list."""
+    found: list[str] = []
+    rest = list(words)
+    while rest:
+        found.append(rest.pop(0))
+        if found[-1] in lists and rest and not rest[0].startswith(("--", "[")):
+            values = []
+            while rest and not rest[0].startswith("--"):
+                values.append(rest.pop(0))
+            found.append(json.dumps(values))
+    return found
+
+
+def run_robustness(config: RobustnessConfig) -> None:
+    from retrieval.robustness import measure, robustness_table
+
+    report = measure(config)
+    print(robustness_table(report))
+    print(f"report and plot: {config.output}")
+
+
 def run_evaluate(config: EvaluateConfig) -> None:
     from retrieval.evaluation import evaluate, write_report
-    from retrieval.table import recall_table
+    from retrieval.table import tables
 
     report = evaluate(config)
-    print(recall_table(report))
+    print(tables(report))
+    if config.confusions:
+        print(f"confusions: {config.confusions}")
     if config.output:
         write_report(config.output, report)
         print(f"report: {config.output}")

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-@dataclass
-class GalleryConfig:
-    """A model and the images it encodes.
+@dataclass(kw_only=True)
+class TestSetConfig:
+    """Images, their captions, and how they are encoded.
 
     Args:
-        model: export folder of a PriorCLIP or PriorITR, as training and save_pretrained write it
-        data: Karpathy JSON, or shards: a folder, tars, or a pattern such as "test-{000..007}.tar"
+        data: Karpathy JSON; or shards: a folder, tars, or a pattern such as "test-{000..007}.tar"; or a folder of scene
+            folders, such as AID, RESISC45, EuroSAT and UC Merced come in
         images: folder that the file names of the Karpathy JSON are relative to
-        split: split of the Karpathy JSON to take, or "all"; null takes "test" where the file has it, else all
+        split: split of the Karpathy JSON to take, or "all"; null takes "test" where the file has it, else all. Of a
+            folder of scene folders: the folder in it, such as "test", that holds them
         limit: take the first so many images only
         batch_size: images, or captions, encoded at a time
         device: auto takes the GPU where there is one
@@ -27,7 +28,8 @@ class GalleryConfig:
         max_bad_share: stop when more than this share of the images cannot be used
     """
 
-    model: str
+    __test__ = False  # what pytest would take for tests by its name
+
     data: str
     images: str | None = None
     split: str | None = None
@@ -50,17 +52,121 @@ class GalleryConfig:
             raise ValueError(f"--max_bad_share is a share: 0 to 1, not {self.max_bad_share}")
 
 
-@dataclass
-class EvaluateConfig(GalleryConfig):
-    """Measure recall at 1, 5 and 10 in both directions, on a Karpathy JSON or on shards.
+@dataclass(kw_only=True)
+class GalleryConfig(TestSetConfig):
+    """A model and the images it encodes.
 
     Args:
-        output: report to write, JSON; null prints the table only
+        model: export folder of a PriorCLIP or PriorITR, as training and save_pretrained write it
+    """
+
+    model: str
+
+
+TASKS = ("retrieval", "zeroshot", "probe")
+Benchmark = Literal["rsicd", "rsitmd", "ucm"]
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig(GalleryConfig):
+    """Measure recall at 1, 5 and 10 in both directions; and, on request, scene classification of labelled images.
+
+    Args:
+        output: report to write, JSON; null prints the tables only
         caption_field: list in KEY.json that holds the captions: captions or coarse_captions
+        features: folder that keeps the features, so that they are encoded once for many evaluations; null keeps none
+        tasks: what is measured, with commas between: retrieval; zeroshot, classification by prompts; probe, a logistic
+            regression on the frozen features
+        bootstrap: resamples for the 95 % intervals, over images with their captions; 0 for none
+        seed: of the resamples, and of the parts that the probe splits the images into
+        benchmark: print published results beside: rsicd, rsitmd or ucm
+        confusions: picture (PNG) to draw of the hardest confusions, of the first task; null draws none
+        templates: prompts of zeroshot: clip, remoteclip, scenes, or a text file with one template a line and {} for
+            the class
+        class_names: JSON file {label: name} with other words for classes
+        probe_data: labelled images that the probe learns from, as --data; null splits those of --data
+        probe_images: folder of the images of probe_data, where that is a Karpathy JSON
+        probe_split: split of probe_data
+        train_share: share of each class that the probe learns from, where probe_data is null
     """
 
     output: str | None = None
     caption_field: str = "captions"
+    features: str | None = None
+    tasks: str = "retrieval"
+    bootstrap: int = 1000
+    seed: int = 0
+    benchmark: Benchmark | None = None
+    confusions: str | None = None
+    templates: str = "clip"
+    class_names: str | None = None
+    probe_data: str | None = None
+    probe_images: str | None = None
+    probe_split: str | None = None
+    train_share: float = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for task in self.chosen:
+            if task not in TASKS:
+                raise ValueError(f"--tasks {self.tasks}: {', '.join(TASKS)} (commas between), not '{task}'")
+        if not self.chosen:
+            raise ValueError(f"--tasks is empty: name some of {', '.join(TASKS)}")
+        if self.bootstrap < 0:
+            raise ValueError(f"--bootstrap must not be negative, but is {self.bootstrap}")
+        if not 0 < self.train_share < 1:
+            raise ValueError(f"--train_share is a share: between 0 and 1, not {self.train_share}")
+
+    @property
+    def chosen(self) -> list[str]:
+        return list(dict.fromkeys(task.strip() for task in self.tasks.split(",") if task.strip()))
+
+
+CORRUPTIONS = ("blur", "noise", "jpeg", "rotation", "cloud", "haze", "season")
+
+
+@dataclass(kw_only=True)
+class RobustnessConfig(TestSetConfig):
+    """Measure how models bear corrupted images and swapped captions, at several severities.
+
+    Args:
+        models: NAME=EXPORT of each, with blanks between; a name that stands several times is one line with its spread
+        output: folder for robustness.json, robustness.md, robustness.png and cells.jsonl, from which it goes on
+        caption_field: list in KEY.json that holds the captions: captions or coarse_captions
+        corruptions: of blur, noise, jpeg, rotation, cloud, haze, season, and captions; with commas between
+        severities: of the image corruptions, 1 to 5
+        caption_shares: of the test set's captions that are swapped
+        seed: of the corruptions
+        bootstrap: resamples for the 95 % intervals, over images with their captions; 0 for none
+    """
+
+    models: list[str]
+    output: str
+    caption_field: str = "captions"
+    corruptions: str = ",".join((*CORRUPTIONS, "captions"))
+    severities: list[int] = field(default_factory=lambda: [1, 2, 3, 4, 5])
+    caption_shares: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.4])
+    seed: int = 0
+    bootstrap: int = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = (*CORRUPTIONS, "captions")
+        for name in self.chosen:
+            if name not in known:
+                raise ValueError(f"--corruptions: {', '.join(known)} (commas between), not '{name}'")
+        for severity in self.severities:
+            if severity not in range(1, 6):
+                raise ValueError(f"--severities are 1 to 5, not {severity}")
+        for share in self.caption_shares:
+            if not 0 <= share <= 1:
+                raise ValueError(f"--caption_shares are shares: 0 to 1, not {share}")
+        if not self.models:
+            raise ValueError("--models NAME=EXPORT: name one model or more")
+
+    @property
+    def chosen(self) -> list[str]:
+        return list(dict.fromkeys(name.strip() for name in self.corruptions.split(",") if name.strip()))
 
 
 @dataclass(kw_only=True)
@@ -132,4 +238,10 @@ class ServeConfig:
             raise ValueError(f"--port must be between 0 and 65535, not {self.port}")
 
 
-COMMANDS = {"evaluate": EvaluateConfig, "index": IndexConfig, "search": SearchConfig, "serve": ServeConfig}
+COMMANDS = {
+    "evaluate": EvaluateConfig,
+    "robustness": RobustnessConfig,
+    "index": IndexConfig,
+    "search": SearchConfig,
+    "serve": ServeConfig,
+}

@@ -1,7 +1,8 @@
-"""Recall of an exported model on a test set, by the field's protocol.
+"""Everything that is measured of an exported model on a test set, from features that are encoded once.
 
     gallery -> images -> features (I, d) -\\
-            -> captions -> features (T, d) -> recall@1, 5, 10, both directions, mean -> report.json
+            -> captions -> features (T, d) -> retrieval: recall@1, 5, 10, both directions, mean -> report.json
+                                           -> zeroshot, probe: scene classification
 
 An image that cannot be used leaves the test set with its captions, and the report lists it: figures with a non-empty
 ``skipped`` are of another, smaller test.
@@ -12,59 +13,138 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
-from model.recall import chance, retrieval_metrics
 from retrieval.config import EvaluateConfig
-from retrieval.encoder import Encoder, reasons
-from retrieval.gallery import open_gallery, refuse_too_many, with_captions
+from retrieval.confusions import draw_retrieval_confusions, draw_scene_confusions
+from retrieval.encoder import pick_device
+from retrieval.features import Features, LazyEncoder, encoded
+from retrieval.gallery import Gallery, Skipped, open_gallery, with_captions
+from retrieval.probe import probe_report, stratified
+from retrieval.published import comparison
+from retrieval.ranking import recall_report
+from retrieval.zeroshot import class_features, class_prompts, zero_shot_report
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """The report: recalls in percent, as model.recall names them, with those of chance and what was evaluated.
+    """The report: what was evaluated, and the figures of each task in percent.
 
     Returns:
-        ``mean_recall``, ``i2t_r1`` ... ``t2i_r10``, ``chance`` (the same keys), ``images``, ``captions``, ``model``,
-        ``data``, ``split``, ``caption_field``, ``precision``, ``device``, ``skipped`` (reason -> keys), ``seconds``
+        ``images``, ``model``, ``data``, ``split``, ``precision``, ``device``, ``skipped`` (reason -> keys) and
+        ``seconds``; of the task retrieval, at the top: ``mean_recall``, ``i2t_r1`` ... ``t2i_r10`` as model.recall
+        names them, ``captions``, ``caption_field``, and ``chance``, ``intervals``, ``classes`` as
+        ``ranking.recall_report`` has them; ``comparison`` (published.py) and ``confusions`` on request; ``zeroshot``
+        and ``probe`` as ``zeroshot.zero_shot_report`` and ``probe.probe_report`` give them
     Raises:
         OSError, ValueError: bad input; the message names the file or key, and what to do
     """
     started = time.perf_counter()
     if config.output and Path(config.output).is_dir():
         raise IsADirectoryError(f"--output {config.output} is a folder: name the report, {config.output}/report.json")
-    everything = open_gallery(config.data, config.images, config.split, config.limit)
-    gallery, skipped = with_captions(everything, config.caption_field)
-    encoder = Encoder.load(config.model, config.device, config.precision)
-    batches = encoder.batches(gallery, config, config.caption_field)
-
-    images = encoder.images(batches)
-    usable = images.usable
-    for reason, keys in reasons(gallery, usable, encoder.image_size, config.max_pixels).items():
-        skipped.setdefault(reason, []).extend(keys)
-    refuse_too_many(skipped, len(everything.source), config.max_bad_share)
-    texts = encoder.texts(batches)
-
-    owner = torch.from_numpy(batches.text_image)
-    kept = usable[owner]
-    row = usable.cumsum(0)[owner[kept]] - 1  # the image's place among those that are left
-    metrics = retrieval_metrics(images.features[usable], texts[kept], row)
-    return {
-        **metrics,
-        "chance": chance(row, images=int(usable.sum())),
-        "images": int(usable.sum()),
-        "captions": int(kept.sum()),
+    retrieval = "retrieval" in config.chosen
+    gallery, skipped = open_gallery(config.data, config.images, config.split, config.limit), Skipped()
+    if retrieval:
+        gallery, skipped = with_captions(gallery, config.caption_field)
+    model, device = LazyEncoder(config), pick_device(config.device)
+    features = encoded(config, gallery, skipped, model, config.caption_field if retrieval else None)
+    report: dict[str, Any] = {}
+    if retrieval:
+        report |= recall_report(features, config.bootstrap, config.seed)
+        report |= {"captions": len(features.texts), "caption_field": config.caption_field}
+    report |= {
+        "images": len(features.images),
         "model": str(config.model),
         "data": str(config.data),
         "split": gallery.split,
-        "caption_field": config.caption_field,
         "precision": config.precision,
-        "device": str(encoder.device),
-        "skipped": skipped,
-        "seconds": round(time.perf_counter() - started, 3),
+        "device": str(device),
+        "skipped": features.skipped,
     }
+    if retrieval and config.benchmark:
+        report["comparison"] = comparison(config.benchmark, report)
+    classified = {
+        task: run(config, features, model)
+        for task, run in (("zeroshot", zero_shot), ("probe", probe))
+        if task in config.chosen
+    }
+    report |= {task: found.report for task, found in classified.items()}
+    if config.confusions and retrieval:
+        report["confusions"] = draw_retrieval_confusions(config.confusions, gallery, features)
+    elif config.confusions:
+        draw_confused_scenes(config.confusions, gallery, features, classified[config.chosen[0]])
+    return {**report, "seconds": round(time.perf_counter() - started, 3)}
+
+
+class Classified(NamedTuple):
+    """What came of a classification: the rows of ``features`` that were tested, and the class given to each."""
+
+    report: dict[str, Any]
+    tested: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+
+
+def zero_shot(config: EvaluateConfig, features: Features, model: LazyEncoder) -> Classified:
+    prompts = class_prompts(features.classes, config.templates, config.class_names)
+    heads = class_features(model.encoder, prompts)
+    report, predicted = zero_shot_report(features.images, features.labels, features.classes, heads, config.bootstrap)
+    firsts = {name: texts[0] for name, texts in zip(features.classes, prompts, strict=True)}
+    about = {"templates": config.templates, "prompts": sum(map(len, prompts)), "first_prompts": firsts}
+    return Classified({**report, **about}, labelled(features), predicted)
+
+
+def probe(config: EvaluateConfig, features: Features, model: LazyEncoder) -> Classified:
+    """Learns from ``probe_data``, or from a part of each class of the test set itself."""
+    tested = labelled(features)
+    if config.probe_data is None:
+        learned, held_out = stratified(features.labels.numpy()[tested], 1 - config.train_share, config.seed)
+        learn = rows_of(features, tested[learned])
+        tested = tested[held_out]
+    else:
+        learn = learning_set(config, features.classes, model)
+    test = rows_of(features, tested)
+    report, predicted = probe_report(*learn, *test, features.classes, config.bootstrap, config.seed)
+    return Classified(report, tested, predicted)
+
+
+def learning_set(
+    config: EvaluateConfig, classes: list[str], model: LazyEncoder
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Features and labels of ``probe_data``; scenes that the test does not have are left out.
+
+    Raises ValueError where it lacks a scene of the test, which could never be right.
+    """
+    assert config.probe_data is not None
+    data, images, split = config.probe_data, config.probe_images, config.probe_split
+    other = replace(config, data=data, images=images, split=split, limit=None)
+    found = encoded(other, open_gallery(data, images, split), {}, model, None)
+    missing = sorted(set(classes) - set(found.classes))
+    if missing:
+        raise ValueError(
+            f"--probe_data {data} has no image of {', '.join(missing[:5])}, which --data {config.data} has: are the "
+            "classes spelt alike?"
+        )
+    places = [classes.index(name) if name in classes else -1 for name in found.classes]
+    return found.images.numpy(), np.array([*places, -1])[found.labels.numpy()]
+
+
+def labelled(features: Features) -> NDArray[np.int64]:
+    """Rows of the images whose scene is known."""
+    return (features.labels >= 0).nonzero().flatten().numpy()
+
+
+def rows_of(features: Features, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    return features.images[rows].numpy(), features.labels[rows].numpy()
+
+
+def draw_confused_scenes(path: str, gallery: Gallery, features: Features, found: Classified) -> None:
+    samples, labels = features.samples[found.tested].numpy(), features.labels[found.tested].numpy()
+    pairs = found.report["confusions"]
+    draw_scene_confusions(path, gallery, samples, labels, found.predicted, features.classes, pairs)
 
 
 def write_report(path: str | Path, report: dict[str, Any]) -> None:

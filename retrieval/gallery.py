@@ -2,6 +2,7 @@
 
     open_gallery("dataset_rsicd.json", "RSICD_images")       # Karpathy JSON: its test split
     open_gallery("shards/test")                              # folder of tars, a tar, or a pattern of tars
+    open_gallery("AID")                                      # folder of scene folders: labels, no captions
 
     gallery.source      len(), read(i) -> Sample, captions(i, field), name(i) -> (shard or data set, key)
     gallery.place(i)    where image i lies, so that an index finds it again without the annotation file
@@ -18,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_shards.manifest import NAME as MANIFEST
 from data_shards.sample import BadSample, Sample
 from data_shards.shards import ShardSet
-from data_shards.sources import Record, RecordSet, karpathy, keep_split
+from data_shards.sources import IMAGE_SUFFIXES, Record, RecordSet, imagefolder, karpathy, keep_split
+from data_shards.sources.folder import walk_names
 
 if TYPE_CHECKING:
     from data_shards.collate import SampleSource
@@ -93,12 +96,12 @@ class Selection:
 
 
 def open_gallery(data: str, images: str | None = None, split: str | None = None, limit: int | None = None) -> Gallery:
-    """The samples of a Karpathy JSON (``data`` ends in .json) or of shards.
+    """The samples of a Karpathy JSON (``data`` ends in .json), of shards, or of a folder of scene folders.
 
     Args:
-        data: JSON file, or shard specification
+        data: JSON file, shard specification, or folder with images below and no tar in it
         images: folder of the JSON's images
-        split: of the JSON, or "all"; None takes "test" where the file has it, else all
+        split: of the JSON, or "all"; None takes "test" where the file has it, else all. Of a folder: the one in it
         limit: the first so many samples
 
     Raises:
@@ -114,11 +117,24 @@ def open_gallery(data: str, images: str | None = None, split: str | None = None,
             raise ValueError(
                 f"--images {images} goes with a Karpathy JSON; the shards of --data {data} hold the images"
             )
+        if is_image_folder(Path(data)):
+            origin = RecordSet(imagefolder(data, None if split == ALL else split))
+            return limited(Gallery(origin, split or ALL, origin, range(len(origin))), limit)
         if split not in (None, ALL):
             raise ValueError(f"--split {split}: shards have no splits, so name the tars of the split in --data")
         origin, split = ShardSet(data), ALL
-    gallery = Gallery(origin, split or ALL, origin, range(len(origin)))
-    return gallery if limit is None or limit >= len(origin) else gallery.keep(range(limit))
+    return limited(Gallery(origin, split or ALL, origin, range(len(origin))), limit)
+
+
+def limited(gallery: Gallery, limit: int | None) -> Gallery:
+    return gallery if limit is None or limit >= len(gallery.places) else gallery.keep(range(limit))
+
+
+def is_image_folder(path: Path) -> bool:
+    """Whether it holds images, in folders, and no shards."""
+    if not path.is_dir() or (path / MANIFEST).exists() or any(path.glob("*.tar")):
+        return False
+    return bool(walk_names(path, lambda name: name.lower().endswith(IMAGE_SUFFIXES)))
 
 
 def read_records(path: Path, images: str | None, split: str | None) -> tuple[list[Record], str]:

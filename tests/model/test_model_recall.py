@@ -76,7 +76,9 @@ def test_ties_are_broken_at_random(k: int):
     """All orders of the equal ones, counted."""
     index = torch.tensor([0, 0, 1, 1, 2])
     images = torch.tensor([[1.0], [0.0], [0.0]])
-    texts = torch.tensor([[3.0], [3.0], [3.0], [5.0], [3.0]])  # to image 0 a wrong text stands above, two beside its own
+    texts = torch.tensor(
+        [[3.0], [3.0], [3.0], [5.0], [3.0]]
+    )  # to image 0 a wrong text stands above, two beside its own
     orders = [order for order in itertools.permutations(range(5)) if order[0] == 3]
     expected = sum(any(index[t] == 0 for t in order[:k]) for order in orders) / len(orders)
     standing = model.recall.standings(images, texts, index)["i2t"]

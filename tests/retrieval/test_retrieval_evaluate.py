@@ -85,7 +85,7 @@ def test_command_writes_the_report_and_prints_the_table(test_set: TestSet, tmp_p
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     report = json.loads(output.read_text())
-    assert set(report) == FIGURES | FACTS | {"seconds"}
+    assert set(report) == FIGURES | FACTS | {"seconds", "intervals", "classes"}
     assert set(report["chance"]) == FIGURES
     assert (report["images"], report["captions"], report["split"]) == (24, 84, "test")
     assert report["model"] == str(test_set.export)

@@ -1,0 +1,148 @@
+"""The hardest confusions as one picture to look at: where a model is most sure of a wrong answer.
+
+    draw_retrieval_confusions("confusions.png", gallery, features)      # a row: an image and what it is taken for
+    draw_scene_confusions("confusions.png", gallery, samples, ...)      # a row: one scene taken for another
+
+A contact sheet is a list of rows, each a heading and some pictures with a line or two below.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from data_shards.sample import BadSample
+from data_shards.transforms import eval_transform
+from retrieval.features import Features
+from retrieval.gallery import Gallery
+from retrieval.ranking import hardest
+
+SIDE, GAP, LINE = 176, 14, 15  # pixels
+ROWS, ACROSS = 12, 6
+LETTERS = 28  # of a line below a picture
+INK, FAINT, WRONG, PAPER = "#202020", "#707070", "#b3261e", "#ffffff"
+
+
+class Cell(NamedTuple):
+    """A picture (None leaves the place empty) with lines below; ``wrong`` frames it."""
+
+    sample: int | None
+    lines: Sequence[str]
+    wrong: bool = False
+
+
+class Row(NamedTuple):
+    heading: str
+    cells: Sequence[Cell]
+
+
+def draw_retrieval_confusions(
+    path: str, gallery: Gallery, features: Features, rows: int = ROWS
+) -> list[dict[str, Any]]:
+    """The images whose most similar wrong caption lies furthest above their best own one, each with both captions.
+
+    Returns what is drawn: ``image`` and ``taken_for`` (keys), ``caption`` (the wrong one), ``margin``.
+    """
+    wrong, alike, own = hardest(features)
+    margin = torch.where(own.isnan() | (alike == -torch.inf), -torch.inf, alike - own)
+    order = [image for image in margin.argsort(descending=True, stable=True)[:rows].tolist() if margin[image] > 0]
+    sheet: list[Row] = []
+    found: list[dict[str, Any]] = []
+    for image in order:
+        text = int(wrong[image])
+        other = int(features.owner[text])
+        mine = (features.owner == image).nonzero().flatten()
+        best = int(mine[(features.texts[mine] @ features.images[image]).argmax()])
+        here, there = (int(features.samples[place]) for place in (image, other))
+        keys = [gallery.source.name(sample)[1] for sample in (here, there)]
+        sheet.append(
+            Row(
+                f"{keys[0]} is more like a caption of {keys[1]}, by {margin[image]:.3f}",
+                [
+                    Cell(here, wrapped(f"{own[image]:.3f} {features.captions[best]}")),
+                    Cell(there, wrapped(f"{alike[image]:.3f} {features.captions[text]}"), wrong=True),
+                ],
+            )
+        )
+        row = {"image": keys[0], "taken_for": keys[1], "caption": features.captions[text]}
+        found.append({**row, "margin": round(float(margin[image]), 4)})
+    draw_sheet(path, gallery, sheet, across=2, columns=3)
+    return found
+
+
+def draw_scene_confusions(
+    path: str,
+    gallery: Gallery,
+    samples: NDArray[np.int64],
+    wanted: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    classes: list[str],
+    confusions: Sequence[Sequence[Any]],
+) -> None:
+    """The pairs of scenes most often confused, with pictures of each.
+
+    Args:
+        path: PNG to write
+        gallery: that the pictures come from
+        samples, wanted, predicted: (I,) index in the gallery, class and class given of each image
+        classes: names
+        confusions: [class, taken for, images], as a classification report has them
+    """
+    sheet = []
+    for name, other, count in list(confusions)[:ROWS]:
+        chosen = samples[(wanted == classes.index(name)) & (predicted == classes.index(other))][:ACROSS]
+        cells = [Cell(int(sample), wrapped(gallery.source.name(int(sample))[1]), wrong=True) for sample in chosen]
+        sheet.append(Row(f"{name}, taken for {other}: {count}", cells))
+    draw_sheet(path, gallery, sheet, across=ACROSS, columns=1)
+
+
+def wrapped(text: str) -> list[str]:
+    lines = textwrap.wrap(text, LETTERS)
+    return [*lines[:3], f"{lines[3][: LETTERS - 1]}…"] if len(lines) > 4 else lines
+
+
+def draw_sheet(path: str, gallery: Gallery, sheet: Sequence[Row], across: int, columns: int) -> None:
+    """Write the PNG: rows of ``across`` pictures, in so many columns side by side."""
+    wide = across * (SIDE + GAP) + GAP
+    high = SIDE + 6 * LINE + GAP
+    down = max(1, -(-len(sheet) // columns))
+    page = Image.new("RGB", (wide * min(columns, max(1, len(sheet))), high * down + GAP), PAPER)
+    pen, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    if not sheet:
+        pen.text((GAP, GAP), "nothing is confused", INK, font)
+    for place, row in enumerate(sheet):
+        left, top = wide * (place % columns) + GAP, high * (place // columns) + GAP
+        pen.text((left, top), clipped(row.heading, font, wide - 2 * GAP), INK, font)
+        for number, cell in enumerate(row.cells):
+            x, y = left + number * (SIDE + GAP), top + LINE + 4
+            page.paste(picture(gallery, cell.sample), (x, y))
+            if cell.wrong:
+                pen.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline=WRONG, width=2)
+            for at, line in enumerate(cell.lines):
+                pen.text((x, y + SIDE + 2 + at * LINE), line, FAINT, font)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    page.save(path, "PNG")
+
+
+def clipped(text: str, font: Any, width: int) -> str:
+    while font.getlength(text) > width:
+        text = f"{text[:-2]}…"
+    return text
+
+
+def picture(gallery: Gallery, sample: int | None) -> Image.Image:
+    """The centred square of an image; a grey one where it cannot be read any more."""
+    if sample is not None:
+        try:
+            pixels = eval_transform(gallery.source.read(sample).image, SIDE)
+            return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+        except BadSample:
+            pass
+    return Image.new("RGB", (SIDE, SIDE), "#cccccc")

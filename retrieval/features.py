@@ -1,0 +1,194 @@
+"""Features of a model on a test set, encoded once and kept: every further evaluation starts from the file.
+
+    features = encoded(config, gallery, skipped)
+    features.images (I, d), features.texts (T, d), features.owner (T,) row of each text's image, features.labels (I,)
+
+With ``--features FOLDER`` they are looked for in ``FOLDER/DIGEST.safetensors`` and written there. The digest is of all
+that they depend on: the model's weights and configuration, the precision, the samples with their captions, and size and
+time of the image files. So a changed picture or caption is encoded anew, and one folder serves any number of models and
+test sets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from data_shards.shards import ShardSet
+from data_shards.store import LocalFile
+from retrieval.config import EvaluateConfig
+from retrieval.encoder import Encoder, reasons
+from retrieval.gallery import Gallery, Skipped, refuse_too_many
+from retrieval.index import model_hash
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Features:
+    """A test set after a model: only what can be used.
+
+    Args:
+        images: (I, d) float32, L2-normalised
+        texts: (T, d) of the captions of these images; T = 0 where captions were not asked for
+        owner: (T,) the row of each text's image
+        labels: (I,) the place of the scene in ``classes``, -1 where it is not known
+        classes: scene classes, sorted
+        samples: (I,) index of each image in the gallery
+        captions: (T,) the texts
+        skipped: samples that cannot be used: reason -> keys
+    """
+
+    images: Tensor
+    texts: Tensor
+    owner: Tensor
+    labels: Tensor
+    classes: list[str]
+    samples: Tensor
+    captions: list[str]
+    skipped: Skipped
+
+
+class LazyEncoder:
+    """An encoder that is loaded when it is first needed: what is in the store needs none."""
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        self.config = config
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        return Encoder.load(self.config.model, self.config.device, self.config.precision)
+
+    @cached_property
+    def digest(self) -> str:
+        """Of weights, configuration and tokenizer, and of the precision."""
+        folder = Path(self.config.model)
+        if not (folder / "model.safetensors").is_file():
+            return self.encoder.folder.name  # loading says what is wrong with the folder
+        found = hashlib.sha256(f"{VERSION} {self.config.precision} {model_hash(folder)}".encode())
+        for path in sorted(folder.glob("*.json")):
+            found.update(path.read_bytes())
+        return found.hexdigest()
+
+
+def encoded(
+    config: EvaluateConfig,
+    gallery: Gallery,
+    skipped: Skipped,
+    model: LazyEncoder,
+    caption_field: str | None = "captions",
+    variant: str = "",
+) -> Features:
+    """Features of the gallery's images, and of its captions where a field is named, from the store if they are there.
+
+    Args:
+        config: what to encode with, and how many bad images are too many
+        gallery: samples that have captions, if those are wanted
+        skipped: samples that were left out before
+        model: to encode with
+        caption_field: list in KEY.json; None for images only
+        variant: how the gallery's pixels differ from the files, e.g. a corruption with its seed
+    """
+    place = None
+    if config.features:
+        digest = hashlib.sha256(f"{model.digest} {variant} {data_digest(gallery, caption_field)}".encode())
+        place = Path(config.features) / f"{digest.hexdigest()[:32]}.safetensors"
+    if place is not None and place.is_file():
+        found, left_out = read(place)
+        log.info("features from %s", place)
+    else:
+        encoder = model.encoder
+        batches = encoder.batches(gallery, config, caption_field)
+        images = encoder.images(batches)
+        left_out = reasons(gallery, images.usable, encoder.image_size, config.max_pixels)
+        texts = encoder.texts(batches) if caption_field else images.features.new_zeros(0, images.features.shape[1])
+        found = {"images": images.features, "usable": images.usable, "labels": images.labels, "texts": texts}
+        if place is not None:
+            write(place, found, left_out)
+    skipped = {reason: [*skipped.get(reason, []), *left_out.get(reason, [])] for reason in {**skipped, **left_out}}
+    total = len(gallery.origin) if config.limit is None else min(config.limit, len(gallery.origin))
+    refuse_too_many(skipped, total, config.max_bad_share)
+    captions, owners = captions_of(gallery, caption_field)
+    usable, owner = found["usable"], torch.from_numpy(owners)
+    kept = usable[owner]
+    return Features(
+        found["images"][usable],
+        found["texts"][kept],
+        usable.cumsum(0)[owner[kept]] - 1,  # the image's place among those that are left
+        found["labels"][usable],
+        list(gallery.source.classes),
+        usable.nonzero().flatten(),
+        [caption for caption, keep in zip(captions, kept.tolist(), strict=True) if keep],
+        skipped,
+    )
+
+
+def captions_of(gallery: Gallery, caption_field: str | None) -> tuple[list[str], np.ndarray]:
+    """Every caption, those of an image side by side, and the sample of each, int64 (T,)."""
+    captions: list[str] = []
+    owners: list[int] = []
+    for sample in range(len(gallery.source)) if caption_field else ():
+        texts = gallery.source.captions(sample, caption_field or "captions")
+        captions += texts
+        owners += [sample] * len(texts)
+    return captions, np.array(owners, dtype=np.int64)
+
+
+def data_digest(gallery: Gallery, caption_field: str | None) -> str:
+    """Changes when the samples, their captions, or size or time of the files that hold the images do."""
+    found = hashlib.sha256(f"{gallery.source.fingerprint} {len(gallery.source)} {caption_field}".encode())
+    found.update(np.asarray(gallery.places, dtype=np.int64).tobytes())
+    for line in (*files_of(gallery), *captions_of(gallery, caption_field)[0]):
+        found.update(f"{line}\0".encode("utf-8", "surrogateescape"))
+    return found.hexdigest()
+
+
+def files_of(gallery: Gallery) -> Sequence[str]:
+    """Name, size and time of each file with images; remote shards by name, for they have their fingerprint."""
+    if isinstance(gallery.origin, ShardSet):
+        paths = [file.path if isinstance(file, LocalFile) else None for file in gallery.origin.files]
+    else:
+        paths = [gallery.origin.records[place].path for place in gallery.places]
+    return [stamp(path) for path in paths]
+
+
+def stamp(path: Path | None) -> str:
+    if path is None or not path.is_file():
+        return str(path)
+    status = path.stat()
+    return f"{path.name} {status.st_size} {status.st_mtime_ns}"
+
+
+def read(place: Path) -> tuple[dict[str, Tensor], Skipped]:
+    """Raises ValueError where the file is damaged."""
+    try:
+        with safe_open(place, framework="pt") as file:
+            found = {name: file.get_tensor(name) for name in ("images", "usable", "labels", "texts")}
+            return found, json.loads((file.metadata() or {})["skipped"])
+    except Exception as error:  # safetensors' own error is no subclass of ValueError
+        raise ValueError(f"{place} cannot be read ({error}): remove it, and the features are encoded again") from error
+
+
+def write(place: Path, found: dict[str, Tensor], skipped: Skipped) -> None:
+    """Whole or not at all."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        save_file({name: value.contiguous() for name, value in found.items()}, aside, {"skipped": json.dumps(skipped)})
+        os.replace(aside, place)
+    finally:
+        aside.unlink(missing_ok=True)

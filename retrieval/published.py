@@ -1,0 +1,49 @@
+"""Published recalls to stand beside one's own: ``published.yaml`` holds them, with the table each was read from.
+
+comparison("rsitmd", report)["rows"]     # [{"method": "GeoRSCLIP-FT ViT-B/32", "mean_recall": 51.81, ...}, ...]
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+log = logging.getLogger(__name__)
+
+FILE = Path(__file__).with_name("published.yaml")
+NAMES = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "mean_recall")
+SOURCES = {
+    "A": "RemoteCLIP, arXiv 2306.11029, Table II",
+    "B": "RS5M and GeoRSCLIP, arXiv 2306.11300, Table II",
+}
+
+
+def comparison(benchmark: str, report: Mapping[str, Any]) -> dict[str, Any]:
+    """The benchmark's published rows and this report's, by mean recall; ``same_test`` where the sizes agree.
+
+    A row: ``method``, ``trained_on``, ``source`` (keys of ``sources``; null for this report), and the seven figures.
+    """
+    about = yaml.safe_load(FILE.read_text(encoding="utf-8"))[benchmark]
+    rows = [
+        {"method": method, "trained_on": trained, "source": source, **dict(zip(NAMES, figures, strict=True))}
+        for method, trained, *figures, source in about["rows"]
+    ]
+    rows.append({"method": "this model", "trained_on": None, "source": None} | {name: report[name] for name in NAMES})
+    sizes = {name: about[name] for name in ("images", "captions") if name in about}
+    same = all(report[name] == size for name, size in sizes.items())
+    if not same:
+        log.warning(
+            "--benchmark %s: its test set has %s, this one %d images and %d captions: the figures do not compare",
+            benchmark, " and ".join(f"{size} {name}" for name, size in sizes.items()), report["images"],
+            report["captions"],
+        )  # fmt: skip
+    return {
+        "benchmark": benchmark,
+        "same_test": same if sizes else None,
+        "rows": sorted(rows, key=lambda row: row["mean_recall"]),
+        "sources": SOURCES,
+    }

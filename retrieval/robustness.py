@@ -1,0 +1,278 @@
+"""Mean recall of models under each corruption of the images, and under wrong captions: a table, a plot, the figures.
+
+    python -m retrieval robustness --models soft=runs/a/export hard=runs/b/export --data test.json --images images \\
+        --output runs/robustness
+
+    OUTPUT/cells.jsonl        a line a measurement, written as it comes: a run that was stopped goes on from there
+           robustness.json    all of them, and the means
+           robustness.md      the table
+           robustness.png     a panel a corruption, a line a model
+
+A name may stand several times: those models are one line, with their spread (trainings of several seeds, say).
+``captions`` swaps a share of the captions of the test set between images, as data.caption_noise does in training; no
+other corruption changes a caption, so that texts are encoded once a model.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from data_shards.noise import Noise
+from model.recall import retrieval_metrics
+from retrieval.config import EvaluateConfig, RobustnessConfig, TestSetConfig
+from retrieval.corruptions import CORRUPTIONS, CorruptedSource
+from retrieval.evaluation import write_report
+from retrieval.features import Features, LazyEncoder, data_digest, encoded
+from retrieval.gallery import Gallery, open_gallery, with_captions
+from retrieval.intervals import intervals
+from retrieval.ranking import query_hits
+
+log = logging.getLogger(__name__)
+
+NONE, CAPTIONS = "none", "captions"
+CELLS = "cells.jsonl"
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the test set suffers; severity 1 to 5, or the percent of the captions that are swapped."""
+
+    corruption: str
+    severity: int
+
+    @property
+    def variant(self) -> str:
+        return "" if self.corruption in (NONE, CAPTIONS) else f"{self.corruption} {self.severity}"
+
+
+def measure(config: RobustnessConfig) -> dict[str, Any]:
+    """Measure what is not measured yet, write the files, and return the report.
+
+    Returns:
+        ``cells``: model, export, corruption, severity, mean_recall with its 95 % interval, and the six recalls;
+        ``means``: by model the clean mean recall, that over all corruptions and severities, and their ratio in percent
+    Raises:
+        OSError, ValueError: bad input; the message names the file or key, and what to do
+    """
+    output = Path(config.output)
+    if output.exists() and not output.is_dir():
+        raise FileExistsError(f"--output {output} is a file: name a folder")
+    models = named(config.models)
+    conditions = list(asked(config))
+    everything = open_gallery(config.data, config.images, config.split, config.limit)
+    gallery, skipped = with_captions(everything, config.caption_field)
+    known = {(cell["model_digest"], cell["test"], cell["corruption"], cell["severity"]): cell for cell in read(output)}
+    cells: list[Cell] = []
+    output.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=len(models) * len(conditions), desc="conditions", disable=None) as bar:
+        for name, export in models:
+            bench = Bench(config, export, gallery, skipped)
+            for condition in conditions:
+                key = (bench.model.digest, bench.test, condition.corruption, condition.severity)
+                if key not in known:
+                    figures = bench.recall(condition)
+                    about = dict(zip(("model_digest", "test", "corruption", "severity"), key, strict=True))
+                    known[key] = {**about, **figures}
+                    append(output, known[key])
+                cells.append({"model": name, "export": export, **known[key]})
+                bar.update()
+    report = {"data": config.data, "split": gallery.split, "seed": config.seed, "cells": cells, "means": means(cells)}
+    write_report(output / "robustness.json", report)
+    (output / "robustness.md").write_text(robustness_table(report) + "\n", encoding="utf-8")
+    draw(report, output / "robustness.png")
+    return report
+
+
+class Bench:
+    """One model before one test set."""
+
+    def __init__(self, config: RobustnessConfig, export: str, gallery: Gallery, skipped: dict[str, list[str]]) -> None:
+        shared = {item.name: getattr(config, item.name) for item in fields(TestSetConfig)}
+        self.config = EvaluateConfig(model=export, **shared)
+        self.seed, self.resamples = config.seed, config.bootstrap
+        self.gallery, self.skipped = gallery, skipped
+        self.model = LazyEncoder(self.config)
+        self.test = f"{data_digest(gallery, config.caption_field)[:16]} seed {config.seed}"
+        self._clean: Features | None = None
+
+    @property
+    def clean(self) -> Features:
+        if self._clean is None:
+            self._clean = encoded(self.config, self.gallery, self.skipped, self.model, self.config.caption_field)
+        return self._clean
+
+    def recall(self, condition: Condition) -> dict[str, Any]:
+        features = self.features(condition)
+        figures = retrieval_metrics(features.images, features.texts, features.owner)
+        if self.resamples:
+            found = intervals(query_hits(features), len(features.images), self.resamples, self.seed)
+            return {**figures, "interval": found["mean_recall"]}
+        return figures
+
+    def features(self, condition: Condition) -> Features:
+        if condition.corruption == NONE:
+            return self.clean
+        if condition.corruption == CAPTIONS:
+            return swapped(self.clean, condition.severity / 100, self.seed)
+        source = CorruptedSource(
+            self.gallery.source, condition.corruption, condition.severity, self.seed, self.config.max_pixels
+        )
+        gallery = replace(self.gallery, source=source)
+        images = encoded(self.config, gallery, self.skipped, self.model, None, f"{condition.variant} seed {self.seed}")
+        if not torch.equal(images.samples, self.clean.samples):
+            raise ValueError(f"other images can be read under {condition.variant} than without: see the log")
+        return replace(self.clean, images=images.images)
+
+
+def swapped(features: Features, share: float, seed: int) -> Features:
+    """A share of the images has the captions of another of them: exactly, and none is lost (data_shards/noise.py)."""
+    noise = Noise(seed, len(features.images), caption_share=share)
+    new_owner = torch.empty(len(features.images), dtype=torch.long)
+    for image in range(len(features.images)):
+        new_owner[noise.caption_source(image)] = image  # whose captions go to this image
+    return replace(features, owner=new_owner[features.owner])
+
+
+def named(models: Sequence[str]) -> list[tuple[str, str]]:
+    """``soft=runs/a/export`` -> (soft, runs/a/export); a folder alone is named by itself."""
+    found = []
+    for text in models:
+        name, equals, export = text.partition("=")
+        found.append((name, export) if equals else (text, text))
+    for name, export in found:
+        if not name or not export:
+            raise ValueError(f"--models {name}={export}: NAME=EXPORT was expected, e.g. soft=runs/soft/export")
+    return found
+
+
+def asked(config: RobustnessConfig) -> Iterator[Condition]:
+    """Clean first, then each corruption by severity."""
+    yield Condition(NONE, 0)
+    for corruption in config.chosen:
+        if corruption == CAPTIONS:
+            yield from (Condition(CAPTIONS, round(100 * share)) for share in config.caption_shares if share)
+        else:
+            yield from (Condition(corruption, severity) for severity in config.severities)
+
+
+def read(output: Path) -> list[Cell]:
+    """What an earlier run measured; a line that a killed run left half written is measured again."""
+    path = output / CELLS
+    cells: list[Cell] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            cells.append(json.loads(line))
+        except ValueError:
+            log.warning("%s: a line is cut short and is measured again", path)
+    return cells
+
+
+def append(output: Path, cell: Cell) -> None:
+    path = output / CELLS
+    cut = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+    with open(path, "a", encoding="utf-8") as handle:
+        handle.write(("\n" if cut else "") + json.dumps(cell) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def means(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
+    """By model, percent: mean recall ``clean``, ``corrupted`` (over all image corruptions), ``kept`` of it."""
+    found: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(cell["model"] for cell in cells):
+        mine = [cell for cell in cells if cell["model"] == name]
+        clean = statistics.mean(cell["mean_recall"] for cell in mine if cell["corruption"] == NONE)
+        hurt = [cell["mean_recall"] for cell in mine if cell["corruption"] in CORRUPTIONS]
+        found[name] = {"clean": clean}
+        if hurt:
+            kept = 100 * statistics.mean(hurt) / clean if clean else float("nan")
+            found[name] |= {"corrupted": statistics.mean(hurt), "kept": kept}
+    return found
+
+
+def series(cells: Sequence[Cell], model: str, corruption: str) -> dict[int, list[float]]:
+    """Severity -> mean recalls of the models of that name, from the clean one on."""
+    found: dict[int, list[float]] = {}
+    for cell in cells:
+        if cell["model"] == model and cell["corruption"] in (NONE, corruption):
+            found.setdefault(cell["severity"], []).append(cell["mean_recall"])
+    return dict(sorted(found.items()))
+
+
+def robustness_table(report: dict[str, Any]) -> str:
+    """Markdown: a line a corruption and model, mean recall by severity; several models of a name with their spread."""
+    cells, lines = report["cells"], []
+    models = list(dict.fromkeys(cell["model"] for cell in cells))
+    for corruption in dict.fromkeys(cell["corruption"] for cell in cells if cell["corruption"] != NONE):
+        levels = series(cells, models[0], corruption)
+        unit = "% swapped" if corruption == CAPTIONS else "severity"
+        lines += [f"| {corruption}, {unit} | {' | '.join(map(str, levels))} |", f"|---|{'---:|' * len(levels)}"]
+        for model in models:
+            row = series(cells, model, corruption).values()
+            lines.append(f"| {model} | {' | '.join(map(spread, row))} |")
+        lines.append("")
+    lines += ["| mean recall | clean | corrupted images | kept |", "|---|---:|---:|---:|"]
+    for model, row in report["means"].items():
+        figures = [f"{row[name]:.1f}" if name in row else "-" for name in ("clean", "corrupted", "kept")]
+        lines.append(f"| {model} | {' | '.join(figures)} % |")
+    return "\n".join(lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, and the standard deviation of several."""
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def draw(report: dict[str, Any], path: Path) -> None:
+    """A panel a corruption. Bars are the 95 % interval of one model, or the deviation of several of a name."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cells = report["cells"]
+    models = list(dict.fromkeys(cell["model"] for cell in cells))
+    panels = list(dict.fromkeys(cell["corruption"] for cell in cells if cell["corruption"] != NONE)) or [NONE]
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3 * rows), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
+    for axis, corruption in zip(axes, panels):
+        for model in models:
+            points = series(cells, model, corruption)
+            low, high = zip(*(reach(cells, model, corruption, level) for level in points), strict=True)
+            middle = [statistics.mean(values) for values in points.values()]
+            bars = [[m - at for m, at in zip(middle, low)], [at - m for m, at in zip(middle, high)]]
+            axis.errorbar(list(points), middle, bars, marker="o", markersize=3, capsize=2, linewidth=1.2, label=model)
+        axis.set_title(f"{corruption}, % swapped" if corruption == CAPTIONS else corruption, fontsize=10)
+        axis.grid(alpha=0.3)
+    for axis in axes[len(panels) :]:
+        axis.axis("off")
+    axes[0].legend(fontsize=8)
+    figure.supxlabel("severity")
+    figure.supylabel("mean recall, %")
+    figure.savefig(path, metadata={"Software": None})
+
+
+def reach(cells: Sequence[Cell], model: str, corruption: str, severity: int) -> tuple[float, float]:
+    mine = [
+        cell
+        for cell in cells
+        if (cell["model"], cell["severity"]) == (model, severity) and cell["corruption"] in (NONE, corruption)
+    ]
+    values = [cell["mean_recall"] for cell in mine]
+    if len(values) > 1:
+        middle, deviation = statistics.mean(values), statistics.stdev(values)
+        return middle - deviation, middle + deviation
+    low, high = mine[0].get("interval", (values[0], values[0]))
+    return min(low, values[0]), max(high, values[0])

@@ -1,0 +1,194 @@
+"""Zero-shot scene classification: an image belongs to the class whose prompts it is most like.
+
+    names = class_names(["denseresidential", "SeaLake"])      # ["dense residential", "sea lake"]
+    prompts = class_prompts(["airport"], "clip")              # [["satellite imagery of airport.", ...]]
+    heads = class_features(encoder, prompts)                  # (C, d): mean over a class's prompts, normalised
+    report, predicted = zero_shot_report(images, labels, classes, heads, resamples=1000)
+
+A class's feature is the normalised mean of its prompts' normalised features (Radford et al. 2021, section 3.1.4).
+Template sets: ``clip`` has the 18 that CLIP was evaluated with on RESISC45; ``remoteclip`` the one that RemoteCLIP's
+paper gives, "a satellite photo of {}."; ``scenes`` those that label-only training images were captioned with
+(data_shards/templates.py), with every wording of a scene; else a text file with one template a line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from data_shards.collate import tokenize
+from data_shards.templates import SCENES, TEMPLATES, scene_phrases
+from model.recall import Standing, hit_probability
+from retrieval.encoder import Encoder
+from retrieval.intervals import intervals
+
+CLIP_TEMPLATES = tuple(
+    f"{view} {kind} of {article}{{}}."
+    for article, kind, view in product(("", "a ", "the "), ("imagery", "photo", "view"), ("satellite", "aerial"))
+)
+REMOTECLIP_TEMPLATES = ("a satellite photo of {}.",)
+SETS = {"clip": CLIP_TEMPLATES, "remoteclip": REMOTECLIP_TEMPLATES}
+SHORTEST_WORD = 3
+BATCH = 256  # prompts encoded at once
+CONFUSIONS = 20
+
+
+def class_names(labels: Iterable[str], file: str | None = None) -> list[str]:
+    """Classes as words, from the names that data sets give their folders.
+
+    ``BaseballField``, ``baseball_field`` and ``baseballfield`` are all "baseball field"; the last is split where both
+    parts are words of the scenes in data_shards/templates.py. ``file`` is a JSON object of label -> name, which goes
+    first.
+
+    Raises:
+        ValueError: the file is no such object, or names a class that there is not.
+    """
+    given = read_names(Path(file)) if file else {}
+    labels = list(labels)
+    unknown = sorted(set(given) - set(labels))
+    if unknown:
+        raise ValueError(f"--class_names {file} names {', '.join(unknown[:5])}: the classes are {', '.join(labels)}")
+    return [given.get(label) or class_name(label) for label in labels]
+
+
+def class_name(label: str) -> str:
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", label)
+    words = re.sub(r"[\W_]+", " ", spaced).lower().split()
+    return " ".join(part for word in words for part in split_words(word)) or label
+
+
+@cache
+def split_words(word: str) -> tuple[str, ...]:
+    """A word that runs together, as its words; itself where it is one, or cannot be split. The fewest words win."""
+    known = vocabulary()
+    if word in known or len(word) < 2 * SHORTEST_WORD:
+        return (word,)
+    best: dict[int, tuple[str, ...]] = {0: ()}  # words up to each letter
+    for end in range(SHORTEST_WORD, len(word) + 1):
+        options = [best[start] + (word[start:end],) for start in best if word[start:end] in known and start < end]
+        if options:
+            best[end] = min(options, key=len)
+    return best.get(len(word), (word,))
+
+
+@cache
+def vocabulary() -> frozenset[str]:
+    """The words that scenes are described with."""
+    words = {word for phrases in SCENES.values() for phrase in phrases for word in re.findall(r"[a-z]+", phrase)}
+    words |= {word.removesuffix("s") for word in words if not word.endswith("ss")}
+    return frozenset(word for word in words if len(word) >= SHORTEST_WORD)
+
+
+def read_names(path: Path) -> dict[str, str]:
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--class_names {path} cannot be read: {error}") from error
+    if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
+        raise ValueError(f"--class_names {path}: an object of label: name was expected, both strings")
+    return names
+
+
+def class_prompts(labels: Sequence[str], templates: str = "clip", file: str | None = None) -> list[list[str]]:
+    """The prompts of each class. Raises ValueError for a template without ``{}``."""
+    if templates == "scenes":
+        return [[text.format(scene=scene) for text in TEMPLATES for scene in scene_phrases(label)] for label in labels]
+    chosen = SETS[templates] if templates in SETS else read_templates(Path(templates))
+    return [[template.replace("{}", name) for template in chosen] for name in class_names(labels, file)]
+
+
+def read_templates(path: Path) -> list[str]:
+    if not path.is_file():
+        raise ValueError(f"--templates {path}: no such file, and no set of templates: {', '.join([*SETS, 'scenes'])}")
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    for line in lines:
+        if "{}" not in line:
+            raise ValueError(f"--templates {path}: '{line}' has no {{}} where the class name goes")
+    if not lines:
+        raise ValueError(f"--templates {path} is empty: write one template a line, with {{}} for the class name")
+    return lines
+
+
+def class_features(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> Tensor:
+    """(C, d) float32: the normalised mean of each class's prompts. ValueError where a feature is not finite."""
+    flat = [text for texts in prompts for text in texts]
+    rows = []
+    for start in range(0, len(flat), BATCH):
+        inputs = tokenize(encoder.tokenizer, flat[start : start + BATCH])
+        moved = {name: value.to(encoder.device) for name, value in inputs.items()}
+        rows.append(encoder(**moved)["text_features"].float().cpu())
+    features = normalize(torch.cat(rows), dim=-1)
+    encoder.refuse_non_finite(features)
+    return normalize(torch.stack([part.mean(0) for part in features.split([len(texts) for texts in prompts])]), dim=-1)
+
+
+def zero_shot_report(
+    images: Tensor, labels: Tensor, classes: list[str], heads: Tensor, resamples: int
+) -> tuple[dict[str, Any], NDArray[np.int64]]:
+    """Accuracies in percent: ``top1``, ``top5``, ``mean_class_recall``; ``intervals``, ``classes``, ``confusions``.
+
+    Beside the report the class given to each image that has a label.
+
+    Classes whose prompts give the same feature are a tie, and count as its expectation over random order.
+
+    Args:
+        images: (I, d) L2-normalised
+        labels: (I,) class of each; -1 is left out
+        classes: C names
+        heads: (C, d), from ``class_features``
+        resamples: of the bootstrap, 0 for none
+    """
+    known = labels >= 0
+    scores, wanted = images[known].double() @ heads.double().T, labels[known]
+    own = scores.gather(1, wanted[:, None])
+    level = (scores - own).abs() <= 1e-12
+    standing = Standing(((scores > own) & ~level).sum(1), level.sum(1) - 1, torch.ones_like(wanted))
+    top = {f"top{k}": hit_probability(standing, k).numpy() for k in (1, 5)}
+    predicted = scores.argmax(1).numpy()
+    return classification_report(top, predicted, wanted.numpy(), classes, resamples), predicted
+
+
+def classification_report(
+    top: dict[str, NDArray[np.float64]],
+    predicted: NDArray[np.int64],
+    wanted: NDArray[np.int64],
+    classes: list[str],
+    resamples: int,
+) -> dict[str, Any]:
+    """From the success of each image (I,) at each k, the class given to each and its own.
+
+    ``classes`` of the report: images and top-1 recall of each; ``confusions``: [class, taken for, images], most first.
+    """
+    if not len(wanted):
+        raise ValueError("no image has a scene label: name the folders by scene, or give labels in the annotation")
+    report: dict[str, Any] = {name: float(100 * values.mean()) for name, values in top.items()}
+    per_class = {
+        name: {"images": int((wanted == label).sum()), "recall": float(100 * top["top1"][wanted == label].mean())}
+        for label, name in enumerate(classes)
+        if (wanted == label).any()
+    }
+    report["mean_class_recall"] = sum(row["recall"] for row in per_class.values()) / len(per_class)
+    report["images"] = len(wanted)
+    if resamples:
+        every = np.arange(len(wanted))
+        hits = {name: (values, every) for name, values in top.items()}
+        report["intervals"] = intervals(hits, len(wanted), resamples, mean=None)
+    report["classes"] = per_class
+    matrix = np.zeros((len(classes), len(classes)), int)
+    np.add.at(matrix, (wanted, predicted), 1)
+    np.fill_diagonal(matrix, 0)
+    order = np.argsort(-matrix, axis=None, kind="stable")[:CONFUSIONS]
+    pairs = [divmod(int(place), len(classes)) for place in order]
+    report["confusions"] = [[classes[i], classes[j], int(matrix[i, j])] for i, j in pairs if matrix[i, j]]
+    return report
