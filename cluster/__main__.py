@@ -1,4 +1,4 @@
-"""``python -m cluster check|launch|sbatch [options] [-- MODULE options of the run]``."""
+"""``python -m cluster check|launch|sbatch|faults [options] [-- MODULE options of the run]``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from cluster.commands import CheckConfig, LaunchConfig, SbatchConfig
+from cluster.commands import CheckConfig, FaultsConfig, LaunchConfig, SbatchConfig
 from options import parse_command
 
-COMMANDS = {"check": CheckConfig, "launch": LaunchConfig, "sbatch": SbatchConfig}
+COMMANDS = {"check": CheckConfig, "launch": LaunchConfig, "sbatch": SbatchConfig, "faults": FaultsConfig}
 DESCRIPTION = "Start runs on one machine, the hosts of a hostfile or SLURM. What stands after -- is the run."
 
 
@@ -32,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from cluster.launch import launch
 
             return launch(config, run)
+        if command == "faults":
+            from cluster.faults import faults
+
+            return faults(config, run)
         from cluster.sbatch import submit
 
         return submit(config, run)

@@ -2,10 +2,12 @@
 
     checkpoints/step_00000100/            DeepSpeed's files, one set a rank
     checkpoints/step_00000100/buffers_rank_00000.pt   a rank's batch-norm statistics; DeepSpeed keeps only rank 0's
-    checkpoints/step_00000100/checksums.json   sha256 of each of them, and the world size that wrote them
-    checkpoints/latest                    the name of the newest, for people and for DeepSpeed's own tools
+    checkpoints/step_00000100/checksums.json   sha256 of each of them, world size, ZeRO stage and evaluation
+    checkpoints/latest, checkpoints/best  names of the newest and of the best, for people and for DeepSpeed's own tools
+    checkpoints/universal/step_00000100/  its state by parameter, made when another world size resumes from it
 
-A folder is only called ``step_N`` once it is whole: until then its name ends in ``.partial``.
+A folder is only called ``step_N`` once it is whole: until then its name has ``.partial`` in it. cluster/writer.py
+writes them, cluster/universal.py reads them into another world size or ZeRO stage.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +25,49 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from cluster.config import CheckpointConfig
+
 logger = logging.getLogger(__name__)
 
 CHECKSUMS = "checksums.json"
 
 
-def save(engine: deepspeed.DeepSpeedEngine, folder: Path, client_state: dict[str, Any], keep: int) -> Path:
-    """Write ``folder/step_N`` for the engine's step N. A collective; returns the published path.
+@dataclass(frozen=True)
+class Shape:
+    """What a checkpoint's files depend on beside the model."""
 
-    ``client_state`` is what the run adds (data position, epoch); ``keep`` newest checkpoints stay.
+    world_size: int
+    zero_stage: int
+
+    @staticmethod
+    def of(engine: deepspeed.DeepSpeedEngine) -> Shape:
+        return Shape(dist.get_world_size(), int(engine.zero_optimization_stage()))
+
+    def __str__(self) -> str:
+        return f"{self.world_size} rank{'s' if self.world_size > 1 else ''} under ZeRO {self.zero_stage}"
+
+
+def publish(partial: Path, record: dict[str, Any], config: CheckpointConfig) -> Path:
+    """Make a whole folder a checkpoint and retire what is not to be kept; returns its path.
+
+    ``record`` becomes ``checksums.json``. A checkpoint of the same step that is there already is replaced.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"step_{engine.global_steps:08d}"
-    partial = folder / f"{final.name}.partial"
-    first = dist.get_rank() == 0
-    if first:
-        for torn in folder.glob("step_*.partial"):
-            shutil.rmtree(torn)
-    dist.barrier()
-    engine.save_checkpoint(str(folder), tag=partial.name, client_state=client_state, save_latest=False)
-    save_buffers(engine.module, partial)
-    dist.barrier()
-    if first:
-        seal(partial, dist.get_world_size())
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
-        replace_text(folder / "latest", final.name)
-        sync_folder(folder)
-        retire(final, keep)
-    dist.barrier()
+    final = partial.parent / f"step_{record['step']:08d}"
+    replace_text(partial / CHECKSUMS, json.dumps(record, indent=1))
+    sync_folder(partial)
+    replaced = partial.with_name(f"{final.name}.replaced")
+    if final.exists():
+        final.rename(replaced)
+    partial.rename(final)
+    replace_text(final.parent / "latest", final.name)
+    sync_folder(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+    retire(final, config)
     return final
 
 
-def retire(newest: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints up to ``newest``, which was just written.
+def retire(newest: Path, config: CheckpointConfig) -> None:
+    """Remove all but the newest checkpoints up to ``newest``, those of every so many steps, and the best.
 
     Later steps are removed too: they are torn, or of a run that was begun again here, and would else be resumed from.
     """
@@ -66,36 +77,41 @@ def retire(newest: Path, keep: int) -> None:
             "%s is removed: the run has gone on from an earlier step, and %s is its newest", later, newest.name
         )
         shutil.rmtree(later)
-    for old in [path for path in whole if path.name <= newest.name][max(1, keep) :]:
-        shutil.rmtree(old)
+    kept = [path for path in whole if path.name <= newest.name]
+    best = best_of(kept, config)
+    if best:
+        replace_text(newest.parent / "best", best.name)
+    for old in kept[max(1, config.keep) :]:
+        if old != best and not (config.keep_every and step_of(old) % config.keep_every == 0):
+            shutil.rmtree(old)
+    for converted in (newest.parent / "universal").glob("step_*"):
+        if not (newest.parent / converted.name).exists():
+            shutil.rmtree(converted)
 
 
-def save_buffers(model: torch.nn.Module, folder: Path) -> None:
-    """This rank's buffers beside DeepSpeed's files."""
-    persistent = set(model.state_dict().keys())
-    buffers = {name: buffer.cpu() for name, buffer in model.named_buffers() if name in persistent}
-    if buffers:
-        torch.save(buffers, folder / f"buffers_rank_{dist.get_rank():05d}.pt")
+def best_of(checkpoints: list[Path], config: CheckpointConfig) -> Path | None:
+    """The one whose evaluation, made at its own step, is best by the figure that the run was told to judge by."""
+    scores = {path: score(record_of(path).get("evaluation", {}), config) for path in checkpoints}
+    known = {path: value for path, value in scores.items() if value is not None}
+    return max(known, key=lambda path: (known[path], path.name)) if known else None
 
 
-def load_buffers(model: torch.nn.Module, folder: Path) -> None:
-    path = folder / f"buffers_rank_{dist.get_rank():05d}.pt"
-    if path.is_file():
-        buffers = dict(model.named_buffers())
-        for name, value in torch.load(path, map_location="cpu", weights_only=True).items():
-            buffers[name].copy_(value)
+def score(evaluation: dict[str, float], config: CheckpointConfig) -> float | None:
+    """What the best checkpoint has most of; None where the evaluation has no such figure."""
+    value = evaluation.get(config.best or "")
+    return None if value is None else (value if config.best_is == "max" else -value)
 
 
-def seal(folder: Path, world_size: int) -> None:
-    """fsync every file and write their checksums beside them."""
-    sums = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as file:
-                sums[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-                os.fsync(file.fileno())
-    replace_text(folder / CHECKSUMS, json.dumps({"world_size": world_size, "sha256": sums}, indent=1))
-    sync_folder(folder)
+def record_of(checkpoint: Path) -> dict[str, Any]:
+    """``checksums.json``, or nothing where it cannot be read."""
+    try:
+        return json.loads((checkpoint / CHECKSUMS).read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -124,17 +140,23 @@ def published(folder: Path) -> list[Path]:
 def fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None."""
     try:
-        record = json.loads((checkpoint / CHECKSUMS).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        expected = json.loads((checkpoint / CHECKSUMS).read_text())["sha256"]
+    except (OSError, json.JSONDecodeError, KeyError) as error:
         return f"{CHECKSUMS} cannot be read: {error}"
-    for name, expected in record["sha256"].items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+    for name, wanted in expected.items():
+        try:
+            if digest(checkpoint / name) != wanted:
                 return f"{name} does not match its checksum"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error}"
     return None
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def newest_good(folder: Path) -> Path | None:
@@ -152,19 +174,58 @@ def newest_good(folder: Path) -> Path | None:
 
 
 def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
-    """Bring the engine to the checkpoint's state and return the client state that was saved with it.
+    """Bring the engine to the checkpoint's state and return what the run saved with it.
 
     Raises:
-        ValueError: another world size wrote the checkpoint.
+        ValueError: DeepSpeed does not find its files.
     """
-    world_size = json.loads((checkpoint / CHECKSUMS).read_text())["world_size"]
-    if world_size != dist.get_world_size():
-        raise ValueError(
-            f"{checkpoint} was written by {world_size} ranks and this run has {dist.get_world_size()}: resume with"
-            f" {world_size}, or start a new run directory with --init_from EXPORT (weights carry over)"
-        )
+    record = record_of(checkpoint)
+    mine = Shape.of(engine)
+    written = Shape(record["world_size"], record.get("zero_stage", mine.zero_stage))
+    # Without ZeRO rank 0 has saved all there is, for any number of ranks.
+    if written != mine and not written.zero_stage == mine.zero_stage == 0:
+        from cluster.universal import load_reshaped
+
+        return load_reshaped(engine, checkpoint, written)
     path, client_state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if path is None:
         raise ValueError(f"{checkpoint}: DeepSpeed could not load it")
-    load_buffers(engine.module, checkpoint)
-    return client_state
+    if written == mine:
+        own = checkpoint / buffers_name(dist.get_rank())
+        buffers = torch.load(own, map_location="cpu", weights_only=True) if own.is_file() else {}
+    else:
+        buffers = averaged_buffers(checkpoint)
+    set_buffers(engine.module, buffers)
+    return state_of_run(client_state)
+
+
+def state_of_run(client_state: dict[str, Any]) -> dict[str, Any]:
+    """What the run gave to be saved; older checkpoints have it among DeepSpeed's own keys."""
+    return client_state.get("run", client_state)
+
+
+def buffers_name(rank: int) -> str:
+    return f"buffers_rank_{rank:05d}.pt"
+
+
+def buffers_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What the model remembers beside parameters: batch-norm statistics, which each rank gathers alone."""
+    persistent = set(model.state_dict().keys())
+    return {name: buffer.detach() for name, buffer in model.named_buffers() if name in persistent}
+
+
+def set_buffers(model: torch.nn.Module, values: dict[str, torch.Tensor]) -> None:
+    buffers = dict(model.named_buffers())
+    for name, value in values.items():
+        buffers[name].copy_(value)
+
+
+def averaged_buffers(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Means over the ranks that wrote them; counts, which are whole numbers, are the largest."""
+    files = sorted(checkpoint.glob("buffers_rank_*.pt"))
+    ranks = [torch.load(path, map_location="cpu", weights_only=True) for path in files]
+    merged = {}
+    for name in ranks[0] if ranks else ():
+        values = torch.stack([rank[name] for rank in ranks])
+        merged[name] = values.mean(0) if values.is_floating_point() else values.amax(0)
+    return merged

@@ -1,8 +1,8 @@
-"""What ``python -m cluster check|launch|sbatch`` is told. No torch is imported here."""
+"""What ``python -m cluster check|launch|sbatch|faults`` is told. No torch is imported here."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -73,6 +73,7 @@ class SbatchConfig:
         container_runtime: apptainer, or pyxis (srun --container-image)
         python: interpreter of the ranks; null is this one, or python3 in a container
         logs: folder of the log files, one a node
+        retries: how often the job goes back into the queue after a run that failed: a rank was killed, a node is lost
         template: batch script with {{names}} to fill in; null is cluster/slurm/run.sbatch
         dry_run: print the script instead of submitting it
     """
@@ -91,5 +92,40 @@ class SbatchConfig:
     container_runtime: Literal["apptainer", "pyxis"] = "apptainer"
     python: str | None = None
     logs: str = "logs"
+    retries: int = 0
     template: str | None = None
     dry_run: bool = False
+
+
+@dataclass
+class FaultsConfig:
+    """Kill a run at random points and see that it comes out the same: faults [options] -- pretrain --config FILE [...]
+
+    Args:
+        kills: how many
+        kinds: of what: rank (one of them), job (all ranks), daemon (SLURM's step daemon of a node), write (a rank while
+            a checkpoint is written)
+        launcher: local starts the command again after a kill; slurm submits a job, which SLURM requeues
+        folder: of the two runs, whole and shot, and report.json and report.md
+        seed: of the random points and victims
+        nproc: ranks, on each node
+        nodes: of the job; kills reach the ranks on this machine only
+        gpus_per_node: 0 for a run on CPUs
+        time: limit of the job
+        partition: null for the cluster's default
+        account: null for the user's default
+        hasten: tell SLURM to start a job that was put back at once; takes an operator's rights
+    """
+
+    kills: int = 20
+    kinds: list[Literal["rank", "job", "daemon", "write"]] = field(default_factory=lambda: ["rank", "job", "write"])
+    launcher: Literal["local", "slurm"] = "local"
+    folder: str = "runs/faults"
+    seed: int = 0
+    nproc: int = 2
+    nodes: int = 1
+    gpus_per_node: int = 0
+    time: str = "1-00:00:00"
+    partition: str | None = None
+    account: str | None = None
+    hasten: bool = True

@@ -46,6 +46,8 @@ class EngineConfig:
         grad_checkpointing: recompute activations in the backward pass: less memory, about a third more time
         threads: CPU threads a rank, null for the cores of the machine divided by its ranks
         timeout_minutes: a collective that waits longer than this ends the run
+        hang_minutes: a rank that is stopped, or a run in which no rank's code moves, for so long is named and ended; 0:
+            never
     """
 
     zero: str = "2"
@@ -56,6 +58,7 @@ class EngineConfig:
     grad_checkpointing: bool = False
     threads: int | None = None
     timeout_minutes: float = 10
+    hang_minutes: float = 5
 
 
 @dataclass
@@ -65,11 +68,21 @@ class CheckpointConfig:
     Args:
         every: steps between checkpoints, 0 for the end of each epoch only
         keep: how many of the newest are kept
+        keep_every: checkpoints at multiples of this many steps are made and kept for ever, 0 for none
+        best: evaluation figure whose best checkpoint is made and kept, null for none
+        best_is: max or min of that figure
+        background: write while the run goes on, from a copy in host memory; false: the run waits
+        failures: so many checkpoints in a row that could not be written end the run
         resume: continue from the run directory's newest checkpoint that verifies, where there is one
     """
 
     every: int = 0
     keep: int = 2
+    keep_every: int = 0
+    best: str | None = "mean_recall"
+    best_is: Literal["max", "min"] = "max"
+    background: bool = True
+    failures: int = 3
     resume: bool = True
 
 
@@ -86,6 +99,24 @@ class MonitorConfig:
     prometheus_port: int | None = None
     prometheus_address: str = "127.0.0.1"
     peak_tflops: float | None = None
+
+
+@dataclass
+class BadStepConfig:
+    """Steps whose loss or gradient is not a number, or whose loss is far above those before; see cluster/bad_steps.py.
+
+    Args:
+        action: raise ends the run; skip takes no optimizer step; rollback goes back to the newest good checkpoint and
+            goes on with the data after the offending batch
+        spike: a loss of more than this many times the median of the last steps is bad too, 0 for none
+        window: steps that the median is taken over
+        limit: bad steps in the whole run before it ends after all
+    """
+
+    action: Literal["raise", "skip", "rollback"] = "raise"
+    spike: float = 0.0
+    window: int = 100
+    limit: int = 10
 
 
 @dataclass
@@ -113,5 +144,6 @@ class RunConfig:
     deterministic: bool = False
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    bad_steps: BadStepConfig = field(default_factory=BadStepConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

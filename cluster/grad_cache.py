@@ -49,6 +49,7 @@ def backward_cached(
     whole: Batch,
     step: FeatureLosses,
     finish: Callable[[], None],
+    judge: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Parts]:
     """Accumulate the gradient of the losses over all micro batches; returns the loss and its parts, detached.
 
@@ -58,6 +59,7 @@ def backward_cached(
         whole: the batch that the losses read
         step: the model's features and their losses
         finish: called after the backward pass of each micro batch
+        judge: takes the loss, gives a factor of the gradient
     """
     states, cached = [], []
     with torch.no_grad(), statistics_kept(engine.module):
@@ -65,11 +67,12 @@ def backward_cached(
             states.append(generator_states())
             cached.append(step.encode(engine, piece()))
     loss, parts, gradients = feature_gradients(cached, whole, step)
+    factor = torch.ones_like(loss) if judge is None else judge(loss)
     for piece, state, gradient in zip(pieces, states, gradients, strict=True):
         set_generators(state)
         features = step.encode(engine, piece())
         # Its gradient in the features is the one wanted. Not divided by the number of micro batches: they add up.
-        surrogate = torch.stack([(features[name] * value).sum() for name, value in gradient.items()]).sum()
+        surrogate = torch.stack([(features[name] * value).sum() for name, value in gradient.items()]).sum() * factor
         engine.backward(surrogate, scale_wrt_gas=False)
         finish()
     return loss, parts

@@ -29,12 +29,15 @@ from PIL import Image
 from timm.utils.distributed import distribute_bn
 
 from cluster import checkpoint
+from cluster.bad_steps import BadSteps, no_update
 from cluster.config import RunConfig
 from cluster.distributed import Rank, any_rank, mean_over_ranks, seed_step
 from cluster.figures import Subject, Watch
 from cluster.grad_cache import FeatureLosses, backward_cached
 from cluster.metrics import MetricLog
 from cluster.preemption import REQUEUE_EXIT_CODE, Notice
+from cluster.watchdog import Watchdog
+from cluster.writer import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ Batch = dict[str, Any]
 Step = Callable[[deepspeed.DeepSpeedEngine, Batch], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 Evaluate = Callable[[], dict[str, float]]
 Draw = Callable[[], dict[str, Image.Image]]
+# Takes the loss of a step before its last backward pass: the factor of its gradient, NaN for a step to be dropped.
+Judge = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Stream(Protocol):
@@ -92,12 +97,16 @@ def train(
     A SIGTERM or SIGUSR1 on any rank ends the process with REQUEUE_EXIT_CODE after a checkpoint of the step at hand.
 
     Raises:
-        FloatingPointError: the loss is not finite; the message names the step and the epoch.
+        FloatingPointError: the loss is not finite, or was too often; the message names the step.
+        CheckpointError: checkpoints cannot be written.
     """
     folder = Path(config.dir)
     notice = Notice()
     last = total_steps(config, len(stream))
-    evaluation, overdue = resume(config, folder, engine, stream)
+    bad = BadSteps(config.bad_steps, folder, engine, rank, config.engine.precision)
+    writer = Writer(engine, folder / "checkpoints", config.checkpoint)
+    watchdog = Watchdog(rank, config.engine.hang_minutes)
+    evaluation, overdue = resume(config, folder, engine, stream, bad)
     started_at = engine.global_steps
     log = MetricLog(folder, last, started_at, rank.is_first, config.progress, config.monitor)
     log.describe((folder / "config.yaml").read_text(), " ".join(sys.argv))
@@ -115,37 +124,59 @@ def train(
         batch = next(batches)
         clock.work()
         seed_step(config.seed, engine.global_steps, rank.rank)
+        bad.begin()
         with watch.step(recorded):
-            parts = optimize(engine, batch, step, rank.device, split, watch.gradients if recorded else None)
+            look = watch.gradients if recorded else None
+            parts = optimize(engine, batch, step, rank.device, split, look, bad.judge if bad.active else None)
+        bad.end(float(parts["grad_norm"]) if "grad_norm" in parts else None)
         done = engine.global_steps
         clock.stepped()
+        watchdog.moved()
+        if bad.reason and go_back(bad, writer, log, engine, stream, batch):
+            started_at = engine.global_steps
+            log.close()
+            log = MetricLog(folder, last, started_at, rank.is_first, config.progress, config.monitor)
+            clock.pause()
+            continue
 
         stopping = any_rank(notice.given, rank.device)
         evaluating = done == last or is_multiple(done, config.evaluate_every * len(stream))
-        saving = stopping or done == last or is_multiple(done, config.checkpoint.every or len(stream))
+        saving = (
+            stopping
+            or done == last
+            or is_multiple(done, config.checkpoint.every or len(stream))
+            or is_multiple(done, config.checkpoint.keep_every)
+        )
         if recorded:
             figures = watch.figures(parts, clock, batch["epoch"])
             log.numbers(done, figures, watch.ranks)
             log.advance(done, {"loss": figures["train/loss"], "images/s": figures["train/images_per_second"]})
-            refuse_non_finite(engine, parts, config, rank, log)
+            if not bad.reason:
+                refuse_non_finite(engine, parts, config, rank, log, writer)
         else:
             log.advance(done, {})
-            if saving:
-                refuse_non_finite(engine, parts, config, rank, log)
+            if saving and not bad.reason:
+                refuse_non_finite(engine, parts, config, rank, log, writer)
 
         if evaluating and not stopping:
             evaluation = evaluated(engine, evaluate, rank)
             log.numbers(done, {f"eval/{name}": value for name, value in evaluation.items()})
             log.pictures(done, drawn(engine, draw))
             clock.pause()
+            saving = saving or writer.is_best(evaluation)
         if saving:
             state = {"stream": stream.state_dict(), "evaluation": evaluation, "overdue": evaluating and stopping}
-            checkpoint.save(engine, folder / "checkpoints", state, config.checkpoint.keep)
+            fresh = evaluation if evaluating and not stopping else {}
+            writer.save({**state, "bad_steps": bad.state_dict()}, fresh)
             clock.pause()
         if stopping:
+            writer.finish()
+            watchdog.stop()
             log.close()
             logger.warning("stopped at step %d of %d: run the same command again to go on", done, last)
             sys.exit(REQUEUE_EXIT_CODE)
+    writer.finish()
+    watchdog.stop()
     log.close(finished=True)
     return {
         "steps": last,
@@ -162,7 +193,7 @@ def train(
 
 
 def resume(
-    config: RunConfig, folder: Path, engine: deepspeed.DeepSpeedEngine, stream: Stream
+    config: RunConfig, folder: Path, engine: deepspeed.DeepSpeedEngine, stream: Stream, bad: BadSteps
 ) -> tuple[dict[str, float], bool]:
     """Continue from the newest good checkpoint of the run directory, if any.
 
@@ -173,8 +204,34 @@ def resume(
         return {}, False
     state = checkpoint.load(engine, found)
     stream.load_state_dict(state["stream"])
+    bad.load_state_dict(state.get("bad_steps", bad.state_dict()))
     logger.info("resumed %s: step %d", found, engine.global_steps)
     return state["evaluation"], state["overdue"]
+
+
+def go_back(
+    bad: BadSteps, writer: Writer, log: MetricLog, engine: deepspeed.DeepSpeedEngine, stream: Stream, batch: Batch
+) -> bool:
+    """What the run was told to do about a bad step; whether it has gone back to a checkpoint. A collective.
+
+    The data goes on after the bad batch, and that is written down in a checkpoint, lest a resume meet it again.
+    """
+    found = None
+    if bad.config.action == "rollback":
+        writer.finish()
+        found = checkpoint.newest_good(writer.folder)
+    try:
+        bad.record(batch["epoch"], stream.state_dict(), checkpoint.step_of(found) if found else None)
+    except FloatingPointError:
+        writer.finish()
+        log.close()
+        raise
+    if found is None:
+        return False
+    state = checkpoint.load(engine, found)
+    bad.load_state_dict(state["bad_steps"])
+    writer.save({**state, "stream": stream.state_dict(), "bad_steps": bad.state_dict()}, {})
+    return True
 
 
 def optimize(
@@ -184,36 +241,42 @@ def optimize(
     device: torch.device,
     split: FeatureLosses | None = None,
     look: Callable[[], None] | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, torch.Tensor]:
     """One optimizer step on this rank's share of the global batch; returns the loss and its parts, detached.
 
     A tensor in the batch has one row a sample; anything else goes to every micro step as it is. Of several micro
     batches, each has losses of its own, whose means are returned, or with ``split`` all have those of the whole batch.
     ``look`` is called when the gradient is whole, before the optimizer takes it.
+    What ``judge`` finds bad leaves weights and optimizer as they are.
     """
     pieces = engine.gradient_accumulation_steps()
     totals: dict[str, torch.Tensor] = {}
 
     def stepped() -> None:
+        if look is not None and engine.is_gradient_accumulation_boundary():
+            look()
         plain = engine.zero_optimization_stage() == 0 and not (engine.bfloat16_enabled() or engine.fp16_enabled())
         if plain and engine.is_gradient_accumulation_boundary():
             # Without ZeRO and in float32, DeepSpeed clips but keeps no record of the norm.
             gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
             totals["grad_norm"] = torch.nn.utils.get_total_norm(gradients)
-        if look is not None and engine.is_gradient_accumulation_boundary():
-            look()
+            if judge is not None and not math.isfinite(float(totals["grad_norm"])):
+                with no_update(engine.optimizer):
+                    engine.step()
+                return
         engine.step()
 
     micro_batches = [partial(micro_batch, batch, piece, pieces, device) for piece in range(pieces)]
     if split is not None and pieces > 1:
-        loss, parts = backward_cached(engine, micro_batches, batch, split, stepped)
+        loss, parts = backward_cached(engine, micro_batches, batch, split, stepped, judge)
         return totals | {name: value.float() for name, value in {"loss": loss, **parts}.items()}
-    for get in micro_batches:
+    for number, get in enumerate(micro_batches, start=1):
         loss, parts = step(engine, get())
-        engine.backward(loss)
-        stepped()
         for name, value in {"loss": loss, **parts}.items():
             totals[name] = totals.get(name, 0.0) + value.detach().float() / pieces
+        engine.backward(loss if judge is None or number < pieces else loss * judge(totals["loss"]))
+        stepped()
     return totals
 
 
@@ -230,7 +293,12 @@ def is_multiple(step: int, every: int) -> bool:
 
 
 def refuse_non_finite(
-    engine: deepspeed.DeepSpeedEngine, parts: dict[str, torch.Tensor], config: RunConfig, rank: Rank, log: MetricLog
+    engine: deepspeed.DeepSpeedEngine,
+    parts: dict[str, torch.Tensor],
+    config: RunConfig,
+    rank: Rank,
+    log: MetricLog,
+    writer: Writer,
 ) -> None:
     """End the run, on every rank, where the loss or its gradient is not a number, before a checkpoint is made of it."""
     loss = mean_over_ranks({"loss": float(parts["loss"])}, rank.device)["loss"]
@@ -239,6 +307,7 @@ def refuse_non_finite(
     burst = norm is not None and not math.isfinite(float(norm)) and config.engine.precision != "fp16"
     if math.isfinite(loss) and not any_rank(burst, rank.device):
         return
+    writer.finish()
     log.close()
     raise FloatingPointError(
         f"step {engine.global_steps}: the loss is {loss} and its gradient norm {'not finite' if burst else norm}; lower"

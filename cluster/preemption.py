@@ -10,6 +10,8 @@ logger = logging.getLogger(__name__)
 
 # EX_TEMPFAIL: the batch script requeues a job that ends with it.
 REQUEUE_EXIT_CODE = 75
+# Of a rank that ends a run that hangs.
+HANG_EXIT_CODE = 76
 
 
 class Notice:

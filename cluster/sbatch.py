@@ -65,7 +65,13 @@ def values(config: SbatchConfig, run: Sequence[str]) -> dict[str, str]:
     module, *words = run
     if not MODULE.fullmatch(module):
         raise ValueError(f"'{module}' is not the name of a module: pretrain, or finetune with its sub-command first")
-    for name, least in (("nodes", 1), ("gpus_per_node", 0), ("cpus_per_task", 1), ("signal_seconds", 0)):
+    for name, least in (
+        ("nodes", 1),
+        ("gpus_per_node", 0),
+        ("cpus_per_task", 1),
+        ("signal_seconds", 0),
+        ("retries", 0),
+    ):
         if getattr(config, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: at least {least} is needed")
     ranks = config.ranks_per_node or config.gpus_per_node or CPU_RANKS
@@ -84,6 +90,7 @@ def values(config: SbatchConfig, run: Sequence[str]) -> dict[str, str]:
         "logs": plain("logs", logs, PATH),
         "signal_seconds": str(config.signal_seconds),
         "requeue_code": str(REQUEUE_EXIT_CODE),
+        "retries": str(config.retries),
         **in_container(config),
         "command": shlex.join([module, *words]),
     }

@@ -3,35 +3,26 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import time
 from pathlib import Path
 
 import pytest
-from toy_launches import PYTHON, STOPPABLE, ToyRun, execute, needed, run_toys, toy_arguments
+from toy_launches import PYTHON, ToyRun, execute, needed, run_toys, toy_arguments
 
 BIN = Path(PYTHON).parent
 
 
 @pytest.fixture(scope="module")
 def single(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
-    """Runs of one process, no launcher; one of them in a directory with checkpoints of two ranks."""
+    """Runs of one process, no launcher."""
     parent = tmp_path_factory.mktemp("single")
-    shutil.copytree(toys["whole"].folder, parent / "other_world")
-    options = {"plain": ("--run.engine.zero", "2"), "other_world": STOPPABLE}
-    return run_toys(parent, options, launcher=(PYTHON, "-m", "tests.cluster.toy_runs"))
+    return run_toys(parent, {"plain": ("--run.engine.zero", "2")}, launcher=(PYTHON, "-m", "tests.cluster.toy_runs"))
 
 
 def test_one_process_has_the_trace_of_two_ranks(toys: dict[str, ToyRun], single: dict[str, ToyRun]) -> None:
     assert single["plain"].losses() == pytest.approx(toys["zero2"].losses(), rel=1e-6)
     assert single["plain"].records("eval/mse") == pytest.approx(toys["zero2"].records("eval/mse"), rel=1e-6)
-
-
-def test_checkpoint_of_another_world_size_is_refused(single: dict[str, ToyRun]) -> None:
-    message = str(single["other_world"].ended)
-    assert "step_00000012 was written by 2 ranks and this run has 1" in message
-    assert "--init_from EXPORT" in message
 
 
 def test_torchrun_has_the_trace_of_deepspeed(toys: dict[str, ToyRun], tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
+from itertools import islice
 
 import pytest
 import torch
@@ -16,9 +18,12 @@ LR, DECAY, BATCH = 5e-4, 0.2, 16
 
 
 def reference(
-    epochs: int, clip: float, lr: float = LR
+    epochs: int, clip: float, lr: float = LR, order: Sequence[int | None] | None = None
 ) -> tuple[list[float], list[float], list[float], dict[str, torch.Tensor]]:
-    """(losses, gradient norms, learning rates, weights) of one float64 process on the global batch, no DeepSpeed."""
+    """(losses, gradient norms, learning rates, weights) of one float64 process on the global batch, no DeepSpeed.
+
+    ``order`` has the batch of each step, None for a step in which nothing is learnt.
+    """
     model = toy_model(dropout=0.0, batch_norm=False).double()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim < 2]
@@ -27,7 +32,11 @@ def reference(
     total = epochs * (SAMPLES // BATCH)
     warmup = math.ceil(0.1 * total)
     losses, norms, rates = [], [], []
-    for step, batch in zip(range(total), ToyStream(BATCH, rank=0, world_size=1)):
+    batches = list(islice(ToyStream(BATCH, rank=0, world_size=1), 2 * total))
+    for step, number in enumerate(range(total) if order is None else order):
+        if number is None:
+            continue
+        batch = batches[number]
         done = (step - warmup) / (total - warmup)
         rate = lr * ((step + 1) / warmup if step < warmup else 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:

@@ -41,6 +41,10 @@ class ToyConfig:
         die_at: the last rank exits hard in this step
         raise_at: the last rank raises an error in this step
         nan_at: the loss of this step is not a number
+        stop_at: the last rank stops itself in this step, as SIGSTOP does
+        freeze_at: the last rank sleeps for ever in this step
+        nan_batch: this batch of the run, counted from 0, has a value in it that is not a number
+        spike_batch: the targets of this batch are a hundred times what they should be
         dropout: of the hidden layer
         batch_norm: normalise the hidden layer over the batch, with statistics of each rank's own
         late: where the last rank loses 0.3 seconds of every step
@@ -52,6 +56,10 @@ class ToyConfig:
     die_at: int = -1
     raise_at: int = -1
     nan_at: int = -1
+    stop_at: int = -1
+    freeze_at: int = -1
+    nan_batch: int = -1
+    spike_batch: int = -1
     dropout: float = 0.0
     batch_norm: bool = False
     late: Literal["data", "forward"] | None = None
@@ -61,8 +69,17 @@ class ToyConfig:
 class ToyStream:
     """``SAMPLES`` rows an epoch in order; rank r of W gets rows r, r + W, ... of each global batch."""
 
-    def __init__(self, global_batch: int, rank: int, world_size: int, late: float = 0.0) -> None:
+    def __init__(
+        self,
+        global_batch: int,
+        rank: int,
+        world_size: int,
+        late: float = 0.0,
+        nan_batch: int = -1,
+        spike_batch: int = -1,
+    ) -> None:
         self.global_batch, self.rank, self.world_size, self.late = global_batch, rank, world_size, late
+        self.nan_batch, self.spike_batch = nan_batch, spike_batch
         self.epoch = self.seen = 0
 
     @property
@@ -78,12 +95,17 @@ class ToyStream:
         while True:
             index = torch.arange(self.seen + self.rank, self.seen + self.global_batch, self.world_size)
             inputs = torch.sin(index[:, None] * torch.arange(1, 9) * 0.37 + self.epoch)
-            epoch = self.epoch
             time.sleep(self.late)
+            targets = inputs.sum(1, keepdim=True).tanh()
+            epoch, number = self.epoch, self.epoch * len(self) + self.seen // self.global_batch
+            if number == self.nan_batch and self.rank == 0:
+                inputs[1, 2] = float("nan")
+            if number == self.spike_batch:
+                targets = 100 * targets
             self.seen += self.global_batch
             if self.seen + self.global_batch > SAMPLES:
                 self.epoch, self.seen = self.epoch + 1, 0
-            yield {"inputs": inputs, "targets": inputs.sum(1, keepdim=True).tanh(), "epoch": epoch}
+            yield {"inputs": inputs, "targets": targets, "epoch": epoch}
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "samples_seen": self.seen}
@@ -116,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_up_logging(rank)
     seed_everything(config.run.seed, config.run.deterministic)
     late = {config.late: LATE_SECONDS} if rank.rank == rank.world_size - 1 else {}
-    stream = ToyStream(config.run.engine.global_batch, rank.rank, rank.world_size, late.get("data", 0.0))
+    batch, seconds = config.run.engine.global_batch, late.get("data", 0.0)
+    stream = ToyStream(batch, rank.rank, rank.world_size, seconds, config.nan_batch, config.spike_batch)
     folder = prepare_folder(config, config.run, rank)
     model = toy_model(config.dropout, config.batch_norm, late.get("forward", 0.0))
     decay = config.run.optimizer.weight_decay
@@ -138,6 +161,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         if engine.global_steps == config.scrape_at and rank.is_first:
             with urlopen(f"http://127.0.0.1:{config.run.monitor.prometheus_port}/metrics") as answer:
                 (folder / "scrape.txt").write_bytes(answer.read())
+        if engine.global_steps == config.stop_at and rank.rank == rank.world_size - 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if engine.global_steps == config.freeze_at and rank.rank == rank.world_size - 1:
+            time.sleep(1e6)
         inputs = batch["inputs"].to(next(engine.module.parameters()).dtype)
         loss = nn.functional.mse_loss(engine(inputs).float(), batch["targets"])
         if engine.global_steps == config.nan_at:

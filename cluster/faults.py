@@ -1,0 +1,359 @@
+"""``python -m cluster faults``: does a run survive being shot? The proof, on the machine that it is to run on.
+
+    python -m cluster faults --kills 20 -- pretrain --config c.yaml
+    python -m cluster faults --launcher slurm --kills 20 --nodes 2 -- pretrain --config c.yaml
+
+It runs the command once without a disturbance, then again in another run directory, where it kills (SIGKILL) at random
+points of the run: one rank, all of them, a node's SLURM step daemon, or a rank in the middle of writing a checkpoint.
+SLURM puts the job back into its queue; on one machine the same command is given again. In the end the loss of every
+step and every tensor of the last checkpoint, optimizer included, have to be the same to the last bit. ``report.json``
+and ``report.md`` say how often, of which kind, and what a kill cost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.commands import FaultsConfig, SbatchConfig
+from cluster.launch import MODULE
+from cluster.sbatch import render
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.003  # a small checkpoint is written in no more than some ten milliseconds
+# How often SLURM is asked for what /proc does not say.
+ASK_SECONDS = 1.0
+
+
+@dataclass
+class Kill:
+    """One of them, and what became of the run."""
+
+    kind: str
+    step: int
+    victims: list[str]
+    at: float
+    torn: bool  # whether a half-written checkpoint was left
+    back_after: float | None = None  # seconds until the run was at this step again
+
+    def text(self) -> str:
+        back = "the end came first" if self.back_after is None else f"{self.back_after:.1f} s until it was there again"
+        torn = "; a half-written checkpoint was left" if self.torn else ""
+        return f"step {self.step}, {self.kind}: {', '.join(self.victims)}{torn}; {back}"
+
+
+@dataclass
+class Trial:
+    """A run with kills in it: when each is due, and those that were made."""
+
+    folder: Path
+    plan: list[tuple[int, str]]
+    random: random.Random
+    made: list[Kill] = field(default_factory=list)
+    aimed: list[psutil.Process] = field(default_factory=list)
+
+    def look(self, ranks: Ranks) -> None:
+        """Kill, where the next one is due, and note where the run has come back to."""
+        step = last_step(self.folder)
+        now = time.time()
+        for kill in self.made:
+            if kill.back_after is None and step >= kill.step and newest_record(self.folder) > kill.at:
+                kill.back_after = now - kill.at
+        if len(self.made) == len(self.plan):
+            return
+        due, kind = self.plan[len(self.made)]
+        if step < due or any(kill.back_after is None for kill in self.made):
+            return
+        if not self.aimed:
+            self.aimed = ranks.victims(kind, self.random)
+        if self.aimed and (kind != "write" or is_writing(self.folder)):
+            self.kill(kind, step, ranks)
+
+    def kill(self, kind: str, step: int, ranks: Ranks) -> None:
+        alive = [process for process in self.aimed if process.is_running()]
+        for process in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        self.aimed = []
+        if alive:
+            names = [ranks.name(process) for process in alive]
+            self.made.append(Kill(kind, step, names, time.time(), is_writing(self.folder)))
+            logger.info("kill %d of %d: %s at step %d", len(self.made), len(self.plan), kind, step)
+
+
+class Ranks:
+    """Processes of the run on this machine, found by the variables that its launcher gave them."""
+
+    def __init__(self, marker: str) -> None:
+        self.marker = marker
+        self.names: dict[int, str] = {}
+
+    def name(self, process: psutil.Process) -> str:
+        return self.names.get(process.pid, str(process.pid))
+
+    def all(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline"]):
+            words = process.info["cmdline"] or []
+            if self.marker in words and "python" in os.path.basename(words[0]):
+                with contextlib.suppress(psutil.Error):
+                    environment = process.environ()
+                    rank = environment.get("RANK") or environment.get("SLURM_PROCID")
+                    if rank is not None and is_rank(environment):
+                        self.names[process.pid] = f"rank {rank} (process {process.pid})"
+                        found.append(process)
+        return found
+
+    def victims(self, kind: str, chance: random.Random) -> list[psutil.Process]:
+        ranks = without_children(self.all())
+        if kind == "daemon":
+            return self.daemons(chance)
+        if not ranks:
+            return []
+        return ranks if kind == "job" else [chance.choice(ranks)]
+
+    def daemons(self, chance: random.Random) -> list[psutil.Process]:
+        """A slurmstepd of a step of the job, which is what watches its tasks on a node."""
+        jobs = {process.environ().get("SLURM_JOB_ID") for process in self.all()} - {None}
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            title = " ".join(process.info["cmdline"] or [])
+            step = re.match(r"slurmstepd: \[(\d+)\.(\d+)\]", title)
+            if step and step[1] in jobs:
+                self.names[process.pid] = f"{title} (process {process.pid})"
+                found.append(process)
+        return [chance.choice(found)] if found else []
+
+
+def is_rank(environment: dict[str, str]) -> bool:
+    """Launchers and batch scripts have the run's words too, but no rank of their own."""
+    return "LOCAL_RANK" in environment or "SLURM_STEP_ID" in environment
+
+
+def without_children(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Data workers are forks of their rank, with its words and variables."""
+    ids = {process.pid for process in processes}
+    with_parents = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.ppid() not in ids:
+                with_parents.append(process)
+    return with_parents
+
+
+def faults(config: FaultsConfig, run: Sequence[str]) -> int:
+    """Make the trial; returns 0 where the run survived all and came out the same.
+
+    Raises:
+        ValueError: the request makes no sense; nothing was started.
+    """
+    if not MODULE.fullmatch(run[0]):
+        raise ValueError(f"'{run[0]}' is not the name of a module: pretrain, or finetune with its sub-command first")
+    if "daemon" in config.kinds and config.launcher != "slurm":
+        raise ValueError("--kinds: a step daemon is SLURM's, for --launcher slurm")
+    if config.kills < 1:
+        raise ValueError(f"--kills {config.kills}: at least one is needed")
+    folder = Path(config.folder).absolute()
+    if (folder / "whole").exists() or (folder / "shot").exists():
+        raise ValueError(f"{folder} has a trial in it already: name another --folder, or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    logger.info("the run without a disturbance, in %s", folder / "whole")
+    whole_seconds = execute(config, run, Trial(folder / "whole", [], random.Random()))
+    last = last_step(folder / "whole")
+    trial = Trial(folder / "shot", plan_kills(config, last), random.Random(config.seed))
+    logger.info("the run with %d kills in %d steps, in %s", config.kills, last, trial.folder)
+    shot_seconds = execute(config, run, trial)
+    differences = compare(folder / "whole", trial.folder)
+    report = {
+        "command": list(run),
+        "launcher": config.launcher,
+        "steps": last,
+        "kills": len(trial.made),
+        "by_kind": {kind: sum(kill.kind == kind for kill in trial.made) for kind in config.kinds},
+        "seconds_whole": round(whole_seconds, 1),
+        "seconds_shot": round(shot_seconds, 1),
+        "seconds_lost_a_kill": round((shot_seconds - whole_seconds) / max(1, len(trial.made)), 1),
+        "same": not differences,
+        "differences": differences,
+        "each": [vars(kill) for kill in trial.made],
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (folder / "report.md").write_text(text_of(report, trial.made))
+    print(text_of(report, trial.made))
+    return 0 if not differences and len(trial.made) == config.kills else 1
+
+
+def plan_kills(config: FaultsConfig, last: int) -> list[tuple[int, str]]:
+    """(step, kind) of each kill, over the whole run; every kind as often as the others, in a random order.
+
+    Raises:
+        ValueError: the run has too few steps.
+    """
+    if last <= config.kills:
+        raise ValueError(f"a run of {last} steps has no room for {config.kills} kills: more steps or fewer kills")
+    chance = random.Random(config.seed)
+    kinds = [config.kinds[number % len(config.kinds)] for number in range(config.kills)]
+    chance.shuffle(kinds)
+    return list(zip(sorted(chance.sample(range(1, last), config.kills)), kinds, strict=True))
+
+
+def execute(config: FaultsConfig, run: Sequence[str], trial: Trial) -> float:
+    """Until the run has finished, started again as often as it has to be; returns the seconds that it took."""
+    words = [*run, "--run.dir", str(trial.folder), "--run.log_every", "1", "--run.progress", "false"]
+    ranks = Ranks(str(trial.folder))
+    begun = time.time()
+    through = on_slurm if config.launcher == "slurm" else on_this_machine
+    for _ in through(config, words, trial.folder):
+        trial.look(ranks)
+        time.sleep(POLL_SECONDS)
+    return time.time() - begun
+
+
+def on_this_machine(config: FaultsConfig, words: Sequence[str], folder: Path) -> Iterator[None]:
+    """Yields while the run goes on; a run that ended before its time is started again, as a scheduler would."""
+    command = [sys.executable, "-m", "cluster", "launch", "--nproc", str(config.nproc), "--", *words]
+    for attempt in range(config.kills * 2 + 1):
+        with (folder.parent / f"{folder.name}.log").open("a") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+            while process.poll() is None:
+                yield
+        if process.returncode == 0:
+            return
+        logger.info("attempt %d ended with exit code %d", attempt + 1, process.returncode)
+    raise RuntimeError(f"the run does not finish: see {log.name}")
+
+
+def on_slurm(config: FaultsConfig, words: Sequence[str], folder: Path) -> Iterator[None]:
+    """Yields while the job is queued or runs; SLURM itself puts it back after a kill."""
+    logs = folder.parent / "logs"
+    logs.mkdir(exist_ok=True)
+    settings = SbatchConfig(
+        nodes=config.nodes, gpus_per_node=config.gpus_per_node, ranks_per_node=config.nproc, cpus_per_task=1,
+        time=config.time, partition=config.partition, account=config.account, job_name=f"faults-{folder.name}",
+        logs=str(logs), retries=2 * config.kills + 1,
+    )  # fmt: skip
+    done = subprocess.run(["sbatch"], input=render(settings, words), text=True, check=True, capture_output=True)
+    job = done.stdout.split()[-1]
+    asked, fields = 0.0, {"JobState": "PENDING"}
+    while fields["JobState"] not in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"):
+        yield
+        if time.time() - asked >= ASK_SECONDS:
+            asked = time.time()
+            shown = subprocess.run(["scontrol", "-o", "show", "job", job], text=True, capture_output=True, check=False)
+            fields = dict(word.split("=", 1) for word in shown.stdout.split() if "=" in word) or fields
+            if fields.get("Reason") == "BeginTime" and config.hasten and not left_of(job):
+                # A job that was put back rests for two minutes, for its last run to be cleared away.
+                subprocess.run(
+                    ["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False
+                )
+    if fields["JobState"] != "COMPLETED":
+        raise RuntimeError(f"job {job} ended as {fields['JobState']}: see {logs}")
+
+
+def left_of(job: str) -> bool:
+    """Whether a step daemon of the job is still there."""
+    titles = (" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"]))
+    return any(title.startswith(f"slurmstepd: [{job}.") for title in titles)
+
+
+def last_step(folder: Path) -> int:
+    """Of the last whole record in metrics.jsonl, 0 where there is none."""
+    record = last_record(folder)
+    return int(record["step"]) if record else 0
+
+
+def newest_record(folder: Path) -> float:
+    record = last_record(folder)
+    return float(record["time"]) if record else 0.0
+
+
+def last_record(folder: Path) -> dict[str, Any] | None:
+    try:
+        with (folder / "metrics.jsonl").open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 8192))
+            lines = [line for line in file.read().split(b"\n")[:-1] if line.startswith(b"{")]
+    except OSError:
+        return None
+    for line in reversed(lines):
+        with contextlib.suppress(json.JSONDecodeError):
+            return json.loads(line)
+    return None
+
+
+def is_writing(folder: Path) -> bool:
+    """Whether the files of a checkpoint are being written."""
+    return any(path.suffix.startswith(".partial") for path in (folder / "checkpoints").glob("step_*.partial*"))
+
+
+def compare(whole: Path, shot: Path) -> list[str]:
+    """What is not the same in two finished runs: losses by step, tensors of the last checkpoint."""
+    found = []
+    traces = [losses(folder) for folder in (whole, shot)]
+    found += [f"step {step}: loss {traces[1].get(step)} instead of {loss}" for step, loss in traces[0].items()
+              if traces[1].get(step) != loss]  # fmt: skip
+    newest = [folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text() for folder in (whole, shot)]
+    if newest[0].name != newest[1].name:
+        return [*found, f"the last checkpoint is {newest[1].name} instead of {newest[0].name}"]
+    import torch
+
+    for path in sorted(newest[0].glob("*.pt")):
+        states = [torch.load(folder / path.name, map_location="cpu", weights_only=False) for folder in newest]
+        found += [f"{path.name}: {name} differs" for name in differing(states[0], states[1], "")]
+    return found
+
+
+def losses(folder: Path) -> dict[int, float]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return {record["step"]: record["train/loss"] for record in records if "train/loss" in record}
+
+
+def differing(one: Any, other: Any, name: str) -> Iterator[str]:
+    """Names of the tensors that are not equal to the last bit."""
+    import torch
+
+    if isinstance(one, torch.Tensor):
+        if not (isinstance(other, torch.Tensor) and torch.equal(one, other)):
+            yield name
+    elif isinstance(one, dict):
+        for key, value in one.items():
+            yield from differing(value, other.get(key), f"{name}.{key}" if name else str(key))
+    elif isinstance(one, list | tuple):
+        for number, value in enumerate(one):
+            yield from differing(value, other[number], f"{name}[{number}]")
+
+
+def text_of(report: dict[str, Any], kills: list[Kill]) -> str:
+    """For people."""
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report["by_kind"].items())
+    verdict = (
+        "The loss of every step and every tensor of the last checkpoint are the same to the last bit."
+        if report["same"]
+        else "NOT THE SAME: " + "; ".join(report["differences"][:5])
+    )
+    lines = [
+        f"# {report['kills']} kills survived ({kinds})",
+        "",
+        f"`{' '.join(report['command'])}`, {report['steps']} steps, launcher {report['launcher']}.",
+        f"{report['seconds_whole']} s without a kill, {report['seconds_shot']} s with them:"
+        f" {report['seconds_lost_a_kill']} s lost a kill.",
+        verdict,
+        "",
+        *(f"* {kill.text()}" for kill in kills),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,148 @@
+"""Which checkpoints stay, what a disk that is full or read-only does to a run, and that writing does not change it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from toy_launches import STOPPABLE, ToyRun, assert_same, run_toys
+
+from cluster.checkpoint import best_of, fault, published, retire
+from cluster.config import CheckpointConfig
+from cluster.writer import Snapshot, save_file
+
+
+@pytest.fixture(scope="module")
+def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders of run directories whose ``checkpoints`` is a file system of its own, two of them too small."""
+    parent = tmp_path_factory.mktemp("disks")
+    points = []
+    try:
+        for name, size in (("full", "8k"), ("limit", "8k"), ("readonly", "8m")):
+            point = parent / name / "checkpoints"
+            point.mkdir(parents=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(point)], check=True)
+            points.append(point)
+        yield parent
+    finally:
+        for point in points:
+            subprocess.run(["umount", str(point)], check=True)
+
+
+@pytest.fixture(scope="module")
+def runs(toys: dict[str, ToyRun], mounted: Path) -> dict[str, ToyRun]:
+    """One launch on two ranks."""
+    readonly = mounted / "readonly"
+    shutil.copytree(toys["whole"].folder, readonly, dirs_exist_ok=True)
+    shutil.rmtree(readonly / "checkpoints" / "step_00000012")
+    subprocess.run(["mount", "-o", "remount,ro", str(readonly / "checkpoints")], check=True)
+    return run_toys(mounted, {
+        "full": (*STOPPABLE, "--run.checkpoint.failures", "9"),
+        "limit": (*STOPPABLE, "--run.checkpoint.failures", "2", "--run.checkpoint.every", "2"),
+        "readonly": STOPPABLE,
+        "waiting": (*STOPPABLE, "--run.checkpoint.background", "false"),
+        "kept": (*STOPPABLE, "--run.checkpoint.every", "1", "--run.checkpoint.keep", "2", "--run.checkpoint.keep_every",
+                 "5", "--run.checkpoint.best", "mse", "--run.checkpoint.best_is", "max"),
+    })  # fmt: skip
+
+
+def test_disk_that_is_full_does_not_end_the_run(toys: dict[str, ToyRun], runs: dict[str, ToyRun]) -> None:
+    run = runs["full"]
+    assert_same(run, toys["whole"])
+    said = [line for line in run.output.splitlines() if "could not be written" in line and "full" not in line]
+    steps = [f"the checkpoint of step {step} could not be written" for step in (4, 8, 12)]
+    assert [any(step in line for line in said) for step in steps] == [True, True, True]
+    assert "No space left on device" in run.output
+    assert "would resume from its beginning; 8 more in a row end it" in run.output
+    assert list((run.folder / "checkpoints").glob("step_*")) == [], "what was begun is removed, for room"
+
+
+def test_too_many_checkpoints_that_fail_end_the_run(runs: dict[str, ToyRun]) -> None:
+    assert "2 checkpoints in a row could not be written" in str(runs["limit"].ended)
+    assert "No space left on device" in str(runs["limit"].ended)
+    assert max(runs["limit"].records("train/loss")) == 6, "the third save, at step 6, is where the second is missed"
+
+
+def test_folder_that_is_read_only(toys: dict[str, ToyRun], runs: dict[str, ToyRun]) -> None:
+    run = runs["readonly"]
+    assert f"resumed {run.folder / 'checkpoints' / 'step_00000008'}: step 8" in run.output
+    assert "Read-only file system" in run.output
+    assert_same(run, toys["whole"])
+    assert [path.name for path in published(run.folder / "checkpoints")] == ["step_00000008", "step_00000004"]
+
+
+def test_run_that_waits_for_its_checkpoints_is_the_same(toys: dict[str, ToyRun], runs: dict[str, ToyRun]) -> None:
+    assert_same(runs["waiting"], toys["whole"])
+    one, other = (run.folder / "checkpoints" / "step_00000008" for run in (runs["waiting"], toys["whole"]))
+    assert fault(one) is None
+    for path in one.glob("*optim_states.pt"):
+        states = [torch.load(folder / path.name, weights_only=False)["optimizer_state_dict"] for folder in (one, other)]
+        for mine, whole in zip(*(s["single_partition_of_fp32_groups"] for s in states), strict=True):
+            assert torch.equal(mine, whole)
+
+
+def test_last_ones_every_fifth_and_the_best_are_kept(runs: dict[str, ToyRun]) -> None:
+    run = runs["kept"]
+    figures = run.records("eval/mse")
+    best = max(figures, key=lambda step: figures[step])
+    wanted = sorted({11, 12, 5, 10, best})
+    folder = run.folder / "checkpoints"
+    assert [path.name for path in sorted(folder.glob("step_*"))] == [f"step_{step:08d}" for step in wanted]
+    assert (folder / "best").read_text() == f"step_{best:08d}"
+    assert (folder / "latest").read_text() == "step_00000012"
+
+
+def checkpoints(folder: Path, scores: dict[int, float | None]) -> list[Path]:
+    for step, value in scores.items():
+        path = folder / f"step_{step:08d}"
+        path.mkdir()
+        evaluation = {} if value is None else {"mean_recall": value}
+        (path / "checksums.json").write_text(json.dumps({"step": step, "evaluation": evaluation, "sha256": {}}))
+    return published(folder)
+
+
+@pytest.mark.parametrize(("best_is", "wanted"), [("max", 20), ("min", 30)])
+def test_best_is_by_the_evaluation_at_its_step(tmp_path: Path, best_is: str, wanted: int) -> None:
+    there = checkpoints(tmp_path, {10: 31.0, 20: 40.5, 30: 29.0, 40: None, 50: 33.0})
+    best = best_of(there, CheckpointConfig(best_is=best_is))
+    assert best is not None
+    assert best.name == f"step_{wanted:08d}"
+    assert best_of(there, CheckpointConfig(best=None)) is None
+    retire(there[0], CheckpointConfig(keep=1, keep_every=40, best_is=best_is))
+    assert sorted(path.name for path in published(tmp_path)) == sorted(f"step_{s:08d}" for s in {50, 40, wanted})
+
+
+def test_snapshot_is_of_its_moment_and_keeps_ties(tmp_path: Path) -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    state = OrderedDict(a=weight, tied=weight, view=weight[1:], more=[(weight * 2, {"n": 1})], text="x")
+    snapshot = Snapshot()
+    snapshot.begin()
+    taken = snapshot.of(state)
+    weight.zero_()
+    state["more"][0][1]["n"] = 2
+    path = tmp_path / "state.pt"
+    save_file(taken, path)
+    loaded = torch.load(path, weights_only=False)
+    assert torch.equal(loaded["a"], torch.arange(6.0).reshape(2, 3))
+    assert loaded["a"].data_ptr() == loaded["tied"].data_ptr()
+    assert torch.equal(loaded["view"], torch.tensor([[3.0, 4.0, 5.0]]))
+    assert loaded["more"][0][1] == {"n": 1}
+    assert isinstance(taken, OrderedDict)
+    again = taken["a"]
+    snapshot.begin()
+    assert snapshot.of(state)["a"] is again, "host memory is used again"
+    assert float(again.sum()) == 0
+
+
+def test_checksum_is_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    value = save_file({"x": torch.randn(1000), "y": list(range(100))}, path)
+    assert value == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert path.stat().st_size > 4000
