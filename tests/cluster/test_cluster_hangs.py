@@ -4,51 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from toy_launches import PYTHON, ToyRun, execute, toy_arguments
 
 from cluster.guardian import kernel_says
-from cluster.preemption import REQUEUE_EXIT_CODE
 from cluster.watchdog import verdict
 
-LAUNCH = (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--", "tests.cluster.toy_run")
 GUARDIAN = Path(__file__).resolve().parents[2] / "cluster" / "guardian.py"
-
-
-def hang(folder: Path, *words: str) -> str:
-    """Output of a run that hangs after some steps, which has to end by itself well before its collectives do."""
-    options = ("--run.engine.hang_minutes", "0.2", "--run.engine.timeout_minutes", "10", *words)
-    begun = time.time()
-    done = execute([*LAUNCH, *toy_arguments(folder, *options)])
-    seconds = time.time() - max(begun, *ToyRun(folder).records("time").values())
-    assert done.returncode not in (0, REQUEUE_EXIT_CODE), done.stdout
-    assert seconds < 60
-    assert not (folder / "report.json").exists()
-    return done.stdout
-
-
-def test_rank_that_is_stopped(tmp_path: Path) -> None:
-    output = hang(tmp_path / "run", "--stop_at", "5")
-    assert f"rank 1 on {socket.gethostname()} (process " in output
-    assert "hangs: not a sign of life for 12 s. It is killed" in output
-    assert "State:\tT (stopped)" in output
-    assert "toy_run.py" in output.split("last at:")[1], "its Python stack"
-
-
-def test_rank_that_sleeps(tmp_path: Path) -> None:
-    output = hang(tmp_path / "run", "--freeze_at", "5")
-    host = socket.gethostname()
-    hung, waiting = output.split("the run hangs: nothing has moved for ")[1].split("waits for other ranks at:")
-    assert f"rank 1 on {host} (process " in hung
-    assert "time.sleep" in hung.split("hangs at:")[1]
-    assert f"rank 0 on {host} (process " in hung
-    assert "all_reduce" in waiting or "barrier" in waiting or "broadcast" in waiting or "wait" in waiting
 
 
 def test_many_ranks_are_told_apart_by_where_they_stand() -> None:
