@@ -23,7 +23,7 @@ setup(
         "model": ["presets/*.yaml"],
         "cluster": ["zero/*.json", "slurm/*"],
         "pretrain": ["configs/*.yaml"],
-        "finetune": ["configs/*.yaml"],
+        "finetune": ["configs/*.yaml", "data/*.yaml", "experiments/*.yaml"],
         "retrieval": ["page.html", "published.yaml"],
     },
     install_requires=[
@@ -32,7 +32,8 @@ setup(
         "deepspeed>=0.19,<0.20",
         "webdataset>=1.0,<2",
         "transformers>=5,<6",
-        "timm>=1.0.20,<2",
+        "timm>=1.0.31,<2",
+        "peft>=0.19,<1",
         "tokenizers>=0.22",
         "safetensors>=0.5",
         "mpi4py>=4",

@@ -15,6 +15,8 @@ class OptimizerConfig:
         betas: AdamW's momentum coefficients
         eps: AdamW's epsilon
         weight_decay: decoupled decay, not applied to norms, biases and scales
+        layer_decay: learning rate of an encoder's layer as a share of that of the layer after it; the last layer has
+            this share of lr, what is no encoder has lr itself; 1 for the same everywhere
         schedule: shape after the warm-up; cosine and linear end at min_lr_share of the peak
         warmup: steps if 1 or more, else a share of the run
         min_lr_share: learning rate at the end, as a share of the peak
@@ -25,6 +27,7 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-6
     weight_decay: float = 0.2
+    layer_decay: float = 1.0
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: float = 0.1
     min_lr_share: float = 0.0

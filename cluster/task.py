@@ -25,7 +25,7 @@ from cluster.distributed import Rank, seed_everything, start
 from cluster.engine import build_engine, full_state_dict
 from cluster.figures import Subject
 from cluster.grad_cache import FeatureLosses
-from cluster.loop import Step, Stream, prepare_folder, total_steps, train
+from cluster.loop import Step, Stream, evaluated, prepare_folder, total_steps, train
 from cluster.report import set_up_logging, write_report
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ class Task:
         evaluate: figures of the engine in eval mode; a collective
         export: writes the trained model; gets whole float32 weights, the report and the folder, on rank 0 only
         split: the step in two halves, where its losses need no more of the model than features: for gradient caching
+        test: figures of the weights that are exported, taken once, after training; a collective
         pictures: drawn after each evaluation by the engine in eval mode, for TensorBoard; a collective
         subject: what the figures of the run need to know of the model
     """
@@ -54,6 +55,7 @@ class Task:
     evaluate: Callable[[deepspeed.DeepSpeedEngine], dict[str, float]]
     export: Callable[[dict[str, torch.Tensor], dict[str, Any], Path], object]
     split: FeatureLosses | None = None
+    test: Callable[[deepspeed.DeepSpeedEngine], dict[str, float]] | None = None
     pictures: Callable[[deepspeed.DeepSpeedEngine], dict[str, Image.Image]] | None = None
     subject: Subject = field(default_factory=Subject)
 
@@ -81,6 +83,8 @@ def run_task(config: Any, run: RunConfig, prepare: Callable[[Rank], Task]) -> di
     draw = None if task.pictures is None else partial(task.pictures, engine)
     report = train(run, rank, engine, task.stream, task.step, lambda: task.evaluate(engine), split, draw, task.subject)
     weights = full_state_dict(engine)
+    if task.test is not None:
+        report["test"] = evaluated(engine, partial(task.test, engine), rank)
     if rank.is_first:
         task.export(weights, report, folder)
         write_report(folder, report)

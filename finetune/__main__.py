@@ -1,6 +1,8 @@
-"""``python -m finetune prior|instruct|closed --config FILE.yaml [--a.b value ...]``; many with ``deepspeed``."""
+"""``python -m finetune prior|instruct|closed|resplit|sweep [--config FILE.yaml] [--a.b value ...]``."""
 
 from __future__ import annotations
+
+import sys
 
 from finetune.config import COMMANDS, DEFAULTS
 from options import parse_command
@@ -8,12 +10,27 @@ from options import parse_command
 
 def main() -> None:
     command, config = parse_command(
-        COMMANDS, prog="finetune", description="Train what comes after stage one.", defaults=DEFAULTS
+        COMMANDS,
+        prog="finetune",
+        description="Train what comes after stage one.",
+        positional={"sweep": "name"},
+        defaults=DEFAULTS,
     )
     if command == "prior":
         from finetune.prior import train_prior
 
         train_prior(config)
+    elif command == "resplit":
+        from finetune.resplit import resplit
+
+        print("\n".join(map(str, resplit(config))))
+    elif command == "sweep":
+        from finetune.sweep import sweep
+
+        try:
+            sys.exit(sweep(config))
+        except ValueError as error:
+            sys.exit(f"finetune sweep: {error}")
     else:
         from finetune.captions import train_on_captions
 

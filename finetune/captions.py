@@ -17,9 +17,11 @@ from PIL import Image
 from cluster.distributed import Rank, gather_rows
 from cluster.figures import Subject
 from cluster.task import Task, run_task
-from data_shards import ShardSet, ShardStream, eval_batches, load_tokenizer
+from data_shards import EvalBatches, ShardSet, ShardStream, eval_batches, load_tokenizer
+from data_shards.config import EvaluationConfig
 from finetune.config import ClosedConfig, InstructConfig
 from model import RetrievalObjective, build_model, load_weights, parameter_groups, save_pretrained
+from model.lora import adapt, merge
 from model.peaks import peak_of
 from model.summary import pair_flops, tower_of
 
@@ -40,15 +42,11 @@ def captioned(config: InstructConfig | ClosedConfig, rank: Rank) -> Task:
     model = build_model(config.model, vocab_size=len(tokenizer))
     if config.init_from:
         load_weights(model, config.init_from)
+    if config.lora.rank:
+        adapt(model, config.lora)
     model.set_grad_checkpointing(run.engine.grad_checkpointing)
     objective = RetrievalObjective(config.loss, rank.device, gather_rows)
-    held_out = None
-    if config.evaluation.shards:
-        held_out = eval_batches(
-            ShardSet(config.evaluation.shards, **config.data.access), tokenizer,
-            config.data.image_size, config.evaluation.batch_size,
-            rank=rank.rank, world_size=rank.world_size, caption_field=config.evaluation.caption_field,
-        )  # fmt: skip
+    held_out, test = (held_out_batches(part, config, tokenizer, rank) for part in (config.evaluation, config.test))
 
     def evaluate(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
         return objective.evaluate(engine, held_out) if held_out else {}
@@ -57,11 +55,26 @@ def captioned(config: InstructConfig | ClosedConfig, rank: Rank) -> Task:
         return objective.pictures(engine, held_out) if held_out else {}
 
     def export(weights: dict[str, torch.Tensor], report: dict[str, Any], folder: Path) -> None:
+        if config.lora.rank:
+            weights = merge(weights, model.config, config.lora)
         tokenizer.save_pretrained(str(folder / "tokenizer"))
         save_pretrained(weights, model.config, folder / "export", folder / "tokenizer", extra=report)
 
-    groups = parameter_groups(model, run.optimizer.weight_decay)
+    groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.lr, run.optimizer.layer_decay)
     subject = Subject(tower_of, partial(pair_flops, model.config, config.data.image_size), peak_of)
     return Task(
-        model, groups, stream, objective.step, evaluate, export, split=objective, pictures=pictures, subject=subject
-    )
+        model, groups, stream, objective.step, evaluate, export, split=objective, pictures=pictures, subject=subject,
+        test=(lambda engine: objective.evaluate(engine, test)) if test else None,
+    )  # fmt: skip
+
+
+def held_out_batches(
+    part: EvaluationConfig, config: InstructConfig | ClosedConfig, tokenizer: Any, rank: Rank
+) -> EvalBatches | None:
+    """This rank's batches of the evaluation or test shards; None where there are none."""
+    if not part.shards:
+        return None
+    return eval_batches(
+        ShardSet(part.shards, **config.data.access), tokenizer, config.data.image_size, part.batch_size,
+        rank=rank.rank, world_size=rank.world_size, caption_field=part.caption_field,
+    )  # fmt: skip

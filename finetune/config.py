@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.config import OptimizerConfig, RunConfig
 from data_shards.config import DataConfig, EvaluationConfig
-from model.config import EncoderConfig, LossConfig, ModelConfig, architecture
+from model.config import EncoderConfig, LoraConfig, LossConfig, ModelConfig, architecture
 
 
 @dataclass
@@ -19,6 +19,8 @@ class PriorConfig:
         data: training shards with scene labels
         backbone: the image encoder; its export plugs in as model.prior.weights of any model
         label_smoothing: share of the target spread over all classes
+        mixup: alpha of timm's mixup; 0 for none
+        cutmix: alpha of timm's cutmix; 0 for none; with both, each batch takes one of them
         evaluation: held-out shards with scene labels
     """
 
@@ -26,6 +28,8 @@ class PriorConfig:
     data: DataConfig
     backbone: EncoderConfig = field(default_factory=EncoderConfig)
     label_smoothing: float = 0.1
+    mixup: float = 0.0
+    cutmix: float = 0.0
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
@@ -41,7 +45,9 @@ class InstructConfig:
         tokenizer: hub id, local folder or package:NAME; null takes the one of init_from
         model: the architecture, key by key; defaults to that of init_from
         loss: the objective
+        lora: adapters in the encoders that are trained; their own weights stay
         evaluation: recall while training
+        test: shards whose recall is taken once, by the weights that are exported
     """
 
     run: RunConfig
@@ -50,7 +56,9 @@ class InstructConfig:
     tokenizer: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    test: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 @dataclass
@@ -65,7 +73,9 @@ class ClosedConfig:
         init_from: export folder whose weights (and architecture) the run starts from
         model: the architecture, key by key
         loss: the objective
+        lora: adapters in the encoders that are trained; their own weights stay
         evaluation: recall while training
+        test: shards whose recall is taken once, by the weights that are exported
     """
 
     run: RunConfig
@@ -75,10 +85,81 @@ class ClosedConfig:
     init_from: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=lambda: LossConfig(lambda_cs=1.0))
+    lora: LoraConfig = field(default_factory=LoraConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    test: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-COMMANDS: dict[str, type[Any]] = {"prior": PriorConfig, "instruct": InstructConfig, "closed": ClosedConfig}
+@dataclass
+class SweepConfig:
+    """Run a family of experiments over several seeds: a table with mean and spread, and a plot.
+
+    Args:
+        name: a family, or one experiment, of finetune/experiments
+        seeds: how many
+        first_seed: the first of them
+        data: a file of finetune/data by its name, or a path: where shards and weights are, and options that it sets
+        output: folder of the runs and the table; null takes runs/sweeps/NAME
+        ranks: processes of each training, under the deepspeed launcher; 0 trains in one process
+        jobs: trainings at a time
+        rows: names of the experiments to run; null runs all of the family
+        options: options of the trainings that win over all others, as JSON or YAML: '{run: {epochs: 2}}'
+        dry_run: print the commands and run nothing
+    """
+
+    name: str
+    seeds: int = 3
+    first_seed: int = 0
+    data: str = "default"
+    output: str | None = None
+    ranks: int = 0
+    jobs: int = 1
+    rows: list[str] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "jobs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass
+class ResplitConfig:
+    """Deal the images of a Karpathy JSON anew into train, val and test, by seed and within each scene.
+
+    Args:
+        json: Karpathy JSON
+        output: folder of split-0.json, split-1.json ...
+        count: how many splits
+        test: share of each scene's images that become the test set
+        validation: share of each scene's images that become the validation set
+        among: deal the images of this split only and leave out the others; null deals all
+        seed: of the first split; the next ones count up
+    """
+
+    json: str
+    output: str
+    count: int = 1
+    test: float = 0.2
+    validation: float = 0.0
+    among: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.test < 0 or self.validation < 0 or not self.test + self.validation < 1:
+            raise ValueError(
+                f"--test {self.test} and --validation {self.validation} are shares that leave some to train"
+            )
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "prior": PriorConfig,
+    "instruct": InstructConfig,
+    "closed": ClosedConfig,
+    "resplit": ResplitConfig,
+    "sweep": SweepConfig,
+}
 
 
 def instruct_defaults(given: dict[str, Any]) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
-from torch.nn.functional import cross_entropy
 
 from cluster.distributed import Rank
 from cluster.figures import Subject
 from cluster.task import Task, run_task
-from data_shards import EvalBatches, ShardSet, ShardStream, eval_batches
+from data_shards import ShardSet, ShardStream, eval_batches
 from finetune.config import PriorConfig
+from finetune.confusion import confusion, figures_of, write_confusion
+from finetune.scene_mixing import SceneTargets, soft_cross_entropy
 from model import SceneClassifier, SceneConfig, parameter_groups, save_pretrained
 from model.flops import training_flops
 from model.peaks import peak_of
@@ -35,6 +35,8 @@ def train_prior(config: PriorConfig) -> dict[str, Any]:
 
 def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
     """A scene classifier on labelled shards, judged by its accuracy on the evaluation shards where there are any.
+
+    The exported weights' confusion matrix on them is written beside the report.
 
     Raises:
         ValueError: the shards have fewer than two scene classes.
@@ -59,16 +61,27 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
             rank=rank.rank, world_size=rank.world_size, classes=classes,
         )  # fmt: skip
 
+    targets = SceneTargets(len(classes), config.mixup, config.cutmix, config.label_smoothing)
+    counted: list[torch.Tensor] = []  # the confusion matrix of the exported weights
+
     def step(engine: deepspeed.DeepSpeedEngine, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        logits, labels = engine(batch["images"]).float(), batch["labels"]
+        labels = batch["labels"]
+        images, soft = targets(batch["images"], labels)
+        logits = engine(images).float()
         labelled = (labels >= 0).sum().clamp(min=1)
-        summed = cross_entropy(logits, labels, label_smoothing=config.label_smoothing, ignore_index=-1, reduction="sum")
-        return summed / labelled, {"accuracy": (logits.argmax(dim=1) == labels).sum() / labelled}
+        return soft_cross_entropy(logits, soft), {"accuracy": (logits.argmax(dim=1) == labels).sum() / labelled}
 
     def evaluate(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
-        return accuracy_of(engine, held_out, rank.device) if held_out else {}
+        return figures_of(confusion(engine, held_out, len(classes), rank.device)) if held_out else {}
+
+    def test(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
+        assert held_out is not None
+        counted.append(confusion(engine, held_out, len(classes), rank.device))
+        return figures_of(counted[-1])
 
     def export(weights: dict[str, torch.Tensor], report: dict[str, Any], folder: Path) -> None:
+        if counted:
+            write_confusion(counted[-1], classes, folder)
         save_pretrained(weights, model.config, folder / "export", extra=report)
 
     def build() -> SceneClassifier:
@@ -76,19 +89,6 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
         settings.backbone.weights = None
         return SceneClassifier(settings)
 
-    groups = parameter_groups(model, run.optimizer.weight_decay)
+    groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.lr, run.optimizer.layer_decay)
     subject = Subject(flops=partial(training_flops, build, config.data.image_size), peak_tflops=peak_of)
-    return Task(model, groups, stream, step, evaluate, export, subject=subject)
-
-
-def accuracy_of(engine: deepspeed.DeepSpeedEngine, batches: EvalBatches, device: torch.device) -> dict[str, float]:
-    """Top-1 accuracy in percent over the held-out images that have a label, of all ranks."""
-    counts = torch.zeros(2, dtype=torch.float64, device=device)
-    for batch in batches.images():
-        predicted = engine(batch["images"].to(device)).argmax(dim=1)
-        labels = batch["labels"].to(device)
-        counted = (batch["index"].to(device) >= 0) & (labels >= 0)
-        counts += torch.stack([(predicted == labels)[counted].sum(), counted.sum()])
-    dist.all_reduce(counts)
-    right, of = counts.tolist()
-    return {"accuracy": 100 * right / of if of else float("nan")}
+    return Task(model, groups, stream, step, evaluate, export, test=test if held_out else None, subject=subject)

@@ -9,8 +9,11 @@ from torch import nn
 
 from model.clip import PlainCLIP
 from model.config import ModelConfig
+from model.layers import layers_of
 from model.priorclip import PriorCLIP
 from model.prioritr import PriorITR
+from model.text import TextEncoder
+from model.vision import ImageEncoder
 
 log = logging.getLogger(__name__)
 
@@ -55,15 +58,50 @@ def undecayed(model: nn.Module) -> set[str]:
     return names
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for the optimizer, trained parameters only: with weight decay and without."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, lr: float | None = None, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups for the optimizer, trained parameters only: with weight decay and without, by learning rate.
+
+    Args:
+        model: its encoders are known by their type
+        weight_decay: of the parameters that decay
+        lr: of what is no encoder; needed with layer_decay
+        layer_decay: layer l of an encoder's L has lr * layer_decay ** (L - l), l = 0 next to the input (BEiT, arXiv
+            2106.08254, as in timm); 1: two groups, with the optimizer's own learning rate
+    """
     without = undecayed(model)
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    return [
-        {
-            "name": "decay",
-            "params": [p for n, p in trained if n not in without],
-            "weight_decay": weight_decay,
-        },
-        {"name": "no_decay", "params": [p for n, p in trained if n in without], "weight_decay": 0.0},
-    ]
+    scales = layer_scales(model, layer_decay)
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {(1.0, True): [], (1.0, False): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((scales.get(name, 1.0), name not in without), []).append(parameter)
+    made: list[dict[str, Any]] = []
+    for (scale, decays), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True):
+        name = ("decay" if decays else "no_decay") + ("" if scale == 1 else f"_{scale:.4g}")
+        group: dict[str, Any] = {
+            "name": name,
+            "params": parameters,
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        if layer_decay != 1:
+            if lr is None:
+                raise ValueError("layer_decay needs the learning rate that it is a share of")
+            if not parameters:
+                continue
+            group["lr"] = lr * scale
+        made.append(group)
+    return made
+
+
+def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Learning rate of each parameter of an encoder, as a share of the run's."""
+    if not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay is a share: 0 < layer_decay <= 1, not {layer_decay}")
+    scales: dict[str, float] = {}
+    for prefix, module in model.named_modules():
+        if layer_decay < 1 and isinstance(module, ImageEncoder | TextEncoder):
+            layers = layers_of(module)
+            count = max(layers.values()) + 1
+            scales |= {f"{prefix}.model.{name}": layer_decay ** (count - layer) for name, layer in layers.items()}
+    return scales

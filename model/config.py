@@ -36,6 +36,9 @@ class EncoderConfig:
             ``finetune prior`` exported. ``package:NAME``: the weight file inside the installed package NAME
         image_size: side of the square input, pixels
         trainable: false: the encoder is frozen: no gradient, always in eval mode
+        unlocked: train this many of its last layers only, the others are frozen; null: all are trained
+        remember: folder that keeps what a frozen encoder made of an image, so that it is not encoded again; it pays
+            without random crops (data.scale 1), where the same pixels come back; null: none
         freeze_batch_norm: keep batch normalisation on its stored statistics while training
         mean: input mean by channel in [0, 1]; null: the timm model's own
         std: input standard deviation by channel; null: the timm model's own
@@ -48,6 +51,8 @@ class EncoderConfig:
     weights: str | None = None
     image_size: int = 224
     trainable: bool = True
+    unlocked: int | None = None
+    remember: str | None = None
     freeze_batch_norm: bool = False
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -57,6 +62,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, not {self.image_size} (encoder '{self.name}')")
+        check_unlocked(f"encoder '{self.name}'", self.unlocked)
+        check_remember(f"encoder '{self.name}'", self.remember, self.trainable)
         if self.projection is not None and self.projection < 1:
             raise ValueError(f"projection must be at least 1, not {self.projection} (encoder '{self.name}')")
 
@@ -72,6 +79,8 @@ class TextConfig:
         context_length: longest text, tokens
         pooling: which token states stand for the text: the first, the mean of all, or the last (``eos``)
         trainable: false: the encoder is frozen
+        unlocked: train this many of its last layers only, the others are frozen; null: all are trained
+        remember: folder that keeps what a frozen encoder made of a text; null: none
     """
 
     name: str | None = None
@@ -80,12 +89,16 @@ class TextConfig:
     context_length: int = 77
     pooling: Literal["cls", "mean", "eos"] = "cls"
     trainable: bool = True
+    unlocked: int | None = None
+    remember: str | None = None
 
     def __post_init__(self) -> None:
         if self.pooling not in ("cls", "mean", "eos"):
             raise ValueError(f"text.pooling must be cls, mean or eos, not '{self.pooling}'")
         if self.context_length < 1:
             raise ValueError(f"text.context_length must be at least 1, not {self.context_length}")
+        check_unlocked("text", self.unlocked)
+        check_remember("text", self.remember, self.trainable)
 
 
 @dataclass
@@ -143,8 +156,8 @@ class PAEConfig:
     """Progressive attention encoders of the closed domain model.
 
     Args:
-        spatial_layers: layers of the Spatial-PAE
-        temporal_cycles: layers (cycles) of the Temporal-PAE
+        spatial_layers: layers of the Spatial-PAE; 0: none, and no prior: an image is its global feature
+        temporal_cycles: layers (cycles) of the Temporal-PAE; 0: none: a text is its pooled feature
         heads: attention heads
         dropout: dropout on attention weights and after each sub-layer
     """
@@ -155,7 +168,10 @@ class PAEConfig:
     dropout: float = 0.2
 
     def __post_init__(self) -> None:
-        at_least_one(self, "spatial_layers", "temporal_cycles", "heads")
+        at_least_one(self, "heads")
+        for name in ("spatial_layers", "temporal_cycles"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"pae.{name} must not be negative, but is {getattr(self, name)}")
         check_dropout("pae", self.dropout)
 
 
@@ -225,6 +241,16 @@ def at_least_one(config: Any, *names: str) -> None:
             raise ValueError(f"{group}{name} must be at least 1, not {getattr(config, name)}")
 
 
+def check_unlocked(group: str, unlocked: int | None) -> None:
+    if unlocked is not None and unlocked < 1:
+        raise ValueError(f"{group}: unlocked must be at least 1, not {unlocked}: trainable false freezes all of it")
+
+
+def check_remember(group: str, remember: str | None, trainable: bool) -> None:
+    if remember is not None and trainable:
+        raise ValueError(f"{group}: remember keeps what a frozen encoder made: it needs trainable false")
+
+
 def check_dropout(group: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"{group}.dropout must lie in [0, 1), not {value}")
@@ -292,6 +318,29 @@ class LossConfig:
             raise ValueError("loss.contrastive and loss.lambda_cs are both 0: give one of them a weight")
         if self.chunk is not None:
             at_least_one(self, "chunk")
+
+
+@dataclass
+class LoraConfig:
+    """Low-rank adapters in the encoders, in place of training their weights (peft); exports have them merged in.
+
+    Args:
+        rank: of the adapters; 0 for none
+        alpha: their output counts alpha / rank
+        dropout: on their input
+        targets: last parts of the names of the layers that get one, e.g. [qkv, query, value]; null: every linear layer
+            and pointwise convolution
+    """
+
+    rank: int = 0
+    alpha: int = 16
+    dropout: float = 0.0
+    targets: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise ValueError(f"lora.rank must not be negative, but is {self.rank}")
+        check_dropout("lora", self.dropout)
 
 
 def architecture(export: str | None, preset: str) -> dict[str, Any]:

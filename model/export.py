@@ -194,12 +194,12 @@ def portable(config: ModelConfig | SceneConfig) -> ModelConfig | SceneConfig:
     else:
         encoders = [config.vision, config.prior]
         config.text = resolve(config.text)
-        config.text.weights = None
+        config.text.weights = config.text.remember = None
         if config.text.name is not None and Path(config.text.name).expanduser().exists():
             config.text.name = None
     for encoder in encoders:
         encoder.mean, encoder.std = normalisation(encoder)
-        encoder.weights = None
+        encoder.weights = encoder.remember = None
     return config
 
 

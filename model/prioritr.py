@@ -4,6 +4,9 @@
            belief keeps or weighs F under f -> Spatial-PAE(F, f) -> normalise(global + head(first token))
     text:  encoder tokens -> linear (B, T, d) -> Temporal-PAE -> normalise(global + head(first token))
 
+Without layers in the Spatial-PAE there is no prior either, and an image is its global feature alone; without cycles in
+the Temporal-PAE a text is. With neither this is a plain dual encoder, the baseline of the paper's ablations.
+
 The image's global feature is the backbone's pooled feature projected by the same linear layer. In the released code
 that pooled token also stands among the tokens that belief ranks (50 for Swin-T); with ``compat="paper"`` they
 are the grid alone.
@@ -35,21 +38,26 @@ class PriorITR(TwoTowers):
         self.config = copy.deepcopy(config)
         d, pae = config.embed_dim, config.pae
         self.vision = ImageEncoder(self.config.vision, pool=False)
-        self.prior = ImageEncoder(self.config.prior, pool=True)
         self.text = TextEncoder(self.config.text, vocab_size)
         self.vision_projection = nn.Linear(self.vision.width, d)
-        self.prior_projection = nn.Linear(self.prior.width, d)
         self.text_projection = nn.Linear(self.text.width, d)
-        self.spatial = PAE(d, pae.spatial_layers, pae.heads, pae.dropout)
-        self.temporal = PAE(d, pae.temporal_cycles, pae.heads, pae.dropout)
-        self.image_head = nn.Linear(d, d)
-        self.text_head = nn.Linear(d, d)
+        self.has_belief, self.has_cycles = pae.spatial_layers > 0, pae.temporal_cycles > 0
+        if self.has_belief:
+            self.prior = ImageEncoder(self.config.prior, pool=True)
+            self.prior_projection = nn.Linear(self.prior.width, d)
+            self.spatial = PAE(d, pae.spatial_layers, pae.heads, pae.dropout)
+            self.image_head = nn.Linear(d, d)
+        if self.has_cycles:
+            self.temporal = PAE(d, pae.temporal_cycles, pae.heads, pae.dropout)
+            self.text_head = nn.Linear(d, d)
         self.logit_scale = log_scale(config.logit_scale_init, config.learn_logit_scale)
         self.attribution_scale = log_scale(config.attribution_scale_init, config.learn_attribution_scale)
         fill_resolved(self.config, self.text)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> L2-normalised (B, d), float32 at least."""
+        if not self.has_belief:
+            return unit(self.vision_projection(self.vision.tokens(images).pooled))
         seen, instruction = self.see(images)
         tokens = seen.tokens
         if self.config.belief.compat == "released":
@@ -67,6 +75,8 @@ class PriorITR(TwoTowers):
         """Token ids (B, T) -> L2-normalised (B, d), float32 at least."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         tokens = self.text_projection(self.text(input_ids, mask))
+        if not self.has_cycles:
+            return unit(self.text.pool(tokens, mask))
         local = self.temporal(tokens, mask=mask)
         return unit(self.text.pool(tokens, mask) + self.text_head(local[:, 0]))
 
@@ -79,6 +89,7 @@ class PriorITR(TwoTowers):
         """Recompute activations in the backward pass: less memory, a third more time."""
         self.vision.model.set_grad_checkpointing(enable)
         self.text.set_grad_checkpointing(enable)
-        self.spatial.grad_checkpointing = self.temporal.grad_checkpointing = enable
-        if self.config.prior.trainable:
+        for encoder in (module for module in self.children() if isinstance(module, PAE)):
+            encoder.grad_checkpointing = enable
+        if self.has_belief and self.config.prior.trainable:
             self.prior.model.set_grad_checkpointing(enable)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModelWithProjection, PreTrainedConfig
 
 from model.config import TextConfig
+from model.layers import keep_locked, lock
+from model.memo import Memo
 from model.weights import PACKAGE, State, load_exactly, one_file, package_folder, read_state, some
 
 # Towers whose tokens read those before them only, with positions counted from the first: they are padded at the end.
@@ -40,12 +42,17 @@ class TextEncoder(nn.Module):
         self.model: Any = create(architecture)
         self.width: int = architecture.hidden_size
         self.clip_projection = None if config.weights is None else load_pretrained(self.model, config)
+        self.memo = Memo(config.remember, self.model, self.config.config) if config.remember else None
         if not config.trainable:
             self.requires_grad_(False)
+        elif config.unlocked is not None:
+            lock(self, config.unlocked)
 
     def train(self, mode: bool = True) -> TextEncoder:
         """Training mode, unless the encoder is frozen."""
         super().train(mode and self.config.trainable)
+        if self.config.unlocked is not None:
+            keep_locked(self.model)
         return self
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -55,7 +62,12 @@ class TextEncoder(nn.Module):
         causal = self.model.config.model_type in CAUSAL and self.config.pooling == "eos"
         mask = None if causal or attention_mask.is_meta else attention_mask
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trainable):
-            return self.model(input_ids=input_ids, attention_mask=mask).last_hidden_state
+            if self.memo is not None and mask is not None:
+                return self.memo(lambda *new: self.states(*new), input_ids, mask)
+            return self.states(input_ids, mask)
+
+    def states(self, input_ids: Tensor, mask: Tensor | None) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=mask).last_hidden_state
 
     def pool(self, states: Tensor, attention_mask: Tensor) -> Tensor:
         """States (B, T, C) -> (B, C) by the configured pooling; positions with mask 0 do not count."""

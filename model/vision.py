@@ -22,6 +22,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.batch_norm import keep_statistics
 from model.config import EncoderConfig
+from model.layers import keep_locked, lock
+from model.memo import Memo
 from model.weights import load_exactly, read_image_weights
 
 
@@ -55,13 +57,19 @@ class ImageEncoder(nn.Module):
         mean, std = normalisation(config)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        facts = (config.name, config.image_size, mean, std, pool)
+        self.memo = Memo(config.remember, self.model, facts) if config.remember else None
         if not config.trainable:
             self.requires_grad_(False)
+        elif config.unlocked is not None:
+            lock(self, config.unlocked)
         self.train()
 
     def train(self, mode: bool = True) -> ImageEncoder:
         """Training mode, except for what the configuration freezes."""
         super().train(mode and self.config.trainable)
+        if self.config.unlocked is not None:
+            keep_locked(self.model)
         if self.config.freeze_batch_norm:
             for module in self.modules():
                 if isinstance(module, _BatchNorm):
@@ -86,6 +94,8 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> pooled feature (B, C) or timm's unpooled features."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trainable):
+            if self.memo is not None:
+                return self.memo(lambda new: self.model(self.normalise(new)), images)
             return self.model(self.normalise(images))
 
     def tokens(self, images: Tensor) -> VisualTokens:

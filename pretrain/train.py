@@ -56,7 +56,7 @@ def stage_one(config: PretrainConfig, rank: Rank) -> Task:
         tokenizer.save_pretrained(str(folder / "tokenizer"))
         save_pretrained(weights, model.config, folder / "export", folder / "tokenizer", extra=report)
 
-    groups = parameter_groups(model, run.optimizer.weight_decay)
+    groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.lr, run.optimizer.layer_decay)
     subject = Subject(tower_of, partial(pair_flops, model.config, config.data.image_size), peak_of)
     return Task(
         model, groups, stream, objective.step, evaluate, export, split=objective, pictures=pictures, subject=subject

@@ -38,7 +38,7 @@ BAD = {
     "belief.mode": ["--model.belief.mode", "firm"],
     "belief.k": ["--model.belief.mode", "hard", "--model.belief.k", "0"],
     "belief.compat": ["--model.belief.compat", "new"],
-    "pae.spatial_layers": ["--model.pae.spatial_layers", "0"],
+    "pae.spatial_layers": ["--model.pae.spatial_layers", "-1"],
     "pae.temporal_cycles": ["--model.pae.temporal_cycles", "-1"],
     "pae.dropout": ["--model.pae.dropout", "1"],
     "fusion.heads": ["--model.fusion.heads", "0"],

@@ -1,0 +1,52 @@
+"""Deal a benchmark's images anew into train, validation and test, by seed and within each scene.
+
+    python -m finetune resplit --json dataset_ucm_captions.json --output runs/splits --count 5 --test 0.286
+
+A small test set measures coarsely, and one split says little of another. `resplit` writes split-0.json and so on:
+the same Karpathy entries with other ``split`` fields, which ``data_shards pack --source karpathy`` reads. With
+``--among train`` the official test images are left out and the training images dealt, which is where to tune.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from data_shards.sources.names import stem_label
+from finetune.config import ResplitConfig
+
+
+def resplit(config: ResplitConfig) -> list[Path]:
+    """Write the files; returns their paths. ValueError where no image is left to deal."""
+    whole = json.loads(Path(config.json).read_text(encoding="utf-8"))
+    entries = [entry for entry in whole["images"] if config.among in (None, entry.get("split"))]
+    if not entries:
+        raise ValueError(f"{config.json}: no image of split '{config.among}'")
+    folder = Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(config.count):
+        path = folder / f"split-{number}.json"
+        dealt = deal(entries, config.test, config.validation, seed=config.seed + number)
+        path.write_text(json.dumps({**whole, "images": dealt}), encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def deal(entries: list[dict[str, Any]], test: float, validation: float, seed: int) -> list[dict[str, Any]]:
+    """The entries with new ``split`` fields: of each scene these shares, rounded, the rest for training."""
+    scenes: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for entry in copy.deepcopy(entries):
+        scenes[entry.get("label") or stem_label(entry["filename"]) or ""].append(entry)
+    rng = random.Random(seed)
+    for scene in sorted(scenes):
+        own = scenes[scene]
+        rng.shuffle(own)
+        tested, validated = round(test * len(own)), round(validation * len(own))
+        for place, entry in enumerate(own):
+            entry["split"] = "test" if place < tested else "val" if place < tested + validated else "train"
+    return [entry for scene in sorted(scenes) for entry in scenes[scene]]

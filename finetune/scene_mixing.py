@@ -1,0 +1,50 @@
+"""Scene labels as targets of a classifier: smoothed, and mixed with timm's mixup and cutmix.
+
+    targets = SceneTargets(classes=21, mixup=0.2, cutmix=0.0, smoothing=0.1)
+    images, soft = targets(images, labels)          # (B, 3, S, S), (B, C): rows sum to 1, or to 0 without a label
+    loss = soft_cross_entropy(logits, soft)
+
+timm draws from numpy's global generator; it is seeded here from torch's, which the run seeds by step and rank, so a
+resumed run mixes as the whole one would have.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from timm.data import Mixup
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+
+class SceneTargets:
+    """Soft targets of a batch, and its images, mixed where the run mixes.
+
+    Args:
+        classes: how many
+        mixup, cutmix: alpha of the beta distribution that the share of the other image is drawn from; 0 for off
+        smoothing: share of each target that is spread over all classes
+    """
+
+    def __init__(self, classes: int, mixup: float, cutmix: float, smoothing: float) -> None:
+        self.classes, self.smoothing = classes, smoothing
+        self.mix = None
+        if mixup > 0 or cutmix > 0:
+            self.mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 images (B, 3, S, S), labels (B,), -1 for none -> images, targets (B, C)."""
+        known = labels >= 0
+        # An image without a label may not lend its pixels to another's target; timm mixes each batch with its reverse.
+        if self.mix is None or not bool(known.all()) or len(images) % 2:
+            rows = torch.full((len(labels), self.classes), self.smoothing / self.classes, device=labels.device)
+            rows.scatter_(1, labels.clamp(min=0)[:, None], 1 - self.smoothing + self.smoothing / self.classes)
+            return images, rows * known[:, None]
+        np.random.seed(int(torch.randint(2**31, (1,))))
+        return self.mix(images.float() / 255, labels)
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over the rows that have a target: logits (B, C), targets (B, C) -> ()."""
+    rows = -(targets * log_softmax(logits, dim=-1)).sum(-1)
+    return rows.sum() / targets.sum(-1).gt(0).sum().clamp(min=1)

@@ -1,0 +1,134 @@
+"""A family of experiments, several seeds each: run what is not done yet, then the table, mean and spread, and a plot.
+
+    python -m finetune sweep belief --seeds 5 --data ucmerced --output runs/evidence/belief
+
+Runs are OUTPUT/ROW/seed-S/COMMAND. One that has its report is not run again, one that was cut short goes on from its
+checkpoint; so the same command continues a sweep, or adds seeds to it. On one process (``--ranks 0``) the trainings
+are forked from a server that has imported torch and DeepSpeed once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import runpy
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from finetune.config import SweepConfig
+from finetune.experiment import Experiment, commands_of, family, load_data
+from finetune.sweep_table import write_table
+
+logger = logging.getLogger(__name__)
+
+PRELOAD = ["deepspeed", "timm", "transformers", "torch.utils.tensorboard", "finetune.captions", "finetune.prior"]
+WORDS = "sweep.json"  # the words of a run, beside its report
+
+
+def sweep(config: SweepConfig) -> int:
+    """Run the sweep; returns the exit code: 1 where a run failed.
+
+    Raises ValueError where a name, a data file or a folder that holds other runs is wrong.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    data, rows = load_data(config.data), family(config.name)
+    if config.rows:
+        rows = [row for row in rows if row.name in config.rows]
+    output = Path(config.output or f"runs/sweeps/{config.name}")
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    jobs = [(row, seed, output / row.name / f"seed-{seed}") for seed in seeds for row in rows]
+    plans = [(run, commands_of(row, data, seed=seed, run=run, extra=config.options)) for row, seed, run in jobs]
+    if config.dry_run:
+        for _, commands in plans:
+            for _, words in commands:
+                print(shown(launched(words, config.ranks)))
+        return 0
+    with ThreadPoolExecutor(config.jobs) as pool:
+        done = list(pool.map(lambda plan: run_all(plan[1], config.ranks), plans))
+    failed = [str(run) for (run, _), good in zip(plans, done, strict=True) if not good]
+    results = {row.name: figures_of(row, output, seeds) for row in rows}
+    write_table(config.name, rows, results, output, data.note, " ".join(["python -m finetune", *sys.argv[1:]]))
+    print((output / f"{config.name}.md").read_text(encoding="utf-8"))
+    for run in failed:
+        print(f"failed: {run}: its log is {run}/*.log")
+    return 1 if failed else 0
+
+
+def run_all(commands: list[tuple[Path, list[str]]], ranks: int) -> bool:
+    """The trainings of a run, those that have their report left out; whether all went well."""
+    for folder, words in commands:
+        if finished(folder, words):
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / WORDS).write_text(json.dumps(words))
+        begun = time.monotonic()
+        code = run_logged(words, folder.with_suffix(".log"), ranks)
+        logger.info("%s: %s, %.0f s", folder, "done" if code == 0 else f"exit code {code}", time.monotonic() - begun)
+        if code != 0:
+            return False
+    return True
+
+
+def finished(folder: Path, words: list[str]) -> bool:
+    """Whether the training has its report. ValueError where the folder holds one with other options."""
+    record = folder / WORDS
+    if record.is_file() and json.loads(record.read_text()) != words:
+        raise ValueError(f"{folder} holds a run with other options: remove it, or give another --output")
+    return (folder / "report.json").is_file()
+
+
+def run_logged(words: list[str], log: Path, ranks: int) -> int:
+    """Exit code of ``python -m WORDS``; its output goes to the log."""
+    if ranks:
+        with log.open("ab") as file:
+            return subprocess.run(launched(words, ranks), stdout=file, stderr=subprocess.STDOUT).returncode
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=run_here, args=(words, str(log)))
+    process.start()
+    process.join()
+    return process.exitcode or 0
+
+
+def run_here(words: list[str], log: str) -> None:
+    """The body of a forked process: it becomes ``python -m WORDS``."""
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(target, 1)
+    os.dup2(target, 2)
+    sys.argv = words
+    runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+
+
+def launched(words: list[str], ranks: int) -> list[str]:
+    """The command line: plain python, or the deepspeed launcher for several ranks on this host."""
+    if not ranks:
+        return [sys.executable, "-m", *words]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    return [launcher, "--hostfile", "/dev/null", "--num_gpus", str(ranks), "--master_port", port, "--module", *words]
+
+
+def shown(command: list[str]) -> str:
+    import shlex
+
+    return shlex.join([Path(command[0]).name, *command[1:]])
+
+
+def figures_of(row: Experiment, output: Path, seeds: range) -> dict[int, dict[str, Any]]:
+    """The figures of each finished run by its seed: the test's, else those of the last evaluation."""
+    found: dict[int, dict[str, Any]] = {}
+    for seed in seeds:
+        path = output / row.name / f"seed-{seed}" / row.steps[-1].command / "report.json"
+        if path.is_file():
+            report = json.loads(path.read_text())
+            found[seed] = report.get("test") or report["evaluation"]
+    return found

@@ -1,0 +1,204 @@
+"""Experiments by name: every YAML builds its model; a small sweep really runs, and is not run twice."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from real_trainings import run, run_well
+
+from finetune.config import COMMANDS, DEFAULTS
+from finetune.experiment import (
+    DATA,
+    EXPERIMENTS,
+    commands_of,
+    experiment_names,
+    family,
+    load_data,
+    load_experiment,
+    merged,
+    scale_filter,
+)  # fmt: skip
+from finetune.resplit import deal
+from finetune.sweep_table import summary, write_table
+from model import build_model
+from options import parse, parse_command
+from pretrain.config import PretrainConfig, model_defaults
+
+
+def parsed(words: list[str]):
+    """The configuration that a command of a sweep is run with."""
+    if words[0] == "pretrain":
+        return parse(PretrainConfig, words[1:], prog="pretrain", defaults=model_defaults)
+    return parse_command(COMMANDS, words[1:], prog="finetune", defaults=DEFAULTS)[1]
+
+
+RSICD = ("closed-full-rsicd", "open-soft-rsicd", "open-soft-ret2", "open-soft-ret3", "scene-prior", "prior-resnet18")
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [(data, name) for data in ("default", "ucmerced") for name in experiment_names()
+     if data == "default" or name not in RSICD],
+)  # fmt: skip
+def test_every_experiment_parses_and_builds(name: str, data: str, tmp_path: Path) -> None:
+    row = load_experiment(name)
+    places = load_data(data)
+    for folder, words in commands_of(row, places, seed=3, run=tmp_path):
+        at = words.index("--init_from") if "--init_from" in words else None
+        if at is not None:  # stage one's export, which is not there: its architecture
+            first = parsed(commands_of(row, places, seed=3, run=tmp_path)[0][1])
+            (tmp_path / "pretrain" / "export").mkdir(parents=True, exist_ok=True)
+            values = json.loads(json.dumps(first.model, default=vars))
+            (tmp_path / "pretrain" / "export" / "config.json").write_text(json.dumps(values))
+        config = parsed(words)
+        assert (config.run.dir, config.run.seed) == (str(folder), 3)
+        if hasattr(config, "model"):
+            for encoder in (config.model.vision, config.model.prior, config.model.text):
+                encoder.weights = None
+            with torch.device("meta"):
+                model = build_model(config.model)
+            if config.model.kind == "prioritr":
+                assert model.has_belief == (config.model.pae.spatial_layers > 0)
+            tokens = {"default": 49, "ucmerced": 25}[data]
+            if getattr(model, "has_belief", False) and config.model.belief.mode == "hard":
+                assert 1 <= config.model.belief.k <= tokens
+
+
+def test_every_experiment_says_what_it_reproduces_and_the_figure() -> None:
+    assert len(experiment_names()) > 30
+    for name in experiment_names():
+        row = load_experiment(name)
+        assert row.label
+        assert row.reproduces
+        if isinstance(row.published, dict):
+            assert row.published["source"]
+            assert 0 < row.published["mean_recall"] < 100
+        else:
+            assert any(word in row.published for word in ("not found", "control")), name
+    wanted = {"closed", "open", "belief-closed", "belief-open", "filter-size", "spatial-layers", "temporal-cycles",
+              "lambda-cs", "prior-encoder", "losses", "modules", "stages"}  # fmt: skip
+    families = [row.families for row in map(load_experiment, experiment_names())]
+    assert wanted <= {name for each in families for name in each}
+    for name in {name for each in families for name in each}:
+        places = [row.families[name] for row in family(name)]
+        assert places == sorted(set(places)), f"two rows of {name} have one place"
+        assert places[0] == 0, f"{name} has no baseline"
+
+
+def test_places_and_options_are_filled_in(tmp_path: Path) -> None:
+    row = load_experiment("open-soft")
+    (one, first), (two, second) = commands_of(
+        row, load_data("ucmerced"), seed=7, run=tmp_path, extra={"run": {"epochs": 9}}
+    )
+    assert (one, two) == (tmp_path / "pretrain", tmp_path / "instruct")
+    assert second[second.index("--init_from") + 1] == str(tmp_path / "pretrain" / "export")
+    for words in (first, second):
+        assert words[words.index("--run.epochs") + 1] == "9"
+        assert words[words.index("--run.seed") + 1] == "7"
+        assert not any("{" in word for word in words)
+    options = {"model": {"belief": {"k": 40}}}
+    scale_filter(options, 25)
+    assert options["model"]["belief"]["k"] == 20
+    assert merged({"a": {"b": 1, "kwargs": {"x": 1}}}, {"a": {"c": 2, "kwargs": {"y": 2}}}) == {
+        "a": {"b": 1, "c": 2, "kwargs": {"y": 2}}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["beliefs"], "did you mean 'belief"),
+        (["modules", "--data", "ucmercd"], "ucmerced"),
+        (["closed", "--data", "ucmerced"], "no place 'rsicd_train'"),
+        (["modules", "--seeds", "0"], "--seeds"),
+    ],
+)
+def test_what_is_wrong_is_named(words: list[str], message: str) -> None:
+    done = run("finetune", "sweep", *words, "--dry-run")
+    assert done.returncode != 0
+    assert message in done.stderr + done.stdout
+
+
+def test_spread_and_paired_differences(tmp_path: Path) -> None:
+    """Seeds that shift both rows alike: the paired difference has no spread."""
+    rows = [load_experiment("closed-baseline"), load_experiment("closed-full"), load_experiment("closed-soft")]
+    results = {
+        rows[0].name: {s: {"mean_recall": 50.0 + s} for s in range(3)},
+        rows[1].name: {s: {"mean_recall": 54.5 + s} for s in range(1, 4)},
+        rows[2].name: {},
+    }
+    found = summary(rows[1], rows, results)
+    assert found["figures"]["mean_recall"]["mean"] == pytest.approx(56.5)
+    assert found["figures"]["mean_recall"]["spread"] == pytest.approx(1.0)
+    assert found["difference"] == {"mean": pytest.approx(4.5), "spread": pytest.approx(0.0), "count": 2}
+    write_table("t", rows, results, tmp_path, "a note", "the command")
+    text = (tmp_path / "t.md").read_text()
+    assert "| 56.5 ± 1.0 | +4.5 ± 0.0 | 3 |" in text
+    assert "38.24" in text
+    assert "the command" in text
+    assert "closed-soft" in text
+    assert (tmp_path / "t.png").stat().st_size > 5000
+
+
+def test_resplit_deals_within_scenes() -> None:
+    entries = [{"filename": f"{s}/{s}{n}.jpg", "split": "train"} for s in ("airport", "beach") for n in range(7)]
+    one, two = deal(entries, 0.286, 0.15, seed=1), deal(entries, 0.286, 0.15, seed=2)
+    for scene in ("airport", "beach"):
+        own = [entry["split"] for entry in one if entry["filename"].startswith(scene)]
+        assert (own.count("test"), own.count("val"), own.count("train")) == (2, 1, 4)
+    assert one == deal(entries, 0.286, 0.15, seed=1) != two
+    assert {entry["split"] for entry in entries} == {"train"}, "what was given is not changed"
+
+
+def test_a_sweep_runs_and_is_not_run_twice(data: Path, prior: Path, tmp_path: Path) -> None:
+    """Two rows, two seeds, on drawn scenes, by a data file of its own."""
+    places = {
+        "places": {
+            "train": str(data / "train"), "test": str(data / "held-out"), "prior": str(prior / "export"),
+        },
+        "tokens": 4,
+        "defaults": {
+            "closed": {
+                "preset": "prioritr-tiny", "tokenizer": str(data / "tokenizer"),
+                "data": {"shards": "{train}", "image_size": 48, "workers": 0},
+                "test": {"shards": "{test}"},
+                "model": {
+                    "vision": {"image_size": 48, "trainable": False, "remember": str(tmp_path / "features")},
+                    "prior": {"image_size": 48, "weights": "{prior}"}, "text": {"context_length": 24},
+                },
+                "run": {"epochs": 1, "evaluate_every": 0, "progress": False,
+                        "engine": {"zero": "0", "global_batch": 32, "threads": 1}},
+            }
+        },
+    }  # fmt: skip
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(places))
+    words = ["finetune", "sweep", "belief-closed", "--rows", "[closed-baseline,closed-full]", "--seeds", 2,
+             "--data", tmp_path / "own.yaml", "--output", tmp_path / "out"]  # fmt: skip
+    shown = run_well(*words, "--dry-run").splitlines()
+    assert len(shown) == 4
+    assert all(shlex.split(line)[1:4] == ["-m", "finetune", "closed"] for line in shown)
+    run_well(*words)
+    table = json.loads((tmp_path / "out" / "belief-closed.json").read_text())
+    assert [row["name"] for row in table["rows"]] == ["closed-baseline", "closed-full"]
+    assert [row["seeds"] for row in table["rows"]] == [[0, 1], [0, 1]]
+    report = json.loads((tmp_path / "out/closed-full/seed-1/closed/report.json").read_text())
+    assert report["test"]["mean_recall"] == table["rows"][1]["figures"]["mean_recall"]["runs"]["1"]
+    assert list((tmp_path / "features").rglob("*.safetensors"))
+
+    written = (tmp_path / "out/closed-full/seed-1/closed/report.json").stat().st_mtime_ns
+    log = tmp_path / "out/closed-full/seed-1/closed.log"
+    length = log.stat().st_size
+    run_well(*words)
+    assert (tmp_path / "out/closed-full/seed-1/closed/report.json").stat().st_mtime_ns == written
+    assert log.stat().st_size == length
+    refused = run(*words, "--options", "{run: {epochs: 2}}")
+    assert refused.returncode != 0
+    assert "other options" in refused.stderr
+
+
+def test_files_are_where_they_are_packaged() -> None:
+    assert {path.suffix for path in [*EXPERIMENTS.iterdir(), *DATA.iterdir()]} == {".yaml"}
