@@ -39,7 +39,9 @@ class EngineConfig:
     """DeepSpeed.
 
     Args:
-        zero: ZeRO stage 0 to 3 (cluster/zero/*.json), or the path of a DeepSpeed JSON whose "auto" values are filled in
+        zero: ZeRO stage 0 to 3, or zero2-offload, zero3-offload, zero3-nvme (cluster/zero/*.json), or the path of a
+            DeepSpeed JSON whose "auto" values are filled in
+        nvme_path: folder on a disk of each node, for offload to nvme
         precision: number format of parameters and activations; the optimizer keeps float32 under bf16 and fp16
         global_batch: samples a step over all ranks; the world size must divide it
         micro_batch: samples a rank at a time, null for global_batch / world size. Fewer means less memory
@@ -54,6 +56,7 @@ class EngineConfig:
     """
 
     zero: str = "2"
+    nvme_path: str | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     global_batch: int = 128
     micro_batch: int | None = None

@@ -3,8 +3,8 @@
     engine = build_engine(model, groups, run_config, total_steps=10_000, world_size=2)
     engine(images=...)["image_features"]; engine.backward(loss); engine.step()
 
-DeepSpeed does the sharding, mixed precision, clipping and offload. The optimizer is torch's fused AdamW, which needs no
-compiler on the node; with ``offload_optimizer`` in the JSON it is DeepSpeed's CPU Adam.
+DeepSpeed does the sharding, mixed precision, clipping and offload. The optimizer is torch's fused AdamW, on the CPU too:
+it needs no compiler on the node, where DeepSpeed's own CPU Adam is compiled for minutes when it is first used.
 """
 
 from __future__ import annotations
@@ -21,10 +21,14 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from cluster.config import EngineConfig, OptimizerConfig, RunConfig
+from cluster.offload import check_offload, offload_devices, prepare_nvme
 
 logger = logging.getLogger(__name__)
 
 ZERO_FOLDER = Path(__file__).parent / "zero"
+BUCKET = 50_000_000  # elements
+# Names that DeepSpeed has for the shapes of run.optimizer.schedule.
+SCHEDULERS = {"constant": ("WarmupLR",), "linear": ("WarmupDecayLR",), "cosine": ("WarmupCosineLR",)}
 
 
 def build_engine(
@@ -36,7 +40,8 @@ def build_engine(
         ValueError: batch sizes that do not divide, a JSON that is not there or contradicts the run's configuration.
     """
     settings = deepspeed_settings(run.engine, run.optimizer, world_size)
-    optimizer = build_optimizer(groups, run.optimizer, settings)
+    prepare_nvme(settings, run.dir)
+    optimizer = build_optimizer(groups, run.optimizer)
     shape = schedule_shape(run.optimizer, total_steps)
     engine, _, _, _ = deepspeed.initialize(
         model=model,
@@ -53,18 +58,12 @@ def deepspeed_settings(engine: EngineConfig, optimizer: OptimizerConfig, world_s
 
     Keys that the file sets itself stay; one that contradicts the configuration is an error that names both.
     """
-    path = ZERO_FOLDER / f"zero{engine.zero}.json" if engine.zero in ("0", "1", "2", "3") else Path(engine.zero)
-    if not path.is_file():
-        raise ValueError(
-            f"run.engine.zero: '{engine.zero}' is neither a ZeRO stage (0, 1, 2, 3) nor a DeepSpeed JSON file"
-        )
+    path = settings_file(engine.zero)
     try:
         settings = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from error
-    for section in ("optimizer", "scheduler"):
-        if section in settings:
-            raise ValueError(f"{path}: remove '{section}': it is set by run.optimizer in the run's configuration")
+    drop_optimizer(settings, optimizer, path)
     micro_batch, accumulation = batch_split(engine, world_size)
     values = {
         "train_batch_size": engine.global_batch,
@@ -73,14 +72,66 @@ def deepspeed_settings(engine: EngineConfig, optimizer: OptimizerConfig, world_s
         "gradient_clipping": optimizer.clip_grad_norm,
         "bf16.enabled": engine.precision == "bf16",
         "fp16.enabled": engine.precision == "fp16",
-        "zero_optimization.overlap_comm": torch.cuda.is_available(),
     }
     for dotted, value in values.items():
         fill(settings, dotted, value, path)
+    gpu = torch.cuda.is_available()
+    where_auto = {
+        "overlap_comm": gpu,
+        "reduce_bucket_size": BUCKET,
+        "allgather_bucket_size": BUCKET,
+        "stage3_prefetch_bucket_size": BUCKET,
+        "stage3_param_persistence_threshold": 100_000,
+        "offload_optimizer.pin_memory": gpu,
+        "offload_param.pin_memory": gpu,
+        "offload_optimizer.nvme_path": engine.nvme_path,
+        "offload_param.nvme_path": engine.nvme_path,
+    }
+    flat = flatten(settings)
+    for name, value in where_auto.items():
+        if flat.get(dotted := f"zero_optimization.{name}") == "auto":
+            fill(settings, dotted, value, path)
+    check_offload(settings, path)
+    if offload_devices(settings):
+        settings.setdefault("zero_force_ds_cpu_optimizer", False)
     left = [dotted for dotted, value in flatten(settings).items() if value == "auto"]
     if left:
         raise ValueError(f'{path}: no value is known for the "auto" of {", ".join(left)}: write a number there')
     return settings
+
+
+def settings_file(zero: str) -> Path:
+    """The JSON of a stage, of a name in cluster/zero, or the path itself."""
+    for name in (zero, f"zero{zero}"):
+        if (path := ZERO_FOLDER / f"{name}.json").is_file():
+            return path
+    if not Path(zero).is_file():
+        known = ", ".join(sorted(path.stem for path in ZERO_FOLDER.glob("*.json")))
+        raise ValueError(
+            f"run.engine.zero: '{zero}' is neither a ZeRO stage (0, 1, 2, 3) nor one of {known}, nor a DeepSpeed JSON"
+            " file"
+        )
+    return Path(zero)
+
+
+def drop_optimizer(settings: dict[str, Any], optimizer: OptimizerConfig, path: Path) -> None:
+    """Take out an optimizer and a scheduler that leave everything to the run's configuration, as many files do.
+
+    Raises:
+        ValueError: one that sets a value: run.optimizer does.
+    """
+    fits = {"optimizer": ("Adam", "AdamW"), "scheduler": SCHEDULERS[optimizer.schedule]}
+    for section, types in fits.items():
+        if section not in settings:
+            continue
+        given = settings.pop(section)
+        numbers = [name for name, value in given.get("params", {}).items() if value != "auto"]
+        if given.get("type") not in types or numbers:
+            what = f"'{section}.params.{numbers[0]}'" if numbers else f"'{section}'"
+            raise ValueError(
+                f"{path}: remove {what}: it is set by run.optimizer in the run's configuration, here"
+                f" {'AdamW' if section == 'optimizer' else optimizer.schedule} (a section with only \"auto\" may stay)"
+            )
 
 
 def batch_split(engine: EngineConfig, world_size: int) -> tuple[int, int]:
@@ -106,9 +157,8 @@ def fill(settings: dict[str, Any], dotted: str, value: Any, path: Path) -> None:
     for section in sections:
         node = node.setdefault(section, {})
     if node.get(name, "auto") == "auto":
-        if name != "overlap_comm" or name in node:
-            node[name] = value
-    elif name != "overlap_comm" and node[name] != value:
+        node[name] = value
+    elif node[name] != value:
         raise ValueError(
             f'{path}: {dotted} is {node[name]} there but {value} by the run\'s configuration: write "auto" in the file'
         )
@@ -121,16 +171,8 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def build_optimizer(
-    groups: list[dict[str, Any]], config: OptimizerConfig, settings: dict[str, Any]
-) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"lr": config.lr, "betas": tuple(config.betas), "eps": config.eps}
-    device = settings.get("zero_optimization", {}).get("offload_optimizer", {}).get("device", "none")
-    if device in ("cpu", "nvme"):
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **options)
-    return torch.optim.AdamW(groups, fused=torch.cuda.is_available(), **options)
+def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
 
 
 def schedule_shape(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:

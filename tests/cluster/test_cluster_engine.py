@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from cluster.config import EngineConfig, OptimizerConfig
 from cluster.distributed import rank_environment
 from cluster.engine import ZERO_FOLDER, batch_split, deepspeed_settings, schedule_shape
+from cluster.offload import prepare_nvme
 from cluster.preemption import Notice
 
 
@@ -57,9 +58,20 @@ def test_what_the_file_says_stays(tmp_path: Path) -> None:
         ('{"train_batch_size": 64}', "ds.json: train_batch_size is 64 there but 32 by the run's configuration"),
         ('{"bf16": {"enabled": true}}', "bf16.enabled is True there but False"),
         ('{"gradient_clipping": 5.0}', "gradient_clipping is 5.0 there but 1.0"),
-        ('{"optimizer": {"type": "Adam"}}', "remove 'optimizer': it is set by run.optimizer"),
+        ('{"optimizer": {"type": "Lamb"}}', "remove 'optimizer': it is set by run.optimizer"),
+        ('{"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}', "remove 'optimizer.params.lr': it is set by"),
         ('{"scheduler": {"type": "WarmupLR"}}', "remove 'scheduler'"),
         ('{"zero_optimization": {"sub_group_size": "auto"}}', 'the "auto" of zero_optimization.sub_group_size'),
+        (
+            '{"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}',
+            "ds.json: offload_param needs ZeRO stage 3, and the stage there is 2",
+        ),
+        (
+            '{"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "nvme", "nvme_path": "/local"}}}',
+            "offload to nvme needs ZeRO stage 3",
+        ),
+        ('{"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}', "needs ZeRO stage 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 3, "offload_param": {"device": "disk"}}}', "device is 'disk': write cpu"),
         ('{"zero_optimization": }', "ds.json: not valid JSON: Expecting value"),
     ],
 )
@@ -69,17 +81,58 @@ def test_contradictions_are_named(tmp_path: Path, content: str, message: str) ->
     assert message in str(raised.value)
 
 
-@pytest.mark.parametrize("zero", ["4", "zero2", "missing/ds.json"])
+@pytest.mark.parametrize("zero", ["4", "zero2-nvme", "missing/ds.json"])
 def test_unknown_stage_or_file(zero: str) -> None:
-    with pytest.raises(ValueError, match=f"run.engine.zero: '{zero}' is neither a ZeRO stage"):
+    with pytest.raises(ValueError, match=f"run.engine.zero: '{zero}' is neither a ZeRO stage .* zero2-offload"):
         deepspeed_settings(EngineConfig(zero=zero), OptimizerConfig(), world_size=1)
 
 
-def test_shipped_files_have_their_stage() -> None:
-    stages = {
-        path.stem: json.loads(path.read_text())["zero_optimization"]["stage"] for path in ZERO_FOLDER.glob("*.json")
+def test_shipped_files_by_name() -> None:
+    """Stage, where optimizer states go, where parameters go."""
+    found = {}
+    for path in ZERO_FOLDER.glob("*.json"):
+        engine = EngineConfig(zero=path.stem, nvme_path="/local")
+        settings = deepspeed_settings(engine, OptimizerConfig(), world_size=2)
+        zero = settings["zero_optimization"]
+        devices = [zero.get(name, {}).get("device") for name in ("offload_optimizer", "offload_param")]
+        found[path.stem] = (zero["stage"], *devices, settings.get("zero_force_ds_cpu_optimizer"))
+    assert found == {
+        **{f"zero{stage}": (stage, None, None, None) for stage in range(4)},
+        "zero2-offload": (2, "cpu", None, False),
+        "zero3-offload": (3, "cpu", "cpu", False),
+        "zero3-nvme": (3, "nvme", "nvme", False),
     }
-    assert stages == {"zero0": 0, "zero1": 1, "zero2": 2, "zero3": 3}
+
+
+def test_nvme_needs_a_folder() -> None:
+    with pytest.raises(ValueError, match=r"zero3-nvme.json: offload_optimizer goes to nvme.* set run.engine.nvme_path"):
+        deepspeed_settings(EngineConfig(zero="zero3-nvme"), OptimizerConfig(), world_size=2)
+    settings = deepspeed_settings(EngineConfig(zero="zero3-nvme", nvme_path="/local"), OptimizerConfig(), world_size=2)
+    with pytest.raises(ValueError, match=r"run.engine.nvme_path: /proc/none cannot be written"):
+        for section in ("offload_optimizer", "offload_param"):
+            settings["zero_optimization"][section]["nvme_path"] = "/proc/none"
+        prepare_nvme(settings, "runs/x")
+
+
+AS_TRANSFORMERS_HAS_IT = """{
+  "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto",
+  "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
+  "scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": "auto"}},
+  "zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto",
+    "stage3_param_persistence_threshold": "auto", "overlap_comm": "auto",
+    "offload_optimizer": {"device": "cpu", "pin_memory": "auto"}}
+}"""
+
+
+def test_file_that_leaves_all_to_the_run(tmp_path: Path) -> None:
+    settings = deepspeed_settings(settings_of(tmp_path, AS_TRANSFORMERS_HAS_IT), OptimizerConfig(), world_size=2)
+    assert not {"optimizer", "scheduler"} & settings.keys()
+    assert settings["zero_optimization"]["reduce_bucket_size"] == 50_000_000
+    assert '"auto"' not in json.dumps(settings)
+    with pytest.raises(ValueError, match=r"remove 'scheduler': .* here linear"):
+        deepspeed_settings(
+            settings_of(tmp_path, AS_TRANSFORMERS_HAS_IT), OptimizerConfig(schedule="linear"), world_size=2
+        )
 
 
 @given(world=st.integers(1, 64), micro=st.integers(1, 16), pieces=st.integers(1, 16))

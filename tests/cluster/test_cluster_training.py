@@ -9,10 +9,11 @@ from itertools import islice
 
 import pytest
 import torch
-from toy_launches import ToyRun
+from toy_launches import ToyRun, assert_same
 from toy_run import SAMPLES, ToyStream, toy_model
 
 from cluster.checkpoint import fault, published
+from cluster.preemption import REQUEUE_EXIT_CODE
 
 LR, DECAY, BATCH = 5e-4, 0.2, 16
 
@@ -55,7 +56,7 @@ def reference(
     return losses, norms, rates, model.state_dict()
 
 
-@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"])
 def test_stage_trains_what_one_process_would(toys: dict[str, ToyRun], stage: str) -> None:
     losses, norms, rates, weights = reference(epochs=2, clip=1.0)
     run = toys[stage]
@@ -76,6 +77,13 @@ def test_stages_differ_by_rounding_only(toys: dict[str, ToyRun]) -> None:
         json.loads((toys[f"zero{stage}"].folder / "report.json").read_text())["zero_stage"] for stage in range(4)
     ]
     assert reported == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["zero2-offload", "zero3-offload"])
+def test_offloaded_run_goes_on_as_if_it_had_not_stopped(toys: dict[str, ToyRun], name: str) -> None:
+    assert toys[f"{name}-part"].ended == REQUEUE_EXIT_CODE
+    assert toys[f"{name}-again"].ended == 0
+    assert_same(toys[f"{name}-part"], toys[f"{name}-whole"])
 
 
 def test_clipping_changes_the_run(toys: dict[str, ToyRun]) -> None:

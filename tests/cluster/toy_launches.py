@@ -126,6 +126,15 @@ STOPPABLE = ("--dropout", "0.2", "--batch_norm", "true", "--run.checkpoint.every
 def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
     """Runs on two ranks under the deepspeed launcher."""
     options: dict[str, Sequence[str]] = {f"zero{stage}": ("--run.engine.zero", str(stage)) for stage in range(4)}
+    parent = tmp_path_factory.mktemp("toys")
+    for name in ("zero2-offload", "zero3-offload"):
+        offload = ("--run.engine.zero", name, "--dropout", "0.2", "--run.checkpoint.every", "4")
+        options |= {
+            name: ("--run.engine.zero", name),
+            f"{name}-whole": offload,
+            f"{name}-part": (*offload, "--kill_at", "6"),
+            f"{name}-again": (*offload, "--run.dir", str(parent / f"{name}-part")),
+        }
     options |= {
         "bf16": ("--run.engine.precision", "bf16", "--run.epochs", "8", "--run.optimizer.lr", "5e-3"),
         "bf16-0": (*WATCHED, "--run.engine.precision", "bf16", "--run.engine.zero", "0"),
@@ -143,4 +152,4 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
         "at_epoch": (*STOPPABLE, "--kill_at", "5"),
         "at_end": (*STOPPABLE, "--kill_at", "11"),
     }  # fmt: skip
-    return run_toys(tmp_path_factory.mktemp("toys"), options)
+    return run_toys(parent, options)
