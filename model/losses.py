@@ -118,27 +118,29 @@ class SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, target: Tensor, chunk: int) -> Tensor:
-        scaled = scale * rows
+        scaled = scale * columns  # of both the few
         row_log = rows.new_full((len(rows),), -torch.inf)
-        for i, _, logits, spare in pieces(scaled, columns, chunk):
+        for i, _, logits, spare in pieces(rows, scaled, chunk):
             row_log[i] = torch.logaddexp(row_log[i], log_sum(logits, 1, spare))
         ctx.save_for_backward(rows, columns, scale, target, row_log)
         ctx.chunk = chunk
-        return (row_log - columns[target].mul_(scaled).sum(1)).sum()
+        return row_log.sum() - (sums_by(target, rows, len(columns)) * scaled).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns, scale, target, row_log = ctx.saved_tensors
-        scaled = scale * rows
-        into_rows, into_columns = columns[target].neg_(), torch.zeros_like(columns).index_add_(0, target, -scaled)
-        for i, j, logits, _ in pieces(scaled, columns, ctx.chunk):
+        scaled = scale * columns
+        into_rows, into_columns = torch.zeros_like(rows), torch.zeros_like(columns)
+        for i, j, logits, _ in pieces(rows, scaled, ctx.chunk):
             share = logits.sub_(row_log[i, None]).exp_()
-            into_rows[i].addmm_(share, columns[j])
-            into_columns[j].addmm_(share.T, scaled[i])
-        into_scale = torch.linalg.vecdot(into_rows, rows).sum()
-        gradient = gradients[0]
-        return into_rows.mul_(scale * gradient), into_columns.mul_(gradient), into_scale * gradient, None, None
+            place = (target[i] - j.start)[:, None]
+            wanted = (place >= 0) & (place < share.shape[1])  # its target is a column of this piece
+            share.scatter_add_(1, place.clamp(0, share.shape[1] - 1), -wanted.to(share.dtype))
+            into_rows[i].addmm_(share, scaled[j])
+            into_columns[j].addmm_(share.T, rows[i])
+        into_scale, gradient = torch.linalg.vecdot(into_columns, columns).sum(), gradients[0]
+        return into_rows.mul_(gradient), into_columns.mul_(scale * gradient), into_scale * gradient, None, None
 
 
 def pieces(rows: Tensor, columns: Tensor, chunk: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
@@ -227,8 +229,9 @@ class AttributionLoss(nn.Module):
             return 0 * (image.sum() + text.sum() + scale)  # in the graph: every rank runs the same backward pass
         with torch.autocast(image.device.type, enabled=False):
             valid = labels != IGNORED
-            image, text, scale = image[valid], text[valid], average_gradient(scale)
-            target = torch.searchsorted(classes, labels[valid])
+            if not valid.all():
+                image, text, labels = image[valid], text[valid], labels[valid]
+            scale, target = average_gradient(scale), torch.searchsorted(classes, labels)
             sums = torch.stack([sums_by(target, image, len(classes)), sums_by(target, text, len(classes))])
             image_centres, text_centres = sum_over_ranks(sums) / counts[:, None]
             chunk = side_of(self.chunk, image.device)
