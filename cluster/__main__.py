@@ -7,7 +7,10 @@ import sys
 from collections.abc import Sequence
 
 from cluster.commands import CheckConfig, FaultsConfig, LaunchConfig, SbatchConfig
+from cluster.secrecy import MaskedFormatter, masked_command, shut_out_others
 from options import parse_command
+
+logger = logging.getLogger(__name__)
 
 COMMANDS = {"check": CheckConfig, "launch": LaunchConfig, "sbatch": SbatchConfig, "faults": FaultsConfig}
 DESCRIPTION = "Start runs on one machine, the hosts of a hostfile or SLURM. What stands after -- is the run."
@@ -15,7 +18,10 @@ DESCRIPTION = "Start runs on one machine, the hosts of a hostfile or SLURM. What
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: the run's own for ``launch``, 2 for a request that makes no sense."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(MaskedFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    shut_out_others()
     words = list(sys.argv[1:] if argv is None else argv)
     split = words.index("--") if "--" in words else len(words)
     own, run = words[:split], words[split + 1 :]
@@ -25,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             from cluster.check import check
 
             return check(config)
+        warn_of_secrets(run)
         if not run:
             example = f"python -m cluster {' '.join(own)} -- pretrain --config FILE.yaml"
             raise ValueError(f"what to run is missing: {example}")
@@ -42,6 +49,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"cluster {command}: error: {error}", file=sys.stderr)
         return 2
+
+
+def warn_of_secrets(run: Sequence[str]) -> None:
+    if masked_command(run) != " ".join(run):
+        logger.warning(
+            "the options of the run hold what looks like a secret, and every user of its hosts can read them in the"
+            " list of processes: put it into the environment instead"
+        )
 
 
 if __name__ == "__main__":

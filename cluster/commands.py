@@ -8,25 +8,45 @@ from typing import Literal
 
 @dataclass
 class CheckConfig:
-    """Look at this machine, or at every host of a hostfile, before a run.
+    """Look at this machine, the hosts of a hostfile, or the nodes of a SLURM job, before a run.
 
     Args:
-        hostfile: hosts and slots, one ``worker-0 slots=8`` a line; null for this machine alone
+        hostfile: hosts and slots, one ``worker-0 slots=8`` a line; null for this SLURM job's nodes, or this machine
         ssh_port: port of the hosts' ssh servers, null for ssh's own choice
-        folder: where runs and shards are, looked at on every host
+        nodes: SLURM nodes to look at, in a job of its own
+        gpus_per_node: ranks of a SLURM node; null for one a GPU, or two without GPUs
+        srun_args: further options of the SLURM job, such as its partition, in one string
+        folder: where runs are written, looked at on every host
+        shards: folder of shards, or tars in braces notation, whose sizes every host compares with their manifest
+        master_addr: address of the first host where ranks would meet; null is what a run would take
+        master_port: port of the rendezvous; null is what a run would take
         free_gb: least free disk of that folder, GB
         shm_gb: least free /dev/shm, GB; NCCL and data workers pass tensors through it
         skew_seconds: most that a host's clock may differ from this machine's
-        timeout_seconds: how long a host may take to answer
+        measure: start real ranks that measure compute, all-reduce and links
+        slow_share: a host or link below this share of the others' median is slow
+        all_reduce_gb_s: least bus bandwidth of the all-reduce, GB/s; 0 accepts any
+        timeout_seconds: how long a host may take to answer, and the ranks to measure
+        json: print JSON instead of the table
     """
 
     hostfile: str | None = None
     ssh_port: int | None = None
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    srun_args: str = ""
     folder: str = "."
-    free_gb: float = 20.0
+    shards: str | None = None
+    master_addr: str | None = None
+    master_port: int | None = None
+    free_gb: float = 10.0
     shm_gb: float = 1.0
     skew_seconds: float = 5.0
+    measure: bool = True
+    slow_share: float = 0.8
+    all_reduce_gb_s: float = 0.0
     timeout_seconds: float = 120.0
+    json: bool = False
 
 
 @dataclass
@@ -36,17 +56,22 @@ class LaunchConfig:
     Args:
         hostfile: hosts and slots, one ``worker-0 slots=8`` a line; null for this machine alone
         nproc: ranks on this machine; null for one a GPU, or two without GPUs
-        launcher: how ranks are started; null is pdsh with a hostfile, else local
+        launcher: how ranks are started; null is pdsh with a hostfile, else local. node: the ranks of this node, of a
+            run that is started once on every node
+        node_rank: of this node, counted from 0, for --launcher node; null asks srun
+        nodes: how many there are, for --launcher node; null asks srun
         launcher_args: further options of pdsh, mpirun or srun, in one string
         ssh_port: port of the hosts' ssh servers
-        master_addr: address of the first host; null asks the host itself
+        master_addr: address of the first host on the cluster's network; null is the first that the host itself names
         master_port: port of the rendezvous; null for a free one on this machine, 29500 with a hostfile
         dry_run: print the command instead
     """
 
     hostfile: str | None = None
     nproc: int | None = None
-    launcher: Literal["local", "pdsh", "openmpi", "slurm"] | None = None
+    launcher: Literal["local", "pdsh", "openmpi", "slurm", "node"] | None = None
+    node_rank: int | None = None
+    nodes: int | None = None
     launcher_args: str = ""
     ssh_port: int | None = None
     master_addr: str | None = None
@@ -56,12 +81,13 @@ class LaunchConfig:
 
 @dataclass
 class SbatchConfig:
-    """Submit a run to SLURM, one task a rank: sbatch [options] -- pretrain --config FILE [...]
+    """Submit a run to SLURM: sbatch [options] -- pretrain --config FILE [...]
 
     Args:
         nodes: machines of the job
         gpus_per_node: GPUs, and ranks, on each; 0 for a run on CPUs
         ranks_per_node: null for one a GPU, or two without GPUs
+        launcher: srun starts every rank; node: srun starts one launcher a node (cluster launch), which starts its ranks
         cpus_per_task: cores a rank, for its data workers
         time: limit, [days-]hours:minutes:seconds; the run checkpoints before it and is requeued
         partition: null for the cluster's default
@@ -74,13 +100,14 @@ class SbatchConfig:
         python: interpreter of the ranks; null is this one, or python3 in a container
         logs: folder of the log files, one a node
         retries: how often the job goes back into the queue after a run that failed: a rank was killed, a node is lost
-        template: batch script with {{names}} to fill in; null is cluster/slurm/run.sbatch
+        template: batch script with {{names}} to fill in; null is cluster/slurm/run.sbatch, or node.sbatch
         dry_run: print the script instead of submitting it
     """
 
     nodes: int = 1
     gpus_per_node: int = 8
     ranks_per_node: int | None = None
+    launcher: Literal["srun", "node"] = "srun"
     cpus_per_task: int = 8
     time: str = "1-00:00:00"
     partition: str | None = None

@@ -1,18 +1,19 @@
 """Who am I among the ranks: one process, ``deepspeed``, ``torchrun``, ``srun`` or ``mpirun``.
 
 The deepspeed launcher and torchrun set RANK, LOCAL_RANK, WORLD_SIZE and MASTER_*; ``srun`` sets SLURM_*, from which
-they are derived here; under ``mpirun`` DeepSpeed asks mpi4py; with none of these the run is one process.
+they are derived here; under ``mpirun`` DeepSpeed asks mpi4py, unless MASTER_ADDR is given (``mpirun -x``); with none of
+these the run is one process. Where the ranks meet is in cluster/rendezvous.py.
 
     rank = start(EngineConfig())      # Rank(rank=0, world_size=2, local_rank=0, device=cpu)
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import os
 import random
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -22,9 +23,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from deepspeed.constants import TORCH_DISTRIBUTED_DEFAULT_PORT
+from deepspeed.comm.comm import mpi_discovery
 
 from cluster.config import EngineConfig
+from cluster.ports import TORCH_PORT, free_port, job_port
+from cluster.rendezvous import agent_has_store, bound_store, interface_to
+from cluster.secrecy import shut_out_others
 
 logger = logging.getLogger(__name__)
 
@@ -52,19 +56,14 @@ def start(config: EngineConfig) -> Rank:
     Raises:
         RuntimeError: some, but not all, of the variables that the launchers set are there.
     """
+    shut_out_others()
     environment = rank_environment(dict(os.environ))
     os.environ.update(environment)
     # CUDA's matrix libraries are deterministic only with a fixed workspace, read when they start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     leave_out_shared_memory_op()
-    deepspeed.init_distributed(
-        dist_backend=get_accelerator().communication_backend_name(),
-        timeout=datetime.timedelta(minutes=config.timeout_minutes),
-        distributed_port=int(os.environ.get("MASTER_PORT", TORCH_DISTRIBUTED_DEFAULT_PORT)),
-        verbose=False,
-    )
-    leave_mpi()
+    join(datetime.timedelta(minutes=config.timeout_minutes))
     local_rank = int(os.environ["LOCAL_RANK"])
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
@@ -77,6 +76,22 @@ def start(config: EngineConfig) -> Rank:
         if config.threads:
             torch.set_num_threads(config.threads)
     return Rank(dist.get_rank(), dist.get_world_size(), local_rank, device)
+
+
+def join(timeout: datetime.timedelta) -> None:
+    """Make the process group, with its sockets on the network of MASTER_ADDR."""
+    if any(name not in os.environ for name in TORCH_VARIABLES):
+        mpi_discovery(int(os.environ.get("MASTER_PORT", TORCH_PORT)), verbose=False)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    interface = interface_to(address, port)
+    if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
+        os.environ["GLOO_SOCKET_IFNAME"] = interface  # gloo would take what the host's own name stands for
+    serving = os.environ["RANK"] == "0" and not agent_has_store() and not dist.is_initialized()
+    with bound_store(address, port, timeout) if serving else contextlib.nullcontext():
+        deepspeed.init_distributed(
+            dist_backend=get_accelerator().communication_backend_name(), timeout=timeout, verbose=False
+        )
+    leave_mpi()
 
 
 def leave_out_shared_memory_op() -> None:
@@ -106,20 +121,38 @@ def rank_environment(environment: dict[str, str]) -> dict[str, str]:
     present = [name for name in TORCH_VARIABLES if name in environment]
     if len(present) == len(TORCH_VARIABLES):
         return {}
-    if "OMPI_COMM_WORLD_SIZE" in environment:
-        return {}  # before SLURM_*, which mpirun hands on inside a job; deepspeed.init_distributed asks mpi4py
+    if "OMPI_COMM_WORLD_SIZE" in environment:  # before SLURM_*, which mpirun hands on inside a job
+        return openmpi_environment(environment)
     # A step of a job, which srun starts: the batch script itself has SLURM_PROCID and SLURM_NTASKS, but is no rank.
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return slurm_environment(environment)
     if any(name in environment for name in MPI_VARIABLES):
-        return {}  # deepspeed.init_distributed asks mpi4py
+        return {}  # mpi4py is asked
     if "RANK" in environment or int(environment.get("WORLD_SIZE", "1")) > 1:
         missing = ", ".join(name for name in TORCH_VARIABLES if name not in environment)
         raise RuntimeError(
             f"the environment has {', '.join(present)} but not {missing}: start the run with deepspeed, torchrun, srun"
             " or mpirun, which set all of them, or unset these for one process"
         )
-    return {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
+
+
+def openmpi_environment(environment: dict[str, str]) -> dict[str, str]:
+    """Under ``mpirun -x MASTER_ADDR=...``; without it mpi4py tells the first address of rank 0's host."""
+    if "MASTER_ADDR" not in environment:
+        return {}
+    return {
+        "RANK": environment["OMPI_COMM_WORLD_RANK"],
+        "LOCAL_RANK": environment["OMPI_COMM_WORLD_LOCAL_RANK"],
+        "WORLD_SIZE": environment["OMPI_COMM_WORLD_SIZE"],
+        "MASTER_PORT": environment.get("MASTER_PORT", str(TORCH_PORT)),
+    }
 
 
 def slurm_environment(environment: dict[str, str]) -> dict[str, str]:
@@ -138,14 +171,8 @@ def slurm_environment(environment: dict[str, str]) -> dict[str, str]:
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "MASTER_ADDR": master,
-        "MASTER_PORT": environment.get("MASTER_PORT", str(20000 + int(environment["SLURM_JOB_ID"]) % 20000)),
+        "MASTER_PORT": environment.get("MASTER_PORT", str(job_port(int(environment["SLURM_JOB_ID"])))),
     }
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:

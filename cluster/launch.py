@@ -3,16 +3,20 @@
     python -m cluster launch -- pretrain --config c.yaml                    # every GPU of this machine
     python -m cluster launch --hostfile hosts -- pretrain --config c.yaml   # pdsh over ssh
     -> deepspeed --hostfile hosts --force_multi --launcher pdsh --module pretrain --config c.yaml
+    srun --ntasks-per-node=1 python -m cluster launch --launcher node -- pretrain --config c.yaml   # each node its own
 
-DeepSpeed starts and watches the ranks. What this adds: a run's words reach it unchanged through pdsh's remote shells;
-a port that is free; the GPUs that CUDA_VISIBLE_DEVICES allows; and a SIGTERM, SIGUSR1 or Ctrl-C reaches the ranks, so
-that they checkpoint and the command ends with their exit code.
+DeepSpeed starts and watches the ranks, here by the part of it that it also starts on each host of a hostfile. What this
+adds: a run's words reach it unchanged through pdsh's remote shells; a port that is free; the GPUs that
+CUDA_VISIBLE_DEVICES allows; and a SIGTERM, SIGUSR1 or Ctrl-C reaches the ranks, so that they checkpoint and the command
+ends with their exit code.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -31,7 +35,9 @@ import psutil
 
 from cluster.commands import LaunchConfig
 from cluster.hostfile import HOST, read_hostfile
+from cluster.ports import TORCH_PORT, free_port, job_port
 from cluster.preemption import REQUEUE_EXIT_CODE
+from cluster.secrecy import copy_masked
 
 logger = logging.getLogger(__name__)
 
@@ -62,19 +68,13 @@ def deepspeed_command(config: LaunchConfig, run: Sequence[str], environment: Map
     module, *words = run
     if not MODULE.fullmatch(module) or importlib.util.find_spec(module.split(".")[0]) is None:
         raise ValueError(f"'{module}' is no module of {os.getcwd()}: pretrain, or finetune with its sub-command first")
+    launcher = config.launcher or ("pdsh" if config.hostfile else "local")
+    if launcher in ("local", "node"):
+        return [*node_launcher(config, launcher, environment), "--module", module, *words]
     program = Path(sys.executable).parent / "deepspeed"
     if not program.is_file():
         raise ValueError(f"{program} is missing: install deepspeed for {sys.executable}")
-    launcher = config.launcher or ("pdsh" if config.hostfile else "local")
-    if launcher == "local":
-        if config.hostfile:
-            raise ValueError("--launcher local runs on this machine: leave --hostfile out, or choose another launcher")
-        port = str(config.master_port or free_port())
-        # DeepSpeed would read /job/hostfile where there is one.
-        options = ["--hostfile", os.devnull, *local_slots(config.nproc, environment), "--master_port", port]
-        options += ["--log_level", "error"]
-    else:
-        options = hostfile_options(config, launcher)
+    options = hostfile_options(config, launcher)
     if launcher == "pdsh":
         words = [through_pdsh(word) for word in words]
     if launcher == "slurm":
@@ -82,19 +82,63 @@ def deepspeed_command(config: LaunchConfig, run: Sequence[str], environment: Map
     return [str(program), *options, "--module", module, *words]
 
 
-def local_slots(nproc: int | None, environment: Mapping[str, str]) -> list[str]:
-    """Which devices of this machine take a rank each."""
+def node_launcher(config: LaunchConfig, launcher: str, environment: Mapping[str, str]) -> list[str]:
+    """DeepSpeed's launcher of one host's ranks: this machine's are all of the run's, or with ``node`` one node's."""
+    if config.hostfile:
+        raise ValueError(
+            f"--launcher {launcher} runs on this machine: leave --hostfile out, or choose another launcher"
+        )
+    slots = local_slots(config.nproc, environment)
+    node, nodes = (0, 1) if launcher == "local" else place_among_nodes(config, environment)
+    address, port = config.master_addr or "127.0.0.1", config.master_port or free_port()
+    if launcher == "node":
+        address, port = meeting_place(config, environment)
+    world = json.dumps({f"node{number}": slots for number in range(nodes)})
+    return [sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--log_level", "error",
+            f"--world_info={base64.urlsafe_b64encode(world.encode()).decode()}", f"--node_rank={node}",
+            f"--master_addr={plain_host(address)}", f"--master_port={port}"]  # fmt: skip
+
+
+def place_among_nodes(config: LaunchConfig, environment: Mapping[str, str]) -> tuple[int, int]:
+    """(number of this node, number of nodes), by the options or by what srun says."""
+    node = environment.get("SLURM_NODEID") if config.node_rank is None else config.node_rank
+    nodes = config.nodes or environment.get("SLURM_STEP_NUM_NODES")
+    if node is None or nodes is None:
+        raise ValueError("--launcher node needs --node-rank and --nodes, or to be started by srun, one task a node")
+    if not 0 <= int(node) < int(nodes):
+        raise ValueError(f"--node-rank {node} of --nodes {nodes}: nodes are counted from 0")
+    return int(node), int(nodes)
+
+
+def meeting_place(config: LaunchConfig, environment: Mapping[str, str]) -> tuple[str, int]:
+    """Address and port of the rendezvous on node 0, the same on every node."""
+    address = config.master_addr or environment.get("MASTER_ADDR")
+    if address is None:
+        raise ValueError("--launcher node needs --master-addr, or MASTER_ADDR: the address of node 0")
+    job = environment.get("SLURM_JOB_ID")
+    usual = job_port(int(job)) if job else TORCH_PORT
+    return address, config.master_port or int(environment.get("MASTER_PORT", usual))
+
+
+def plain_host(name: str) -> str:
+    if not HOST.fullmatch(name):
+        raise ValueError(f"--master-addr '{name}' is not a host name or IPv4 address")
+    return name
+
+
+def local_slots(nproc: int | None, environment: Mapping[str, str]) -> list[int]:
+    """Numbers of the devices of this machine that take a rank each."""
     if nproc is not None and nproc < 1:
         raise ValueError(f"--nproc {nproc}: at least one rank is needed")
     gpus = visible_gpus(environment)
     if not gpus:
-        return ["--num_gpus", str(nproc or CPU_RANKS)]
+        return list(range(nproc or CPU_RANKS))
     if nproc and nproc > len(gpus):
         raise ValueError(f"--nproc {nproc}, but there are {len(gpus)} GPUs; DS_ACCELERATOR=cpu in front takes the CPU")
-    return ["--include", f"localhost:{','.join(gpus[: nproc or len(gpus)])}"]
+    return gpus[: nproc or len(gpus)]
 
 
-def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+def visible_gpus(environment: Mapping[str, str]) -> list[int]:
     """Numbers of the GPUs that this process may use."""
     if environment.get("DS_ACCELERATOR") == "cpu":
         return []
@@ -102,7 +146,7 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
 
     count = torch.cuda.device_count()
     named = [name for name in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip().isdigit()]
-    return [name.strip() for name in named] if len(named) == count else [str(number) for number in range(count)]
+    return [int(name) for name in named] if len(named) == count else list(range(count))
 
 
 def hostfile_options(config: LaunchConfig, launcher: str) -> list[str]:
@@ -111,7 +155,7 @@ def hostfile_options(config: LaunchConfig, launcher: str) -> list[str]:
         raise ValueError(f"--launcher {launcher} needs --hostfile FILE with one 'HOST slots=N' a line")
     if config.nproc is not None:
         raise ValueError("--nproc is for this machine alone; with --hostfile the ranks are the slots in it")
-    read_hostfile(config.hostfile)
+    first = next(iter(read_hostfile(config.hostfile)))
     options = ["--hostfile", config.hostfile, "--force_multi", "--launcher", launcher]
     if launcher == "pdsh":
         for path in (os.getcwd(), sys.executable):
@@ -119,10 +163,11 @@ def hostfile_options(config: LaunchConfig, launcher: str) -> list[str]:
                 raise ValueError(f"{path}: pdsh runs break on this path; use one of letters, digits and @+=:,./-_")
     if config.ssh_port:
         options += ["--ssh_port", str(config.ssh_port)]
-    if config.master_addr:
-        if not HOST.fullmatch(config.master_addr):
-            raise ValueError(f"--master-addr '{config.master_addr}' is not a host name or IPv4 address")
-        options += ["--master_addr", config.master_addr]
+    if launcher == "slurm":
+        # DeepSpeed would ask the first host over ssh for an address that srun's ranks do not use.
+        options += ["--no_ssh_check", "--master_addr", plain_host(config.master_addr or first)]
+    elif config.master_addr:
+        options += ["--master_addr", plain_host(config.master_addr)]
     if config.master_port:
         options += ["--master_port", str(config.master_port)]
     arguments = shlex.split(config.launcher_args)
@@ -136,6 +181,8 @@ def mpirun_arguments(config: LaunchConfig, given: Sequence[str]) -> list[str]:
     arguments: list[str] = []
     if config.ssh_port:
         arguments += ["--mca", "plm_rsh_args", f"-p {config.ssh_port}"]
+    if config.master_addr:
+        arguments += ["-x", f"MASTER_ADDR={config.master_addr}"]
     if config.master_port:
         arguments += ["-x", f"MASTER_PORT={config.master_port}"]
     if "btl_tcp_if_include" not in given:
@@ -155,12 +202,6 @@ def through_pdsh(word: str) -> str:
     return quoted.replace("%", "%%")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def wait_for(command: Sequence[str], launcher: str) -> int:
     """Run the command and return its exit code (128 + N for signal N), telling the ranks of signals that arrive here.
 
@@ -168,8 +209,18 @@ def wait_for(command: Sequence[str], launcher: str) -> int:
     """
     if launcher in ("pdsh", "slurm") and not shutil.which({"pdsh": "pdsh", "slurm": "srun"}[launcher]):
         raise ValueError(f"--launcher {launcher}: {'srun' if launcher == 'slurm' else launcher} is not installed here")
-    process = subprocess.Popen(command, start_new_session=True)
-    watch = RankWatch(process.pid) if launcher == "local" else None
+    watched = launcher in ("local", "node")
+    # DeepSpeed prints the command lines that it starts on hosts.
+    pipe = None if watched else subprocess.PIPE
+    process = subprocess.Popen(
+        command, start_new_session=True, preexec_fn=ignore_usr1 if watched else None, stdout=pipe, stderr=pipe
+    )
+    copies = [
+        copy_masked(source, sink)
+        for source, sink in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+        if source
+    ]
+    watch = RankWatch(process.pid) if watched else None
     told = 0
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -190,13 +241,20 @@ def wait_for(command: Sequence[str], launcher: str) -> int:
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)
+    for copy in copies:
+        copy.join(timeout=5)  # a process that was left behind may keep the output open
     if watch and watch.first_gone and code not in (0, REQUEUE_EXIT_CODE):
         logger.error("exit code %d: %s on %s was the first to end", code, watch.first_gone, socket.gethostname())
     return 128 - code if code < 0 else code
 
 
+def ignore_usr1() -> None:
+    """SLURM signals every process of a step: DeepSpeed's, which would die of it, leaves it to the ranks."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 class RankWatch:
-    """Which rank below a local ``deepspeed`` process went first: DeepSpeed ends the others, and names none of them."""
+    """Which rank below DeepSpeed's launcher of a node went first: DeepSpeed ends the others, and names none of them."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -220,18 +278,17 @@ def alive(process: psutil.Process) -> bool:
 
 
 def ranks_below(pid: int) -> list[psutil.Process]:
-    """``deepspeed`` (pid) starts its launcher, and that the ranks of this machine."""
     try:
-        return [rank for starter in psutil.Process(pid).children() for rank in starter.children()]
+        return psutil.Process(pid).children()
     except psutil.NoSuchProcess:
         return []
 
 
 def tell_ranks(pid: int, launcher: str, at_once: bool) -> None:
-    """Ask the run below the ``deepspeed`` process ``pid`` to stop, the way its launcher can.
+    """Ask the run below DeepSpeed's process ``pid`` to stop, the way its launcher can.
 
-    DeepSpeed's local launcher kills what it is told to stop, so the ranks are told themselves; mpirun and srun carry
-    SIGUSR1 to ranks on all hosts; pdsh can only end them.
+    DeepSpeed's launcher of a node kills what it is told to stop, so the ranks are told themselves; mpirun and srun
+    carry SIGUSR1 to ranks on all hosts; pdsh can only end them.
     """
     try:
         deepspeed = psutil.Process(pid)
@@ -239,7 +296,7 @@ def tell_ranks(pid: int, launcher: str, at_once: bool) -> None:
             deepspeed.send_signal(signal.SIGTERM)
         elif at_once:
             os.killpg(pid, signal.SIGKILL)
-        elif launcher == "local":
+        elif launcher in ("local", "node"):
             for rank in ranks_below(pid):
                 rank.send_signal(signal.SIGTERM)
         else:

@@ -36,6 +36,7 @@ from cluster.figures import Subject, Watch
 from cluster.grad_cache import FeatureLosses, backward_cached
 from cluster.metrics import MetricLog
 from cluster.preemption import REQUEUE_EXIT_CODE, Notice
+from cluster.secrecy import masked_command, masked_values
 from cluster.watchdog import Watchdog
 from cluster.writer import Writer
 
@@ -75,8 +76,9 @@ def prepare_folder(config: Any, run: RunConfig, rank: Rank) -> Path:
 
 
 def to_yaml(config: Any) -> str:
-    """A dataclass as YAML that ``--config`` reads back."""
-    return yaml.safe_dump(json.loads(json.dumps(dataclasses.asdict(config))), sort_keys=False, allow_unicode=True)
+    """A dataclass as YAML that ``--config`` reads back, but for secrets, which are masked."""
+    values = masked_values(json.loads(json.dumps(dataclasses.asdict(config))))
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def train(
@@ -109,7 +111,7 @@ def train(
     evaluation, overdue = resume(config, folder, engine, stream, bad)
     started_at = engine.global_steps
     log = MetricLog(folder, last, started_at, rank.is_first, config.progress, config.monitor)
-    log.describe((folder / "config.yaml").read_text(), " ".join(sys.argv))
+    log.describe((folder / "config.yaml").read_text(), masked_command(sys.argv))
     clock = Clock(config.engine.global_batch)
     watch = Watch(engine, rank, config, subject or Subject(), stream)
     if overdue:

@@ -1,51 +1,128 @@
-"""``python -m cluster.probe FOLDER``: what this machine has, as one line of JSON; ``cluster check`` runs it on hosts.
+"""``python -m cluster.probe NAME FOLDER [SHARDS]``: what this host has and whom it reaches, for ``cluster check``.
 
-{"host": "worker-0", "python": "3.11.14", "torch": "2.14.1", "deepspeed": "0.19.8", "cuda": "12.8",
- "accelerator": "NVIDIA H200", "count": 8, "free_gb": 812.4, "shm_gb": 63.9, "time": 1767225600.1}
+It begins with its facts, then answers a question a line of its input, until that ends; all in JSON, answers marked:
+
+    cluster-probe {"host": "worker-0", "torch": "2.14.1", "deepspeed": "0.19.8", "count": 8, "free_gb": 812.4, ...}
+    {"clock": true}                           ->  {"host": "worker-0", "time": 1767225600.1}
+    {"listen": {"worker-0": 29500}}           ->  {"host": "worker-0", "listening": null}     # or what is in the way
+    {"reach": [["w1", "10.0.0.3", 40112]]}    ->  {"host": "worker-0", "reached": {"w1": {"from": "10.0.0.2"}}}
+
+NAME ``-`` is the node's name under srun, where all nodes get the same command and the same questions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
 import platform
 import shutil
 import socket
+import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import psutil
 
-def probe(folder: str) -> dict[str, Any]:
-    """The facts, in this machine's own words; ``count`` accelerators, 0 on a CPU machine, sizes in GB (10^9 bytes)."""
-    kind, count, cuda = accelerators()
+MARK = "cluster-probe "
+CONNECT_SECONDS = 4.0
+PACKAGES = ("cluster", "data_shards", "finetune", "model", "pretrain", "retrieval")
+KINDS = (".py", ".json", ".yaml", ".sbatch", ".html")
+
+
+def main(name: str, folder: str, shards: str | None) -> None:
+    name = os.environ["SLURMD_NODENAME"] if name == "-" else name
+    own = listener(0)
+    say(name, {**facts(folder, shards), "data_port": own.getsockname()[1]})
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "clock" in question:
+            say(name, {"time": time.time()})
+        elif "listen" in question:
+            say(name, {"listening": listen(question["listen"].get(name))})
+        elif "reach" in question:
+            with ThreadPoolExecutor(64) as pool:
+                answers = pool.map(lambda target: reach(target[1], target[2]), question["reach"])
+            say(name, {"reached": dict(zip((target[0] for target in question["reach"]), answers))})
+
+
+def say(name: str, answer: dict[str, Any]) -> None:
+    print(MARK + json.dumps({"host": name, **answer}), flush=True)
+
+
+def listener(port: int) -> socket.socket:
+    """A listening socket whose callers are let in and sent away."""
+    server = socket.create_server(("", port), backlog=1024)
+
+    def serve() -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                server.accept()[0].close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    return server
+
+
+def listen(port: int | None) -> str | None:
+    """What keeps this host from listening on the port; None where it now does, or was not asked to."""
+    if port is None:
+        return None
+    try:
+        listener(port)
+    except OSError as error:
+        return os.strerror(error.errno or 0)
+    return None
+
+
+def reach(address: str, port: int) -> dict[str, str]:
+    """``{"from": own address}`` where a connection can be made, else ``{"error": why}``."""
+    try:
+        with socket.create_connection((address, port), timeout=CONNECT_SECONDS) as connection:
+            return {"from": connection.getsockname()[0]}
+    except OSError as error:
+        return {"error": os.strerror(error.errno) if error.errno else str(error)}
+
+
+def facts(folder: str, shards: str | None) -> dict[str, Any]:
+    """In this machine's own words; ``count`` accelerators, 0 on a CPU machine, sizes in GB (10^9 bytes)."""
+    kind, count, cuda, nccl = accelerators()
     return {
-        "host": socket.gethostname(),
+        "hostname": socket.gethostname(),
+        "addresses": addresses(),
         "python": platform.python_version(),
         "torch": version("torch"),
         "deepspeed": version("deepspeed"),
         "cuda": cuda,
+        "nccl": nccl,
+        "code": {name: code_of(Path(__file__).resolve().parents[1] / name) for name in PACKAGES},
+        "commit": commit(),
         "accelerator": kind,
         "count": count,
         "free_gb": free_gb(folder),
         "shm_gb": free_gb("/dev/shm"),
-        # Last, so that reading the line tells the clocks apart by no more than the way it came.
-        "time": time.time(),
+        "shards": look_at_shards(shards) if shards else None,
     }
 
 
-def accelerators() -> tuple[str, int, str]:
-    """(name, number, CUDA version) of what a run here would use."""
-    if os.environ.get("DS_ACCELERATOR") == "cpu" or version("torch") == "missing":
-        return "cpu", 0, "none"
+def accelerators() -> tuple[str, int, str, str]:
+    """(name, number, CUDA version, NCCL version) of what a run here would use."""
+    if version("torch") == "missing":
+        return "cpu", 0, "none", "none"
     import torch
 
     cuda = torch.version.cuda or torch.version.hip or "none"
-    if not torch.cuda.is_available():
-        return "cpu", 0, cuda
-    return torch.cuda.get_device_name(0), torch.cuda.device_count(), cuda
+    nccl = "none"
+    if torch.distributed.is_nccl_available():
+        nccl = ".".join(map(str, torch.cuda.nccl.version()))
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+        return "cpu", 0, cuda, nccl
+    return torch.cuda.get_device_name(0), torch.cuda.device_count(), cuda, nccl
 
 
 def version(package: str) -> str:
@@ -55,13 +132,90 @@ def version(package: str) -> str:
         return "missing"
 
 
+def code_of(package: Path) -> str:
+    """Eight digits that differ where a file of the package that a run reads does."""
+    digest = sha256()
+    for path in sorted(path for path in package.rglob("*") if path.suffix in KINDS):
+        digest.update(f"{path.relative_to(package)}\0".encode() + sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:8]
+
+
+def commit() -> str | None:
+    """git's name of the code, where it is a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        asked = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    return None
+
+
+def addresses() -> list[str]:
+    """IPv4 addresses in the order of ``hostname -I``, whose first is DeepSpeed's choice of MASTER_ADDR."""
+    interfaces = psutil.net_if_addrs().items()
+    found = [entry.address for name, entries in interfaces if name != "lo" for entry in entries
+             if entry.family == socket.AF_INET]  # fmt: skip
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        said = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=True, timeout=10).stdout.split()
+        found.sort(key=lambda address: said.index(address) if address in said else len(said))
+    return found
+
+
 def free_gb(folder: str) -> float | None:
     """Free space where ``folder`` is or would be made; None where even the parent is not there."""
     path = Path(folder).absolute()
     existing = path if path.exists() else path.parent
-    return round(shutil.disk_usage(existing).free / 1e9, 1) if existing.exists() else None
+    return round(shutil.disk_usage(existing).free / 1e9, 2) if existing.exists() else None
+
+
+def look_at_shards(specification: str) -> dict[str, Any]:
+    """Number and bytes of the tars, their ``digest`` (names and sizes), and for each that is not right, why.
+
+    ``specification`` is a folder or tars in braceexpand's notation; the manifest beside them says how large they are.
+    """
+    from braceexpand import braceexpand
+
+    if "://" in specification or specification.startswith("pipe:"):
+        return {"count": 0, "bytes": 0, "digest": "remote", "problems": {}, "wrong": 0}
+    sizes: dict[Path, int | None] = {}
+    for path in map(Path, braceexpand(specification)):
+        known = manifest(path if path.is_dir() else path.parent)
+        if path.is_dir() or not path.suffix:
+            names: dict[str, int] | dict[str, None] = known or {each.name: None for each in path.glob("*.tar")}
+            sizes.update({path / name: size for name, size in names.items()})
+            if not names:
+                sizes[path] = None
+        else:
+            sizes[path] = (known or {}).get(path.name)
+    problems = {str(path): problem for path, size in sizes.items() if (problem := fault_of(path, size))}
+    there = {path: path.stat().st_size for path in sizes if str(path) not in problems}
+    text = "".join(f"{path}:{size}\n" for path, size in sorted(there.items()))
+    return {"count": len(there), "bytes": sum(there.values()), "digest": sha256(text.encode()).hexdigest()[:12],
+            "problems": dict(list(problems.items())[:20]), "wrong": len(problems)}  # fmt: skip
+
+
+def manifest(folder: Path) -> dict[str, int] | None:
+    """Bytes of each shard by the folder's manifest.json; None where there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        return {entry["name"]: entry["bytes"] for entry in json.loads((folder / "manifest.json").read_text())["shards"]}
+    return None
+
+
+def fault_of(path: Path, size: int | None) -> str | None:
+    """Why a shard cannot be streamed, as far as its size and its two ends tell."""
+    try:
+        with path.open("rb") as file:
+            found = file.seek(0, os.SEEK_END)
+            if size is not None and found != size:
+                return f"{found} bytes, {size} in the manifest"
+            for place in (0, max(0, found - 512)):
+                file.seek(place)
+                if len(file.read(512)) < min(512, found):
+                    return "cannot be read to its end"
+    except OSError as error:
+        return error.strerror or str(error)
+    return None if found else "is empty"
 
 
 if __name__ == "__main__":
-    print(json.dumps(probe(sys.argv[1])), flush=True)
-    os._exit(0)  # torch takes half a second to go, which would count as clock skew
+    main(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
+    os._exit(0)  # the listeners' threads wait for ever

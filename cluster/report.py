@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from cluster.checkpoint import replace_text
 from cluster.distributed import Rank
+from cluster.secrecy import MaskedFormatter, masked_command, masked_values
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,9 @@ def set_up_logging(rank: Rank) -> None:
     """Messages with the rank in front; only warnings from all ranks but the first."""
     level = logging.INFO if rank.is_first else logging.WARNING
     form = f"%(asctime)s rank {rank.rank}: %(message)s"
-    logging.basicConfig(level=level, format=form, datefmt="%H:%M:%S", handlers=[AboveTheBar()], force=True)
+    handler = AboveTheBar()
+    handler.setFormatter(MaskedFormatter(form, datefmt="%H:%M:%S"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     sys.excepthook = lambda kind, error, trace: log_failure(rank, kind, error, trace)
     # DeepSpeed calls torch.distributed by names that torch has since renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -46,6 +49,6 @@ def log_failure(rank: Rank, kind: type[BaseException], error: BaseException, tra
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """``report.json`` of the run directory, whole or not at all."""
-    report = {**report, "command": " ".join(sys.argv)}
+    report = {**masked_values(report), "command": masked_command(sys.argv)}
     replace_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
     logger.info("finished: %s", folder / "report.json")

@@ -1,4 +1,4 @@
-"""``python -m cluster sbatch``: the batch script of a run from ``cluster/slurm/run.sbatch``, and its submission.
+"""``python -m cluster sbatch``: the batch script of a run from ``cluster/slurm/*.sbatch``, and its submission.
 
     python -m cluster sbatch --nodes 4 --gpus-per-node 8 --partition gpu -- pretrain --config c.yaml
 
@@ -25,7 +25,9 @@ from cluster.preemption import REQUEUE_EXIT_CODE
 
 logger = logging.getLogger(__name__)
 
-TEMPLATE = Path(__file__).parent / "slurm" / "run.sbatch"
+TEMPLATES = {
+    name: Path(__file__).parent / "slurm" / f"{file}.sbatch" for name, file in (("srun", "run"), ("node", "node"))
+}
 PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 # What #SBATCH lines take; they are not read by a shell and know no quoting that all versions share.
 NAME = re.compile(r"[\w.+-]+")
@@ -52,7 +54,7 @@ def submit(config: SbatchConfig, run: Sequence[str]) -> int:
 
 def render(config: SbatchConfig, run: Sequence[str]) -> str:
     """The batch script."""
-    path = Path(config.template) if config.template else TEMPLATE
+    path = Path(config.template) if config.template else TEMPLATES[config.launcher]
     try:
         template = path.read_text()
     except OSError as error:
@@ -82,6 +84,7 @@ def values(config: SbatchConfig, run: Sequence[str]) -> dict[str, str]:
         "ranks_per_node": str(ranks),
         "gpus_per_node": str(config.gpus_per_node or ""),
         "cpus_per_task": str(config.cpus_per_task),
+        "cpus_per_node": str(config.cpus_per_task * ranks),
         "time": plain("time", config.time, TIME),
         "partition": plain("partition", config.partition, LIST),
         "account": plain("account", config.account, LIST),

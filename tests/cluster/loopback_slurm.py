@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes that are this machine, shared by the tests of a session."""
+"""A real SLURM of two nodes, the hosts of ``network``, with a GPU each by name; shared by the tests of a session."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from network_hosts import Network
 from toy_launches import environment, execute, needed
 
-from cluster.launch import free_port
+from cluster.ports import free_port
 
 JOB_SECONDS = 240
 REST_SECONDS = 5
@@ -56,11 +57,15 @@ def text_of(logs: Path) -> str:
     return "\n".join(path.read_text(errors="replace") for path in sorted(logs.iterdir()))
 
 
-def configuration(folder: Path, ports: Sequence[int]) -> str:
-    """slurm.conf of two nodes that are one machine, watched by process group, running as this user."""
+def configuration(folder: Path, ports: Sequence[int], network: Network) -> str:
+    """slurm.conf of a controller here and a node on each host, running as this user."""
+    nodes = "\n".join(
+        f"NodeName={host.name} NodeHostname={host.name} NodeAddr={host.address} Port={port} CPUs=16 Gres=gpu:1"
+        for host, port in zip(network.hosts, ports[1:])
+    )
     return f"""
 ClusterName=loopback
-SlurmctldHost=localhost(127.0.0.1)
+SlurmctldHost=localhost({network.address})
 SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
@@ -86,14 +91,14 @@ JobCompType=jobcomp/none
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MinJobAge=600
-NodeName=node0 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 State=UNKNOWN
-NodeName=node1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 State=UNKNOWN
+GresTypes=gpu
+{nodes}
 PartitionName=short Nodes=node[0-1] Default=YES MaxTime=INFINITE State=UP
 """
 
 
 @pytest.fixture(scope="session")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+def slurm(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     """munged, slurmctld and two slurmd, stopped by their process ids at the end."""
     programs = {name: needed(f"/usr/sbin/{name}", package) for name, package in
                 (("munged", "munge"), ("slurmctld", "slurm-wlm"), ("slurmd", "slurm-wlm"))}  # fmt: skip
@@ -106,8 +111,9 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     (folder / "state").mkdir()
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o400)
-    (folder / "slurm.conf").write_text(configuration(folder, [free_port() for _ in range(3)]))
-    variables = {"SLURM_CONF": str(folder / "slurm.conf")}
+    (folder / "slurm.conf").write_text(configuration(folder, [free_port() for _ in range(3)], network))
+    (folder / "gres.conf").write_text("NodeName=node[0-1] Name=gpu File=/dev/zero\n")
+    variables = {**network.variables, "SLURM_CONF": str(folder / "slurm.conf")}
     files = {f"--{kind}-file": f"{folder}/munge.{kind}" for kind in ("key", "pid", "log", "seed")}
     munge = [
         "--foreground",
@@ -119,12 +125,12 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     commands = [
         [programs["munged"], *munge],
         [programs["slurmctld"], "-D"],
-        *([programs["slurmd"], "-D", "-N", node] for node in ("node0", "node1")),
+        *(host.enter(programs["slurmd"], "-D", "-N", host.name) for host in network.hosts),
     ]
     daemons: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands:
-            with (folder / f"{Path(command[0]).name}-{command[-1]}.out".replace("/", "_")).open("wb") as log:
+            with (folder / f"daemon-{len(daemons)}.out").open("wb") as log:
                 daemons.append(
                     subprocess.Popen(command, env={**environment(), **variables}, stdout=log, stderr=subprocess.STDOUT)
                 )

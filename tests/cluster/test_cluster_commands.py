@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import shlex
 import subprocess
 import sys
@@ -12,11 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_launches import PYTHON, ROOT, execute
 
-from cluster.check import findings
-from cluster.commands import CheckConfig, LaunchConfig, SbatchConfig
+from cluster.commands import LaunchConfig, SbatchConfig
 from cluster.hostfile import read_hostfile
 from cluster.launch import deepspeed_command, through_pdsh
-from cluster.sbatch import TEMPLATE, render
+from cluster.sbatch import TEMPLATES, render
 
 CPU = {"DS_ACCELERATOR": "cpu"}
 RUN = ["pretrain", "--config", "my run.yaml", "--data.shards", "{pub11,rs3}-train-{0000..0031}.tar"]
@@ -54,28 +55,45 @@ def test_hostfile_errors_name_the_line(tmp_path: Path, text: str, message: str) 
     assert "hosts" in str(raised.value)
 
 
-def test_local_launch_starts_deepspeed_of_this_python() -> None:
+def world_of(command: list[str]) -> dict[str, list[int]]:
+    (world,) = [word.removeprefix("--world_info=") for word in command if word.startswith("--world_info=")]
+    return json.loads(base64.urlsafe_b64decode(world))
+
+
+def test_local_launch_starts_deepspeeds_launcher_of_this_python() -> None:
     command = deepspeed_command(LaunchConfig(nproc=3, master_port=1234), RUN, CPU)
-    assert command[0] == str(Path(sys.executable).parent / "deepspeed")
-    assert command[command.index("--num_gpus") + 1] == "3"
-    assert command[command.index("--master_port") + 1] == "1234"
+    assert command[:4] == [sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
+    assert world_of(command) == {"node0": [0, 1, 2]}
+    assert {"--master_addr=127.0.0.1", "--master_port=1234", "--node_rank=0"} < set(command)
     assert command[command.index("--module") + 1 :] == RUN
 
 
 def test_local_launch_finds_a_port_and_two_cpu_ranks() -> None:
     command = deepspeed_command(LaunchConfig(), RUN, CPU)
-    assert command[command.index("--num_gpus") + 1] == "2"
-    assert 1024 < int(command[command.index("--master_port") + 1]) < 65536
+    assert world_of(command) == {"node0": [0, 1]}
+    (port,) = [int(word.removeprefix("--master_port=")) for word in command if word.startswith("--master_port=")]
+    assert 1024 < port < 65536
 
 
 def test_local_launch_takes_the_gpus_that_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     allowed = {"CUDA_VISIBLE_DEVICES": "5,2,7"}
-    assert "localhost:5,2,7" in deepspeed_command(LaunchConfig(), RUN, allowed)
-    assert "localhost:5,2" in deepspeed_command(LaunchConfig(nproc=2), RUN, allowed)
-    assert "localhost:0,1,2" in deepspeed_command(LaunchConfig(), RUN, {})
+    assert world_of(deepspeed_command(LaunchConfig(), RUN, allowed)) == {"node0": [5, 2, 7]}
+    assert world_of(deepspeed_command(LaunchConfig(nproc=2), RUN, allowed)) == {"node0": [5, 2]}
+    assert world_of(deepspeed_command(LaunchConfig(), RUN, {})) == {"node0": [0, 1, 2]}
     with pytest.raises(ValueError, match="--nproc 4, but there are 3 GPUs"):
         deepspeed_command(LaunchConfig(nproc=4), RUN, allowed)
+
+
+def test_one_launcher_a_node_takes_its_place_from_srun() -> None:
+    node = LaunchConfig(launcher="node", nproc=8)
+    step = {"SLURM_NODEID": "1", "SLURM_STEP_NUM_NODES": "4", "SLURM_JOB_ID": "45678", "MASTER_ADDR": "10.0.0.2"}
+    command = deepspeed_command(node, RUN, {**CPU, **step})
+    assert world_of(command) == {f"node{number}": list(range(8)) for number in range(4)}
+    assert {"--node_rank=1", "--master_addr=10.0.0.2", "--master_port=25678"} < set(command)
+    for missing, message in (("SLURM_NODEID", "--node-rank"), ("MASTER_ADDR", "--master-addr")):
+        with pytest.raises(ValueError, match=message):
+            deepspeed_command(node, RUN, {**CPU, **{name: step[name] for name in step if name != missing}})
 
 
 def test_hostfile_launch(hosts: str) -> None:
@@ -199,59 +217,13 @@ def test_sbatch_refuses(config: SbatchConfig, message: str) -> None:
 
 def test_template_of_a_user(tmp_path: Path) -> None:
     path = tmp_path / "mine.sbatch"
-    path.write_text(TEMPLATE.read_text().replace("#SBATCH --requeue", "#SBATCH --requeue\n#SBATCH --constraint=a100"))
+    path.write_text(
+        TEMPLATES["srun"].read_text().replace("#SBATCH --requeue", "#SBATCH --requeue\n#SBATCH --constraint=a100")
+    )
     assert "#SBATCH --constraint=a100\n" in render(SbatchConfig(template=str(path)), RUN)
     path.write_text("#!/bin/bash\nsrun {{comand}}\n")
     with pytest.raises(ValueError, match=r"mine.sbatch, line 2: \{\{comand\}\} is not one of .*command"):
         render(SbatchConfig(template=str(path)), RUN)
-
-
-def probe_of(host: str, **changes: object) -> dict[str, object]:
-    usual = {"python": "3.11.7", "torch": "2.14.1", "deepspeed": "0.19.8", "cuda": "13.0", "accelerator": "H200"}
-    sizes = {"count": 8, "slots": 8, "free_gb": 500.0, "shm_gb": 60.0, "skew_s": 0.1}
-    return {"host": host, **usual, **sizes, **changes}
-
-
-def test_nothing_is_found_on_equal_hosts() -> None:
-    assert findings([probe_of("a"), probe_of("b")], CheckConfig()) == []
-
-
-@pytest.mark.parametrize(
-    ("changes", "problem"),
-    [
-        ({"torch": "2.13.0"}, "torch is 2.13.0, elsewhere 2.14.1"),
-        ({"deepspeed": "missing"}, "deepspeed is missing"),
-        ({"accelerator": "cpu", "count": 0}, "accelerator is cpu, elsewhere H200"),
-        ({"count": 4}, "8 slots for 4 GPUs"),
-        ({"free_gb": 1.5}, "1.5 GB free in ., 20 wanted"),
-        ({"free_gb": None}, ". is not there"),
-        ({"shm_gb": 0.06}, "0.06 GB free in /dev/shm"),
-        ({"skew_s": -61.0}, "its clock is -61.0 s off"),
-    ],
-)
-def test_check_finds(changes: dict[str, object], problem: str) -> None:
-    found = findings([probe_of("a"), probe_of("b"), probe_of("c", **changes)], CheckConfig())
-    assert [finding.host for finding in found] == ["c"]
-    assert problem in found[0].problem
-    assert found[0].remedy
-
-
-def test_check_of_this_machine() -> None:
-    fine = execute([PYTHON, "-m", "cluster", "check", "--free-gb", "0.001", "--shm-gb", "0"])
-    assert fine.returncode == 0, fine.stdout
-    assert "nothing found" in fine.stdout
-    full = execute([PYTHON, "-m", "cluster", "check", "--free-gb", "1e9", "--shm-gb", "0"])
-    assert full.returncode == 1
-    assert "1e+09 wanted" in full.stdout
-
-
-def test_check_says_which_host_does_not_answer(tmp_path: Path) -> None:
-    path = tmp_path / "hosts"
-    path.write_text("127.0.0.1 slots=2\n")
-    done = execute([PYTHON, "-m", "cluster", "check", "--hostfile", str(path), "--ssh-port", "1"])
-    assert done.returncode == 1
-    assert "127.0.0.1: exit code 255" in done.stdout
-    assert "ssh 127.0.0.1 hostname" in done.stdout
 
 
 def test_nothing_to_run_is_said() -> None:

@@ -120,8 +120,8 @@ def start(words: list[str], launched: bool) -> list[Watched]:
     """Two ranks: below ``cluster launch``, one process to watch, or each by itself."""
     if launched:
         return [Watched([sys.executable, "-m", "cluster", "launch", "--nproc", "2", "--", *words], {})]
-    from cluster.distributed import free_port
+    from cluster.ports import free_port
 
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "LOCAL_WORLD_SIZE": "2"}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "LOCAL_WORLD_SIZE": "2"}
     command = [sys.executable, "-m", *words]
     return [Watched(command, {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]

@@ -1,0 +1,188 @@
+"""Two hosts in network namespaces of this machine, each with an address, a host name and mounts of its own, and sshd.
+
+    node0 10.77.N.2, node1 10.77.N.3 on one bridge, which this machine is on as 10.77.N.1; each host has a second
+    interface, ``public``, that leads nowhere.
+
+The files are this machine's, as if all of it were a shared file system, until a test mounts something else for a host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from toy_launches import LIMIT_SECONDS, PYTHON, ROOT, environment, execute, needed
+
+NAMES = ("node0", "node1")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A host, and the process whose namespaces are its own."""
+
+    name: str
+    address: str
+    public: str
+    pid: int
+
+    def enter(self, *command: str) -> list[str]:
+        """``command`` as it is run on this host."""
+        return ["nsenter", "--target", str(self.pid), "--net", "--uts", "--mount", f"--wd={ROOT}", *command]
+
+    def run(self, *command: str, extra: Mapping[str, str] | None = None) -> str:
+        """The command's output on this host; AssertionError where it fails."""
+        done = execute(self.enter(*command), extra)
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+    @contextlib.contextmanager
+    def mounted(self, *words: str) -> Iterator[None]:
+        """``mount WORDS`` seen by this host alone."""
+        self.run("mount", *words)
+        try:
+            yield
+        finally:
+            self.run("umount", "-l", words[-1])
+
+
+@dataclass(frozen=True)
+class Network:
+    """The hosts, their hostfile with one slot each, and a folder whose ``ssh`` knows their key and addresses.
+
+    ``address`` is this machine's on their network, ``gone`` one where nobody is, ``servers`` are their sshd.
+    """
+
+    hosts: tuple[Host, Host]
+    address: str
+    gone: str
+    hostfile: Path
+    bin: Path
+    servers: tuple[subprocess.Popen[bytes], ...]
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Environment in which ``ssh node0``, and what starts it, works."""
+        return {"PATH": f"{self.bin}{os.pathsep}{Path(PYTHON).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def cluster(self, command: str, *words: str) -> subprocess.CompletedProcess[str]:
+        return execute([PYTHON, "-m", "cluster", command, "--hostfile", str(self.hostfile), *words], self.variables)
+
+
+def ip(*words: str) -> None:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
+
+
+def make_host(name: str, number: int, bridge: str, subnet: str, names: Path) -> tuple[Host, subprocess.Popen[bytes]]:
+    holder = subprocess.Popen(
+        ["unshare", "--net", "--uts", "--mount", "--propagation", "private", "sh", "-c",
+         f"hostname {name}; mount --bind {names} /etc/hosts; echo ready; exec sleep infinity"],
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"ready\n", "no namespaces can be made here"
+    host = Host(name, f"{subnet}.{number + 2}", f"192.168.{number + 77}.2", holder.pid)
+    outer = f"{bridge}-{number}"
+    ip("link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", str(holder.pid))
+    ip("link", "set", outer, "master", bridge, "up")
+    host.run("ip", "link", "set", "lo", "up")
+    host.run("ip", "address", "add", f"{host.address}/24", "dev", "eth0")
+    host.run("ip", "link", "set", "eth0", "up")
+    host.run("ip", "link", "add", "public", "type", "veth", "peer", "name", "nowhere")
+    host.run("ip", "address", "add", f"{host.public}/24", "dev", "public")
+    host.run("ip", "link", "set", "public", "up")
+    host.run("ip", "link", "set", "nowhere", "up")
+    return host, holder
+
+
+def ssh_files(folder: Path, addresses: Mapping[str, str]) -> None:
+    """Keys, the configuration of both ends, and ``bin/ssh``, which takes it."""
+    for key in ("host_key", "user_key"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
+    shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
+    (folder / "sshd_config").write_text(
+        f"HostKey {folder}/host_key\nAuthorizedKeysFile {folder}/authorized_keys\nStrictModes no\nUsePAM no\n"
+        "PidFile none\nPermitRootLogin prohibit-password\nPasswordAuthentication no\nUseDNS no\n"
+        f"SetEnv DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 PATH={Path(PYTHON).parent}:{os.environ['PATH']}\n"
+        "MaxStartups 100\n"
+    )
+    known = "".join(f"Host {name}\n    HostName {address}\n" for name, address in addresses.items())
+    (folder / "ssh_config").write_text(
+        f"{known}Host *\n    IdentityFile {folder}/user_key\n    StrictHostKeyChecking no\n"
+        "    UserKnownHostsFile /dev/null\n    LogLevel ERROR\n"
+    )
+    (folder / "bin").mkdir()
+    (folder / "bin" / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n')
+    (folder / "bin" / "ssh").chmod(0o755)
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
+    """The bridge, the hosts and their sshd, ended by their process ids."""
+    sshd = needed("/usr/sbin/sshd", "openssh-server")
+    needed("ip", "iproute2")
+    if os.geteuid() != 0:
+        pytest.skip("root is needed to make network namespaces")
+    folder = tmp_path_factory.mktemp("network")
+    number = os.getpid() % 250 + 1
+    bridge, subnet = f"pc{number}", f"10.77.{number}"
+    addresses = {name: f"{subnet}.{place + 2}" for place, name in enumerate(NAMES)}
+    (folder / "etc_hosts").write_text(
+        "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items())
+    )
+    ssh_files(folder, addresses)
+    (folder / "hosts").write_text("".join(f"{name} slots=1\n" for name in NAMES))
+    Path("/run/sshd").mkdir(exist_ok=True)  # privilege separation
+    processes: list[subprocess.Popen[bytes]] = []
+    ip("link", "add", bridge, "type", "bridge")
+    try:
+        ip("address", "add", f"{subnet}.1/24", "dev", bridge)
+        ip("link", "set", bridge, "up")
+        hosts, servers = [], []
+        for place, name in enumerate(NAMES):
+            host, holder = make_host(name, place, bridge, subnet, folder / "etc_hosts")
+            processes.append(holder)
+            command = host.enter(sshd, "-D", "-e", "-f", str(folder / "sshd_config"))
+            servers.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+            processes.append(servers[-1])
+            hosts.append(host)
+        network = Network(
+            (hosts[0], hosts[1]), f"{subnet}.1", f"{subnet}.9", folder / "hosts", folder / "bin", tuple(servers)
+        )
+        wait_for_ssh(network)
+        yield network
+    finally:
+        for process in reversed(processes):
+            process.terminate()
+            process.wait(timeout=10)
+        ip("link", "delete", bridge)
+
+
+def wait_for_ssh(network: Network) -> None:
+    deadline = time.time() + 40
+    for host in network.hosts:
+        while True:
+            said = execute([str(network.bin / "ssh"), host.name, "hostname"]).stdout.strip()
+            if said == host.name:
+                break
+            assert time.time() < deadline, f"sshd of {host.name} does not answer: {said}"
+            time.sleep(0.2)
+
+
+def started(command: Sequence[str], extra: Mapping[str, str]) -> subprocess.Popen[str]:
+    """A command that goes on while others are run."""
+    return subprocess.Popen(
+        command, cwd=ROOT, env={**environment(), **extra}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    output, _ = process.communicate(timeout=LIMIT_SECONDS)
+    return subprocess.CompletedProcess(process.args, process.returncode, output)

@@ -1,0 +1,238 @@
+"""``python -m cluster check`` on real hosts that something is really wrong with: each fault is found and named.
+
+``node1`` has other code, another deepspeed, full disks, other shards and a closed firewall; ``late`` is node1 by a
+clock that is two minutes ahead, ``same`` is node0, ``gone`` an address where nobody is; another program has the port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from network_hosts import Network
+from small_pretraining import SmallPretraining
+from toy_launches import PYTHON, ROOT, execute, needed
+
+from cluster.commands import CheckConfig
+from cluster.findings import findings, speeds
+from cluster.ports import TORCH_PORT
+
+FAKETIME = f"/usr/lib/{os.uname().machine}-linux-gnu/faketime/libfaketime.so.1"
+FIREWALL = (
+    f"table inet closed {{\nchain out {{\ntype filter hook output priority 0\n tcp dport {TORCH_PORT} drop\n}}\n}}\n"
+)
+
+
+def other_code(folder: Path) -> tuple[str, str]:
+    copy = shutil.copy(ROOT / "cluster" / "preemption.py", folder / "preemption.py")
+    copy.write_text(copy.read_text() + "# mine\n")
+    return str(copy), str(ROOT / "cluster" / "preemption.py")
+
+
+def other_deepspeed(folder: Path) -> tuple[str, str]:
+    (metadata,) = [file for file in importlib.metadata.files("deepspeed") or () if file.name == "METADATA"]
+    text = Path(metadata.locate()).read_text()
+    version = importlib.metadata.version("deepspeed")
+    (folder / "METADATA").write_text(text.replace(f"\nVersion: {version}\n", "\nVersion: 0.0.1\n", 1))
+    return str(folder / "METADATA"), str(metadata.locate())
+
+
+def other_shards(folder: Path, shards: Path) -> tuple[str, str]:
+    copy = folder / "shards"
+    shutil.copytree(shards, copy)
+    first, second, *_ = sorted(copy.glob("*.tar"))
+    first.unlink()
+    os.truncate(second, second.stat().st_size - 512)
+    return str(copy), str(shards)
+
+
+@contextlib.contextmanager
+def late_sshd(network: Network) -> Iterator[None]:
+    """Another sshd on node1 whose sessions' clock is ahead; ``ssh late`` leads there."""
+    assert Path(FAKETIME).is_file(), "apt-get install libfaketime"
+    folder = network.bin.parent
+    settings = (folder / "sshd_config").read_text()
+    ahead = f"LD_PRELOAD={FAKETIME} FAKETIME=+120 DONT_FAKE_MONOTONIC=1"
+    (folder / "sshd_late").write_text("Port 2222\n" + settings.replace("SetEnv ", f"SetEnv {ahead} "))
+    late = f"{network.hosts[1].address}\n    Port 2222"
+    places = {"late": late, "same": network.hosts[0].address, "gone": network.gone}
+    known = "".join(f"Host {name}\n    HostName {place}\n" for name, place in places.items())
+    ssh_config = folder / "ssh_config"
+    before = ssh_config.read_text()
+    ssh_config.write_text(known + before)
+    command = network.hosts[1].enter("/usr/sbin/sshd", "-D", "-e", "-f", str(folder / "sshd_late"))
+    server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.time() + 20
+        while execute([str(network.bin / "ssh"), "late", "true"]).returncode:
+            assert time.time() < deadline, "the late sshd does not answer"
+            time.sleep(0.2)
+        yield
+    finally:
+        ssh_config.write_text(before)
+        server.terminate()
+        server.wait(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def broken(
+    network: Network, small_pretraining: SmallPretraining, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What check says, as JSON, of everything at once."""
+    needed("nft", "nftables")
+    folder = tmp_path_factory.mktemp("broken")
+    runs, (node0, node1) = folder / "runs", network.hosts
+    runs.mkdir()
+    hostfile = folder / "hosts"
+    hostfile.write_text("".join(f"{name} slots=1\n" for name in ("node0", "same", "node1", "late", "gone")))
+    small = ("-t", "tmpfs", "-o", "size=4m", "tmpfs")
+    taken = subprocess.Popen(node0.enter(PYTHON, "-m", "http.server", str(TORCH_PORT)), stderr=subprocess.DEVNULL)
+    with contextlib.ExitStack() as faults:
+        faults.callback(taken.wait, timeout=10)
+        faults.callback(taken.terminate)
+        for source, target in (
+            other_code(folder), other_deepspeed(folder), other_shards(folder, small_pretraining.shards)
+        ):  # fmt: skip
+            faults.enter_context(node1.mounted("--bind", source, target))
+        faults.enter_context(node1.mounted(*small, "/dev/shm"))
+        faults.enter_context(node1.mounted(*small, str(runs)))
+        node1.run("nft", FIREWALL)
+        faults.callback(node1.run, "nft", "flush", "ruleset")
+        faults.enter_context(late_sshd(network))
+        words = [
+            "--folder",
+            str(runs),
+            "--free-gb",
+            "0.1",
+            "--shm-gb",
+            "0.1",
+            "--shards",
+            str(small_pretraining.shards),
+        ]
+        command = [PYTHON, "-m", "cluster", "check", "--hostfile", str(hostfile), *words, "--json"]
+        done = execute(command, network.variables)
+    assert done.returncode == 1, done.stdout
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("host", "problem", "remedy"),
+    [
+        ("gone", "exit code 255: ssh: connect to host", "see what `ssh gone hostname` says"),
+        ("node1", "the code of cluster is not that of the other hosts", "to the same commit"),
+        ("node1", "deepspeed is 0.0.1, elsewhere", "use one environment on all hosts"),
+        ("node1", "/runs, 0.1 wanted", "make room"),
+        ("node1", "0.0 GB free in /dev/shm, 0.1 wanted", "mount -o remount"),
+        ("node1", ".tar: No such file or directory, and 1 more", "python -m data_shards verify"),
+        ("node1", f":{TORCH_PORT}: timed out", "open the way in the firewalls"),
+        ("late", "its clock is +1", "start chronyd"),
+        ("node0", f"port {TORCH_PORT} cannot be used: Address already in use", "--master-port"),
+    ],
+)
+def test_fault_is_found(broken: dict[str, Any], host: str, problem: str, remedy: str) -> None:
+    found = [each for each in broken["findings"] if each["host"] == host and problem in each["problem"]]
+    assert len(found) == 1, broken["findings"]
+    assert remedy in found[0]["remedy"]
+
+
+def test_sound_host_is_left_alone(broken: dict[str, Any]) -> None:
+    assert [each["problem"].split(" ")[0] for each in broken["findings"] if each["host"] in ("node0", "same")] == [
+        "port"
+    ]
+    assert broken["rates"] is None, "nothing is measured on hosts that cannot run"
+
+
+def test_truncated_shard_is_told_from_a_missing_one(broken: dict[str, Any]) -> None:
+    (node1,) = [row for row in broken["hosts"] if row["host"] == "node1"]
+    assert sorted(problem.split(" ")[-1] for problem in node1["shards"]["problems"].values()) == [
+        "directory",
+        "manifest",
+    ]
+
+
+def test_slow_host_is_named(network: Network) -> None:
+    """The rank on node1 gets a sixth of its time, from when it has met the other."""
+    words = ("--free-gb", "0", "--shm-gb", "0", "--slow-share", "0.6", "--json")
+    done, stopper = [], threading.Thread(target=lambda: done.append(network.cluster("check", *words)))
+    stopper.start()
+    while stopper.is_alive() and not (slow := rank_on("node1")):
+        time.sleep(0.05)
+    with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError):
+        while stopper.is_alive() and f":{TORCH_PORT:04X} 01 " not in Path(f"/proc/{slow.pid}/net/tcp").read_text():
+            time.sleep(0.01)
+        while stopper.is_alive():
+            slow.suspend()
+            time.sleep(0.05)
+            slow.resume()
+            time.sleep(0.01)
+    stopper.join()
+    report = json.loads(done[0].stdout)
+    assert done[0].returncode == 1, report
+    assert [each["host"] for each in report["findings"]] == ["node1"], report
+    assert "computes at" in report["findings"][0]["problem"]
+    assert "every step waits for it" in report["findings"][0]["remedy"]
+    assert report["rates"]["all_reduce_gb_s"] > 0
+    assert [link[:2] for link in report["rates"]["links"]] == [[0, 1]]
+
+
+def rank_on(host: str) -> psutil.Process | None:
+    """The process of cluster.rates there; ranks are numbered as the hosts are."""
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        with contextlib.suppress(psutil.Error, KeyError):
+            rank = "cluster.rates" in words and "deepspeed.launcher.launch" not in words
+            if rank and process.environ()["RANK"] == host.removeprefix("node"):
+                return process
+    return None
+
+
+def test_this_machine() -> None:
+    words = ["--free-gb", "0", "--shm-gb", "0", "--measure", "false"]
+    fine = execute([PYTHON, "-m", "cluster", "check", *words])
+    assert fine.returncode == 0, fine.stdout
+    assert "nothing found" in fine.stdout
+    assert fine.stdout.split()[:3] == ["host", "slots", "python"]
+
+
+def probe_of(host: str, **changes: Any) -> dict[str, Any]:
+    """A row of a GPU host, which this machine is not."""
+    usual = {"python": "3.11.7", "torch": "2.14.1", "deepspeed": "0.19.8", "cuda": "13.0", "nccl": "2.28.3"}
+    sizes = {"count": 8, "slots": 8, "free_gb": 500.0, "shm_gb": 60.0, "skew_s": 0.1, "tflops": 700.0}
+    code = {"code": {"cluster": "0a"}, "commit": "abc", "shards": None, "accelerator": "H200"}
+    return {"host": host, **usual, **sizes, **code, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"nccl": "2.27.5"}, "nccl is 2.27.5, elsewhere 2.28.3"),
+        ({"deepspeed": "missing"}, "deepspeed is missing"),
+        ({"accelerator": "cpu", "count": 0}, "accelerator is cpu, elsewhere H200"),
+        ({"count": 4}, "8 slots for 4 GPUs"),
+        ({"free_gb": None}, ". is not there"),
+    ],
+)
+def test_gpu_host_with_a_fault(changes: dict[str, Any], problem: str) -> None:
+    rows = [probe_of("a"), probe_of("b")]
+    assert findings(rows, CheckConfig()) == []
+    found = findings([*rows, probe_of("c", **changes)], CheckConfig())
+    assert [(finding.host, finding.problem) for finding in found] == [("c", problem)]
+
+
+def test_slow_link_and_slow_network_are_named() -> None:
+    rows = [probe_of(name) for name in "abc"]
+    rates = {"links": [[0, 8, 24.0], [8, 16, 3.0], [16, 0, 23.0]], "all_reduce_gb_s": 90.0}
+    slow, low = speeds(rows, rates, CheckConfig(all_reduce_gb_s=100))
+    assert (slow.host, "3 GB/s from b" in slow.problem) == ("c", True)
+    assert low.problem == "all-reduce at 90 GB/s, 100 wanted"

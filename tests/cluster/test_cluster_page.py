@@ -1,0 +1,133 @@
+"""Every command of docs/cluster.md on real hosts, SLURM, sshd, pdsh and MPI: what it trains is the same everywhere.
+
+The commands are taken from the page as they stand, but for paths, the number of GPUs of a host, and the hosts' names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from loopback_slurm import Slurm
+from network_hosts import Network, ended, started
+from small_pretraining import EPOCHS, GLOBAL_BATCH, IMAGES, SmallPretraining
+from toy_launches import PYTHON, ROOT
+
+PAGE = ROOT / "docs" / "cluster.md"
+BLOCK = re.compile(r"^```bash(?P<where>.*)\n(?P<text>(?:.*\n)*?)```$", re.MULTILINE)
+CONFIG = "pretrain/configs/rs5m-b32.yaml"
+COMMANDS = [(found["where"].strip(), found["text"].strip()) for found in BLOCK.finditer(PAGE.read_text())]
+RUNS = [text for _, text in COMMANDS if CONFIG in text and "--dry-run" not in text]
+OTHERS = [text for _, text in COMMANDS if text not in RUNS]
+STEPS = EPOCHS * IMAGES // GLOBAL_BATCH
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command of the page: its run directory, exit code and output."""
+
+    folder: Path
+    code: int
+    output: str
+
+    def trace(self) -> dict[int, tuple[float, float]]:
+        """Loss and gradient norm of each step."""
+        records = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        trained = [record for record in records if "train/loss" in record]
+        return {record["step"]: (record["train/loss"], record["train/grad_norm"]) for record in trained}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Someone who follows the page."""
+
+    network: Network
+    slurm: Slurm
+    pretraining: SmallPretraining
+    folder: Path
+
+    @property
+    def variables(self) -> dict[str, str]:
+        # Open MPI refuses root, which only tests are.
+        root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        return {**self.network.variables, **self.slurm.environment, **root}
+
+    def run(self, where: str, text: str) -> Ran:
+        place = self.folder / str(len(list(self.folder.iterdir())))
+        place.mkdir()
+        logs = place / "logs"
+        config = self.pretraining.config(place / "config.yaml", place / "run")
+        for old, new in (
+            (CONFIG, str(config)),
+            ("cluster.hosts", str(self.network.hostfile)),
+            ("data/rs5m", str(self.pretraining.shards)),
+            ("runs/logs", str(logs)),
+            ("-n 16 python", f"-n 2 {PYTHON}"),  # a remote shell of root's has another one first in its path
+        ):
+            text = text.replace(old, new)
+        text = re.sub(r"(--\S+-per-node|--nproc) 8", r"\1 1", text)
+        if "cluster check" in text:  # the hosts' cores and disk are this machine's, which has other things to do
+            text += " --slow-share 0.1 --free-gb 0.5"
+        shell = ["bash", "-euo", "pipefail", "-c", text]
+        if where == "every host":
+            many = [started(host.enter(*shell), self.variables) for host in self.network.hosts]
+        else:
+            many = [started(shell, self.variables)]
+        done = [ended(process) for process in many]
+        code, output = max(one.returncode for one in done), "".join(one.stdout for one in done)
+        submitted = re.search(r"Submitted batch job (\d+)", output)
+        if submitted:
+            fields, output = self.slurm.wait(submitted[1], logs)
+            code = 0 if fields["JobState"] == "COMPLETED" else 1
+        return Ran(place / "run", code, output)
+
+
+@pytest.fixture(scope="module")
+def reader(
+    network: Network, slurm: Slurm, small_pretraining: SmallPretraining, tmp_path_factory: pytest.TempPathFactory
+) -> Reader:
+    return Reader(network, slurm, small_pretraining, tmp_path_factory.mktemp("page"))
+
+
+@pytest.fixture(scope="module")
+def on_this_machine(reader: Reader) -> Ran:
+    """Two ranks of one machine: what all others are compared with."""
+    (command,) = [text for text in RUNS if text.startswith("python -m cluster launch -- ")]
+    ran = reader.run("", command)
+    assert ran.code == 0, ran.output
+    assert list(ran.trace()) == list(range(1, STEPS + 1))
+    return ran
+
+
+def test_page_has_every_launch_path() -> None:
+    hosts = "--hostfile cluster.hosts"
+    fronts = ("python -m pretrain", "cluster launch -- ", f"cluster launch {hosts} -- ", f"deepspeed {hosts}",
+              f"cluster launch {hosts} --launcher openmpi", f"mpirun {hosts}", "torchrun --nnodes 2",
+              "cluster launch --launcher node", "cluster sbatch --nodes 2", "cluster sbatch --launcher node",
+              f"--ntasks-per-node 8 python -m cluster launch {hosts} --launcher slurm",
+              )  # fmt: skip
+    for front in fronts:
+        assert any(front in text for text in RUNS), front
+
+
+@pytest.mark.parametrize("command", [text for text in RUNS if not text.startswith("python -m cluster launch -- ")])
+def test_run_is_the_same_to_the_last_bit(command: str, reader: Reader, on_this_machine: Ran) -> None:
+    (where,) = [where for where, text in COMMANDS if text == command]
+    ran = reader.run(where, command)
+    assert ran.code == 0, ran.output
+    if command.startswith("python -m pretrain"):  # one rank adds up in another order
+        for step, figures in on_this_machine.trace().items():
+            assert ran.trace()[step] == pytest.approx(figures, rel=1e-5)
+        return
+    assert ran.trace() == on_this_machine.trace(), ran.output
+    weights, expected = (each.folder / "export" / "model.safetensors" for each in (ran, on_this_machine))
+    assert weights.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.parametrize("command", OTHERS)
+def test_other_commands_of_the_page(command: str, reader: Reader) -> None:
+    ran = reader.run("", command)
+    assert ran.code == 0, ran.output
