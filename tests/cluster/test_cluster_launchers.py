@@ -23,9 +23,6 @@ def test_one_process_has_the_trace_of_two_ranks(toys: dict[str, ToyRun], single:
     assert single["plain"].records("eval/mse") == pytest.approx(toys["zero2"].records("eval/mse"), rel=1e-6)
 
 
-
-
-
 def mpirun() -> tuple[str, ...]:
     root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
     return (needed("mpirun", "openmpi-bin"), *root, "--oversubscribe", "--bind-to", "none", "-n", "2", PYTHON, "-m")
