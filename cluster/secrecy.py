@@ -22,7 +22,7 @@ NAME = (
 )
 QUERY = r"X-Amz-(?:Signature|Credential|Security-Token)|sig|signature|key|AWSAccessKeyId"
 # True, false, null and small numbers are settings, such as ``instruction_token: true``.
-PLAIN = r"(?:true|false|null|none|\d{1,6})\b"
+PLAIN = r"(?:true|false|null|none|\d{1,6})(?=[\s'\",}]|$)"
 VALUE = r"(?!['\"]?(?:" + PLAIN + r"|\*\*\*|--))(?:\"[^\"]*\"|'[^']*'|[^\s'\",}]+)"
 PATTERNS = tuple(
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), kept)

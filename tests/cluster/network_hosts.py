@@ -150,7 +150,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
             host, holder = make_host(name, place, bridge, subnet, folder / "etc_hosts")
             processes.append(holder)
             command = host.enter(sshd, "-D", "-e", "-f", str(folder / "sshd_config"))
-            servers.append(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+            # Nothing that is started here may rely on a careful umask.
+            servers.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, umask=0))
             processes.append(servers[-1])
             hosts.append(host)
         network = Network(

@@ -5,6 +5,7 @@ The stream is a formula of the sample number, so that a run's weights can be com
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -47,6 +48,8 @@ class ToyConfig:
         spike_batch: the targets of this batch are a hundred times what they should be
         dropout: of the hidden layer
         batch_norm: normalise the hidden layer over the batch, with statistics of each rank's own
+        hub_token: a secret by its name
+        note: what rank 0 logs
         late: where the last rank loses 0.3 seconds of every step
         scrape_at: rank 0 asks its own Prometheus endpoint in this step, and keeps the answer in scrape.txt
     """
@@ -62,6 +65,8 @@ class ToyConfig:
     spike_batch: int = -1
     dropout: float = 0.0
     batch_norm: bool = False
+    hub_token: str | None = None
+    note: str | None = None
     late: Literal["data", "forward"] | None = None
     scrape_at: int = -1
 
@@ -136,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     config = parse(ToyConfig, argv, prog="toy")
     rank = start(config.run.engine)
     set_up_logging(rank)
+    if config.note:
+        logging.info("note: %s", config.note)
     seed_everything(config.run.seed, config.run.deterministic)
     late = {config.late: LATE_SECONDS} if rank.rank == rank.world_size - 1 else {}
     batch, seconds = config.run.engine.global_batch, late.get("data", 0.0)
