@@ -3,8 +3,8 @@
     engine = build_engine(model, groups, run_config, total_steps=10_000, world_size=2)
     engine(images=...)["image_features"]; engine.backward(loss); engine.step()
 
-DeepSpeed does the sharding, mixed precision, clipping and offload. The optimizer is torch's fused AdamW, on the CPU too:
-it needs no compiler on the node, where DeepSpeed's own CPU Adam is compiled for minutes when it is first used.
+DeepSpeed does the sharding, mixed precision, clipping and offload. The optimizer is torch's fused AdamW, on the CPU
+too: it needs no compiler on the node, where DeepSpeed's own CPU Adam is compiled for minutes when it is first used.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def drop_optimizer(settings: dict[str, Any], optimizer: OptimizerConfig, path: P
             what = f"'{section}.params.{numbers[0]}'" if numbers else f"'{section}'"
             raise ValueError(
                 f"{path}: remove {what}: it is set by run.optimizer in the run's configuration, here"
-                f" {'AdamW' if section == 'optimizer' else optimizer.schedule} (a section with only \"auto\" may stay)"
+                f' {"AdamW" if section == "optimizer" else optimizer.schedule} (a section with only "auto" may stay)'
             )
 
 

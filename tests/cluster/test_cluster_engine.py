@@ -108,9 +108,9 @@ def test_nvme_needs_a_folder() -> None:
     with pytest.raises(ValueError, match=r"zero3-nvme.json: offload_optimizer goes to nvme.* set run.engine.nvme_path"):
         deepspeed_settings(EngineConfig(zero="zero3-nvme"), OptimizerConfig(), world_size=2)
     settings = deepspeed_settings(EngineConfig(zero="zero3-nvme", nvme_path="/local"), OptimizerConfig(), world_size=2)
+    for section in ("offload_optimizer", "offload_param"):
+        settings["zero_optimization"][section]["nvme_path"] = "/proc/none"
     with pytest.raises(ValueError, match=r"run.engine.nvme_path: /proc/none cannot be written"):
-        for section in ("offload_optimizer", "offload_param"):
-            settings["zero_optimization"][section]["nvme_path"] = "/proc/none"
         prepare_nvme(settings, "runs/x")
 
 
