@@ -76,7 +76,7 @@ def deepspeed_settings(engine: EngineConfig, optimizer: OptimizerConfig, world_s
     for dotted, value in values.items():
         fill(settings, dotted, value, path)
     gpu = torch.cuda.is_available()
-    where_auto = {
+    where_auto: dict[str, Any] = {
         "overlap_comm": gpu,
         "reduce_bucket_size": BUCKET,
         "allgather_bucket_size": BUCKET,
@@ -88,9 +88,9 @@ def deepspeed_settings(engine: EngineConfig, optimizer: OptimizerConfig, world_s
         "offload_param.nvme_path": engine.nvme_path,
     }
     flat = flatten(settings)
-    for name, value in where_auto.items():
+    for name, chosen in where_auto.items():
         if flat.get(dotted := f"zero_optimization.{name}") == "auto":
-            fill(settings, dotted, value, path)
+            fill(settings, dotted, chosen, path)
     check_offload(settings, path)
     if offload_devices(settings):
         settings.setdefault("zero_force_ds_cpu_optimizer", False)
@@ -172,7 +172,7 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
 
 def schedule_shape(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
