@@ -40,7 +40,7 @@ def train_transform(
     rot90: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
-    """Random resized crop, flips and quarter turns: uint8 (3, size, size).
+    """Random resized crop, flips and quarter turns: uint8 (3, size, size), a view that is not contiguous.
 
     Args:
         data: encoded image
@@ -55,14 +55,14 @@ def train_transform(
     Raises:
         BadSample: the image cannot be read, or is too large
     """
-    pixels = resampled(data, size, lambda wide, high: aligned(random_box(wide, high, scale, rng), size), max_pixels)
+    found = resampled(data, size, lambda wide, high: aligned(random_box(wide, high, scale, rng), size), max_pixels)
     choices = rng.random(), rng.random(), rng.randrange(4)
+    pixels = found.numpy()  # whose flips and turns are views: the pixels are moved once, into the batch
     if hflip and choices[0] < 0.5:
-        pixels = pixels.flip(2)
+        pixels = pixels[:, :, ::-1]
     if vflip and choices[1] < 0.5:
-        pixels = pixels.flip(1)
-    turns = choices[2] if rot90 else 0
-    return np.ascontiguousarray(np.rot90(pixels.numpy(), turns, axes=(1, 2)))  # numpy transposes faster than torch
+        pixels = pixels[:, ::-1]
+    return np.rot90(pixels, choices[2] if rot90 else 0, axes=(1, 2))
 
 
 def eval_transform(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
