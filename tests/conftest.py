@@ -1,6 +1,6 @@
 """Two tests at a time (pytest-xdist, ``-n 2``), where what is dear to make is still made once.
 
-A session fixture lives in one worker process, so the tests of a folder that shares ranks and services run in one worker,
+A session fixture lives in one worker process, so a folder that shares ranks and services runs in one worker,
 in order; of the other folders each file goes to whichever worker is free. Long ones come first.
 """
 
