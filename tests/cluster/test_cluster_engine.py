@@ -203,8 +203,12 @@ def test_batch_script_is_no_rank() -> None:
     assert rank_environment(script)["WORLD_SIZE"] == "1"
 
 
-def test_mpirun_inside_a_job_is_left_to_mpi() -> None:
-    assert rank_environment({**STEP, "OMPI_COMM_WORLD_SIZE": "2"}) == {}
+def test_mpirun_inside_a_job_counts_its_own_ranks() -> None:
+    ranks = {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_RANK": "0"}
+    found = rank_environment({**STEP, **ranks})
+    assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"]) == ("1", "0", "2")
+    without = {name: value for name, value in STEP.items() if name != "MASTER_ADDR"}
+    assert rank_environment({**without, **ranks}) == {}  # mpi4py is asked
 
 
 def test_half_an_environment_is_refused() -> None:
