@@ -39,7 +39,7 @@ for loss in (ContrastiveLoss(512), AttributionLoss(512)):
 def test_a_process_never_holds_the_whole_matrix():
     """Every sample has an image and a class of its own, so that both losses have N x N logits."""
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, env=environment, timeout=240)
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     found = [int(line) for line in done.stdout.split()]
     assert len(found) == 2
