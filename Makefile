@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/python -m demo --source $(SOURCE) $(if $(DATA),--data $(DATA))
 
 test: install lint
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(PYTEST)
+	$(BIN)/python -m pytest $(PYTEST)
 
 lint: $(READY)
 	$(BIN)/ruff check $(PACKAGES)

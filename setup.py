@@ -63,7 +63,6 @@ setup(
         "prometheus": PROMETHEUS,
         "test": [
             "pytest>=8",
-            "pytest-xdist>=3.7",
             "hypothesis>=6.100",
             "ruff>=0.9",
             "mypy>=1.13",
