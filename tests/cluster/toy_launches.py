@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
 BASE = ("--run.log_every", "1", "--run.engine.threads", "1", "--run.engine.global_batch", "16", "--run.epochs", "2",
         "--run.progress", "false", "--run.deterministic", "true", "--run.engine.timeout_minutes", "2")  # fmt: skip
-LIMIT_SECONDS = 300
+LIMIT_SECONDS = 600
 
 
 @dataclass(frozen=True)
