@@ -18,6 +18,7 @@ not move. Images are brought to WORKING_SIDE first, so that a severity means the
 from __future__ import annotations
 
 import io
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,7 +93,8 @@ def rotation(image: Tensor, level: int, random: torch.Generator) -> Tensor:
     """About the centre, bilinear. The edge is mirrored outwards first, so that no black corner tells the angle."""
     sign = 1 if torch.rand((), generator=random) < 0.5 else -1
     high, wide = image.shape[1:]
-    margin = min(min(high, wide) - 1, -(-max(high, wide) * 21 // 100))  # (sqrt(2) - 1) / 2 of a side
+    reach = math.ceil((high + wide) / math.sqrt(8) - min(high, wide) / 2) + 1  # of the corners at 45 degrees
+    margin = min(min(high, wide) - 1, reach)
     padded = tv.pad(image, [margin], padding_mode="reflect")
     turned = tv.rotate(padded, sign * float(ROTATION[level]), v2.InterpolationMode.BILINEAR)
     return turned[:, margin : margin + high, margin : margin + wide]

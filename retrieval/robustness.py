@@ -117,7 +117,7 @@ class Bench:
         figures = retrieval_metrics(features.images, features.texts, features.owner)
         if self.resamples:
             found = intervals(query_hits(features), len(features.images), self.resamples, self.seed)
-            return {**figures, "interval": found["mean_recall"]}
+            return {**figures, "interval": list(found["mean_recall"])}
         return figures
 
     def features(self, condition: Condition) -> Features:
