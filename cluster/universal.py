@@ -58,14 +58,17 @@ def load_reshaped(engine: deepspeed.DeepSpeedEngine, checkpoint: Path, written: 
     if not problem and engine.zero_optimization_stage() == 0 and not is_torch(engine.optimizer):
         problem = f"{type(engine.optimizer).__name__} takes no optimizer state by parameter"
     step = metadata["global_steps"]
+    said_once = logging.WARNING if dist.get_rank() == 0 else logging.DEBUG
     if problem:
-        logger.warning(
+        logger.log(
+            said_once,
             "%s was written by %s and this run has %s. Weights, schedule and data position carry over; the OPTIMIZER"
             " STARTS AFRESH, without its momenta, at step %d: %s", checkpoint, written, Shape.of(engine), step, problem,
         )  # fmt: skip
         set_weights(engine, whole_weights(checkpoint, written, metadata))
     else:
-        logger.warning(
+        logger.log(
+            said_once,
             "%s was written by %s and this run has %s: the optimizer's state is taken over by parameter, through %s",
             checkpoint, written, Shape.of(engine), converted,
         )  # fmt: skip
