@@ -31,7 +31,7 @@ PATTERNS = tuple(
         (rf"([?&](?:{QUERY}|{NAME})=)[^&\s#'\"]+", r"\1***"),
         (r"(\b(?:Bearer|Basic)\s+)[\w.~+/=-]{8,}", r"\1***"),
         (rf"(?<![\w-])(-{{0,2}}{NAME}['\"]?\s*[=:]\s*)(?!Bearer|Basic){VALUE}", r"\1***"),
-        (rf"(?<![\w-])(--{NAME}\s+){VALUE}", r"\1***"),
+        (rf"(?<![\w-])(--{NAME}(?:['\"],\s*|\s+)){VALUE}", r"\1***"),
         (r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", "***"),
         (r"(?-i:\b(?:AKIA|ASIA)[A-Z0-9]{16}\b)", "***"),
         (r"\b(?:hf_|gh[pousr]_|github_pat_|glpat-|sk-|xox[abprs]-)[\w-]{16,}", "***"),
