@@ -102,7 +102,9 @@ def test_ranks_listen_on_the_network_of_the_cluster_alone(launch: Launch) -> Non
 
 SECRET = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOP0123456789/+_", min_size=12, max_size=40)
 PLACES = (
-    "https://user:{}@host/x", "s3://b/k?X-Amz-Signature={}&a=1", "https://host/x?token={}", "--run.hub_token {}", "['--hub_token', '{}', '--x']",
+    "https://user:{}@host/x", "s3://b/k?X-Amz-Signature={}&a=1", "https://host/x?token={}", "--run.hub_token {}",
+    "['--hub_token', '{}', '--x']",
+   
     "--api-key={}", "HF_TOKEN={}", "aws_secret_access_key: '{}'", '{{"password": "{}"}}', "Authorization: Bearer {}",
     "db_password = {}", "access_token={}",
 )  # fmt: skip
