@@ -104,7 +104,6 @@ SECRET = st.text("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOP0123456789/+_", min_
 PLACES = (
     "https://user:{}@host/x", "s3://b/k?X-Amz-Signature={}&a=1", "https://host/x?token={}", "--run.hub_token {}",
     "['--hub_token', '{}', '--x']",
-   
     "--api-key={}", "HF_TOKEN={}", "aws_secret_access_key: '{}'", '{{"password": "{}"}}', "Authorization: Bearer {}",
     "db_password = {}", "access_token={}",
 )  # fmt: skip
