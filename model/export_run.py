@@ -76,7 +76,7 @@ def read_settings(run: Path) -> Mapping[str, Any]:
 def find_checkpoint(run: Path, name: str | None) -> Path:
     """The checkpoint of that name, or the newest that is whole."""
     folder = run / "checkpoints"
-    found = sorted(path for path in folder.glob("step_*") if path.is_dir() and path.suffix != ".partial")
+    found = sorted(path for path in folder.glob("step_*") if path.is_dir() and "." not in path.name)
     if not found:
         raise FileNotFoundError(f"{folder} holds no checkpoint")
     if name is None:
