@@ -72,10 +72,14 @@ def apply_belief(tokens: Tensor, instruction: Tensor, config: BeliefConfig) -> T
         return tokens
     if config.mode == "hard":
         return keep_top(tokens, instruction, config.k or 0)
-    weighted = tokens * soft_weights(tokens, instruction, config.compat).to(tokens.dtype).unsqueeze(-1)
-    if config.compat == "released":
-        return F.normalize(weighted, dim=1)  # over the tokens, as the released code does
-    return weighted
+    return weigh(tokens, soft_weights(tokens, instruction, config.compat), config.compat)
+
+
+def weigh(tokens: Tensor, weights: Tensor, compat: str = "paper") -> Tensor:
+    """Tokens (B, L, d) times their factors (B, L)."""
+    weighted = tokens * weights.to(tokens.dtype).unsqueeze(-1)
+    # Over the tokens, as the released code does.
+    return F.normalize(weighted, dim=1) if compat == "released" else weighted
 
 
 def keep_top(tokens: Tensor, instruction: Tensor, k: int) -> Tensor:

@@ -5,11 +5,14 @@ token of its own, goes through the ViT's blocks with them, and is what is pooled
 
     embed + position -> pre-norm -> belief -> [f; class; patches] -> blocks -> norm -> first token (B, C)
 
-InstructedBackbone (NCHW, NHWC and hierarchical nets, which have no place for a token): the finished tokens are weighed,
-the instruction is put in front, and a few transformer layers let it read them. The backbone's global feature is added
-to what it read (a residual), so that pretrained features pass from the first step on and little data suffices:
+InstructedBackbone (NCHW, NHWC and hierarchical nets, which have no place for a token): the instruction is put in front
+of the finished tokens, and a few transformer layers let it read them under belief. The backbone's global feature is
+added to what it read (a residual), so that pretrained features pass from the first step on and little data suffices:
 
-    backbone -> linear -> belief -> [f; tokens] -> fusion layers -> norm(first token + mean of the unweighed tokens)
+    backbone -> linear -> [f; tokens] -> fusion layers under belief -> norm(first token + mean of the tokens)
+
+A fusion layer begins with a LayerNorm, which takes any positive factor of a token away again. So soft belief acts after
+it, in each of these layers: keys and values are made of norm(F_l) * (M_l + 1/sqrt(R_l)), those of f of norm(f).
 
 Both take images (B, 3, H, W) and the prior's feature (B, P), and give (B, width) and the belief map (B, h, w).
 """
@@ -23,7 +26,7 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.belief import apply_belief, belief_map
+from model.belief import apply_belief, belief_map, keep_top, soft_weights, weigh
 from model.config import BeliefConfig, FusionConfig
 from model.pae import MultiHeadAttention
 from model.vision import ImageEncoder, VisualTokens, grid_of
@@ -79,7 +82,7 @@ class InstructedViT(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """Pre-norm transformer layer."""
+    """Pre-norm transformer layer whose attention reads weighed tokens."""
 
     def __init__(self, width: int, config: FusionConfig):
         super().__init__()
@@ -89,10 +92,13 @@ class FusionLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, width) -> (B, L, width)."""
+    def forward(self, x: Tensor, weights: Tensor | None = None, compat: str = "paper") -> Tensor:
+        """x (B, 1 + L, width), soft belief in all but the first token, weights (B, L), or None -> (B, 1 + L, width)."""
         normed = self.norm1(x)
-        x = x + self.dropout(self.attention(normed, normed))
+        read = normed
+        if weights is not None:
+            read = torch.cat([normed[:, :1], weigh(normed[:, 1:], weights, compat)], dim=1)
+        x = x + self.dropout(self.attention(normed, read))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
@@ -112,9 +118,15 @@ class InstructedBackbone(nn.Module):
     def forward(self, images: Tensor, prior: Tensor) -> Tensor:
         """Images (B, 3, H, W), prior feature (B, P) -> (B, width)."""
         instruction, tokens = self.instruction(prior), self.narrow(self.see(images).tokens)
-        x = torch.cat([instruction.unsqueeze(1), apply_belief(tokens, instruction, self.belief)], dim=1)
+        mode, compat = self.belief.mode, self.belief.compat
+        weights = soft_weights(tokens, instruction, compat) if mode == "soft" else None
+        kept = keep_top(tokens, instruction, self.belief.k or 0) if mode == "hard" else tokens
+        x = torch.cat([instruction.unsqueeze(1), kept], dim=1)
         for layer in self.layers:
-            x = checkpoint(layer, x, use_reentrant=False) if self.grad_checkpointing and self.training else layer(x)
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(layer, x, weights, compat, use_reentrant=False)
+            else:
+                x = layer(x, weights, compat)
         return self.norm(x[:, 0] + tokens.mean(1))
 
     def see(self, images: Tensor) -> VisualTokens:
