@@ -9,6 +9,7 @@ these the run is one process. Where the ranks meet is in cluster/rendezvous.py.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import logging
@@ -92,6 +93,22 @@ def join(timeout: datetime.timedelta) -> None:
             dist_backend=get_accelerator().communication_backend_name(), timeout=timeout, verbose=False
         )
     leave_mpi()
+
+
+def leave_at_exit() -> None:
+    """Take the process group down at the exit of this process, which is done with its run.
+
+    Left to the end of the interpreter, a thread of gloo that still holds a finished collective's tensors wants Python's
+    lock too late, and aborts the process: a run that went well would end with SIGABRT. A rank that failed must not do
+    this: its group has collectives that wait for it.
+    """
+    atexit.unregister(leave)
+    atexit.register(leave)
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def leave_out_shared_memory_op() -> None:

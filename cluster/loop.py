@@ -31,7 +31,7 @@ from timm.utils.distributed import distribute_bn
 from cluster import checkpoint
 from cluster.bad_steps import BadSteps, no_update
 from cluster.config import RunConfig
-from cluster.distributed import Rank, any_rank, mean_over_ranks, seed_step
+from cluster.distributed import Rank, any_rank, leave_at_exit, mean_over_ranks, seed_step
 from cluster.figures import Subject, Watch
 from cluster.grad_cache import FeatureLosses, backward_cached
 from cluster.metrics import MetricLog
@@ -176,6 +176,7 @@ def train(
             watchdog.stop()
             log.close()
             logger.warning("stopped at step %d of %d: run the same command again to go on", done, last)
+            leave_at_exit()
             sys.exit(REQUEUE_EXIT_CODE)
     writer.finish()
     watchdog.stop()

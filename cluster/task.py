@@ -21,7 +21,7 @@ from PIL import Image
 
 from cluster.agreement import refuse_different_data
 from cluster.config import RunConfig
-from cluster.distributed import Rank, seed_everything, start
+from cluster.distributed import Rank, leave_at_exit, seed_everything, start
 from cluster.engine import build_engine, full_state_dict
 from cluster.figures import Subject
 from cluster.grad_cache import FeatureLosses
@@ -88,4 +88,5 @@ def run_task(config: Any, run: RunConfig, prepare: Callable[[Rank], Task]) -> di
     if rank.is_first:
         task.export(weights, report, folder)
         write_report(folder, report)
+    leave_at_exit()
     return report
