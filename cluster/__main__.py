@@ -1,4 +1,4 @@
-"""``python -m cluster check|launch|sbatch|faults [options] [-- MODULE options of the run]``."""
+"""``python -m cluster check|launch|sbatch|faults|plan|simulate [options] [-- MODULE options of the run]``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from cluster.commands import CheckConfig, FaultsConfig, LaunchConfig, SbatchConfig
+from cluster.commands import CheckConfig, FaultsConfig, LaunchConfig, PlanConfig, SbatchConfig, SimulateConfig
 from cluster.secrecy import MaskedFormatter, masked_command, shut_out_others
 from options import parse_command
 
 logger = logging.getLogger(__name__)
 
-COMMANDS = {"check": CheckConfig, "launch": LaunchConfig, "sbatch": SbatchConfig, "faults": FaultsConfig}
+COMMANDS = {
+    "check": CheckConfig,
+    "launch": LaunchConfig,
+    "sbatch": SbatchConfig,
+    "faults": FaultsConfig,
+    "plan": PlanConfig,
+    "simulate": SimulateConfig,
+}
 DESCRIPTION = "Start runs on one machine, the hosts of a hostfile or SLURM. What stands after -- is the run."
 
 
@@ -31,6 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from cluster.check import check
 
             return check(config)
+        if command in ("plan", "simulate"):
+            from cluster.plan import plan, simulate
+
+            print(plan(config) if command == "plan" else simulate(config))
+            return 0
         warn_of_secrets(run)
         if not run:
             example = f"python -m cluster {' '.join(own)} -- pretrain --config FILE.yaml"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.network import Network
+
 
 @dataclass
 class CheckConfig:
@@ -156,3 +158,103 @@ class FaultsConfig:
     partition: str | None = None
     account: str | None = None
     hasten: bool = True
+
+
+@dataclass
+class PlanConfig:
+    """Plan a run: memory of a GPU, batch sizes, ZeRO stage, time, data rate, checkpoints.
+
+    Args:
+        preset: a name in model/presets
+        gpus: how many and how large: 8x80GB
+        gpu: its name, for the peak that --mfu is a share of
+        global_batch: pairs a step; null for 512 a GPU, as published
+        micro_batch: samples a GPU at a time; null for the most that fits
+        zero: ZeRO stage; null for the lowest of 2 and 3 that fits (one GPU: 0)
+        grad_checkpointing: null: only where it is needed
+        precision: of parameters and activations
+        throughput: measured images/s of one GPU, without checkpointing and gradient caching
+        bench: JSON of 'python -m model bench --format json', in the place of throughput
+        mfu: share of the peak that is reached, where nothing is measured: an assumption
+        peak_tflops: of the GPU, where its name is not known
+        pairs: of an epoch; RS5M's
+        epochs: of the run
+        loader: JSON of 'python -m data_shards bench'
+        loader_rate: images/s of a loader's worker, in its place
+        workers: loader's workers of a rank that there are
+        kilobytes_an_image: of an encoded image; RS5M's shards have 100
+        disk_gbytes: GB/s that checkpoints are written with
+        reserve_gb: of each GPU for CUDA, cuDNN and NCCL
+        fragmentation: share of the rest that the allocator loses
+        network: links of the cluster
+        table: output of 'python -m model summary --memory --format json', in the place of making it
+        json: print JSON
+    """
+
+    preset: str = "priorclip-b32"
+    gpus: str = "8x80GB"
+    gpu: str = "A100"
+    global_batch: int | None = None
+    micro_batch: int | None = None
+    zero: Literal["0", "1", "2", "3"] | None = None
+    grad_checkpointing: bool | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    throughput: float | None = None
+    bench: str | None = None
+    mfu: float = 0.35
+    peak_tflops: float | None = None
+    pairs: int = 5_070_186
+    epochs: int = 20
+    loader: str | None = None
+    loader_rate: float | None = None
+    workers: int = 12
+    kilobytes_an_image: float = 100.0
+    disk_gbytes: float = 1.0
+    reserve_gb: float = 2.0
+    fragmentation: float = 0.08
+    network: Network = field(default_factory=Network)
+    table: str | None = None
+    json: bool = False
+
+
+@dataclass
+class SimulateConfig:
+    """Simulate the scaling of a run to many GPUs: weak and strong, by parts of a step.
+
+    Args:
+        preset: a name in model/presets
+        gpu: its name, for the peak that --mfu is a share of
+        images_per_second: measured, of one GPU; null: from FLOPs, peak and MFU
+        mfu: share of the peak, where nothing is measured: an assumption
+        peak_tflops: of the GPU, where its name is not known
+        precision: of parameters and gradients
+        zero: ZeRO stage
+        batch: pairs a GPU of the weak curve
+        global_batch: of the strong curve
+        gpus: largest number of GPUs, a power of two
+        overlap: share of collectives that can hide behind compute
+        stragglers: standard deviation of a GPU's compute, as a share of it
+        loader_rate: images/s that the workers of a rank deliver; null: enough
+        network: links of the cluster
+        table: output of 'python -m model summary --memory --format json', in the place of making it
+        output: PNG to write
+        json: print JSON
+    """
+
+    preset: str = "priorclip-b32"
+    gpu: str = "A100"
+    images_per_second: float | None = None
+    mfu: float = 0.35
+    peak_tflops: float | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    zero: Literal["0", "1", "2", "3"] = "2"
+    batch: int = 512
+    global_batch: int = 32768
+    gpus: int = 512
+    overlap: float = 0.8
+    stragglers: float = 0.02
+    loader_rate: float | None = None
+    network: Network = field(default_factory=Network)
+    table: str | None = None
+    output: str | None = None
+    json: bool = False

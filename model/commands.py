@@ -59,10 +59,14 @@ class SummaryConfig:
     Args:
         preset: a name in model/presets
         format: markdown, a table; or json
+        memory: also the memory of activations by micro batch, found without any memory; a minute for a large preset
+        precision: of parameters and activations, for their memory
     """
 
     preset: str = "priorclip-b32"
     format: Literal["markdown", "json"] = "markdown"
+    memory: bool = False
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
 
 
 @dataclass

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from model.activations import Point, activation_curve
 from model.build import build_model
 from model.config import ModelConfig, load_preset
 from model.flops import count_flops, total, training_flops, under
+from model.peaks import PEAKS
 
 if TYPE_CHECKING:
     from model.commands import SummaryConfig
@@ -160,6 +162,40 @@ def markdown(preset: str, rows: list[Row]) -> str:
 def report(config: SummaryConfig) -> str:
     """The table of a preset, as markdown or JSON."""
     rows = summarise(load_preset(config.preset))
+    curves = activation_curves(config) if config.memory else {}
     if config.format == "json":
-        return json.dumps({"preset": config.preset, "parts": [asdict(row) for row in rows]}, indent=2)
-    return markdown(config.preset, rows)
+        found = {"preset": config.preset, "parts": [asdict(row) for row in rows]}
+        return json.dumps(found | (for_planning(config, curves) if config.memory else {}), indent=2)
+    return "\n".join([markdown(config.preset, rows), *activation_lines(config, curves)])
+
+
+def activation_curves(config: SummaryConfig) -> dict[str, list[Point]]:
+    """Without and with gradient checkpointing."""
+    architecture = without_weights(load_preset(config.preset))
+    return {
+        name: activation_curve(architecture, config.precision, name == "checkpointed")
+        for name in ("plain", "checkpointed")
+    }
+
+
+def for_planning(config: SummaryConfig, curves: dict[str, list[Point]]) -> dict[str, Any]:
+    """What ``python -m cluster plan`` reads beside the parts."""
+    architecture = without_weights(load_preset(config.preset))
+    with torch.device("meta"):
+        model = build_model(architecture)
+    return {
+        "precision": config.precision,
+        "embed_dim": architecture.embed_dim,
+        "tensors": [parameter.numel() for parameter in model.parameters() if parameter.requires_grad],
+        "frozen_tensors": [parameter.numel() for parameter in model.parameters() if not parameter.requires_grad],
+        "activations": {name: [asdict(point) for point in curve] for name, curve in curves.items()},
+        "gpu_tflops": PEAKS,
+    }
+
+
+def activation_lines(config: SummaryConfig, curves: dict[str, list[Point]]) -> list[str]:
+    lines = []
+    for name, curve in curves.items():
+        most = max(curve, key=lambda point: point.sample)
+        lines.append(f"activations, {config.precision}, {name}: {most.sample / 1e6:.2f} MB a pair")
+    return lines

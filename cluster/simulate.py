@@ -1,0 +1,197 @@
+"""Time of a training step on any number of GPUs, from a model of its parts; weak- and strong-scaling curves.
+
+    python -m cluster simulate --preset priorclip-b32 --gpu H100 --zero 2 --output scaling.png
+    python -m cluster simulate --images_per_second 900 --preset priorclip-b32      # measured, of one GPU
+
+A step is, for W ranks with b samples each of a global batch N = W b:
+
+    compute     FLOPs / (peak x MFU), or b / measured images a second; times 1 + cv x E[max of W standard normals],
+                for all wait for the slowest (Blom's approximation of the expected maximum)
+    gradients   ZeRO 0: all-reduce; 1 and 2: reduce-scatter; 3: reduce-scatter. In buckets, each with its latency
+    parameters  ZeRO 1 and 2: one all-gather after the step; 3: one in the forward and one in the backward pass
+    features    all-gather of N x d text features and the reduce-scatter of their gradient, sums of N numbers
+    data        b / (workers x images a second of each); it works beside the GPU: a step takes at least that
+
+A share of the gradients' collectives hides behind the backward pass, two thirds of compute, and under ZeRO-3 of the
+parameters' too; features and ZeRO-2's all-gather wait for nobody and nobody for them: they add up. cluster.network has
+the collectives. What the model leaves out: congestion between jobs, topology beyond two levels, the loss itself.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+
+from cluster.network import Network
+
+BACKWARD = 2 / 3  # share of compute in the backward pass, where a forward pass is one half of it
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step of the model is to a cluster.
+
+    Args:
+        seconds_a_sample: of compute, forward and backward, on one rank alone
+        seconds_a_step: of compute, whatever the batch
+        trained: parameters that are trained
+        frozen: parameters that are not, which ZeRO-3 shards too
+        bytes_a_parameter: 2 for bf16, 4 for fp32
+        width: of the shared embedding space
+        zero: stage
+        bucket: elements that a collective takes at a time
+        overlap: share of the collectives that can hide behind compute; 0 where nothing runs beside it (gloo)
+        stragglers: standard deviation of a rank's compute, as a share of it
+        loader_rate: images a second that a rank's workers deliver; None: never what is waited for
+        cores: CPU ranks share so many; None: each rank has a device of its own
+    """
+
+    seconds_a_sample: float
+    seconds_a_step: float = 0.0
+    trained: int = 0
+    frozen: int = 0
+    bytes_a_parameter: int = 2
+    width: int = 512
+    zero: int = 2
+    bucket: int = 50_000_000
+    overlap: float = 0.8
+    stragglers: float = 0.02
+    loader_rate: float | None = None
+    cores: int | None = None
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step by part, and what it comes to.
+
+    Args:
+        ranks: GPUs
+        batch: samples a rank
+        compute: without waiting
+        stragglers: waiting for the slowest rank
+        gradients: of their collectives, what does not hide
+        parameters: of theirs
+        features: all of theirs
+        data: waiting for the loader
+    """
+
+    ranks: int
+    batch: float
+    compute: float
+    stragglers: float
+    gradients: float
+    parameters: float
+    features: float
+    data: float
+
+    @property
+    def seconds(self) -> float:
+        return self.compute + self.stragglers + self.gradients + self.parameters + self.features + self.data
+
+    @property
+    def images_per_second(self) -> float:
+        return self.ranks * self.batch / self.seconds
+
+
+def expected_maximum(ranks: int) -> float:
+    """Of so many standard normal numbers (Blom 1958)."""
+    return 0.0 if ranks < 2 else NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
+
+
+def step_time(work: Work, network: Network, ranks: int, batch: float) -> StepTime:
+    """Of ``batch`` samples on each of so many ranks."""
+    compute = work.seconds_a_step + batch * work.seconds_a_sample
+    if work.cores is not None:
+        compute *= max(1.0, ranks / work.cores)
+    waiting = compute * work.stragglers * expected_maximum(ranks)
+    gradients, parameters = collectives(work, network, ranks)
+    room = work.overlap * BACKWARD * compute
+    hidden = min(gradients, room)
+    gradients -= hidden
+    if work.zero == 3:
+        parameters -= min(parameters, work.overlap * compute - hidden)
+    features = feature_exchange(work, network, ranks, batch)
+    busy = compute + waiting + gradients + parameters + features
+    loading = batch / work.loader_rate if work.loader_rate else 0.0
+    return StepTime(ranks, batch, compute, waiting, gradients, parameters, features, max(0.0, loading - busy))
+
+
+def collectives(work: Work, network: Network, ranks: int) -> tuple[float, float]:
+    """Seconds of the collectives over gradients and over parameters of a step, nothing hidden."""
+    size = work.trained * work.bytes_a_parameter
+    buckets = math.ceil(work.trained / work.bucket)
+    if work.zero == 0:
+        return network.all_reduce(size, ranks, buckets), 0.0
+    gradients = network.half(size, ranks, buckets)
+    if work.zero < 3:
+        return gradients, network.half(size, ranks, buckets)
+    both = (2 * work.trained + work.frozen) * work.bytes_a_parameter  # the frozen ones have no backward pass
+    return gradients, network.half(both, ranks, 2 * math.ceil((work.trained + work.frozen) / work.bucket))
+
+
+def feature_exchange(work: Work, network: Network, ranks: int, batch: float) -> float:
+    """Text features (N, d) in float32 gathered, their gradient scattered, and three sums of N numbers."""
+    rows = ranks * batch
+    return 2 * network.half(4 * rows * work.width, ranks) + 3 * network.all_reduce(4 * rows, ranks)
+
+
+def weak_scaling(work: Work, network: Network, ranks: list[int], batch: float) -> list[StepTime]:
+    """The same batch on every rank."""
+    return [step_time(work, network, each, batch) for each in ranks]
+
+
+def strong_scaling(work: Work, network: Network, ranks: list[int], global_batch: int) -> list[StepTime]:
+    """The same global batch for all: as many ranks as have a sample each."""
+    return [step_time(work, network, each, global_batch / each) for each in ranks if each <= global_batch]
+
+
+def efficiency(steps: list[StepTime]) -> list[float]:
+    """Images a second of a rank, as a share of those where there are fewest ranks."""
+    first = steps[0].images_per_second / steps[0].ranks
+    return [step.images_per_second / step.ranks / first for step in steps]
+
+
+def table(steps: list[StepTime]) -> str:
+    lines = ["| GPUs | batch a GPU | step, ms | images/s | efficiency | compute | stragglers | gradients | parameters |"
+             " features | data |", "|---:" * 11 + "|"]  # fmt: skip
+    for step, share in zip(steps, efficiency(steps), strict=True):
+        parts = (step.compute, step.stragglers, step.gradients, step.parameters, step.features, step.data)
+        lines.append(
+            f"| {step.ranks} | {step.batch:g} | {1e3 * step.seconds:.1f} | {step.images_per_second:,.0f} |"
+            f" {share:.0%} | "
+            + " | ".join(f"{1e3 * part:.1f}" for part in parts) + " |"
+        )  # fmt: skip
+    return "\n".join(lines)
+
+
+def as_dict(step: StepTime) -> dict[str, float]:
+    return {**asdict(step), "seconds": step.seconds, "images_per_second": step.images_per_second}
+
+
+def plot(weak: list[StepTime], strong: list[StepTime], title: str, path: str) -> None:
+    """Images a second against GPUs, both curves beside the ideal, and the share of a step's parts."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (speed, shares) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    ranks = [step.ranks for step in weak]
+    one = weak[0].images_per_second / weak[0].ranks
+    speed.plot(ranks, [one * each for each in ranks], "--", color="grey", label="ideal")
+    speed.plot(ranks, [step.images_per_second for step in weak], "o-", label=f"weak: {weak[0].batch:g} a GPU")
+    whole = round(strong[0].ranks * strong[0].batch)
+    speed.plot([step.ranks for step in strong], [step.images_per_second for step in strong], "s-",
+               label=f"strong: {whole:,} in all")  # fmt: skip
+    speed.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="images/s", title=title)
+    speed.set_xscale("log", base=2)
+    speed.legend()
+    names = ("compute", "stragglers", "gradients", "parameters", "features", "data")
+    parts = [[getattr(step, name) / step.seconds for step in weak] for name in names]
+    shares.stackplot(range(len(ranks)), parts, labels=names)
+    shares.set_xticks(range(len(ranks)), [str(each) for each in ranks])
+    shares.set(xlabel="GPUs", ylabel="share of a step", title="weak scaling", ylim=(0, 1))
+    shares.legend(loc="lower left", fontsize="small")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,199 @@
+"""Plans and simulations against figures computed by hand, and the commands on a real preset."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.__main__ import main
+from cluster.memory import Setting, estimate, largest_micro_batch
+from cluster.model_table import ModelTable, Point
+from cluster.network import Network
+from cluster.simulate import Work, collectives, efficiency, expected_maximum, step_time, strong_scaling, weak_scaling
+
+MILLION = 1_000_000
+# 100 M trained in ten tensors and ten small ones, 20 M frozen; 10 MB of activations a pair as the backward pass begins.
+CURVE = [Point(0.0, 0.0, 10e6), Point(0.5, 0.0, 5e6), Point(1.0, 0.0, 0.0)]
+RECOMPUTED = [replace(point, sample=point.sample / 5) for point in CURVE]
+TABLE = ModelTable(
+    "made", [10 * MILLION] * 10 + [1000] * 10, [20 * MILLION], 512, 10**9, 10**8,
+    {False: CURVE, True: RECOMPUTED}, {"A100": (312, 19.5)},
+)  # fmt: skip
+P, F = sum(TABLE.tensors), TABLE.frozen
+
+
+@pytest.mark.parametrize(
+    ("zero", "precision", "parameters", "gradients", "optimizer"),
+    [
+        (0, "fp32", 4 * (P + F), 4 * P, 8 * P),
+        (0, "bf16", 2 * (P + F), 2 * P, 12 * P),
+        (1, "bf16", 2 * (P + F), 2 * P / 4, 12 * P / 4),
+        (2, "fp32", 4 * (P + F), 4 * P / 4, 12 * P / 4),
+        (2, "bf16", 2 * (P + F), 2 * P / 4, 12 * P / 4),
+        (3, "fp32", (P + F) + 4 * 10_000, 4 * P / 4, 12 * P / 4),
+        (3, "bf16", (P + F) / 2 + 2 * 10_000, 2 * P / 4, 12 * P / 4),
+    ],
+)
+def test_states_by_stage(zero: int, precision: str, parameters: float, gradients: float, optimizer: float) -> None:
+    memory = estimate(TABLE, Setting(zero, 4, precision, 8, 8))
+    assert (memory.parameters, memory.gradients, memory.optimizer) == pytest.approx((parameters, gradients, optimizer))
+
+
+@given(zero=st.integers(0, 3), ranks=st.integers(1, 64), micro=st.integers(1, 64), again=st.booleans())
+def test_peak_grows_with_the_micro_batch_and_is_no_less_than_its_parts(
+    zero: int, ranks: int, micro: int, again: bool
+) -> None:
+    setting = Setting(zero, ranks, "bf16", micro, 64, checkpointing=again)
+    memory, more = estimate(TABLE, setting), estimate(TABLE, replace(setting, micro_batch=micro + 1))
+    assert memory.peak >= memory.parameters + memory.optimizer + max(memory.gradients, memory.activations)
+    assert more.peak >= memory.peak
+    offloaded = estimate(TABLE, replace(setting, offload="optimizer"))
+    assert offloaded.peak <= memory.peak
+    assert offloaded.host > 0
+
+
+def test_largest_micro_batch_is_the_last_that_fits() -> None:
+    setting = Setting(2, 8, "bf16", 1, 512)
+    limit = estimate(TABLE, replace(setting, micro_batch=64)).peak
+    assert largest_micro_batch(TABLE, setting, limit) == 64
+    assert largest_micro_batch(TABLE, setting, limit - 1) == 32
+    assert largest_micro_batch(TABLE, setting, 3e8) == 0
+
+
+def test_collectives_by_hand() -> None:
+    network = Network(gpus_per_node=4, intra_gbytes=100, inter_gbytes=10, intra_microseconds=0, inter_microseconds=0)
+    assert network.all_reduce(1e9, 4) == pytest.approx(2 * 3 / 4 * 1e9 / 100e9)
+    assert network.all_reduce(1e9, 8) == pytest.approx(2 * 7 / 8 * 1e9 / 10e9)  # a node's cards are what all wait for
+    assert network.half(1e9, 1) == 0
+    slow = replace(network, intra_microseconds=10, inter_microseconds=100)
+    # Two nodes of four: seven hops, of which two go between the nodes; or three levels of a tree.
+    assert slow.half(8, 8) == pytest.approx(min(5 * 10e-6 + 2 * 100e-6, 3 * 100e-6), rel=1e-4)
+
+
+def test_bytes_of_the_stages() -> None:
+    """In terms of one ring half over P parameters: ZeRO 0, 1 and 2 move 2, ZeRO-3 moves 3 (and the frozen ones)."""
+    network = Network(intra_microseconds=0, inter_microseconds=0)
+    work = Work(1e-3, trained=P, zero=0)
+    half = network.half(2 * P, 64)
+    for stage, halves in ((0, 2), (1, 2), (2, 2), (3, 3)):
+        assert sum(collectives(replace(work, zero=stage), network, 64)) == pytest.approx(halves * half)
+    assert sum(collectives(replace(work, zero=3, frozen=P), network, 64)) == pytest.approx(4 * half)
+
+
+@pytest.mark.parametrize("ranks", [2, 8, 64, 512])
+def test_expected_maximum_against_draws(ranks: int) -> None:
+    source = random.Random(1)
+    drawn = [max(source.gauss() for _ in range(ranks)) for _ in range(2000)]
+    assert expected_maximum(ranks) == pytest.approx(statistics.mean(drawn), abs=0.08)
+
+
+def test_scaling_curves() -> None:
+    free = Network(intra_gbytes=1e9, inter_gbytes=1e9, intra_microseconds=0, inter_microseconds=0)
+    work = Work(1e-3, trained=P, stragglers=0)
+    ranks = [1, 8, 64, 512]
+    assert efficiency(weak_scaling(work, free, ranks, 64)) == pytest.approx([1] * 4, rel=1e-4)
+    slow = replace(free, inter_gbytes=1.0)
+    weak = efficiency(weak_scaling(work, slow, ranks, 64))
+    assert weak[1] > 0.99
+    assert weak[2] < 0.5, "0.2 GB twice at 1 GB/s take longer than 64 ms of compute"
+    strong = strong_scaling(work, slow, ranks, 64)
+    assert [step.ranks for step in strong] == [1, 8, 64], "no rank is without a sample"
+    assert efficiency(strong)[2] < weak[2]
+    assert step_time(replace(work, loader_rate=500), free, 8, 64).seconds == pytest.approx(64 / 500)
+    assert step_time(replace(work, cores=2), free, 4, 64).compute == pytest.approx(2 * 64e-3)
+
+
+def test_efficient_overlap_hides_gradients_only_behind_the_backward_pass() -> None:
+    network = Network(gpus_per_node=1, inter_gbytes=1.0, inter_microseconds=0)
+    work = Work(1e-3, trained=P, stragglers=0, overlap=1.0, zero=0)
+    bare = network.all_reduce(2 * P, 8, math.ceil(P / work.bucket))
+    assert step_time(work, network, 8, 60).gradients == pytest.approx(bare - 2 / 3 * 60e-3)
+    assert step_time(work, network, 8, 6000).gradients == 0
+
+
+@pytest.fixture(scope="module")
+def table_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the model package writes it, in a process of its own."""
+    import subprocess
+    import sys
+
+    path = tmp_path_factory.mktemp("plan") / "tiny.json"
+    command = [sys.executable, "-m", "model", "summary", "--preset", "priorclip-tiny", "--format", "json",
+               "--memory", "true", "--precision", "bf16"]  # fmt: skip
+    path.write_text(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return path
+
+
+def planned(capsys: pytest.CaptureFixture[str], table: Path, *options: str) -> dict:
+    assert main(["plan", "--preset", "priorclip-tiny", "--table", str(table), "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_plan_of_a_preset(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned(capsys, table_file, "--gpus", "8x80GB", "--throughput", "1000", "--loader_rate", "300")
+    assert found["setting"]["zero"] == 2
+    assert found["setting"]["micro_batch"] == 512
+    assert not found["setting"]["checkpointing"]
+    assert found["global_batch"] == 4096
+    assert found["steps_an_epoch"] == 5_070_186 // 4096
+    assert 0.512 < found["step_seconds"] < 0.7, "512 pairs at 1,000 a second, and waiting"
+    assert found["days"] == pytest.approx(20 * found["steps_an_epoch"] * found["step_seconds"] / 86400)
+    assert found["data"]["workers_a_rank"] == math.ceil(found["images_per_second"] / 8 / 300)
+    assert found["memory"]["peak"] < found["usable_bytes"]
+    assert main(["plan", "--preset", "priorclip-tiny", "--table", str(table_file), "--throughput", "1000"]) == 0
+    text = capsys.readouterr().out
+    assert "run.engine: {zero: 2, precision: bf16, global_batch: 4096, micro_batch: null" in text
+    assert f"{found['days']:.2f} days" in text
+
+
+def test_plan_saves_memory_where_it_must(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wide = planned(capsys, table_file, "--gpus", "4x80GB", "--global_batch", "131072")
+    tight = planned(capsys, table_file, "--gpus", "4x12GB", "--global_batch", "131072")
+    assert not wide["grad_cache"]
+    assert tight["grad_cache"]
+    assert (131072 // 4) % tight["setting"]["micro_batch"] == 0
+    assert tight["memory"]["peak"] <= tight["usable_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gpus", "8 big ones"], "--gpus 8 big ones: write how many and how large, as 8x80GB"),
+        (["--gpus", "8x80GB", "--global_batch", "100"], "--global_batch 100 is not divisible by the 8 GPUs"),
+        (["--gpus", "8x2GB"], "--reserve_gb 2.0 leaves nothing of 2 GB"),
+        (["--gpu", "Abacus"], "--gpu Abacus is not known"),
+        (["--gpus", "1x2.1GB", "--zero", "0", "--micro_batch", "512"], "does not fit"),
+        (["--bench", "setup.py"], "--bench setup.py: no output of 'python -m model bench"),
+        (["--table", "setup.py"], "setup.py is no output of 'python -m model summary"),
+    ],
+)
+def test_plans_that_make_no_sense(
+    options: list[str], message: str, table_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "--preset", "priorclip-tiny", "--table", str(table_file), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_simulate_writes_curves_and_a_plot(
+    table_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    picture = tmp_path / "scaling.png"
+    words = ["simulate", "--preset", "priorclip-tiny", "--table", str(table_file), "--images_per_second", "2000"]
+    assert main([*words, "--json", "--output", str(picture), "--network.inter_gbytes", "5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [step["ranks"] for step in found["weak"]] == [1 << power for power in range(10)]
+    assert all(step["ranks"] * step["batch"] == 32768 for step in found["strong"])
+    assert found["weak"][0]["images_per_second"] == pytest.approx(2000)
+    with Image.open(picture) as image:
+        assert image.width > 800
+        assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20, "the plot has curves"
