@@ -92,7 +92,7 @@ def estimate(table: ModelTable, setting: Setting) -> Memory:
     each = BYTES[setting.precision]
     trained, frozen, ranks = table.trained, table.frozen, setting.ranks
     stage = setting.zero
-    parameters = each * (trained + frozen)
+    parameters = float(each * (trained + frozen))
     gradients, optimizer, gathered = float(each * trained), 12.0 * trained, 0.0
     if stage == 0 and each == 4:
         optimizer = 8.0 * trained

@@ -77,7 +77,7 @@ def choose(table: ModelTable, config: PlanConfig, count: int, share: int, usable
     recompute = [config.grad_checkpointing] if config.grad_checkpointing is not None else [False, True]
     settings = [
         replace(base, zero=stage, checkpointing=again, offload=offload)
-        for offload in ("none", "optimizer") for again in recompute for stage in stages if stage or offload == "none"
+        for offload in ("none", "optimizer") for again in recompute for stage in stages if stage >= 2 or offload == "none"
     ]  # fmt: skip
     for setting in settings:
         memory = estimate(table, setting)
@@ -109,7 +109,7 @@ def reason(setting: Setting, memory: Memory, usable: float) -> str:
 
 def timed(table: ModelTable, config: PlanConfig, choice: Choice, count: int) -> tuple[StepTime, str]:
     """The step and where its compute comes from: measured, or FLOPs by a peak and an MFU."""
-    setting = choice.setting
+    setting, loader = choice.setting, loader_rate(config)
     flops = table.flops(setting.checkpointing, choice.grad_cache)
     slower = flops / table.flops(False, False)
     if config.bench is not None:
@@ -125,7 +125,7 @@ def timed(table: ModelTable, config: PlanConfig, choice: Choice, count: int) -> 
     work = Work(
         seconds_a_sample=slower / rate, trained=table.trained, frozen=table.frozen, width=table.width,
         bytes_a_parameter=BYTES[config.precision], zero=setting.zero,
-        loader_rate=loader_rate(config) and loader_rate(config) * config.workers,
+        loader_rate=None if loader is None else loader * config.workers,
     )  # fmt: skip
     return step_time(work, config.network, count, setting.share), source
 
