@@ -115,6 +115,8 @@ def shards(row: Row, rows: Sequence[Row], config: CheckConfig) -> Iterator[Findi
         name, problem = next(iter(own["problems"].items()))
         more = f", and {own['wrong'] - 1} more" if own["wrong"] > 1 else ""
         remedy = f"mount or copy them again there, then python -m data_shards verify {config.shards}"
+        if "://" in str(config.shards):
+            remedy = "there: see to address, credentials in its environment, and the network's way out; a run reads so"
         yield Finding(row["host"], f"{name}: {problem}{more}", remedy)
     elif own["digest"] != (most := usual([each["shards"]["digest"] for each in rows if not each["shards"]["wrong"]])):
         count = next(each["shards"]["count"] for each in rows if each["shards"]["digest"] == most)

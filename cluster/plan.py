@@ -77,7 +77,8 @@ def choose(table: ModelTable, config: PlanConfig, count: int, share: int, usable
     recompute = [config.grad_checkpointing] if config.grad_checkpointing is not None else [False, True]
     settings = [
         replace(base, zero=stage, checkpointing=again, offload=offload)
-        for offload in ("none", "optimizer") for again in recompute for stage in stages if stage >= 2 or offload == "none"
+        for offload in ("none", "optimizer") for again in recompute for stage in stages
+        if stage >= 2 or offload == "none"
     ]  # fmt: skip
     for setting in settings:
         memory = estimate(table, setting)

@@ -32,6 +32,7 @@ import psutil
 
 MARK = "cluster-probe "
 CONNECT_SECONDS = 4.0
+SHARDS_SECONDS = 60.0
 PACKAGES = ("cluster", "data_shards", "finetune", "model", "pretrain", "retrieval")
 KINDS = (".py", ".json", ".yaml", ".sbatch", ".html")
 
@@ -168,52 +169,28 @@ def free_gb(folder: str) -> float | None:
 
 
 def look_at_shards(specification: str) -> dict[str, Any]:
-    """Number and bytes of the tars, their ``digest`` (names and sizes), and for each that is not right, why.
+    """What ``data_shards verify --sizes`` says here of shards on a disk or behind a URL: the reader that a run has.
 
-    ``specification`` is a folder or tars in braceexpand's notation; the manifest beside them says how large they are.
+    In a process of its own, as this package knows no shards. ``count``, ``bytes``, ``digest`` (names and sizes),
+    ``wrong`` and, for each that is not right, why.
     """
-    from braceexpand import braceexpand
-
-    if "://" in specification or specification.startswith("pipe:"):
-        return {"count": 0, "bytes": 0, "digest": "remote", "problems": {}, "wrong": 0}
-    sizes: dict[Path, int | None] = {}
-    for path in map(Path, braceexpand(specification)):
-        known = manifest(path if path.is_dir() else path.parent)
-        if path.is_dir() or not path.suffix:
-            names: dict[str, int] | dict[str, None] = known or {each.name: None for each in path.glob("*.tar")}
-            sizes.update({path / name: size for name, size in names.items()})
-            if not names:
-                sizes[path] = None
-        else:
-            sizes[path] = (known or {}).get(path.name)
-    problems = {str(path): problem for path, size in sizes.items() if (problem := fault_of(path, size))}
-    there = {path: path.stat().st_size for path in sizes if str(path) not in problems}
-    text = "".join(f"{path}:{size}\n" for path, size in sorted(there.items()))
-    return {"count": len(there), "bytes": sum(there.values()), "digest": sha256(text.encode()).hexdigest()[:12],
-            "problems": dict(list(problems.items())[:20]), "wrong": len(problems)}  # fmt: skip
-
-
-def manifest(folder: Path) -> dict[str, int] | None:
-    """Bytes of each shard by the folder's manifest.json; None where there is none that can be read."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return {entry["name"]: entry["bytes"] for entry in json.loads((folder / "manifest.json").read_text())["shards"]}
-    return None
-
-
-def fault_of(path: Path, size: int | None) -> str | None:
-    """Why a shard cannot be streamed, as far as its size and its two ends tell."""
+    command = [
+        sys.executable,
+        "-m",
+        "data_shards",
+        "verify",
+        "--sizes=true",
+        "--json=true",
+        f"--shards={specification}",
+    ]
     try:
-        with path.open("rb") as file:
-            found = file.seek(0, os.SEEK_END)
-            if size is not None and found != size:
-                return f"{found} bytes, {size} in the manifest"
-            for place in (0, max(0, found - 512)):
-                file.seek(place)
-                if len(file.read(512)) < min(512, found):
-                    return "cannot be read to its end"
-    except OSError as error:
-        return error.strerror or str(error)
-    return None if found else "is empty"
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SHARDS_SECONDS)
+        return json.loads(done.stdout)
+    except subprocess.TimeoutExpired:
+        problem = f"no answer within {SHARDS_SECONDS:g} s"
+    except ValueError:
+        problem = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return {"count": 0, "bytes": 0, "digest": "", "problems": {"the shards": problem}, "wrong": 1}
 
 
 if __name__ == "__main__":

@@ -183,11 +183,32 @@ def run_index(config: IndexConfig) -> int:
 def run_verify(config: VerifyConfig) -> int:
     from data_shards.verify import verify
 
+    if config.sizes:
+        return run_sizes(config)
+    if config.json:
+        raise ValueError("--json is for --sizes")
     problems, samples = verify(Path(config.shards), config.workers or os.cpu_count() or 1)
     for problem in problems:
         print(f"BAD {problem}")
     print(f"{config.shards}: {samples} samples checked, {len(problems)} problems")
     return 1 if problems else 0
+
+
+def run_sizes(config: VerifyConfig) -> int:
+    import dataclasses
+    import json
+
+    from data_shards.address import shown
+    from data_shards.sizes import look_at_sizes
+
+    seen = look_at_sizes(config.shards)
+    if config.json:
+        print(json.dumps(dataclasses.asdict(seen)))
+        return 1 if seen.wrong else 0
+    for name, problem in seen.problems.items():
+        print(f"BAD {name}: {problem}")
+    print(f"{shown(config.shards)}: {seen.count} shards, {seen.bytes / 1e6:.1f} MB, {seen.wrong} with problems")
+    return 1 if seen.wrong else 0
 
 
 def run_stats(config: StatsConfig) -> int:

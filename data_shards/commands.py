@@ -156,12 +156,16 @@ class VerifyConfig:
     """Re-check every hash, offset and count of packed shards; exit 1 and name each bad shard and member.
 
     Args:
-        shards: folder that holds a manifest
+        shards: folder that holds a manifest; with --sizes any shards, remote ones too
         workers: processes; null takes one a core
+        sizes: only see that each is there, has its manifest's size and can be read at both ends
+        json: print JSON, with --sizes
     """
 
     shards: str
     workers: int | None = None
+    sizes: bool = False
+    json: bool = False
 
 
 @dataclass

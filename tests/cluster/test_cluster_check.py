@@ -7,6 +7,7 @@ clock that is two minutes ahead, ``same`` is node0, ``gone`` an address where no
 from __future__ import annotations
 
 import contextlib
+import http.server
 import importlib.metadata
 import json
 import os
@@ -28,6 +29,7 @@ from toy_launches import PYTHON, ROOT, execute, needed
 from cluster.commands import CheckConfig
 from cluster.findings import findings, speeds
 from cluster.ports import TORCH_PORT
+from cluster.probe import look_at_shards
 
 FAKETIME = f"/usr/lib/{os.uname().machine}-linux-gnu/faketime/libfaketime.so.1"
 FIREWALL = (
@@ -217,12 +219,29 @@ def rank_on(host: str) -> psutil.Process | None:
     return None
 
 
-def test_this_machine() -> None:
-    words = ["--free-gb", "0", "--shm-gb", "0", "--measure", "false"]
+def test_this_machine_and_shards_behind_a_url(small_pretraining: SmallPretraining) -> None:
+    folder = small_pretraining.shards
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    shards = f"http://127.0.0.1:{server.server_port}/"
+    words = ["--free-gb", "0", "--shm-gb", "0", "--measure", "false", "--shards", shards]
     fine = execute([PYTHON, "-m", "cluster", "check", *words])
+    gone = look_at_shards(f"{shards}nothing/")
+    server.shutdown()
+    server.server_close()
     assert fine.returncode == 0, fine.stdout
     assert "nothing found" in fine.stdout
     assert fine.stdout.split()[:3] == ["host", "slots", "python"]
+    tars = list(folder.glob("*.tar"))
+    own = look_at_shards(str(folder))
+    assert fine.stdout.splitlines()[1].split()[-2:] == [str(len(tars)), "-"], "all shards are counted"
+    assert (own["count"], own["bytes"]) == (len(tars), sum(path.stat().st_size for path in tars))
+    assert gone["wrong"] == 1
+    (found,) = findings([probe_of("a", shards=gone)], CheckConfig(shards=shards))
+    assert "has no manifest.json" in found.problem
+    assert "credentials" in found.remedy
 
 
 def probe_of(host: str, **changes: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from moto.server import ThreadedMotoServer
 
 from data_shards import DataConfig, ShardSet, ShardStream
+from data_shards.sizes import look_at_sizes
 from data_shards.workers import start_forkserver
 
 BUCKET = "rs5m"
@@ -53,6 +54,8 @@ def test_an_epoch_from_s3_is_the_local_one(s3: str, packed: Path, tmp_path: Path
     local = list(stream(str(packed), tmp_path, limit))
     remote = list(stream(s3, tmp_path, limit, workers))
     assert len(local) == len(remote) == 5
+    assert look_at_sizes(s3).bytes == look_at_sizes(str(packed)).bytes
+    assert "nothing/train" in look_at_sizes(f"s3://{BUCKET}/nothing/train-{{0..1}}.tar").problems.popitem()[0]
     for ours, theirs in zip(local, remote, strict=True):
         assert torch.equal(ours["images"], theirs["images"])
         assert torch.equal(ours["image_ids"], theirs["image_ids"])

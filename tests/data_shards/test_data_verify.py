@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from remote_server import serving
 from small_data import encoded, picture, write_tar
 
 from data_shards import ShardSet
@@ -19,6 +21,7 @@ from data_shards.__main__ import main
 from data_shards.index import Member, ShardIndex, scan
 from data_shards.manifest import Manifest
 from data_shards.sample import split_name
+from data_shards.sizes import look_at_sizes
 from data_shards.verify import verify
 
 
@@ -36,6 +39,28 @@ def flip(path: Path, place: int) -> None:
 def test_sound_shards_verify(shards: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["verify", str(shards), "--workers", "2"]) == 0
     assert "46 samples checked, 0 problems" in capsys.readouterr().out
+
+
+def test_sizes_of_local_and_remote_shards(shards: Path, capsys: pytest.CaptureFixture) -> None:
+    """The same count and bytes whichever way they are reached; a short, an empty and a lost one are told apart."""
+    with serving(shards) as server:
+        here, there = look_at_sizes(str(shards)), look_at_sizes(f"{server.url}/")
+        whole = sum(path.stat().st_size for path in shards.glob("*.tar"))
+        assert (here.count, here.bytes, here.wrong) == (there.count, there.bytes, there.wrong) == (5, whole, 0)
+        assert there.digest == look_at_sizes(f"{server.url}/train-00000{{0..4}}.tar").digest
+        assert sum(row.sent for row in server.of(r"\.tar$")) < whole / 10, "no shard is fetched"
+        os.truncate(shards / "train-000001.tar", 1024)
+        os.truncate(shards / "train-000002.tar", 0)
+        (shards / "train-000004.tar").unlink()
+        for spec, lost in ((str(shards), "No such file"), (f"{server.url}/", "404")):
+            assert main(["verify", spec, "--sizes", "true"]) == 1
+            output = capsys.readouterr().out
+            assert "train-000001.tar: 1024 bytes, " in output
+            assert "train-000002.tar: " in output
+            assert re.search(rf"BAD .*train-000004.tar: .*{lost}", output)
+            assert "2 shards" in output
+            assert "3 with problems" in output
+        assert "has no manifest.json" in look_at_sizes(f"{server.url}/nothing/").problems["the shards"]
 
 
 def test_a_flipped_bit_names_shard_and_member(shards: Path, capsys: pytest.CaptureFixture) -> None:
