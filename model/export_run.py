@@ -6,10 +6,12 @@
 
 Every run exports when it ends; this is for one that did not, or for an older checkpoint. The shards of all ranks are
 put together by DeepSpeed's own offline code, which unpickles them: convert checkpoints of your own runs only.
+Batch-norm statistics, which each rank gathered alone, are averaged, as they are before an evaluation.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -40,7 +42,7 @@ def export_run(
         checkpoint: name of one under ``checkpoints``; None takes the newest
         tokenizer: hub id or folder; None takes the one that the run was told
     Raises:
-        OSError, ValueError: no run, no such checkpoint, no tokenizer
+        OSError, ValueError: no run, no such checkpoint, a damaged one, no tokenizer
     """
     run = Path(run)
     settings = read_settings(run)
@@ -74,16 +76,43 @@ def read_settings(run: Path) -> Mapping[str, Any]:
 
 
 def find_checkpoint(run: Path, name: str | None) -> Path:
-    """The checkpoint of that name, or the newest that is whole."""
+    """The checkpoint of that name, or the newest whose checksums hold.
+
+    Raises:
+        FileNotFoundError: there is none
+        ValueError: the one named, or each of them, is damaged
+    """
     folder = run / "checkpoints"
-    found = sorted(path for path in folder.glob("step_*") if path.is_dir() and "." not in path.name)
+    found = sorted((path for path in folder.glob("step_*") if path.is_dir() and "." not in path.name), reverse=True)
     if not found:
         raise FileNotFoundError(f"{folder} holds no checkpoint")
-    if name is None:
-        return found[-1]
-    if folder / name not in found:
-        raise FileNotFoundError(f"{folder} has no checkpoint '{name}': there are {', '.join(p.name for p in found)}")
-    return folder / name
+    if name is not None:
+        if folder / name not in found:
+            raise FileNotFoundError(
+                f"{folder} has no checkpoint '{name}': there are {', '.join(p.name for p in reversed(found))}"
+            )
+        found = [folder / name]
+    for path in found:
+        problem = damage(path)
+        if problem is None:
+            return path
+        log.warning("%s is not used: %s", path, problem)
+    raise ValueError(f"{found[0]} cannot be exported: {damage(found[0])}")
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files by its checksums.json, which the run wrote; None where nothing is."""
+    try:
+        expected = json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8"))["sha256"]
+        for name, wanted in expected.items():
+            with (checkpoint / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
+                    return f"{name} does not match its checksum"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError) as error:
+        return f"its files cannot be read: {error}"
+    return None
 
 
 def whole_state(checkpoint: Path) -> State:
@@ -97,7 +126,14 @@ def whole_state(checkpoint: Path) -> State:
         if not files:
             raise FileNotFoundError(f"{checkpoint} holds no weights of DeepSpeed's")
         found = torch.load(files[0], map_location="cpu", weights_only=False)["module"]
-    return {name: whole_tensor(value) for name, value in found.items()}
+    return {name: whole_tensor(value) for name, value in {**found, **mean_buffers(checkpoint)}.items()}
+
+
+def mean_buffers(checkpoint: Path) -> State:
+    """Batch-norm statistics, averaged over the ranks that wrote them; of counts the largest."""
+    ranks = [torch.load(path, weights_only=True) for path in sorted(checkpoint.glob("buffers_rank_*.pt"))]
+    stacked = {name: torch.stack([rank[name] for rank in ranks]) for name in (ranks[0] if ranks else ())}
+    return {name: values.mean(0) if values.is_floating_point() else values.amax(0) for name, values in stacked.items()}
 
 
 def whole_tensor(value: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -136,7 +137,7 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_a_runs_checkpoint_becomes_the_runs_export(data, tmp_path):
+def test_a_runs_checkpoint_becomes_the_runs_export(data, tmp_path, caplog, capsys):
     """Under ZeRO-3; tests/training/test_training_gradcache.py reads checkpoints of all stages."""
     train(tmp_path / "run", data, zero=3)
     arguments = ["export", "--input", str(tmp_path / "run"), "--output", str(tmp_path / "out")]
@@ -153,4 +154,25 @@ def test_a_runs_checkpoint_becomes_the_runs_export(data, tmp_path):
     earlier = from_pretrained(tmp_path / "first").state_dict()
     assert any(not torch.equal(earlier[name], value) for name, value in expected.state_dict().items())
     assert main([*arguments, "--checkpoint", "step_9"]) == 2
+
+    # Half-written ones are no candidates, damaged ones are passed over, ranks' batch-norm statistics are averaged.
+    checkpoints = tmp_path / "run" / "checkpoints"
+    shutil.copytree(checkpoints / "step_00000002", checkpoints / "step_00000003.partial-0123abcd")
+    damaged = shutil.copytree(checkpoints / "step_00000002", checkpoints / "step_00000004")
+    states = next(damaged.glob("*_optim_states.pt"))
+    flipped = bytearray(states.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    states.write_bytes(flipped)
+    own = next((checkpoints / "step_00000002").glob("buffers_rank_*.pt"))
+    other = {name: value + 2 for name, value in torch.load(own, weights_only=True).items()}
+    torch.save(other, own.with_name("buffers_rank_00001.pt"))
+    assert main([*arguments[:-1], str(tmp_path / "again")]) == 0
+    assert f"{damaged} is not used: {states.name} does not match its checksum" in caplog.text
+    again = from_pretrained(tmp_path / "again").state_dict()
+    assert any(name.endswith("running_var") for name in other)
+    for name, value in expected.state_dict().items():
+        counted = other[name] if not value.is_floating_point() and name in other else value + (name in other)
+        assert torch.equal(again[name], counted) or (again[name] - counted).abs().max() < 1e-6, name
+    assert main([*arguments, "--checkpoint", damaged.name]) == 2
+    assert f"{damaged} cannot be exported" in capsys.readouterr().err
     assert json.loads((tmp_path / "out" / "config.json").read_text())["text"]["config"]["vocab_size"] == 300
