@@ -92,25 +92,28 @@ def synthetic_batch(config: Any, size: int, rank: Rank) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def synthetic_run(preset: str, wanted: dict[str, Any], rank: Rank, folder: Path) -> tuple[Any, RetrievalObjective, Any]:
+    """Engine, objective and batch of a preset with random weights."""
+    config = load_preset(preset)
+    config.vision.weights = config.prior.weights = config.text.weights = None
+    model = build_model(config).train()
+    model.set_grad_checkpointing(wanted.get("checkpointing", False))
+    engine_config = EngineConfig(
+        zero=with_buckets(wanted, rank, folder),
+        precision=wanted.get("precision", "fp32"),
+        global_batch=wanted["batch"] * rank.world_size,
+    )
+    run = RunConfig(dir=str(folder), engine=engine_config, optimizer=OptimizerConfig())
+    engine = build_engine(model, parameter_groups(model, 0.1), run, total_steps=100, world_size=rank.world_size)
+    return engine, RetrievalObjective(LossConfig(), rank.device), synthetic_batch(model.config, wanted["batch"], rank)
+
+
 def measured(preset: str, wanted: dict[str, Any], rank: Rank, folder: Path) -> dict[str, Any]:
     """Two steps of the preset, random weights, under the allocator's eyes from before the model is built."""
     held: dict[str, int] = {}
     gc.collect()  # what a run before this one leaves is not to go during this one
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
-        config = load_preset(preset)
-        config.vision.weights = config.prior.weights = config.text.weights = None
-        model = build_model(config).train()
-        model.set_grad_checkpointing(wanted.get("checkpointing", False))
-        engine_config = EngineConfig(
-            zero=with_buckets(wanted, rank, folder),
-            precision=wanted.get("precision", "fp32"),
-            global_batch=wanted["batch"] * rank.world_size,
-        )
-        run = RunConfig(dir=str(folder), engine=engine_config, optimizer=OptimizerConfig())
-        groups = parameter_groups(model, 0.1)
-        engine = build_engine(model, groups, run, total_steps=100, world_size=rank.world_size)
-        objective = RetrievalObjective(LossConfig(), rank.device)
-        batch = synthetic_batch(model.config, wanted["batch"], rank)
+        engine, objective, batch = synthetic_run(preset, wanted, rank, folder)
         for step in range(STEPS):
             with record_function(f"step {step}"):
                 loss, _ = objective.step(engine, batch)

@@ -1,8 +1,9 @@
 """Memory of ranks by ZeRO stage: what DeepSpeed holds, as torch's allocator tells it, beside the plan's estimate.
 
-    python benchmarks/zero_memory.py [--preset priorclip-tiny] [--ranks 2 4] [--batch 16] [--bucket 200000]
+    python -m benchmarks.zero_memory [--preset priorclip-tiny] [--ranks 2 4] [--batch 16] [--bucket 200000]
+    python -m benchmarks.zero_memory --preset priorclip-b32 --ranks 2 --batch 4 --bucket 5000000 --plain
 
-Ranks are CPU processes under gloo with random weights, float32; figures are rank 0's, in MB. `states` is theory against
+Ranks are CPU processes under gloo with random weights; figures are rank 0's, in MB. `states` is theory against
 what is held of parameters + gradients + optimizer, `most at once` the estimate against the peak of the second step.
 """
 
@@ -10,13 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.launched import asked
 from cluster.memory import Setting, estimate
 from cluster.model_table import ModelTable, load_table
 
@@ -30,10 +28,11 @@ def main() -> None:
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--batch", type=int, default=16, help="of a rank")
     parser.add_argument("--bucket", type=int, default=200_000, help="elements of DeepSpeed's buckets")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--plain", action="store_true", help="without the runs with gradient checkpointing")
     parser.add_argument("--output", type=Path, help="JSON to write")
     options = parser.parse_args()
-    table = load_table(options.preset, "fp32")
+    table = load_table(options.preset, options.precision)
     print("| ranks | ZeRO | recomputed | parameters | gradients | optimizer | theory of all three | most at once |"
           " estimate | off by |\n" + "|---:" * 10 + "|")  # fmt: skip
     rows: list[dict[str, Any]] = []
@@ -48,22 +47,15 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, ranks: int) -> list[dict[str, Any]]:
     recomputed = (False,) if options.plain else (False, True)
-    runs = [{"zero": str(stage), "batch": options.batch, "checkpointing": again, "bucket": options.bucket}
+    runs = [{"zero": str(stage), "batch": options.batch, "checkpointing": again, "bucket": options.bucket,
+             "precision": options.precision}
             for stage in options.stages for again in recomputed]  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        request = Path(folder) / "request.json"
-        request.write_text(json.dumps({"preset": options.preset, "runs": runs}))
-        command = [sys.executable, "-m", "cluster", "launch", "--nproc", str(ranks), "--", "benchmarks.rank_memory"]
-        environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*command, str(request)], env=environment, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(done.stdout + done.stderr)
-        return json.loads(request.with_suffix(".json.measured").read_text())
+    return asked("benchmarks.rank_memory", {"preset": options.preset, "runs": runs}, ranks)
 
 
 def compared(record: dict[str, Any], table: ModelTable, options: argparse.Namespace) -> dict[str, Any]:
     setting = Setting(
-        int(record["zero"]), record["world_size"], "fp32", record["batch"], record["batch"],
+        int(record["zero"]), record["world_size"], options.precision, record["batch"], record["batch"],
         checkpointing=record["checkpointing"], bucket=options.bucket, buckets=1,
     )  # fmt: skip
     memory = estimate(table, setting)

@@ -13,11 +13,13 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
+PACKAGES = "libaio-dev and g++ (apt-get install), or libaio-devel"
 SECTIONS = ("offload_optimizer", "offload_param")
 
 
@@ -59,7 +61,7 @@ def prepare_nvme(settings: dict[str, Any], run_dir: str) -> None:
     Every rank calls it; ``settings`` are changed in place.
 
     Raises:
-        ValueError: the folder cannot be written, or libaio or a compiler is missing.
+        ValueError: the folder cannot be written, or the asynchronous I/O cannot be had.
     """
     nvme = [section for section, device in offload_devices(settings).items() if device == "nvme"]
     if not nvme:
@@ -75,24 +77,33 @@ def prepare_nvme(settings: dict[str, Any], run_dir: str) -> None:
         if not os.access(folder, os.W_OK):
             raise ValueError(f"run.engine.nvme_path: {path} cannot be written")
         settings["zero_optimization"][section]["nvme_path"] = str(folder)
+    free = shutil.disk_usage(folder).free / 1e9
+    logger.info("offload to %s: %.0f GB free; the first time, DeepSpeed compiles its asynchronous I/O", folder, free)
+    load_async_io()
+
+
+def load_async_io() -> None:
+    """Have DeepSpeed compile its asynchronous I/O where that was not done yet; a node's ranks wait for the first.
+
+    torch's lock goes with the process that holds it, so one that is killed while it compiles blocks nobody.
+
+    Raises:
+        ValueError: libaio or a compiler is missing, or the folder of extensions cannot be written.
+    """
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
-    if not AsyncIOBuilder().is_compatible(verbose=False):
+    builder, begun = AsyncIOBuilder(), time.monotonic()
+    if not builder.is_compatible(verbose=False):
         raise ValueError(
             "offload to nvme needs libaio and a C++ compiler on every node, which DeepSpeed compiles its asynchronous"
-            " I/O with: apt-get install libaio-dev g++ (or libaio-devel)"
+            f" I/O with: {PACKAGES}"
         )
-    from torch.utils.cpp_extension import _get_build_directory  # where DeepSpeed's builder compiles
-
-    lock = Path(_get_build_directory("async_io", False)) / "lock"
-    if lock.exists():
-        logger.warning(
-            "%s: another process compiles DeepSpeed's asynchronous I/O, which is waited for; where none does, one was"
-            " killed while it did: remove that file",
-            lock,
-        )
-    free = shutil.disk_usage(settings["zero_optimization"][nvme[0]]["nvme_path"]).free
-    logger.info(
-        "offload to %s: %.0f GB free; the first time, DeepSpeed's asynchronous I/O is compiled, a minute or more",
-        settings["zero_optimization"][nvme[0]]["nvme_path"], free / 1e9,
-    )  # fmt: skip
+    try:
+        builder.load(verbose=False)
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"offload to nvme: DeepSpeed's asynchronous I/O cannot be compiled here: {str(error).splitlines()[0]}; it"
+            f" needs {PACKAGES}, and a folder that can be written: TORCH_EXTENSIONS_DIR, or ~/.cache/torch_extensions"
+        ) from error
+    if (seconds := time.monotonic() - begun) > 10:
+        logger.info("asynchronous I/O was compiled in %.0f s; later runs on this node find it", seconds)

@@ -126,6 +126,7 @@ def timed(table: ModelTable, config: PlanConfig, choice: Choice, count: int) -> 
     work = Work(
         seconds_a_sample=slower / rate, trained=table.trained, frozen=table.frozen, width=table.width,
         bytes_a_parameter=BYTES[config.precision], zero=setting.zero,
+        micro_batches=setting.share // setting.micro_batch, cached=choice.grad_cache,
         loader_rate=None if loader is None else loader * config.workers,
     )  # fmt: skip
     return step_time(work, config.network, count, setting.share), source

@@ -7,8 +7,10 @@ A step is, for W ranks with b samples each of a global batch N = W b:
 
     compute     FLOPs / (peak x MFU), or b / measured images a second; times 1 + cv x E[max of W standard normals],
                 for all wait for the slowest (Blom's approximation of the expected maximum)
-    gradients   ZeRO 0: all-reduce; 1 and 2: reduce-scatter; 3: reduce-scatter. In buckets, each with its latency
-    parameters  ZeRO 1 and 2: one all-gather after the step; 3: one in the forward and one in the backward pass
+    gradients   ZeRO 0, 1 and 2: all-reduce, for DeepSpeed 0.19 reduces whole buckets and keeps its part; 3: reduce-
+                scatter. In buckets, each with its latency; ZeRO 2 and 3 do it after every micro batch
+    parameters  ZeRO 1 and 2: one all-gather after the step; 3: one for each micro batch, and those that are used again
+                further away than stage3_max_reuse_distance once more in the backward pass
     features    all-gather of N x d text features and the reduce-scatter of their gradient, sums of N numbers
     data        b / (workers x images a second of each); it works beside the GPU: a step takes at least that
 
@@ -40,11 +42,15 @@ class Work:
         bytes_a_parameter: 2 for bf16, 4 for fp32
         width: of the shared embedding space
         zero: stage
+        micro_batches: of a step
+        cached: each micro batch has a forward pass more, for gradient caching
+        reuse: elements of stage3_max_reuse_distance
         bucket: elements that a collective takes at a time
         overlap: share of the collectives that can hide behind compute; 0 where nothing runs beside it (gloo)
         stragglers: standard deviation of a rank's compute, as a share of it
         loader_rate: images a second that a rank's workers deliver; None: never what is waited for
-        cores: CPU ranks share so many; None: each rank has a device of its own
+        cores: CPU ranks share so many, in computing and in collectives, which are copies in memory there; None: each
+            rank has a device of its own
     """
 
     seconds_a_sample: float
@@ -54,6 +60,9 @@ class Work:
     bytes_a_parameter: int = 2
     width: int = 512
     zero: int = 2
+    micro_batches: int = 1
+    cached: bool = False
+    reuse: int = 1_000_000_000
     bucket: int = 50_000_000
     overlap: float = 0.8
     stragglers: float = 0.02
@@ -102,16 +111,16 @@ def expected_maximum(ranks: int) -> float:
 def step_time(work: Work, network: Network, ranks: int, batch: float) -> StepTime:
     """Of ``batch`` samples on each of so many ranks."""
     compute = work.seconds_a_step + batch * work.seconds_a_sample
-    if work.cores is not None:
-        compute *= max(1.0, ranks / work.cores)
+    crowd = 1.0 if work.cores is None else max(1.0, ranks / work.cores)
+    compute *= crowd
     waiting = compute * work.stragglers * expected_maximum(ranks)
-    gradients, parameters = collectives(work, network, ranks)
+    gradients, parameters = (crowd * seconds for seconds in collectives(work, network, ranks))
     room = work.overlap * BACKWARD * compute
     hidden = min(gradients, room)
     gradients -= hidden
     if work.zero == 3:
         parameters -= min(parameters, work.overlap * compute - hidden)
-    features = feature_exchange(work, network, ranks, batch)
+    features = crowd * feature_exchange(work, network, ranks, batch)
     busy = compute + waiting + gradients + parameters + features
     loading = batch / work.loader_rate if work.loader_rate else 0.0
     return StepTime(ranks, batch, compute, waiting, gradients, parameters, features, max(0.0, loading - busy))
@@ -119,15 +128,15 @@ def step_time(work: Work, network: Network, ranks: int, batch: float) -> StepTim
 
 def collectives(work: Work, network: Network, ranks: int) -> tuple[float, float]:
     """Seconds of the collectives over gradients and over parameters of a step, nothing hidden."""
-    size = work.trained * work.bytes_a_parameter
-    buckets = math.ceil(work.trained / work.bucket)
-    if work.zero == 0:
-        return network.all_reduce(size, ranks, buckets), 0.0
-    gradients = network.half(size, ranks, buckets)
+    each, whole = work.bytes_a_parameter, work.trained + work.frozen
+    size, buckets = work.trained * each, math.ceil(work.trained / work.bucket)
     if work.zero < 3:
-        return gradients, network.half(size, ranks, buckets)
-    both = (2 * work.trained + work.frozen) * work.bytes_a_parameter  # the frozen ones have no backward pass
-    return gradients, network.half(both, ranks, 2 * math.ceil((work.trained + work.frozen) / work.bucket))
+        reduced = network.all_reduce(size, ranks, buckets) * (work.micro_batches if work.zero == 2 else 1)
+        return reduced, network.half(size, ranks, buckets) if work.zero else 0.0
+    again = max(0.0, work.trained - work.reuse / 2)  # of the backward pass; what is frozen has none
+    elements = (1 + work.cached) * whole + again
+    gathered = network.half(each * elements, ranks, math.ceil(elements / work.bucket))
+    return work.micro_batches * network.half(size, ranks, buckets), work.micro_batches * gathered
 
 
 def feature_exchange(work: Work, network: Network, ranks: int, batch: float) -> float:

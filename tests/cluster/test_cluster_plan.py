@@ -79,13 +79,18 @@ def test_collectives_by_hand() -> None:
 
 
 def test_bytes_of_the_stages() -> None:
-    """In terms of one ring half over P parameters: ZeRO 0, 1 and 2 move 2, ZeRO-3 moves 3 (and the frozen ones)."""
+    """In terms of one ring half over P parameters: an all-reduce is two, ZeRO 1 and 2 gather, ZeRO-3 halves both."""
     network = Network(intra_microseconds=0, inter_microseconds=0)
     work = Work(1e-3, trained=P, zero=0)
     half = network.half(2 * P, 64)
-    for stage, halves in ((0, 2), (1, 2), (2, 2), (3, 3)):
+    for stage, halves in ((0, 2), (1, 3), (2, 3), (3, 2)):
         assert sum(collectives(replace(work, zero=stage), network, 64)) == pytest.approx(halves * half)
-    assert sum(collectives(replace(work, zero=3, frozen=P), network, 64)) == pytest.approx(4 * half)
+    third = replace(work, zero=3)
+    assert sum(collectives(replace(third, frozen=P), network, 64)) == pytest.approx(3 * half)
+    assert sum(collectives(replace(third, reuse=0), network, 64)) == pytest.approx(3 * half), "gathered twice"
+    for stage, halves in ((1, 3), (2, 4 * 2 + 1), (3, 4 * 3)):
+        cached = replace(work, zero=stage, micro_batches=4, cached=True)
+        assert sum(collectives(cached, network, 64)) == pytest.approx(halves * half)
 
 
 @pytest.mark.parametrize("ranks", [2, 8, 64, 512])
