@@ -51,7 +51,8 @@ def test_states_by_stage(zero: int, precision: str, parameters: float, gradients
 def test_peak_grows_with_the_micro_batch_and_is_no_less_than_its_parts(
     zero: int, ranks: int, micro: int, again: bool
 ) -> None:
-    setting = Setting(zero, ranks, "bf16", micro, 64, checkpointing=again)
+    # Micro batches that accumulate: ZeRO-1 keeps whole gradients then, and else a share.
+    setting = Setting(zero, ranks, "bf16", micro, 128, checkpointing=again)
     memory, more = estimate(TABLE, setting), estimate(TABLE, replace(setting, micro_batch=micro + 1))
     assert memory.peak >= memory.parameters + memory.optimizer + max(memory.gradients, memory.activations)
     assert more.peak >= memory.peak

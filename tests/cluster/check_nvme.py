@@ -1,0 +1,66 @@
+"""Offload to NVMe on real ranks: trains as the float64 reference does, leaves its states on the disk, and resumes.
+
+    python -m pytest tests/cluster/check_nvme.py --basetemp /mnt/nvme/check
+
+Not part of the suite: DeepSpeed compiles its asynchronous I/O first, which takes minutes. The folder has to be on a
+disk, as tmpfs knows no direct I/O.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_cluster_training import reference
+from toy_launches import ToyRun, assert_same, run_toys
+
+from cluster.engine import settings_file
+from cluster.preemption import REQUEUE_EXIT_CODE
+
+
+@pytest.fixture(scope="module")
+def nvme(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("nvme")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, nvme: Path) -> dict[str, ToyRun]:
+    parent = tmp_path_factory.mktemp("runs")
+    settings = json.loads(settings_file("zero3-nvme").read_text())
+    # The toy's parameters are small: so that they are sharded and swapped, too.
+    settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
+    file = parent / "small.json"
+    file.write_text(json.dumps(settings))
+    plain = ("--run.engine.zero", str(file), "--run.engine.nvme_path", str(nvme))
+    stopping = (*plain, "--dropout", "0.2", "--run.checkpoint.every", "4")
+    options = {
+        "plain": plain,
+        "whole": stopping,
+        "part": (*stopping, "--kill_at", "6"),
+        "again": (*stopping, "--run.dir", str(parent / "toys" / "part")),
+    }
+    return run_toys(parent / "toys", options)
+
+
+def test_it_trains_what_one_process_would(runs: dict[str, ToyRun]) -> None:
+    losses, norms, _, weights = reference(epochs=2, clip=1.0)
+    run = runs["plain"]
+    assert run.ended == 0
+    assert run.losses() == pytest.approx(losses, rel=1e-5)
+    assert list(run.records("train/grad_norm").values()) == pytest.approx(norms, rel=1e-4)
+    for name, value in run.weights().items():
+        torch.testing.assert_close(value.double(), weights[name], rtol=1e-4, atol=1e-6)
+
+
+def test_it_goes_on_as_if_it_had_not_stopped(runs: dict[str, ToyRun]) -> None:
+    assert runs["part"].ended == REQUEUE_EXIT_CODE
+    assert runs["again"].ended == 0
+    assert_same(runs["part"], runs["whole"])
+
+
+def test_states_are_on_the_disk(runs: dict[str, ToyRun], nvme: Path) -> None:
+    swapped = [path for path in nvme.rglob("*") if path.is_file()]
+    assert len(swapped) > 4, "parameters, masters and moments of two ranks"
+    assert all(path.stat().st_size for path in swapped)
