@@ -1,4 +1,4 @@
-# make demo [SOURCE=ucmerced DATA=folder] | make test | make lint | make format | make clean
+# make demo [SOURCE=ucmerced DATA=folder] | make test [PYTEST=words] | make lint | make format | make clean
 # A fresh machine needs Python 3.11, gcc and make: everything else is installed below.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 # The virtual environment is rebuilt only when the pins or the requirements change.
 PINS := $(shell cat constraints.txt setup.py | sha256sum | cut -c1-16)
 READY := $(VENV)/ready-$(PINS)
+# The half of the suite that starts no ranks.
+FIRST_TESTS := tests/data_shards tests/model tests/retrieval tests/test_imports.py tests/test_options.py
 PACKAGES := model data_shards cluster pretrain finetune retrieval demo benchmarks tests options.py setup.py
 
 .PHONY: demo test lint format install clean
@@ -17,8 +19,18 @@ demo: $(READY)
 	@cluster/system-packages packages.txt run
 	$(BIN)/python -m demo --source $(SOURCE) $(if $(DATA),--data $(DATA))
 
+# The suite in two processes side by side, one behind a log (bash has what it puts behind ignore Ctrl-C);
+# PYTEST="tests/model -k belief" runs a part in one.
 test: install lint
+ifdef PYTEST
 	$(BIN)/python -m pytest $(PYTEST)
+else
+	@log=$$(mktemp); \
+	env --default-signal=INT OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(FIRST_TESTS) > $$log 2>&1 & first=$$!; \
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(FIRST_TESTS)); second=$$?; \
+	wait $$first; first=$$?; cat $$log; rm $$log; \
+	[ $$first -eq 0 ] && [ $$second -eq 0 ]
+endif
 
 lint: $(READY)
 	$(BIN)/ruff check $(PACKAGES)
