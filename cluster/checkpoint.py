@@ -2,6 +2,7 @@
 
     checkpoints/step_00000100/            DeepSpeed's files, one set a rank
     checkpoints/step_00000100/buffers_rank_00000.pt   a rank's batch-norm statistics; DeepSpeed keeps only rank 0's
+    checkpoints/step_00000100/averages_rank_00000.pt  a rank's piece of the moving average, where the run keeps one
     checkpoints/step_00000100/checksums.json   sha256 of each of them, world size, ZeRO stage and evaluation
     checkpoints/latest, checkpoints/best  names of the newest and of the best, for people and for DeepSpeed's own tools
     checkpoints/universal/step_00000100/  its state by parameter, made when another world size resumes from it
@@ -90,10 +91,13 @@ def retire(newest: Path, config: CheckpointConfig) -> None:
 
 
 def best_of(checkpoints: list[Path], config: CheckpointConfig) -> Path | None:
-    """The one whose evaluation, made at its own step, is best by the figure that the run was told to judge by."""
+    """The one whose evaluation, made at its own step, is best by the figure that the run was told to judge by.
+
+    Of equals the first: what comes later is no better.
+    """
     scores = {path: score(record_of(path).get("evaluation", {}), config) for path in checkpoints}
     known = {path: value for path, value in scores.items() if value is not None}
-    return max(known, key=lambda path: (known[path], path.name)) if known else None
+    return max(sorted(known), key=lambda path: known[path]) if known else None
 
 
 def score(evaluation: dict[str, float], config: CheckpointConfig) -> float | None:

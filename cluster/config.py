@@ -126,6 +126,23 @@ class BadStepConfig:
 
 
 @dataclass
+class AverageConfig:
+    """Exponential moving average of the weights (EMA), which is then what is evaluated and exported.
+
+    Args:
+        decay: share that the average keeps of itself at each step, e.g. 0.999; 0 for no average
+        warmup: begin with a smaller decay, 1 - step ** (-2/3), until it reaches that
+    """
+
+    decay: float = 0.0
+    warmup: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"run.average.decay must lie in [0, 1), not {self.decay}")
+
+
+@dataclass
 class RunConfig:
     """The run itself.
 
@@ -136,6 +153,8 @@ class RunConfig:
         seed: of initialisation, sample order, augmentation and dropout
         log_every: steps between records in metrics.jsonl and TensorBoard; only in those is anything measured
         evaluate_every: epochs between evaluations, 0 for the end of the run only
+        export: the last weights, or those of the best evaluation by checkpoint.best
+        patience: stop after so many evaluations without a better one by checkpoint.best, 0 for never
         progress: show a progress bar on rank 0
         deterministic: only deterministic kernels: the same figures on every run with the same world size
     """
@@ -146,10 +165,19 @@ class RunConfig:
     seed: int = 0
     log_every: int = 10
     evaluate_every: int = 1
+    export: Literal["last", "best"] = "last"
+    patience: int = 0
     progress: bool = True
     deterministic: bool = False
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     bad_steps: BadStepConfig = field(default_factory=BadStepConfig)
+    average: AverageConfig = field(default_factory=AverageConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        if self.patience < 0:
+            raise ValueError(f"run.patience must not be negative, but is {self.patience}")
+        if (self.patience or self.export == "best") and self.checkpoint.best is None:
+            raise ValueError("run.patience and run.export best need run.checkpoint.best: the figure to judge by")

@@ -35,6 +35,7 @@ from cluster.distributed import Rank, any_rank, leave_at_exit, mean_over_ranks, 
 from cluster.figures import Subject, Watch
 from cluster.grad_cache import FeatureLosses, backward_cached
 from cluster.metrics import MetricLog
+from cluster.outcome import Outcome
 from cluster.preemption import REQUEUE_EXIT_CODE, Notice
 from cluster.secrecy import masked_command, masked_values
 from cluster.watchdog import Watchdog
@@ -91,6 +92,7 @@ def train(
     split: FeatureLosses | None = None,
     draw: Draw | None = None,
     subject: Subject | None = None,
+    outcome: Outcome | None = None,
 ) -> dict[str, Any]:
     """Run to the last step, from the newest good checkpoint where there is one; returns the run's figures.
 
@@ -106,20 +108,21 @@ def train(
     notice = Notice()
     last = total_steps(config, len(stream))
     bad = BadSteps(config.bad_steps, folder, engine, rank, config.engine.precision)
-    writer = Writer(engine, folder / "checkpoints", config.checkpoint)
+    outcome = outcome or Outcome(config, engine)
+    writer = Writer(engine, folder / "checkpoints", config.checkpoint, outcome.averages)
     watchdog = Watchdog(rank, config.engine.hang_minutes)
-    evaluation, overdue = resume(config, folder, engine, stream, bad)
+    evaluation, overdue = resume(config, folder, engine, stream, bad, outcome)
     started_at = engine.global_steps
     log = MetricLog(folder, last, started_at, rank.is_first, config.progress, config.monitor)
     log.describe((folder / "config.yaml").read_text(), masked_command(sys.argv))
     clock = Clock(config.engine.global_batch)
     watch = Watch(engine, rank, config, subject or Subject(), stream)
     if overdue:
-        evaluation = evaluated(engine, evaluate, rank)
+        evaluation = judged(outcome, engine, evaluate, rank)
         log.numbers(started_at, {f"eval/{name}": value for name, value in evaluation.items()})
 
-    batches = iter(stream) if started_at < last else iter(())
-    while engine.global_steps < last:
+    batches = iter(stream) if started_at < last and not outcome.is_over else iter(())
+    while engine.global_steps < last and not outcome.is_over:
         upcoming = engine.global_steps + 1
         recorded = upcoming in (started_at + 1, last) or is_multiple(upcoming, config.log_every)
         clock.wait()
@@ -132,9 +135,10 @@ def train(
             parts = optimize(engine, batch, step, rank.device, split, look, bad.judge if bad.active else None)
         bad.end(float(parts["grad_norm"]) if "grad_norm" in parts else None)
         done = engine.global_steps
+        outcome.stepped()
         clock.stepped()
         watchdog.moved()
-        if bad.reason and go_back(bad, writer, log, engine, stream, batch):
+        if bad.reason and go_back(bad, writer, log, engine, stream, batch, outcome):
             started_at = engine.global_steps
             log.close()
             log = MetricLog(folder, last, started_at, rank.is_first, config.progress, config.monitor)
@@ -161,15 +165,15 @@ def train(
                 refuse_non_finite(engine, parts, config, rank, log, writer)
 
         if evaluating and not stopping:
-            evaluation = evaluated(engine, evaluate, rank)
+            evaluation = judged(outcome, engine, evaluate, rank)
             log.numbers(done, {f"eval/{name}": value for name, value in evaluation.items()})
             log.pictures(done, drawn(engine, draw))
             clock.pause()
-            saving = saving or writer.is_best(evaluation)
+            saving = saving or writer.is_best(evaluation) or outcome.is_over
         if saving:
             state = {"stream": stream.state_dict(), "evaluation": evaluation, "overdue": evaluating and stopping}
             fresh = evaluation if evaluating and not stopping else {}
-            writer.save({**state, "bad_steps": bad.state_dict()}, fresh)
+            writer.save({**state, "bad_steps": bad.state_dict(), "outcome": outcome.state_dict()}, fresh)
             clock.pause()
         if stopping:
             writer.finish()
@@ -180,6 +184,9 @@ def train(
             sys.exit(REQUEUE_EXIT_CODE)
     writer.finish()
     watchdog.stop()
+    if outcome.is_over:
+        logger.info("stopped early: the last %d evaluations were not better than %.4g", outcome.waited, outcome.best)
+        last = engine.global_steps
     log.close(finished=True)
     return {
         "steps": last,
@@ -196,7 +203,7 @@ def train(
 
 
 def resume(
-    config: RunConfig, folder: Path, engine: deepspeed.DeepSpeedEngine, stream: Stream, bad: BadSteps
+    config: RunConfig, folder: Path, engine: deepspeed.DeepSpeedEngine, stream: Stream, bad: BadSteps, outcome: Outcome
 ) -> tuple[dict[str, float], bool]:
     """Continue from the newest good checkpoint of the run directory, if any.
 
@@ -208,12 +215,19 @@ def resume(
     state = checkpoint.load(engine, found)
     stream.load_state_dict(state["stream"])
     bad.load_state_dict(state.get("bad_steps", bad.state_dict()))
+    outcome.load(found, state.get("outcome", {}))
     logger.info("resumed %s: step %d", found, engine.global_steps)
     return state["evaluation"], state["overdue"]
 
 
 def go_back(
-    bad: BadSteps, writer: Writer, log: MetricLog, engine: deepspeed.DeepSpeedEngine, stream: Stream, batch: Batch
+    bad: BadSteps,
+    writer: Writer,
+    log: MetricLog,
+    engine: deepspeed.DeepSpeedEngine,
+    stream: Stream,
+    batch: Batch,
+    outcome: Outcome,
 ) -> bool:
     """What the run was told to do about a bad step; whether it has gone back to a checkpoint. A collective.
 
@@ -233,6 +247,7 @@ def go_back(
         return False
     state = checkpoint.load(engine, found)
     bad.load_state_dict(state["bad_steps"])
+    outcome.load(found, state.get("outcome", {}))
     writer.save({**state, "stream": stream.state_dict(), "bad_steps": bad.state_dict()}, {})
     return True
 
@@ -328,6 +343,14 @@ def evaluated(engine: deepspeed.DeepSpeedEngine, evaluate: Evaluate, rank: Rank)
     engine.train()
     if rank.is_first and figures:
         logger.info("evaluation: %s", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+    return figures
+
+
+def judged(outcome: Outcome, engine: deepspeed.DeepSpeedEngine, evaluate: Evaluate, rank: Rank) -> dict[str, float]:
+    """The evaluation of what the run is judged by, of which note is taken."""
+    with outcome.judged():
+        figures = evaluated(engine, evaluate, rank)
+    outcome.sees(figures)
     return figures
 
 

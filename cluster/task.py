@@ -22,10 +22,11 @@ from PIL import Image
 from cluster.agreement import refuse_different_data
 from cluster.config import RunConfig
 from cluster.distributed import Rank, leave_at_exit, seed_everything, start
-from cluster.engine import build_engine, full_state_dict
+from cluster.engine import build_engine
 from cluster.figures import Subject
 from cluster.grad_cache import FeatureLosses
 from cluster.loop import Step, Stream, evaluated, prepare_folder, total_steps, train
+from cluster.outcome import Outcome
 from cluster.report import set_up_logging, write_report
 
 logger = logging.getLogger(__name__)
@@ -81,8 +82,12 @@ def run_task(config: Any, run: RunConfig, prepare: Callable[[Rank], Task]) -> di
             engine.gradient_accumulation_steps(), engine.train_micro_batch_size_per_gpu(), run.engine.global_batch,
         )  # fmt: skip
     draw = None if task.pictures is None else partial(task.pictures, engine)
-    report = train(run, rank, engine, task.stream, task.step, lambda: task.evaluate(engine), split, draw, task.subject)
-    weights = full_state_dict(engine)
+    outcome = Outcome(run, engine)
+    report = train(
+        run, rank, engine, task.stream, task.step, lambda: task.evaluate(engine), split, draw, task.subject, outcome
+    )
+    weights, facts = outcome.weights()
+    report |= facts
     if task.test is not None:
         report["test"] = evaluated(engine, partial(task.test, engine), rank)
     if rank.is_first:

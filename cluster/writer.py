@@ -34,6 +34,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 
+from cluster.averages import Averages, averages_name
 from cluster.checkpoint import (
     Shape,
     best_of,
@@ -122,8 +123,14 @@ class StagingEngine(TorchCheckpointEngine):
 class Writer:
     """Saves one checkpoint at a time. Every rank has one, and calls the same methods at the same steps."""
 
-    def __init__(self, engine: deepspeed.DeepSpeedEngine, folder: Path, config: CheckpointConfig) -> None:
-        self.engine, self.folder, self.config = engine, folder, config
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        folder: Path,
+        config: CheckpointConfig,
+        averages: Averages | None = None,
+    ) -> None:
+        self.engine, self.folder, self.config, self.averages = engine, folder, config, averages
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.staging = StagingEngine()
         self.copy_scripts = engine._copy_recovery_script
@@ -161,6 +168,8 @@ class Writer:
         buffers = buffers_of(self.engine.module)
         if buffers:
             self.staging.files[buffers_name(self.rank)] = self.staging.snapshot.of(buffers)
+        if self.averages is not None:
+            self.staging.files[averages_name(self.rank)] = self.staging.snapshot.of(self.averages.named())
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         shape = Shape.of(self.engine)

@@ -1,0 +1,224 @@
+"""Averages, best weights and early stopping on two ranks, under ZeRO 0 to 3, against one plain model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from cluster.config import AverageConfig, CheckpointConfig, EngineConfig, OptimizerConfig, RunConfig
+
+STEPS, RATE, DECAY = 5, 0.1, 0.6
+ENGINES = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 2), ("bf16", 3)]
+FIGURES = [5.0, 3.0, 2.0, 2.5, 2.0, 1.0]  # of six evaluations; a patience of 2 ends the run at the fifth
+Facts = dict[str, Any]
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3, bias=False))
+
+
+def inputs() -> torch.Tensor:
+    return torch.randn(STEPS, 4, 7, generator=torch.Generator().manual_seed(1))
+
+
+class Stream:
+    """One batch an epoch: the same two rows of each rank, and a position."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.epoch = rank, 0
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while True:
+            self.epoch += 1
+            yield {"rows": inputs()[self.epoch % STEPS][self.rank * 2 : self.rank * 2 + 2], "epoch": self.epoch - 1}
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch = state["epoch"]
+
+
+def two_ranks(rank: int, folder: str) -> None:
+    os.environ.update(DS_ACCELERATOR="cpu", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    from cluster.distributed import leave_out_shared_memory_op
+
+    leave_out_shared_memory_op()
+    for precision, stage in ENGINES:
+        average_by_hand(rank, Path(folder), precision, stage)
+    for name, options in {
+        "whole": {"max_steps": 6},
+        "halves": {"max_steps": 3},
+        "other": {"max_steps": 3},
+    }.items():
+        whole_run(rank, Path(folder), name, "2", **options)
+    whole_run(rank, Path(folder), "halves", "2", max_steps=6)
+    whole_run(rank, Path(folder), "other", "3", max_steps=6)
+    whole_run(rank, Path(folder), "patient", "2", epochs=9, patience=2, export="best", evaluate_every=1)
+    whole_run(rank, Path(folder), "patient", "2", epochs=9, patience=2, export="best", evaluate_every=1)
+    dist.destroy_process_group()
+
+
+def average_by_hand(rank: int, folder: Path, precision: str, stage: int) -> None:
+    import deepspeed
+
+    from cluster.averages import Averages, averages_name
+    from cluster.engine import full_state_dict
+
+    model = network()
+    settings = {
+        "train_batch_size": 4,
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": precision == "bf16"},
+    }
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
+    averages = Averages(engine, AverageConfig(decay=DECAY, warmup=False))
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    for batch in inputs():
+        engine.backward(engine(batch[rank * 2 : rank * 2 + 2].to(kind)).float().square().mean())
+        engine.step()
+        averages.update()
+    before = full_state_dict(engine)
+    probe = inputs()[0].to(kind)
+    own = engine(probe).float().detach()
+    with averages.in_place():
+        averaged = engine(probe).float().detach()
+    after = full_state_dict(engine)
+    assert all(torch.equal(before[name], after[name]) for name in before), "training goes on from the same weights"
+    assert torch.equal(own, engine(probe).float().detach())
+    torch.save((averages.state_dict(), averaged, own), f"{folder}/{precision}-{stage}-{rank}.pt")
+    place = folder / f"{precision}-{stage}"
+    place.mkdir(exist_ok=True)
+    torch.save(averages.named(), place / averages_name(rank))
+    dist.barrier()
+    # Those of any ZeRO stage before this one, read into this one's pieces.
+    for other in (each for each in ENGINES[: ENGINES.index((precision, stage)) + 1] if each[0] == precision):
+        assert averages.load(folder / f"{precision}-{other[1]}")
+        read = averages.state_dict()
+        written = torch.load(f"{folder}/{precision}-{other[1]}-{rank}.pt", weights_only=True)[0]
+        assert all(torch.equal(read[name], written[name]) for name in written), (other, stage)
+    assert not averages.load(folder), "a folder without averages"
+    assert all(torch.equal(value, after[name]) for name, value in averages.state_dict().items())
+    engine.destroy()
+
+
+def whole_run(rank: int, folder: Path, name: str, zero: str, **options: Any) -> None:
+    """A run through the shared loop; its exported weights and what it says of them are left in NAME.pt."""
+    from cluster.distributed import Rank
+    from cluster.engine import build_engine, full_state_dict
+    from cluster.loop import prepare_folder, total_steps, train
+    from cluster.outcome import Outcome
+
+    config = RunConfig(
+        dir=f"{folder}/{name}", progress=False, average=AverageConfig(decay=DECAY),
+        checkpoint=CheckpointConfig(best="mse", best_is="min", every=3, keep=1),
+        optimizer=OptimizerConfig(lr=0.05, schedule="constant", warmup=0),
+        engine=EngineConfig(zero=zero, global_batch=4, threads=1), **{"epochs": 6, "evaluate_every": 0, **options},
+    )  # fmt: skip
+    me, stream = Rank(rank, 2, rank, torch.device("cpu")), Stream(rank)
+    prepare_folder(config, config, me)
+    model = network()
+    steps = total_steps(config, 1)
+    groups = [{"params": list(model.parameters()), "weight_decay": 0.0}]
+    engine = build_engine(model, groups, config, total_steps=steps, world_size=2)
+    outcome = Outcome(config, engine)
+    seen: dict[int, dict[str, torch.Tensor]] = {}
+
+    def step(engine: Any, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss = engine(batch["rows"]).float().square().mean()
+        return loss, {"mse": loss}
+
+    def evaluate() -> dict[str, float]:
+        seen[engine.global_steps] = full_state_dict(engine)
+        return {"mse": FIGURES[engine.global_steps - 1]}
+
+    report = train(config, me, engine, stream, step, evaluate, outcome=outcome)
+    weights, facts = outcome.weights()
+    torch.save((weights, facts, report["steps"], seen), f"{folder}/{name}-{rank}.pt")
+    engine.destroy()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("averages")
+    mp.spawn(two_ranks, (str(folder),), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize(("precision", "stage"), ENGINES)
+def test_averages_are_those_of_one_plain_model(precision: str, stage: int, runs: Path) -> None:
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    kept = ModelEmaV3(model, decay=DECAY)
+    for step, batch in enumerate(inputs()):
+        optimizer.zero_grad()
+        model(batch).square().mean().backward()
+        optimizer.step()
+        kept.update(model, step=step + 1)
+    tolerance = 1e-6 if precision == "fp32" else 5e-3
+    for rank in range(2):
+        found, averaged, own = torch.load(runs / f"{precision}-{stage}-{rank}.pt", weights_only=True)
+        for name, value in kept.module.state_dict().items():
+            assert torch.allclose(found[name], value, atol=tolerance), name
+            assert not torch.allclose(found[name], model.state_dict()[name], atol=1e-3), "averages lag behind"
+        close = tolerance if precision == "fp32" else 3e-2
+        assert torch.allclose(averaged, kept.module(inputs()[0]), atol=close)
+        assert not torch.equal(averaged, own)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_resumed_run_exports_the_averages_of_the_whole_one(rank: int, runs: Path) -> None:
+    whole, facts, steps, _ = torch.load(runs / f"whole-{rank}.pt", weights_only=True)
+    assert (facts["exported_step"], steps) == (6, 6)
+    same = torch.load(runs / f"halves-{rank}.pt", weights_only=True)[0]
+    assert all(torch.equal(same[name], value) for name, value in whole.items())
+    other = torch.load(runs / f"other-{rank}.pt", weights_only=True)[0]  # from ZeRO 2 to ZeRO 3
+    for name, value in whole.items():
+        torch.testing.assert_close(other[name], value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_that_gets_no_better_ends_and_exports_its_best(rank: int, runs: Path) -> None:
+    """Evaluations see the averages; the weights of the third are exported; run again, it has ended already."""
+    weights, facts, steps, seen = torch.load(runs / f"patient-{rank}.pt", weights_only=True)
+    assert (steps, facts) == (5, {"exported_step": 3, "evaluation": {"mse": 2.0}})
+    assert not seen, "nothing was left to do"
+    assert {path.name for path in (runs / "patient" / "checkpoints").glob("step_*")} == {
+        "step_00000003", "step_00000005",
+    }  # fmt: skip
+    model = network()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
+    kept = ModelEmaV3(model, decay=DECAY, use_warmup=True)
+    for step in range(1, 4):
+        optimizer.zero_grad()
+        model(inputs()[step % STEPS]).square().mean().backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        kept.update(model, step=step)
+    for name, value in kept.module.state_dict().items():
+        torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-5)
+
+
+def test_what_cannot_be_judged_is_said() -> None:
+    with pytest.raises(ValueError, match=r"run\.patience and run\.export best need run\.checkpoint\.best"):
+        RunConfig(dir="x", patience=2, checkpoint=CheckpointConfig(best=None))
+    with pytest.raises(ValueError, match=r"run\.average\.decay must lie in \[0, 1\), not 1\.5"):
+        AverageConfig(decay=1.5)
