@@ -126,7 +126,7 @@ class SweepConfig:
 
 @dataclass
 class ResplitConfig:
-    """Deal the images of a Karpathy JSON anew into train, val and test, by seed and within each scene.
+    """Deal the images of a Karpathy JSON anew into train, val and test, within each scene, for cross-validation.
 
     Args:
         json: Karpathy JSON
@@ -135,7 +135,7 @@ class ResplitConfig:
         test: share of each scene's images that become the test set
         validation: share of each scene's images that become the validation set
         among: deal the images of this split only and leave out the others; null deals all
-        seed: of the first split; the next ones count up
+        seed: of the order in which a scene's images take turns at being tested
     """
 
     json: str

@@ -1,10 +1,12 @@
 """Deal a benchmark's images anew into train, validation and test, by seed and within each scene.
 
-    python -m finetune resplit --json dataset_ucm_captions.json --output runs/splits --count 5 --test 0.286
+    python -m finetune resplit --json dataset_ucm_captions.json --output runs/splits --count 7 --test 0.286
 
 A small test set measures coarsely, and one split says little of another. `resplit` writes split-0.json and so on:
-the same Karpathy entries with other ``split`` fields, which ``data_shards pack --source karpathy`` reads. With
-``--among train`` the official test images are left out and the training images dealt, which is where to tune.
+the same Karpathy entries with other ``split`` fields, which ``data_shards pack --source karpathy`` reads. The images of
+a scene are shuffled once and tested in turn: cross-validation, in which split n goes on where split n - 1 ended. Of 7
+images a scene, 2 of them tested, 7 splits test each image twice. With ``--among train`` the official test images are
+left out and the training images dealt, which is where to tune.
 """
 
 from __future__ import annotations
@@ -31,14 +33,19 @@ def resplit(config: ResplitConfig) -> list[Path]:
     paths = []
     for number in range(config.count):
         path = folder / f"split-{number}.json"
-        dealt = deal(entries, config.test, config.validation, seed=config.seed + number)
+        dealt = deal(entries, config.test, config.validation, seed=config.seed, turn=number)
         path.write_text(json.dumps({**whole, "images": dealt}), encoding="utf-8")
         paths.append(path)
     return paths
 
 
-def deal(entries: list[dict[str, Any]], test: float, validation: float, seed: int) -> list[dict[str, Any]]:
-    """The entries with new ``split`` fields: of each scene these shares, rounded, the rest for training."""
+def deal(
+    entries: list[dict[str, Any]], test: float, validation: float, seed: int, turn: int = 0
+) -> list[dict[str, Any]]:
+    """The entries with new ``split`` fields: of each scene these shares, rounded, the rest for training.
+
+    Turn n leaves as many of the shuffled images to the end as the n turns before have tested.
+    """
     scenes: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in copy.deepcopy(entries):
         scenes[entry.get("label") or stem_label(entry["filename"]) or ""].append(entry)
@@ -47,6 +54,7 @@ def deal(entries: list[dict[str, Any]], test: float, validation: float, seed: in
         own = scenes[scene]
         rng.shuffle(own)
         tested, validated = round(test * len(own)), round(validation * len(own))
-        for place, entry in enumerate(own):
+        for number, entry in enumerate(own):
+            place = (number - turn * tested) % len(own)
             entry["split"] = "test" if place < tested else "val" if place < tested + validated else "train"
     return [entry for scene in sorted(scenes) for entry in scenes[scene]]

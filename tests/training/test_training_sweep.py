@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -64,9 +65,8 @@ def test_every_experiment_parses_and_builds(name: str, data: str, tmp_path: Path
                 model = build_model(config.model)
             if config.model.kind == "prioritr":
                 assert model.has_belief == (config.model.pae.spatial_layers > 0)
-            tokens = {"default": 49, "ucmerced": 25}[data]
             if getattr(model, "has_belief", False) and config.model.belief.mode == "hard":
-                assert 1 <= config.model.belief.k <= tokens
+                assert 1 <= config.model.belief.k <= 49
 
 
 def test_every_experiment_says_what_it_reproduces_and_the_figure() -> None:
@@ -152,6 +152,10 @@ def test_resplit_deals_within_scenes() -> None:
         assert (own.count("test"), own.count("val"), own.count("train")) == (2, 1, 4)
     assert one == deal(entries, 0.286, 0.15, seed=1) != two
     assert {entry["split"] for entry in entries} == {"train"}, "what was given is not changed"
+    turns = [deal(entries, 0.286, 0.15, seed=1, turn=turn) for turn in range(7)]
+    tested = Counter(entry["filename"] for turn in turns for entry in turn if entry["split"] == "test")
+    assert set(tested.values()) == {2}, "seven turns test each of the 14 images twice"
+    assert len(tested) == 14
 
 
 def test_a_sweep_runs_and_is_not_run_twice(data: Path, prior: Path, tmp_path: Path) -> None:
