@@ -1,4 +1,5 @@
-"""Averages, best weights and early stopping on two ranks, under ZeRO 0 to 3, against one plain model."""
+"""What fine-tuning adds to a run, on two ranks under ZeRO 0 to 3, against one plain model: moving averages, best
+weights, early stopping, adapters, learning rates that fall with depth."""
 
 from __future__ import annotations
 
@@ -15,8 +16,14 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from cluster.config import AverageConfig, CheckpointConfig, EngineConfig, OptimizerConfig, RunConfig
+from model import build_model
+from model.config import EncoderConfig, LoraConfig, ModelConfig, TextConfig
 
 STEPS, RATE, DECAY = 5, 0.1, 0.6
+# A large eps, lest AdamW make steps of rounding errors where a gradient is zero.
+TUNING = OptimizerConfig(
+    lr=0.01, layer_decay=0.5, eps=1e-3, schedule="constant", warmup=0, weight_decay=0.1, clip_grad_norm=0.0
+)
 ENGINES = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 2), ("bf16", 3)]
 FIGURES = [5.0, 3.0, 2.0, 2.5, 2.0, 1.0]  # of six evaluations; a patience of 2 ends the run at the fifth
 Facts = dict[str, Any]
@@ -71,6 +78,8 @@ def two_ranks(rank: int, folder: str) -> None:
     whole_run(rank, Path(folder), "other", "3", max_steps=6)
     whole_run(rank, Path(folder), "patient", "2", epochs=9, patience=2, export="best", evaluate_every=1)
     whole_run(rank, Path(folder), "patient", "2", epochs=9, patience=2, export="best", evaluate_every=1)
+    for stage in range(4):
+        adapted(rank, Path(folder), stage)
     dist.destroy_process_group()
 
 
@@ -156,6 +165,48 @@ def whole_run(rank: int, folder: Path, name: str, zero: str, **options: Any) -> 
     engine.destroy()
 
 
+def adapted_model() -> tuple[Any, list[dict[str, Any]], LoraConfig]:
+    """A plain CLIP with adapters in both towers and its optimizer groups."""
+    from model import parameter_groups
+    from model.lora import adapt
+
+    torch.manual_seed(0)
+    bert = {"model_type": "bert", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "max_position_embeddings": 8, "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0}  # fmt: skip
+    config = ModelConfig(
+        kind="clip", embed_dim=8, vision=EncoderConfig(name="test_vit", image_size=32),
+        text=TextConfig(config=bert, context_length=6, pooling="mean"),
+    )  # fmt: skip
+    model, lora = build_model(config), LoraConfig(rank=2, alpha=4)
+    adapt(model, lora)
+    return model, parameter_groups(model, 0.1, lr=TUNING.lr, layer_decay=TUNING.layer_decay), lora
+
+
+def adapted_loss(model: Any, rows: slice) -> torch.Tensor:
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(5))[rows]
+    ids = torch.arange(1, 25).reshape(4, 6)[rows]
+    found = model(images, ids, torch.ones_like(ids))
+    alike = (found["image_features"] * found["text_features"]).sum(-1).mean()
+    return found["attribution_scale"] * 0.01 - found["logit_scale"] * alike
+
+
+def adapted(rank: int, folder: Path, stage: int) -> None:
+    from cluster.engine import build_engine, full_state_dict
+    from model.lora import merge
+
+    model, groups, lora = adapted_model()
+    settings = EngineConfig(zero=str(stage), global_batch=4, threads=1)
+    run = RunConfig(dir=str(folder), optimizer=TUNING, engine=settings)
+    engine = build_engine(model, groups, run, total_steps=3, world_size=2)
+    for _ in range(3):
+        engine.backward(adapted_loss(engine, slice(rank * 2, rank * 2 + 2)))
+        engine.step()
+    weights = full_state_dict(engine)
+    torch.save((weights, merge(weights, model.config, lora)), f"{folder}/adapted-{stage}-{rank}.pt")
+    engine.destroy()
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("averages")
@@ -215,6 +266,30 @@ def test_a_run_that_gets_no_better_ends_and_exports_its_best(rank: int, runs: Pa
         kept.update(model, step=step)
     for name, value in kept.module.state_dict().items():
         torch.testing.assert_close(weights[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_adapters_and_falling_rates_are_those_of_one_plain_model(stage: int, runs: Path) -> None:
+    model, groups, _ = adapted_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(groups, lr=TUNING.lr, betas=TUNING.betas, eps=TUNING.eps)
+    for _ in range(3):
+        optimizer.zero_grad()
+        adapted_loss(model, slice(None)).backward()
+        optimizer.step()
+    wanted = model.state_dict()
+    moved = {name for name, value in wanted.items() if not torch.equal(value, before[name])}
+    assert any("lora_B" in name and "visual" in name for name in moved), "adapters are trained"
+    assert not any("base_layer" in name for name in moved), "what they adapt is not"
+    with torch.no_grad():
+        loss = adapted_loss(model, slice(None))
+    for rank in range(2):
+        weights, merged = torch.load(runs / f"adapted-{stage}-{rank}.pt", weights_only=True)
+        for name, value in wanted.items():
+            torch.testing.assert_close(weights[name], value, rtol=0, atol=2e-6, msg=name)
+        plain = build_model(model.config)
+        plain.load_state_dict(merged)
+        torch.testing.assert_close(adapted_loss(plain.eval(), slice(None)), loss, rtol=0, atol=1e-4)
 
 
 def test_what_cannot_be_judged_is_said() -> None:
