@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import get_sampling
 
 from data_shards.commands import BenchConfig
 from data_shards.config import DataConfig
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TILE, JPEG_QUALITY, SHARDS = 256, 90, 4
+TILE, QUALITY, SHARDS = 256, 90, 4
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 WARM_UP = 4  # batches before the clock of the worker measurement starts
 
@@ -204,9 +205,10 @@ def clip_tokenizer() -> PreTrainedTokenizerBase:
 def make_shards(folder: Path, side: int, config: BenchConfig) -> None:
     """``count`` JPEGs of ``side`` pixels with a caption each: drawn scenes, or mosaics of the photographs given."""
     if config.images is None:
-        records = [one_caption(load_record(record)) for record in synthetic(config.count, 0, side)]
+        drawn = synthetic(config.count, 0, side, quality=config.quality or QUALITY)
+        records = [one_caption(load_record(record)) for record in drawn]
     else:
-        records = photographs(imagefolder(config.images), side, config.count)
+        records = photographs(imagefolder(config.images), side, config.count, config.quality)
     pack(records, folder, PackPlan(shard_size=-(-config.count // SHARDS)))
 
 
@@ -215,20 +217,26 @@ def one_caption(record: Record) -> Record:
     return replace(record, captions=record.captions[:1])
 
 
-def photographs(records: list[Record], side: int, count: int) -> list[Record]:
-    """Mosaics of TILE-pixel tiles, so that a large picture has the detail of a large picture."""
+def photographs(records: list[Record], side: int, count: int, quality: int | None = None) -> list[Record]:
+    """Mosaics of TILE-pixel tiles, so that a large picture has the detail of a large picture.
+
+    Saved with ``quality``, or as the first tile was: a higher one would keep no more of it, and be slower to decode.
+    """
     order = random.Random(0).sample(records, len(records))
     across = -(-side // TILE)
     made = []
     for index in range(count):
         sheet = Image.new("RGB", (across * TILE, across * TILE))
+        saving: dict[str, Any] = {"quality": quality or QUALITY}
         for tile in range(across * across):
             record = load_record(order[(index * across * across + tile) % len(order)])
             assert isinstance(record.image, bytes)
             with opened(record.image) as image:
+                if tile == 0 and quality is None and image.format == "JPEG":
+                    saving = {"qtables": image.quantization, "subsampling": get_sampling(image)}
                 sheet.paste(upright_rgb(image).resize((TILE, TILE)), (tile % across * TILE, tile // across * TILE))
         buffer = io.BytesIO()
-        sheet.crop((0, 0, side, side)).save(buffer, "JPEG", quality=JPEG_QUALITY)
+        sheet.crop((0, 0, side, side)).save(buffer, "JPEG", **saving)
         caption = f"an aerial photograph of {record.label} number {index} with roads, trees and a few buildings"
         made.append(Record(f"{index:06d}", buffer.getvalue(), [caption], record.label, source="bench"))
     return made

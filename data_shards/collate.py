@@ -162,9 +162,10 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, 
     longest = LONGEST_TOKEN * tokenizer.model_max_length  # more is cut off in any case, after a second a megabyte
     texts = [text[:longest] for text in texts]
     # Lists, for with return_tensors transformers walks every token in Python: a fifth of a batch's time at 256 pixels.
+    # And numpy reads lists at three times the speed of torch.
     encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length)
     names = ("input_ids", "attention_mask")
-    return {name: torch.tensor(encoded[name], dtype=torch.int64) for name in names}
+    return {name: torch.from_numpy(np.array(encoded[name], np.int64)) for name in names}
 
 
 def check_hash(sample: Sample) -> None:

@@ -220,6 +220,7 @@ class BenchConfig:
         output: JSON file to write
         images: folder of photographs that the test JPEGs are made of; null draws scenes
         sizes: sides of the test JPEGs in pixels
+        quality: JPEG quality, 1 to 100; null is that of the photographs, and 90 where there is none
         scales: smallest shares of the area that a random crop keeps: 0.9 is open_clip's default, 0.5 ours
         count: JPEGs a size
         image_size: side of the result in pixels
@@ -231,6 +232,7 @@ class BenchConfig:
     output: str = "bench.json"
     images: str | None = None
     sizes: list[int] = field(default_factory=lambda: [256, 768])
+    quality: int | None = None
     scales: list[float] = field(default_factory=lambda: [0.9, 0.5])
     count: int = 512
     image_size: int = 224

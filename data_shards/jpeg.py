@@ -1,7 +1,7 @@
 """JPEGs by way of libjpeg-turbo (simplejpeg), which decodes at 1/2, 1/4 or 1/8 scale where that is enough.
 
-    jpeg_size(data)             (1024, 768), or None: not a plain JPEG, so that Pillow must look at it
-    decoded(data, 2)            uint8 (384, 512, 3)
+    jpeg_size(data)                  (1024, 768), or None: not a plain JPEG, so that Pillow must look at it
+    decoded(data, (1024, 768), 2)    uint8 (384, 512, 3)
 
 Plain is what aerial JPEGs are: grey or YCbCr, upright. CMYK, turned and damaged ones give None or ValueError: Pillow
 then has the say, so that one rule decides what is a bad image. At full scale the pixels are Pillow's, bit for bit.
@@ -52,11 +52,12 @@ def has_exif(data: bytes) -> bool:
     return False
 
 
-def decoded(data: bytes, denominator: int) -> NDArray[np.uint8]:
+def decoded(data: bytes, size: tuple[int, int], denominator: int) -> NDArray[np.uint8]:
     """RGB pixels, uint8 (ceil(H / d), ceil(W / d), 3).
 
     Args:
-        data: a JPEG for which ``jpeg_size`` gave a size
+        data: a plain JPEG
+        size: what ``jpeg_size`` gave, (W, H)
         denominator: d, one of 1, 2, 4, 8
 
     Raises:
@@ -64,9 +65,8 @@ def decoded(data: bytes, denominator: int) -> NDArray[np.uint8]:
     """
     if denominator == 1:
         return simplejpeg.decode_jpeg(data)
-    height, width, *_ = simplejpeg.decode_jpeg_header(data)
-    wanted = -(-height // denominator), -(-width // denominator)
-    return simplejpeg.decode_jpeg(data, min_height=wanted[0], min_width=wanted[1])
+    width, height = (-(-side // denominator) for side in size)
+    return simplejpeg.decode_jpeg(data, min_height=height, min_width=width)
 
 
 def check_whole(data: bytes) -> None:

@@ -59,7 +59,7 @@ class EpochOrder:
     def __getitem__(self, position: int) -> int:
         if not 0 <= position < self._size:
             raise IndexError(f"position {position} is outside the epoch's {self._size} samples")
-        window = int(np.searchsorted(self._window_start, position, side="right")) - 1
+        window = int(self._window_start.searchsorted(position, side="right")) - 1
         return int(self.window(window)[position - self._window_start[window]])
 
     @property

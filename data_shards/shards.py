@@ -130,7 +130,7 @@ class ShardSet:
         """Sample index -> (shard, sample in the shard)."""
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} is outside the {len(self)} of {self.spec}")
-        shard = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        shard = int(self._starts.searchsorted(sample, side="right")) - 1
         return shard, sample - int(self._starts[shard])
 
     def name(self, sample: int) -> tuple[str, str]:

@@ -27,7 +27,7 @@ def test_at_full_scale_the_pixels_are_pillows(subsampling: str, mode: str, progr
     options = {} if mode == "L" else {"subsampling": subsampling}
     data = encoded(picture(5, 117, 91).convert(mode), quality=85, progressive=progressive, **options)
     assert jpeg_size(data) == (117, 91)
-    assert np.array_equal(decoded(data, 1), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert np.array_equal(decoded(data, (117, 91), 1), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
 @pytest.mark.parametrize("denominator", [2, 4, 8])
@@ -35,11 +35,11 @@ def test_at_reduced_scale_they_are_the_means_of_pillows(denominator: int) -> Non
     data = encoded(picture(6, 160, 96), quality=95, subsampling="4:4:4")
     whole = np.asarray(Image.open(io.BytesIO(data))).astype(float)
     means = whole.reshape(96 // denominator, denominator, 160 // denominator, denominator, 3).mean((1, 3))
-    found = decoded(data, denominator)
+    found = decoded(data, (160, 96), denominator)
     assert found.shape == means.shape
     assert np.abs(found - means).mean() < 1
     odd = encoded(picture(6, 161, 97))
-    assert decoded(odd, denominator).shape == (-(-97 // denominator), -(-161 // denominator), 3)
+    assert decoded(odd, (161, 97), denominator).shape == (-(-97 // denominator), -(-161 // denominator), 3)
 
 
 def test_what_is_no_plain_jpeg_is_left_to_pillow() -> None:
