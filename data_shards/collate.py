@@ -8,6 +8,7 @@ process.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from data_shards.config import DataConfig
 from data_shards.mixture import MixedOrder, Mixture, Part
@@ -86,16 +87,17 @@ class BatchFetcher(Dataset):
         """One batch; see ShardStream for its keys. ``bad_rows`` lists what was replaced."""
         bad_rows: list[dict[str, str]] = []
         size = self.config.image_size
-        images = np.empty((len(positions), 3, size, size), np.uint8)
+        images = pixel_buffer((len(positions), 3, size, size))
+        pixels = images.numpy()
         captions, labels, ids = [], [], []
         announce(self.source, (self.order(epoch)[position] for epoch, position in positions))
         for row, (epoch, position) in enumerate(positions):
-            sample, images[row], label, caption = self.fetch(epoch, position, bad_rows)
+            sample, pixels[row], label, caption = self.fetch(epoch, position, bad_rows)
             ids.append(sample)
             labels.append(label)
             captions.append(caption)
         batch: dict[str, Any] = {
-            "images": torch.from_numpy(images),
+            "images": images,
             "labels": torch.tensor(labels, dtype=torch.int64),
             "image_ids": torch.tensor(ids, dtype=torch.int64),
             "epoch": positions[0][0],
@@ -148,6 +150,14 @@ class BatchFetcher(Dataset):
             pixels = eval_transform(sample.image, config.image_size, max_pixels=config.max_pixels)
         label = self.label_ids.get(sample.label, -1) if sample.label is not None else -1
         return pixels, self.noise.label(index, label, len(self.label_ids)), caption
+
+
+def pixel_buffer(shape: tuple[int, ...]) -> torch.Tensor:
+    """uint8, not initialised; in a worker it lies in shared memory, where it would be copied to on its way out."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own default_collate gets it
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def announce(source: Any, samples: Iterable[int], images: bool = True) -> None:

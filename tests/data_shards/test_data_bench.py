@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import open_clip
 import pytest
 import torch
-from small_data import image_folder
+from PIL import Image
+from small_data import encoded, image_folder, picture
 from torchvision.transforms import Normalize
 
 from data_shards.__main__ import main
-from data_shards.bench import MEAN, STD, clip_tokenizer, make_shards, normalise, open_clip_batches
+from data_shards.bench import MEAN, STD, clip_tokenizer, make_shards, normalise, open_clip_batches, photographs
 from data_shards.collate import tokenize
 from data_shards.commands import BenchConfig
 from data_shards.shards import ShardSet
+from data_shards.sources import Record
 
 
 def test_the_peer_reads_every_batch_of_the_same_tars(tmp_path: Path) -> None:
@@ -38,6 +41,16 @@ def test_our_token_ids_are_open_clips() -> None:
         length = int(mask.sum())
         assert row[:length].tolist() == expected[:length].tolist()
         assert not expected[length:].any()  # open_clip pads with 0, transformers with the end token, which is masked
+
+
+def test_mosaics_are_saved_as_their_photographs_are_or_as_told() -> None:
+    photo = Record("a", encoded(picture(1, 256, 256), quality=61, subsampling="4:2:2"), ["text"], "field")
+    tables = [
+        Image.open(io.BytesIO(made.image)).quantization  # type: ignore[arg-type,attr-defined]
+        for quality in (None, 61, 90)
+        for made in photographs([photo], 300, 1, quality)
+    ]
+    assert tables[0] == tables[1] != tables[2]
 
 
 @pytest.mark.parametrize("photos", [False, True])

@@ -47,6 +47,7 @@ def assert_same(found: list[dict], expected: list[dict]) -> None:
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()
         for name in one:
+            assert type(one[name]) is type(other[name]), name
             assert torch.equal(torch.as_tensor(one[name]), torch.as_tensor(other[name])), name
 
 
