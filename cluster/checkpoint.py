@@ -3,6 +3,7 @@
     checkpoints/step_00000100/            DeepSpeed's files, one set a rank
     checkpoints/step_00000100/buffers_rank_00000.pt   a rank's batch-norm statistics; DeepSpeed keeps only rank 0's
     checkpoints/step_00000100/averages_rank_00000.pt  a rank's piece of the moving average, where the run keeps one
+    checkpoints/step_00000100/generators_rank_00000.pt   states of the generators that it draws from
     checkpoints/step_00000100/checksums.json   sha256 of each of them, world size, ZeRO stage and evaluation
     checkpoints/latest, checkpoints/best  names of the newest and of the best, for people and for DeepSpeed's own tools
     checkpoints/universal/step_00000100/  its state by parameter, made when another world size resumes from it
@@ -27,6 +28,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.config import CheckpointConfig
+from cluster.generators import restore_generators
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +180,7 @@ def newest_good(folder: Path) -> Path | None:
 
 
 def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
-    """Bring the engine to the checkpoint's state and return what the run saved with it.
+    """Bring engine and generators to the checkpoint's state and return what the run saved with it.
 
     Raises:
         ValueError: DeepSpeed does not find its files.
@@ -190,7 +192,9 @@ def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
     if written != mine and not written.zero_stage == mine.zero_stage == 0:
         from cluster.universal import load_reshaped
 
-        return load_reshaped(engine, checkpoint, written)
+        state = load_reshaped(engine, checkpoint, written)
+        restore_generators(checkpoint)
+        return state
     path, client_state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if path is None:
         raise ValueError(f"{checkpoint}: DeepSpeed could not load it")
@@ -200,6 +204,7 @@ def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
     else:
         buffers = averaged_buffers(checkpoint)
     set_buffers(engine.module, buffers)
+    restore_generators(checkpoint)
     return state_of_run(client_state)
 
 

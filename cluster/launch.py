@@ -2,13 +2,13 @@
 
     python -m cluster launch -- pretrain --config c.yaml                    # every GPU of this machine
     python -m cluster launch --hostfile hosts -- pretrain --config c.yaml   # pdsh over ssh
-    -> deepspeed --hostfile hosts --force_multi --launcher pdsh --module pretrain --config c.yaml
+    -> python -m cluster.runner --hostfile hosts --force_multi --launcher pdsh --module pretrain --config c.yaml
     srun --ntasks-per-node=1 python -m cluster launch --launcher node -- pretrain --config c.yaml   # each node its own
 
-DeepSpeed starts and watches the ranks, here by the part of it that it also starts on each host of a hostfile. What this
-adds: a run's words reach it unchanged through pdsh's remote shells; a port that is free; the GPUs that
-CUDA_VISIBLE_DEVICES allows; and a SIGTERM, SIGUSR1 or Ctrl-C reaches the ranks, so that they checkpoint and the command
-ends with their exit code.
+DeepSpeed starts and watches the ranks, here by the part of it that it also starts on each host of a hostfile;
+cluster.runner is its ``deepspeed`` command with an exit code to rely on. What this adds: a run's words reach it
+unchanged through pdsh's remote shells; a port that is free; the GPUs that CUDA_VISIBLE_DEVICES allows; and a SIGTERM,
+SIGUSR1 or Ctrl-C reaches the ranks, so that they checkpoint and the command ends with their exit code.
 """
 
 from __future__ import annotations
@@ -71,15 +71,12 @@ def deepspeed_command(config: LaunchConfig, run: Sequence[str], environment: Map
     launcher = config.launcher or ("pdsh" if config.hostfile else "local")
     if launcher in ("local", "node"):
         return [*node_launcher(config, launcher, environment), "--module", module, *words]
-    program = Path(sys.executable).parent / "deepspeed"
-    if not program.is_file():
-        raise ValueError(f"{program} is missing: install deepspeed for {sys.executable}")
-    options = hostfile_options(config, launcher)
+    runner = [sys.executable, "-m", "cluster.runner", *hostfile_options(config, launcher)]
     if launcher == "pdsh":
         words = [through_pdsh(word) for word in words]
     if launcher == "slurm":
-        return [str(program), *options, str(Path(__file__).parent / "run_module.py"), module, *words]
-    return [str(program), *options, "--module", module, *words]
+        return [*runner, str(Path(__file__).parent / "run_module.py"), module, *words]
+    return [*runner, "--module", module, *words]
 
 
 def node_launcher(config: LaunchConfig, launcher: str, environment: Mapping[str, str]) -> list[str]:

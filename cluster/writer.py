@@ -33,6 +33,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from cluster.averages import Averages, averages_name
 from cluster.checkpoint import (
@@ -48,6 +49,7 @@ from cluster.checkpoint import (
     sync_folder,
 )
 from cluster.config import CheckpointConfig
+from cluster.generators import generator_states, generators_name
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +69,8 @@ class Snapshot:
     def __init__(self) -> None:
         self.hosts: list[torch.Tensor] = []
         self.used = 0
-        self.made: dict[Any, torch.Tensor] = {}
+        # By place in memory. The reference keeps a place that is freed meanwhile from becoming another tensor's.
+        self.made: dict[Any, tuple[StorageWeakRef, torch.Tensor]] = {}
 
     def begin(self) -> None:
         self.used = 0
@@ -76,10 +79,11 @@ class Snapshot:
     def of(self, value: Any) -> Any:
         """``value`` as it is now. Tensors that are one in memory (tied weights) stay one."""
         if isinstance(value, torch.Tensor):
-            key = (value.data_ptr(), value.dtype, value.device, tuple(value.shape), value.stride())
-            if value.numel() == 0 or key not in self.made:
-                self.made[key] = self.host_copy(value.detach())
-            return self.made[key]
+            storage = StorageWeakRef(value.untyped_storage())
+            key = (storage.cdata, value.storage_offset(), value.dtype, tuple(value.shape), value.stride())
+            if key not in self.made:
+                self.made[key] = storage, self.host_copy(value.detach())
+            return self.made[key][1]
         if type(value) in (list, tuple):
             return type(value)(self.of(each) for each in value)
         if type(value) in (dict, OrderedDict):
@@ -170,6 +174,7 @@ class Writer:
             self.staging.files[buffers_name(self.rank)] = self.staging.snapshot.of(buffers)
         if self.averages is not None:
             self.staging.files[averages_name(self.rank)] = self.staging.snapshot.of(self.averages.named())
+        self.staging.files[generators_name(self.rank)] = generator_states()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         shape = Shape.of(self.engine)

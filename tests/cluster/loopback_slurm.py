@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 from network_hosts import Network
-from toy_launches import environment, execute, needed
+from toy_launches import dying_with_us, environment, execute, needed, root_needed
 
 from cluster.ports import free_port
 
@@ -103,8 +103,7 @@ def slurm(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     programs = {name: needed(f"/usr/sbin/{name}", package) for name, package in
                 (("munged", "munge"), ("slurmctld", "slurm-wlm"), ("slurmd", "slurm-wlm"))}  # fmt: skip
     needed("sbatch", "slurm-wlm")
-    if os.geteuid() != 0:
-        pytest.skip("slurmd starts steps as other users: root is needed")
+    root_needed("for slurmd, which starts steps as other users")
     folder = tmp_path_factory.mktemp("slurm")
     for path in [folder, *folder.parents][:2]:
         path.chmod(0o755)
@@ -132,7 +131,9 @@ def slurm(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         for command in commands:
             with (folder / f"daemon-{len(daemons)}.out").open("wb") as log:
                 daemons.append(
-                    subprocess.Popen(command, env={**environment(), **variables}, stdout=log, stderr=subprocess.STDOUT)
+                    subprocess.Popen(
+                        dying_with_us(command), env={**environment(), **variables}, stdout=log, stderr=subprocess.STDOUT
+                    )
                 )
             time.sleep(0.5)
         cluster = Slurm(variables)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from toy_launches import LIMIT_SECONDS, PYTHON, ROOT, environment, execute, needed
+from toy_launches import LIMIT_SECONDS, PYTHON, ROOT, dying_with_us, environment, execute, needed, root_needed
 
 NAMES = ("node0", "node1")
 
@@ -82,8 +82,8 @@ def ip(*words: str) -> None:
 
 def make_host(name: str, number: int, bridge: str, subnet: str, names: Path) -> tuple[Host, subprocess.Popen[bytes]]:
     holder = subprocess.Popen(
-        ["unshare", "--net", "--uts", "--mount", "--propagation", "private", "sh", "-c",
-         f"hostname {name}; mount --bind {names} /etc/hosts; echo ready; exec sleep infinity"],
+        dying_with_us(["unshare", "--net", "--uts", "--mount", "--propagation", "private", "sh", "-c",
+                       f"hostname {name}; mount --bind {names} /etc/hosts; echo ready; exec sleep infinity"]),
         stdout=subprocess.PIPE,
     )  # fmt: skip
     assert holder.stdout is not None
@@ -128,8 +128,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     """The bridge, the hosts and their sshd, ended by their process ids."""
     sshd = needed("/usr/sbin/sshd", "openssh-server")
     needed("ip", "iproute2")
-    if os.geteuid() != 0:
-        pytest.skip("root is needed to make network namespaces")
+    root_needed("to make network namespaces")
     folder = tmp_path_factory.mktemp("network")
     number = os.getpid() % 250 + 1
     bridge, subnet = f"pc{number}", f"10.77.{number}"
@@ -141,6 +140,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     (folder / "hosts").write_text("".join(f"{name} slots=1\n" for name in NAMES))
     Path("/run/sshd").mkdir(exist_ok=True)  # privilege separation
     processes: list[subprocess.Popen[bytes]] = []
+    remove_what_is_left(bridge)
     ip("link", "add", bridge, "type", "bridge")
     try:
         ip("address", "add", f"{subnet}.1/24", "dev", bridge)
@@ -151,7 +151,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
             processes.append(holder)
             command = host.enter(sshd, "-D", "-e", "-f", str(folder / "sshd_config"))
             # Nothing that is started here may rely on a careful umask.
-            servers.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, umask=0))
+            servers.append(subprocess.Popen(dying_with_us(command), stderr=subprocess.DEVNULL, umask=0))
             processes.append(servers[-1])
             hosts.append(host)
         network = Network(
@@ -163,6 +163,13 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
         for process in reversed(processes):
             process.terminate()
             process.wait(timeout=10)
+        ip("link", "delete", bridge)
+
+
+def remove_what_is_left(bridge: str) -> None:
+    """A bridge of this name whose hosts are gone, as they are with a test process that was killed."""
+    members = Path(f"/sys/class/net/{bridge}/brif")
+    if members.is_dir() and not list(members.iterdir()):
         ip("link", "delete", bridge)
 
 

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import shutil
 import subprocess
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from toy_launches import STOPPABLE, ToyRun, assert_same, run_toys
+from toy_launches import STOPPABLE, ToyRun, assert_same, root_needed, run_toys
 
 from cluster.checkpoint import best_of, fault, published, retire
 from cluster.config import CheckpointConfig
+from cluster.generators import generator_states, set_generators
 from cluster.writer import Snapshot, save_file
 
 
 @pytest.fixture(scope="module")
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folders of run directories whose ``checkpoints`` is a file system of its own, two of them too small."""
+    root_needed("to mount file systems")
     parent = tmp_path_factory.mktemp("disks")
     points = []
     try:
@@ -139,6 +143,27 @@ def test_snapshot_is_of_its_moment_and_keeps_ties(tmp_path: Path) -> None:
     snapshot.begin()
     assert snapshot.of(state)["a"] is again, "host memory is used again"
     assert float(again.sum()) == 0
+
+
+def test_snapshot_tells_passing_tensors_apart() -> None:
+    """One that is gone leaves its memory to the next: DeepSpeed makes some only to save them."""
+    snapshot = Snapshot()
+    snapshot.begin()
+    taken = [snapshot.of(torch.full((1000,), float(number))) for number in range(20)]
+    assert [float(each[0]) for each in taken] == list(range(20))
+
+
+def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
+    def draws() -> list[float]:
+        python = [random.random(), random.gauss(0, 1)]
+        return [*python, np.random.rand(), np.random.randn(), torch.rand(1).item(), torch.randn(1).item()]
+
+    draws()  # one half of a pair of normal numbers is kept for the next time
+    save_file(generator_states(), tmp_path / "states.pt")
+    expected = [draws() for _ in range(400)]
+    assert draws() != expected[0]
+    set_generators(torch.load(tmp_path / "states.pt", weights_only=True))
+    assert [draws() for _ in range(400)] == expected
 
 
 def test_checksum_is_of_the_file(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -120,6 +121,20 @@ def test_slurm_launch_runs_the_module(hosts: str, tmp_path: Path) -> None:
     (tmp_path / "shown.py").write_text("import sys; print(sys.path[0], sys.argv[1:], __name__)")
     ran = execute([PYTHON, str(script), "shown", *RUN[1:]], cwd=tmp_path)
     assert ran.stdout.strip() == f"{tmp_path} {RUN[1:]} __main__"
+
+
+def test_launcher_that_is_killed_fails_the_launch(tmp_path: Path) -> None:
+    """DeepSpeed's runner itself ends with 0 there, as if the run had finished."""
+    hosts = tmp_path / "hosts"
+    hosts.write_text("node0 slots=1\nnode1 slots=1\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "srun").write_text("#!/bin/sh\nkill -9 $$\n")
+    (tmp_path / "bin" / "srun").chmod(0o755)
+    command = [PYTHON, "-m", "cluster", "launch", "--hostfile", str(hosts), "--launcher", "slurm", "--", *RUN]
+    done = execute(command, {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"})
+    assert done.returncode == 128 + 9, done.stdout
+    assert "srun (process" in done.stdout
+    assert "was ended by SIGKILL" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,19 @@ def needed(program: str, package: str) -> str:
     return path
 
 
+def root_needed(why: str) -> None:
+    """Where CI=true the tests have to be root's; elsewhere those that need it are skipped."""
+    if os.geteuid() != 0 and os.environ.get("CI") == "true":
+        pytest.fail(f"root is needed {why}")
+    if os.geteuid() != 0:
+        pytest.skip(f"root is needed {why}")
+
+
+def dying_with_us(command: Sequence[str]) -> list[str]:
+    """The command, which the kernel ends when this process ends, however it does."""
+    return [needed("setpriv", "util-linux"), "--pdeathsig", "KILL", *command]
+
+
 def free_port() -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -118,8 +131,8 @@ def assert_same(run: ToyRun, whole: ToyRun) -> None:
 
 
 WATCHED = ("--run.max_steps", "5")
-STOPPABLE = ("--dropout", "0.2", "--batch_norm", "true", "--run.checkpoint.every", "4", "--run.checkpoint.keep", "3",
-             "--run.engine.micro_batch", "4", "--run.engine.zero", "2")  # fmt: skip
+STOPPABLE = ("--dropout", "0.2", "--batch_norm", "true", "--draws", "true", "--run.checkpoint.every", "4",
+             "--run.checkpoint.keep", "3", "--run.engine.micro_batch", "4", "--run.engine.zero", "2")  # fmt: skip
 
 
 @pytest.fixture(scope="session")

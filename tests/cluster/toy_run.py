@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.request import urlopen
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -50,6 +52,7 @@ class ToyConfig:
         batch_norm: normalise the hidden layer over the batch, with statistics of each rank's own
         hub_token: a secret by its name
         note: what rank 0 logs
+        draws: add noise to the inputs, of Python's and NumPy's global generators, which no step seeds
         late: where the last rank loses 0.3 seconds of every step
         scrape_at: rank 0 asks its own Prometheus endpoint in this step, and keeps the answer in scrape.txt
     """
@@ -67,6 +70,7 @@ class ToyConfig:
     batch_norm: bool = False
     hub_token: str | None = None
     note: str | None = None
+    draws: bool = False
     late: Literal["data", "forward"] | None = None
     scrape_at: int = -1
 
@@ -172,6 +176,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         if engine.global_steps == config.freeze_at and rank.rank == rank.world_size - 1:
             time.sleep(1e6)
+        if config.draws:
+            noise = random.gauss(0, 0.1) + np.random.normal(0, 0.1)
+            batch = {**batch, "inputs": batch["inputs"] + (rank.rank + 1) * noise}
         inputs = batch["inputs"].to(next(engine.module.parameters()).dtype)
         loss = nn.functional.mse_loss(engine(inputs).float(), batch["targets"])
         if engine.global_steps == config.nan_at:

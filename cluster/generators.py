@@ -1,0 +1,58 @@
+"""State of the generators that a rank draws from: Python's, NumPy's, torch's and its accelerator's.
+
+    state = generator_states()         # tensors and plain numbers: read back by torch.load(weights_only=True)
+    set_generators(state)              # the next draws are those that came after the state was taken
+
+What this system's own steps draw follows from the step's number (cluster/distributed.seed_step). A library, or a task
+of the user's, may draw from the global generators all the same: a checkpoint keeps them for each rank.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
+
+
+def generators_name(rank: int) -> str:
+    return f"generators_rank_{rank:05d}.pt"
+
+
+def generator_states() -> dict[str, Any]:
+    """Of this process."""
+    numbers = np.random.get_state(legacy=False)
+    assert isinstance(numbers, dict)
+    key = torch.from_numpy(numbers["state"]["key"].astype(np.int64))
+    states = {
+        "python": random.getstate(),
+        "numpy": {**numbers, "state": {**numbers["state"], "key": key}},
+        "torch": torch.get_rng_state(),
+    }
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu":
+        states["accelerator"] = accelerator.get_rng_state().cpu()
+    return states
+
+
+def set_generators(states: dict[str, Any]) -> None:
+    """Of this process; an accelerator's only where both runs have one."""
+    version, words, rest = states["python"]
+    random.setstate((version, tuple(words), rest))
+    numbers = states["numpy"]
+    np.random.set_state({**numbers, "state": {**numbers["state"], "key": numbers["state"]["key"].numpy()}})
+    torch.set_rng_state(states["torch"])
+    accelerator = get_accelerator()
+    if accelerator.device_name() != "cpu" and "accelerator" in states:
+        accelerator.set_rng_state(states["accelerator"])
+
+
+def restore_generators(checkpoint: Path) -> None:
+    """Those of this rank, where the checkpoint has them; a rank that the checkpoint did not know keeps its own."""
+    path = checkpoint / generators_name(dist.get_rank())
+    if path.is_file():
+        set_generators(torch.load(path, map_location="cpu", weights_only=True))
