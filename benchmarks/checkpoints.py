@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import tempfile
 import time
@@ -79,7 +78,11 @@ def main() -> None:
     parser.add_argument("--zero", default="2", choices=["0", "1", "2", "3"])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="checkpoints-", dir="."))
+    with tempfile.TemporaryDirectory(prefix="checkpoints-", dir=".") as folder:
+        measure(options, Path(folder))
+
+
+def measure(options: argparse.Namespace, folder: Path) -> None:
     start(EngineConfig(threads=1))
     engine = build(options.million, options.zero)
     writer = Writer(engine, folder / "ours", CheckpointConfig(keep=1))
@@ -90,7 +93,6 @@ def main() -> None:
         usual = statistics.median(step(engine) for _ in range(5))
         rounds.append((saved_by_deepspeed(engine, folder / "peer"), *saved_beside(engine, writer, usual)))
     size = sum(path.stat().st_size for path in (folder / "ours").rglob("*") if path.is_file())
-    shutil.rmtree(folder)
     peer, call, slowed, published = (statistics.median(column) for column in zip(*rounds, strict=True))
     figures = {
         "parameters_million": options.million, "zero": options.zero, "checkpoint_mb": round(size / 1e6),

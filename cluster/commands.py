@@ -133,7 +133,8 @@ class FaultsConfig:
     Args:
         kills: how many
         kinds: of what: rank (one of them), job (all ranks), daemon (SLURM's step daemon of a node), write (a rank while
-            a checkpoint is written)
+            a checkpoint is written); stop: a rank is not killed but stopped, which the run has to find out; notice: the
+            job is told that it will end, as before its time limit
         launcher: local starts the command again after a kill; slurm submits a job, which SLURM requeues
         folder: of the two runs, whole and shot, and report.json and report.md
         seed: of the random points and victims
@@ -143,11 +144,14 @@ class FaultsConfig:
         time: limit of the job
         partition: null for the cluster's default
         account: null for the user's default
+        template: batch script with {{names}} to fill in, as for sbatch
         hasten: tell SLURM to start a job that was put back at once; takes an operator's rights
     """
 
     kills: int = 20
-    kinds: list[Literal["rank", "job", "daemon", "write"]] = field(default_factory=lambda: ["rank", "job", "write"])
+    kinds: list[Literal["rank", "job", "daemon", "write", "stop", "notice"]] = field(
+        default_factory=lambda: ["rank", "job", "write"]
+    )
     launcher: Literal["local", "slurm"] = "local"
     folder: str = "runs/faults"
     seed: int = 0
@@ -157,6 +161,7 @@ class FaultsConfig:
     time: str = "1-00:00:00"
     partition: str | None = None
     account: str | None = None
+    template: str | None = None
     hasten: bool = True
 
 

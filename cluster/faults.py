@@ -4,10 +4,11 @@
     python -m cluster faults --launcher slurm --kills 20 --nodes 2 -- pretrain --config c.yaml
 
 It runs the command once without a disturbance, then again in another run directory, where it kills (SIGKILL) at random
-points of the run: one rank, all of them, a node's SLURM step daemon, or a rank in the middle of writing a checkpoint.
-SLURM puts the job back into its queue; on one machine the same command is given again. In the end the loss of every
-step and every tensor of the last checkpoint, optimizer included, have to be the same to the last bit. ``report.json``
-and ``report.md`` say how often, of which kind, and what a kill cost.
+points of the run: one rank, all of them, a node's SLURM step daemon, or a rank in the middle of writing a checkpoint;
+or it stops a rank (SIGSTOP), for the run itself to find out (run.engine.hang_minutes), or gives the job the notice that
+comes before a time limit. SLURM puts the job back into its queue; on one machine the same command is given again. In
+the end the loss of every step and every tensor of the last checkpoint, optimizer included, have to be the same to the
+last bit. ``report.json`` and ``report.md`` say how often, of which kind, and what a kill cost.
 """
 
 from __future__ import annotations
@@ -15,9 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -30,14 +29,20 @@ from typing import Any
 import psutil
 
 from cluster.commands import FaultsConfig, SbatchConfig
-from cluster.launch import MODULE
+from cluster.comparison import compare, last_step, newest_record
+from cluster.launch import MODULE, alive
 from cluster.sbatch import render
+from cluster.victims import Ranks
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.003  # a small checkpoint is written in no more than some ten milliseconds
+SPREAD_SECONDS = 0.5  # a step is seen when it is over: kills are to fall into all parts of one
+SIGNALS = {"stop": signal.SIGSTOP, "notice": signal.SIGUSR1}
 # How often SLURM is asked for what /proc does not say.
 ASK_SECONDS = 1.0
+# slurmd tells a job's runs apart by the second in which they began.
+REST_SECONDS = 2.0
 
 
 @dataclass
@@ -66,94 +71,45 @@ class Trial:
     random: random.Random
     made: list[Kill] = field(default_factory=list)
     aimed: list[psutil.Process] = field(default_factory=list)
+    there: list[psutil.Process] = field(default_factory=list)  # all of the run, when one of them was aimed at
+    shot: list[psutil.Process] = field(default_factory=list)  # those of the last kill that have not ended yet
+    fire_at: float = 0.0
+    gone: float = 0.0  # when the last of them had
 
     def look(self, ranks: Ranks) -> None:
         """Kill, where the next one is due, and note where the run has come back to."""
+        if self.shot:
+            self.shot, self.gone = [process for process in self.shot if alive(process)], time.time()
+            return
         step = last_step(self.folder)
-        now = time.time()
         for kill in self.made:
-            if kill.back_after is None and step >= kill.step and newest_record(self.folder) > kill.at:
-                kill.back_after = now - kill.at
+            if kill.back_after is None and step >= kill.step and newest_record(self.folder) > self.gone:
+                kill.back_after = time.time() - kill.at
         if len(self.made) == len(self.plan):
             return
         due, kind = self.plan[len(self.made)]
         if step < due or any(kill.back_after is None for kill in self.made):
             return
         if not self.aimed:
-            self.aimed = ranks.victims(kind, self.random)
-        if self.aimed and (kind != "write" or is_writing(self.folder)):
+            self.aimed, self.there = ranks.victims(kind, self.random), ranks.all()
+            self.fire_at = time.time() + self.random.uniform(0, SPREAD_SECONDS)
+        if self.aimed and (is_writing(self.folder) if kind == "write" else time.time() >= self.fire_at):
             self.kill(kind, step, ranks)
 
     def kill(self, kind: str, step: int, ranks: Ranks) -> None:
-        alive = [process for process in self.aimed if process.is_running()]
-        for process in alive:
+        aimed = [process for process in self.aimed if process.is_running()]
+        names = [ranks.name(process) for process in aimed]
+        job = ranks.job() if kind == "notice" else None
+        for process in aimed if job is None else ():
             with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
+                process.send_signal(SIGNALS.get(kind, signal.SIGKILL))
+        if job:
+            subprocess.run(["scancel", "--signal=USR1", job], check=True)
         self.aimed = []
-        if alive:
-            names = [ranks.name(process) for process in alive]
+        if aimed:
+            self.shot = self.there
             self.made.append(Kill(kind, step, names, time.time(), is_writing(self.folder)))
             logger.info("kill %d of %d: %s at step %d", len(self.made), len(self.plan), kind, step)
-
-
-class Ranks:
-    """Processes of the run on this machine, found by the variables that its launcher gave them."""
-
-    def __init__(self, marker: str) -> None:
-        self.marker = marker
-        self.names: dict[int, str] = {}
-
-    def name(self, process: psutil.Process) -> str:
-        return self.names.get(process.pid, str(process.pid))
-
-    def all(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter(["pid", "cmdline"]):
-            words = process.info["cmdline"] or []
-            if self.marker in words and "python" in os.path.basename(words[0]):
-                with contextlib.suppress(psutil.Error):
-                    environment = process.environ()
-                    rank = environment.get("RANK") or environment.get("SLURM_PROCID")
-                    if rank is not None and is_rank(environment):
-                        self.names[process.pid] = f"rank {rank} (process {process.pid})"
-                        found.append(process)
-        return found
-
-    def victims(self, kind: str, chance: random.Random) -> list[psutil.Process]:
-        ranks = without_children(self.all())
-        if kind == "daemon":
-            return self.daemons(chance)
-        if not ranks:
-            return []
-        return ranks if kind == "job" else [chance.choice(ranks)]
-
-    def daemons(self, chance: random.Random) -> list[psutil.Process]:
-        """A slurmstepd of a step of the job, which is what watches its tasks on a node."""
-        jobs = {process.environ().get("SLURM_JOB_ID") for process in self.all()} - {None}
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            title = " ".join(process.info["cmdline"] or [])
-            step = re.match(r"slurmstepd: \[(\d+)\.(\d+)\]", title)
-            if step and step[1] in jobs:
-                self.names[process.pid] = f"{title} (process {process.pid})"
-                found.append(process)
-        return [chance.choice(found)] if found else []
-
-
-def is_rank(environment: dict[str, str]) -> bool:
-    """Launchers and batch scripts have the run's words too, but no rank of their own."""
-    return "LOCAL_RANK" in environment or "SLURM_STEP_ID" in environment
-
-
-def without_children(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Data workers are forks of their rank, with its words and variables."""
-    ids = {process.pid for process in processes}
-    with_parents = []
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if process.ppid() not in ids:
-                with_parents.append(process)
-    return with_parents
 
 
 def faults(config: FaultsConfig, run: Sequence[str]) -> int:
@@ -245,22 +201,26 @@ def on_slurm(config: FaultsConfig, words: Sequence[str], folder: Path) -> Iterat
     settings = SbatchConfig(
         nodes=config.nodes, gpus_per_node=config.gpus_per_node, ranks_per_node=config.nproc, cpus_per_task=1,
         time=config.time, partition=config.partition, account=config.account, job_name=f"faults-{folder.name}",
-        logs=str(logs), retries=2 * config.kills + 1,
+        logs=str(logs), retries=2 * config.kills + 1, template=config.template,
     )  # fmt: skip
     done = subprocess.run(["sbatch"], input=render(settings, words), text=True, check=True, capture_output=True)
     job = done.stdout.split()[-1]
     asked, fields = 0.0, {"JobState": "PENDING"}
+    rested_from: float | None = None
     while fields["JobState"] not in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"):
         yield
         if time.time() - asked >= ASK_SECONDS:
             asked = time.time()
             shown = subprocess.run(["scontrol", "-o", "show", "job", job], text=True, capture_output=True, check=False)
             fields = dict(word.split("=", 1) for word in shown.stdout.split() if "=" in word) or fields
-            if fields.get("Reason") == "BeginTime" and config.hasten and not left_of(job):
-                # A job that was put back rests for two minutes, for its last run to be cleared away.
-                subprocess.run(
-                    ["scontrol", "update", f"JobId={job}", "StartTime=now"], capture_output=True, check=False
-                )
+            # A job that was put back rests for two minutes, for its last run to be cleared away.
+            if fields.get("Reason") != "BeginTime" or left_of(job):
+                rested_from = None
+            elif rested_from is None:
+                rested_from = asked
+            elif config.hasten and asked - rested_from >= REST_SECONDS:
+                start = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
+                subprocess.run(start, capture_output=True, check=False)
     if fields["JobState"] != "COMPLETED":
         raise RuntimeError(f"job {job} ended as {fields['JobState']}: see {logs}")
 
@@ -271,71 +231,9 @@ def left_of(job: str) -> bool:
     return any(title.startswith(f"slurmstepd: [{job}.") for title in titles)
 
 
-def last_step(folder: Path) -> int:
-    """Of the last whole record in metrics.jsonl, 0 where there is none."""
-    record = last_record(folder)
-    return int(record["step"]) if record else 0
-
-
-def newest_record(folder: Path) -> float:
-    record = last_record(folder)
-    return float(record["time"]) if record else 0.0
-
-
-def last_record(folder: Path) -> dict[str, Any] | None:
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 8192))
-            lines = [line for line in file.read().split(b"\n")[:-1] if line.startswith(b"{")]
-    except OSError:
-        return None
-    for line in reversed(lines):
-        with contextlib.suppress(json.JSONDecodeError):
-            return json.loads(line)
-    return None
-
-
 def is_writing(folder: Path) -> bool:
     """Whether the files of a checkpoint are being written."""
     return any(path.suffix.startswith(".partial") for path in (folder / "checkpoints").glob("step_*.partial*"))
-
-
-def compare(whole: Path, shot: Path) -> list[str]:
-    """What is not the same in two finished runs: losses by step, tensors of the last checkpoint."""
-    found = []
-    traces = [losses(folder) for folder in (whole, shot)]
-    found += [f"step {step}: loss {traces[1].get(step)} instead of {loss}" for step, loss in traces[0].items()
-              if traces[1].get(step) != loss]  # fmt: skip
-    newest = [folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text() for folder in (whole, shot)]
-    if newest[0].name != newest[1].name:
-        return [*found, f"the last checkpoint is {newest[1].name} instead of {newest[0].name}"]
-    import torch
-
-    for path in sorted(newest[0].glob("*.pt")):
-        states = [torch.load(folder / path.name, map_location="cpu", weights_only=False) for folder in newest]
-        found += [f"{path.name}: {name} differs" for name in differing(states[0], states[1], "")]
-    return found
-
-
-def losses(folder: Path) -> dict[int, float]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {record["step"]: record["train/loss"] for record in records if "train/loss" in record}
-
-
-def differing(one: Any, other: Any, name: str) -> Iterator[str]:
-    """Names of the tensors that are not equal to the last bit."""
-    import torch
-
-    if isinstance(one, torch.Tensor):
-        if not (isinstance(other, torch.Tensor) and torch.equal(one, other)):
-            yield name
-    elif isinstance(one, dict):
-        for key, value in one.items():
-            yield from differing(value, other.get(key), f"{name}.{key}" if name else str(key))
-    elif isinstance(one, list | tuple):
-        for number, value in enumerate(one):
-            yield from differing(value, other[number], f"{name}[{number}]")
 
 
 def text_of(report: dict[str, Any], kills: list[Kill]) -> str:

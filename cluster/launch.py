@@ -240,9 +240,13 @@ def wait_for(command: Sequence[str], launcher: str) -> int:
             signal.signal(name, handler)
     for copy in copies:
         copy.join(timeout=5)  # a process that was left behind may keep the output open
+    if watched and code > 256 - signal.NSIG:
+        code -= 256  # DeepSpeed's launcher passes on what Python says of a rank that signal N ended: -N
+    if code < 0:
+        code = 128 - code
     if watch and watch.first_gone and code not in (0, REQUEUE_EXIT_CODE):
         logger.error("exit code %d: %s on %s was the first to end", code, watch.first_gone, socket.gethostname())
-    return 128 - code if code < 0 else code
+    return code
 
 
 def ignore_usr1() -> None:

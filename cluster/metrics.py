@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
+from cluster.checkpoint import replace_text
 from cluster.config import MonitorConfig
 from cluster.figures import Seen
 from cluster.layout import LAYOUT, hparams_end, hparams_start
@@ -53,9 +54,8 @@ class MetricLog:
 
         path = folder / "metrics.jsonl"
         kept = records_before(path, start_step)
-        self.file = path.open("w", buffering=1)
-        for record in kept:
-            self.file.write(json.dumps(record) + "\n")
+        replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self.file = path.open("a", buffering=1)
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step, flush_secs=FLUSH_SECONDS)
         self.bar = tqdm(
             total=total_steps, initial=start_step, desc=folder.name, unit="step", disable=not progress,

@@ -22,6 +22,7 @@ import itertools
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,8 @@ def load_converted(engine: deepspeed.DeepSpeedEngine, converted: Path, metadata:
         inner = {"state": {0: {"step": taken}}, "param_groups": settings}
         torch.save({**common, "optimizer_state_dict": inner}, folder / "optimizer_state.pt")
     dist.barrier()
-    engine.optimizer._load_universal_checkpoint(str(converted), True, False)
+    with groups_held(engine.optimizer) if engine.zero_optimization_stage() < 3 else contextlib.nullcontext():
+        engine.optimizer._load_universal_checkpoint(str(converted), True, False)
     for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
         group.update(own)
     for state in engine.optimizer.optimizer.state.values():
@@ -191,6 +193,18 @@ def load_converted(engine: deepspeed.DeepSpeedEngine, converted: Path, metadata:
             state["step"] = state["step"].clone()
     if engine.zero_optimization_stage() < 3:
         engine.optimizer.update_lp_params()
+
+
+@contextlib.contextmanager
+def groups_held(optimizer: Any) -> Iterator[None]:
+    """Only parameter groups of which this rank's shard has a part: on others, all padding, DeepSpeed's loader fails."""
+    inner, shards, groups = optimizer.optimizer, optimizer.bit16_groups, optimizer.optimizer.param_groups
+    held = [number for number, shard in enumerate(shards) if any(each._hp_mapping is not None for each in shard)]
+    inner.param_groups, optimizer.bit16_groups = [groups[number] for number in held], [shards[n] for n in held]
+    try:
+        yield
+    finally:
+        inner.param_groups, optimizer.bit16_groups = groups, shards
 
 
 def set_weights(engine: deepspeed.DeepSpeedEngine, weights: dict[str, torch.Tensor]) -> None:

@@ -9,6 +9,9 @@ in the kernel. And a thread in each rank looks where its main thread is: a rank 
 long says so in the store that the ranks met at; when all have said so the run hangs, rank 0 names them by where they
 stand (most wait in a collective for the one that does not), and every rank ends itself. Long evaluations and slow data
 move, and are left alone. Looking costs less than a millisecond every few seconds, and no collective.
+
+A rank whose launcher is gone (SLURM's step daemon, DeepSpeed's launcher) ends itself as well: nobody would tell it of
+the job's end, and it might go on beside the run that takes its place.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ class Watchdog:
         if Watchdog.running:
             Watchdog.running.stop()
         self.rank, self.limit, self.prefix = rank, minutes * 60, f"hang/{next(STARTS)}"
+        self.launcher = os.getppid() if rank.world_size > 1 else None
         self.steps = 0
         self.stopped = threading.Event()
         self.guardian: subprocess.Popen[bytes] | None = None
@@ -69,6 +73,9 @@ class Watchdog:
         atexit.register(self.stop)  # Python cannot end a thread that is in a store's code
         self.thread = threading.Thread(target=self.watch, name="watchdog", daemon=True)
         self.thread.start()
+
+    def name(self) -> str:
+        return f"rank {self.rank.rank} on {socket.gethostname()} (process {os.getpid()})"
 
     def moved(self) -> None:
         """Called at each step."""
@@ -95,6 +102,9 @@ class Watchdog:
         store = dist.distributed_c10d._get_default_store().clone()
         mine, since, said = None, time.monotonic(), False
         while not self.stopped.wait(self.beat):
+            if self.launcher not in (None, os.getppid()):
+                logger.error("%s ends: its launcher, process %s, is gone", self.name(), self.launcher)
+                end_at_once()
             place, stack, waits = self.look()
             self.send_heartbeat(stack)
             if place != mine:

@@ -91,6 +91,7 @@ JobCompType=jobcomp/none
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MinJobAge=600
+KillWait=5
 GresTypes=gpu
 {nodes}
 PartitionName=short Nodes=node[0-1] Default=YES MaxTime=INFINITE State=UP

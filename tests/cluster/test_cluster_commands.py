@@ -212,6 +212,18 @@ def test_batch_script_hands_the_words_on(words: list[str]) -> None:
     assert shown[shown.index("-m") + 1 :] == ["pretrain", *words]
 
 
+@pytest.mark.parametrize("launcher", ["srun", "node"])
+@pytest.mark.parametrize(("code", "retries", "requeued"), [(0, 2, 0), (75, 0, 4), (3, 0, 0), (137, 2, 2)])
+def test_job_goes_back_into_the_queue(code: int, retries: int, requeued: int, launcher: str, tmp_path: Path) -> None:
+    """Four runs of the job: after a stop at a checkpoint always, after a failure as often as it was told."""
+    script = render(SbatchConfig(launcher=launcher, retries=retries, logs=str(tmp_path)), RUN)
+    programs = f'srun() {{ return {code}; }}\nscontrol() {{ [ "$1" = requeue ] && echo "requeued $2"; }}\n'
+    variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x"}
+    done = [execute(["bash", "-c", programs + script], variables) for _ in range(4)]
+    assert [each.returncode for each in done] == [code] * 4
+    assert ["requeued 7" in each.stdout for each in done] == [True] * requeued + [False] * (4 - requeued)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

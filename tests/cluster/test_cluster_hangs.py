@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from toy_launches import PYTHON, ROOT, ToyRun, execute, toy_arguments
 
 from cluster.guardian import kernel_says
+from cluster.launch import free_port
+from cluster.preemption import HANG_EXIT_CODE
 from cluster.watchdog import verdict
 
-GUARDIAN = Path(__file__).resolve().parents[2] / "cluster" / "guardian.py"
+GUARDIAN = ROOT / "cluster" / "guardian.py"
+
+
+def test_rank_that_sleeps_for_ever_is_told_from_those_that_wait(tmp_path: Path) -> None:
+    """A rank that is stopped: tests/cluster/test_cluster_faults.py."""
+    port = free_port()
+    options = ("--run.engine.hang_minutes", "0.1", "--run.engine.timeout_minutes", "15", "--freeze_at", "5")
+    launch = (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--master-port", str(port), "--")
+    done = execute([*launch, "tests.cluster.toy_run", *toy_arguments(tmp_path / "run", *options)])
+    assert time.time() - max(ToyRun(tmp_path / "run").records("time").values()) < 120
+    assert done.returncode == HANG_EXIT_CODE, done.stdout
+    host = socket.gethostname()
+    hung, waiting = done.stdout.split("the run hangs: nothing has moved for ")[1].split("waits for other ranks at:")
+    assert f"rank 1 on {host} (process " in hung
+    assert "time.sleep(1e6)" in hung.split("hangs at:")[1]
+    assert f"rank 0 on {host} (process " in hung
+    assert "torch/distributed/" in waiting
+    assert re.search(rf"exit code {HANG_EXIT_CODE}: rank \d .*was the first to end", done.stdout)
+    assert not (tmp_path / "run" / "report.json").exists()
+    assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*")), "DeepSpeed's shared memory is left behind"
 
 
 def test_many_ranks_are_told_apart_by_where_they_stand() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_launches import PYTHON, STOPPABLE, ToyRun, run_toys
+from toy_launches import HALF, PYTHON, STOPPABLE, ToyRun, run_toys
 
 ONE = (PYTHON, "-m", "tests.cluster.toy_runs")
 # Where a run stops, and how many ranks of which stage take it up: (source, stage of the target).
@@ -16,8 +16,14 @@ ON_ONE = {"2_to_1": ("zero2", "2"), "z3_2_to_1": ("zero3", "3"), "z0_2_to_1": ("
 ON_TWO = {
     "1_to_2": ("single2", "2"),
     "z3_1_to_2": ("single3", "3"),
+    "offload2_to_z3": ("zero2-offload", "3"),
+    "offload3_to_z2": ("zero3-offload", "2"),
+    "z3_to_offload2": ("zero3", "zero2-offload"),
+    "z1_to_offload3": ("zero1", "zero3-offload"),
     **{f"z{a}_to_z{b}": (f"zero{a}", f"{b}") for a in range(4) for b in range(4) if a != b},
 }
+HALF_ON_ONE = {"half3_2_to_1": ("half3", "3")}
+HALF_ON_TWO = {"half2_to_z3": ("half2", "3"), "half3_to_z1": ("half3", "1"), "half2_to_z0": ("half2", "0")}
 ON_FOUR = {"2_to_4": ("zero2", "2"), "z3_2_to_4": ("zero3", "3"), "z1_2_to_z3_4": ("zero1", "3")}
 
 
@@ -32,20 +38,24 @@ def taken_up(
 ) -> dict[str, ToyRun]:
     for name, (source, _) in cases.items():
         halfway(sources[source], parent / name)
-    return run_toys(parent, {name: ("--run.engine.zero", stage) for name, (_, stage) in cases.items()}, launcher)
+    return run_toys(parent, {name: words_of(*case) for name, case in cases.items()}, launcher)
+
+
+def words_of(source: str, stage: str) -> Sequence[str]:
+    return (*(HALF if source.startswith("half") else ()), "--run.engine.zero", stage)
 
 
 @pytest.fixture(scope="module")
 def reshaped(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
     """Three launches: runs of one process, of two ranks, of four."""
     parent = tmp_path_factory.mktemp("reshaped")
-    for name, (source, _) in ON_ONE.items():
+    for name, (source, _) in (ON_ONE | HALF_ON_ONE).items():
         halfway(toys[source], parent / name)
     shutil.copytree(toys["whole"].folder, parent / "batch_norm")
-    options: dict[str, Sequence[str]] = {name: ("--run.engine.zero", stage) for name, (_, stage) in ON_ONE.items()}
+    options = {name: words_of(*case) for name, case in (ON_ONE | HALF_ON_ONE).items()}
     options |= {f"single{stage}": ("--run.engine.zero", stage) for stage in ("2", "3")}
     done = run_toys(parent, {**options, "batch_norm": STOPPABLE}, ONE)
-    done |= taken_up(parent, ON_TWO, {**toys, **done}, None)
+    done |= taken_up(parent, ON_TWO | HALF_ON_TWO, {**toys, **done}, None)
     four = (PYTHON, "-m", "cluster", "launch", "--nproc", "4", "--", "tests.cluster.toy_runs")
     return done | taken_up(parent, ON_FOUR, toys, four)
 
@@ -63,6 +73,22 @@ def test_loss_curve_goes_on(toys: dict[str, ToyRun], reshaped: dict[str, ToyRun]
     told = [line for line in run.output.splitlines() if str(run.folder / "checkpoints") in line and " has " in line]
     assert len(told) == (0 if name in native else 1)
     assert all("taken over by parameter" in line for line in told)
+
+
+@pytest.mark.parametrize("name", [*HALF_ON_ONE, *HALF_ON_TWO])
+def test_bfloat16_with_a_frozen_layer_goes_on(toys: dict[str, ToyRun], reshaped: dict[str, ToyRun], name: str) -> None:
+    """To the last bit on as many ranks, for the masters are float32; without ZeRO the optimizer starts afresh."""
+    run, whole = reshaped[name], toys[(HALF_ON_ONE | HALF_ON_TWO)[name][0]]
+    assert run.ended == 0
+    (told,) = [line for line in run.output.splitlines() if str(run.folder / "checkpoints") in line and " has " in line]
+    assert ("taken over by parameter" in told) == (name != "half2_to_z0")
+    assert ("OPTIMIZER STARTS AFRESH" in told) == (name == "half2_to_z0")
+    close = {"half3_2_to_1": 1e-3, "half2_to_z0": 1e-2}.get(name, 0.0)
+    assert run.losses() == pytest.approx(whole.losses(), rel=close, abs=0.0)
+    for key, value in whole.weights().items():
+        torch.testing.assert_close(run.weights()[key], value, rtol=close, atol=2 * close)
+    for key in ("0.weight", "0.bias"):
+        assert torch.equal(run.weights()[key], whole.weights()[key]), "frozen"
 
 
 def test_batch_norm_statistics_are_averaged(toys: dict[str, ToyRun], reshaped: dict[str, ToyRun]) -> None:

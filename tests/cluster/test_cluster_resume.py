@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import subprocess
@@ -19,12 +18,10 @@ from toy_launches import (
     ToyRun,
     assert_same,
     environment,
-    execute,
     run_toys,
     toy_arguments,
 )
 
-from cluster.launch import free_port
 from cluster.preemption import REQUEUE_EXIT_CODE
 
 LAUNCH = (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--")
@@ -109,18 +106,6 @@ def test_only_the_newest_are_kept(toys: dict[str, ToyRun]) -> None:
     assert kept == ["step_00000004", "step_00000006"], "keep is 2 unless it is said"
 
 
-def test_stop_and_same_command_again(toys: dict[str, ToyRun], tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    command = [*LAUNCH, "tests.cluster.toy_run", *toy_arguments(folder, *STOPPABLE, "--kill_at", "6")]
-    stopped = execute(command)
-    assert stopped.returncode == REQUEUE_EXIT_CODE, stopped.stdout
-    assert "stopped at step 7 of 12: run the same command again" in stopped.stdout
-    assert list(ToyRun(folder).records("train/loss")) == list(range(1, 8))
-    again = execute(command)
-    assert again.returncode == 0, again.stdout
-    assert_same(ToyRun(folder), toys["whole"])
-
-
 def test_signal_to_the_launch_command_reaches_the_ranks(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = toy_arguments(folder, "--run.epochs", "100000", "--run.checkpoint.every", "1000000")
@@ -135,20 +120,6 @@ def test_signal_to_the_launch_command_reaches_the_ranks(tmp_path: Path) -> None:
     assert [int(path.name.removeprefix("step_")) for path in checkpoints] == [max(ToyRun(folder).records("train/loss"))]
 
 
-def test_rank_that_dies_ends_the_job(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    port = free_port()
-    launch = (*LAUNCH[:-1], "--master-port", str(port), "--")
-    ended = execute([*launch, "tests.cluster.toy_run", *toy_arguments(folder, "--die_at", "5")])
-    seconds = time.time() - last_record_time(folder)
-    assert ended.returncode not in (0, REQUEUE_EXIT_CODE)
-    assert seconds < 60
-    assert "rank 1 (process" in ended.stdout
-    assert "was the first to end" in ended.stdout
-    assert not (folder / "report.json").exists()
-    assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*")), "DeepSpeed's shared memory is left behind"
-
-
 def wait_for_step(folder: Path, step: int, run: subprocess.Popen[bytes]) -> None:
     deadline = time.time() + LIMIT_SECONDS
     while time.time() < deadline:
@@ -158,7 +129,3 @@ def wait_for_step(folder: Path, step: int, run: subprocess.Popen[bytes]) -> None
             return
         time.sleep(0.2)
     raise AssertionError(f"step {step} was not reached")
-
-
-def last_record_time(folder: Path) -> float:
-    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])["time"]

@@ -48,11 +48,12 @@ def launch(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Launch
     command = ["launch", "--", "tests.cluster.toy_run", *words]
     thread = threading.Thread(target=lambda: done.append(network.cluster(*command)))
     listened: set[tuple[str, int]] = set()
+    there = listening(network.hosts[0])  # SLURM's daemon of the host, where another test has started one
     before = os.umask(0)
     try:
         thread.start()
         while thread.is_alive():
-            listened |= listening(network.hosts[0])
+            listened |= listening(network.hosts[0]) - there
             time.sleep(0.05)
     finally:
         os.umask(before)

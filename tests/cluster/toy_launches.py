@@ -135,6 +135,10 @@ STOPPABLE = ("--dropout", "0.2", "--batch_norm", "true", "--draws", "true", "--r
              "--run.checkpoint.keep", "3", "--run.engine.micro_batch", "4", "--run.engine.zero", "2")  # fmt: skip
 
 
+# As the large presets are trained: a frozen tower, and bfloat16 with float32 masters.
+HALF = ("--run.engine.precision", "bf16", "--frozen", "true", "--run.optimizer.lr", "5e-3")
+
+
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
     """Runs on two ranks under the deepspeed launcher."""
@@ -152,6 +156,8 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
         "bf16": ("--run.engine.precision", "bf16", "--run.epochs", "8", "--run.optimizer.lr", "5e-3"),
         "bf16-0": (*WATCHED, "--run.engine.precision", "bf16", "--run.engine.zero", "0"),
         "bf16-1": (*WATCHED, "--run.engine.precision", "bf16", "--run.engine.zero", "1"),
+        "half2": (*HALF, "--run.engine.zero", "2"),
+        "half3": (*HALF, "--run.engine.zero", "3"),
         "late-data": (*WATCHED, "--late", "data"),
         "late-forward": (*WATCHED, "--late", "forward"),
         "late-zero3": (*WATCHED, "--late", "forward", "--run.engine.zero", "3"),

@@ -41,10 +41,8 @@ class ToyConfig:
     Args:
         run: the run
         kill_at: rank 0 sends itself SIGTERM in this step
-        die_at: the last rank exits hard in this step
         raise_at: the last rank raises an error in this step
         nan_at: the loss of this step is not a number
-        stop_at: the last rank stops itself in this step, as SIGSTOP does
         freeze_at: the last rank sleeps for ever in this step
         nan_batch: this batch of the run, counted from 0, has a value in it that is not a number
         spike_batch: the targets of this batch are a hundred times what they should be
@@ -52,6 +50,7 @@ class ToyConfig:
         batch_norm: normalise the hidden layer over the batch, with statistics of each rank's own
         hub_token: a secret by its name
         note: what rank 0 logs
+        frozen: the first layer is not trained
         draws: add noise to the inputs, of Python's and NumPy's global generators, which no step seeds
         late: where the last rank loses 0.3 seconds of every step
         scrape_at: rank 0 asks its own Prometheus endpoint in this step, and keeps the answer in scrape.txt
@@ -59,10 +58,8 @@ class ToyConfig:
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="unset"))
     kill_at: int = -1
-    die_at: int = -1
     raise_at: int = -1
     nan_at: int = -1
-    stop_at: int = -1
     freeze_at: int = -1
     nan_batch: int = -1
     spike_batch: int = -1
@@ -70,6 +67,7 @@ class ToyConfig:
     batch_norm: bool = False
     hub_token: str | None = None
     note: str | None = None
+    frozen: bool = False
     draws: bool = False
     late: Literal["data", "forward"] | None = None
     scrape_at: int = -1
@@ -135,7 +133,7 @@ class Late(nn.Module):
         return inputs
 
 
-def toy_model(dropout: float, batch_norm: bool, late: float = 0.0) -> nn.Module:
+def toy_model(dropout: float, batch_norm: bool, late: float = 0.0) -> nn.Sequential:
     torch.manual_seed(3)
     norm = nn.BatchNorm1d(32) if batch_norm else Late(late)
     return nn.Sequential(nn.Linear(8, 32), norm, nn.GELU(), nn.Dropout(dropout), nn.Linear(32, 1))
@@ -154,9 +152,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = prepare_folder(config, config.run, rank)
     model = toy_model(config.dropout, config.batch_norm, late.get("forward", 0.0))
     decay = config.run.optimizer.weight_decay
+    model[0].requires_grad_(not config.frozen)
+    trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     engine = build_engine(
         model, groups, config.run, total_steps=total_steps(config.run, len(stream)), world_size=rank.world_size
@@ -165,15 +165,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     def step(engine, batch):
         if engine.global_steps == config.kill_at and rank.is_first:
             os.kill(os.getpid(), signal.SIGTERM)
-        if engine.global_steps == config.die_at and rank.rank == rank.world_size - 1:
-            os._exit(3)
         if engine.global_steps == config.raise_at and rank.rank == rank.world_size - 1:
             raise RuntimeError("asked to fail")
         if engine.global_steps == config.scrape_at and rank.is_first:
             with urlopen(f"http://127.0.0.1:{config.run.monitor.prometheus_port}/metrics") as answer:
                 (folder / "scrape.txt").write_bytes(answer.read())
-        if engine.global_steps == config.stop_at and rank.rank == rank.world_size - 1:
-            os.kill(os.getpid(), signal.SIGSTOP)
         if engine.global_steps == config.freeze_at and rank.rank == rank.world_size - 1:
             time.sleep(1e6)
         if config.draws:

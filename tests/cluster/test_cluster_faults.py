@@ -1,0 +1,46 @@
+"""``cluster faults`` on a SLURM of two nodes: a kill of every kind, real requeues, and the same run in the end."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from loopback_slurm import Slurm
+from toy_launches import BASE, PYTHON, execute
+
+from cluster.sbatch import TEMPLATES
+
+KINDS = ("job", "write", "daemon", "stop", "notice")
+STEPS = 12
+RUN = (*BASE, "--run.engine.hang_minutes", "0.1", "--run.checkpoint.every", "2", "--late", "data", "--dropout", "0.2",
+       "--draws", "true")  # fmt: skip
+
+
+def test_run_that_is_shot_ends_as_one_that_is_not(slurm: Slurm, tmp_path: Path) -> None:
+    """`cluster sbatch --retries` is what puts the job back; ranks are two, one on each node."""
+    folder, template = tmp_path / "trial", tmp_path / "run.sbatch"
+    template.write_text(TEMPLATES["srun"].read_text().replace("--wait=45", "--wait=10"))
+    faults = ("faults", "--launcher", "slurm", "--nodes", "2", "--nproc", "1", "--kills", str(len(KINDS)),
+              "--kinds", f"[{','.join(KINDS)}]", "--folder", str(folder), "--template", str(template))  # fmt: skip
+    done = execute([PYTHON, "-m", "cluster", *faults, "--", "tests.cluster.toy_run", *RUN], slurm.environment)
+    assert done.returncode == 0, done.stdout
+    report = json.loads((folder / "report.json").read_text())
+    assert report["by_kind"] == dict.fromkeys(KINDS, 1)
+    assert report["differences"] == []
+    assert "5 kills survived" in (folder / "report.md").read_text()
+    logs = {re.sub(r"-\d+(?=[.-])", "", path.name, count=1): path.read_text() for path in (folder / "logs").iterdir()}
+    whole, shot = (
+        {f"faults-{name}{end}" for end in (".log", "-0-node0.log", "-1-node1.log")} for name in ("whole", "shot")
+    )
+    assert set(logs) == whole | shot | {"faults-shot.failures"}
+    assert len(logs["faults-shot.failures"].splitlines()) == len(KINDS) - 1, "a job that has its notice has not failed"
+    said = "".join(logs[name] for name in sorted(shot))
+    assert said.count("goes back into the queue") == len(KINDS)
+    assert re.search(rf"stopped at step \d+ of {STEPS}: run the same command again", said)
+    hang = re.search(
+        r"rank (\d) on node\1 \(process \d+\) hangs: not a sign of life for 6 s. It is killed(.*\n)+", said
+    )
+    assert hang, said
+    assert "State:\tT (stopped)" in hang[0]
+    assert "toy_run.py" in hang[0].split("last at:")[1], "its Python stack"
