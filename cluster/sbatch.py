@@ -76,6 +76,12 @@ def values(config: SbatchConfig, run: Sequence[str]) -> dict[str, str]:
     ):
         if getattr(config, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: at least {least} is needed")
+    time = plain("time", config.time, TIME)
+    if 0 < seconds_of(time) <= config.signal_seconds:
+        raise ValueError(
+            f"--time {time} is no more than --signal-seconds {config.signal_seconds}: the run would be told to end as"
+            " it begins, and go back into the queue for ever"
+        )
     ranks = config.ranks_per_node or config.gpus_per_node or CPU_RANKS
     logs = os.path.abspath(config.logs)
     return {
@@ -85,7 +91,7 @@ def values(config: SbatchConfig, run: Sequence[str]) -> dict[str, str]:
         "gpus_per_node": str(config.gpus_per_node or ""),
         "cpus_per_task": str(config.cpus_per_task),
         "cpus_per_node": str(config.cpus_per_task * ranks),
-        "time": plain("time", config.time, TIME),
+        "time": time,
         "partition": plain("partition", config.partition, LIST),
         "account": plain("account", config.account, LIST),
         "qos": plain("qos", config.qos, LIST),
@@ -97,6 +103,17 @@ def values(config: SbatchConfig, run: Sequence[str]) -> dict[str, str]:
         **in_container(config),
         "command": shlex.join([module, *words]),
     }
+
+
+def seconds_of(time: str) -> int:
+    """Of a SLURM time limit: minutes, minutes:seconds, hours:minutes:seconds, or days-hours[:minutes[:seconds]]."""
+    days, dash, clock = time.rpartition("-")
+    numbers = [int(number) for number in clock.split(":")]
+    if dash:
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+    else:
+        hours, minutes, seconds = {1: [0, *numbers, 0], 2: [0, *numbers], 3: numbers}[len(numbers)]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def in_container(config: SbatchConfig) -> dict[str, str]:

@@ -18,7 +18,7 @@ from toy_launches import PYTHON, ROOT, execute
 from cluster.commands import LaunchConfig, SbatchConfig
 from cluster.hostfile import read_hostfile
 from cluster.launch import deepspeed_command, through_pdsh
-from cluster.sbatch import TEMPLATES, render
+from cluster.sbatch import TEMPLATES, render, seconds_of
 
 CPU = {"DS_ACCELERATOR": "cpu"}
 RUN = ["pretrain", "--config", "my run.yaml", "--data.shards", "{pub11,rs3}-train-{0000..0031}.tar"]
@@ -212,6 +212,14 @@ def test_batch_script_hands_the_words_on(words: list[str]) -> None:
     assert shown[shown.index("-m") + 1 :] == ["pretrain", *words]
 
 
+@pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [("10", 600), ("1:30", 90), ("2:00:05", 7205), ("1-2", 93600), ("1-2:03", 93780), ("1-2:03:04", 93784), ("0", 0)],
+)
+def test_time_limits_are_read_as_slurm_does(limit: str, seconds: int) -> None:
+    assert seconds_of(limit) == seconds
+
+
 @pytest.mark.parametrize("launcher", ["srun", "node"])
 @pytest.mark.parametrize(("code", "retries", "requeued"), [(0, 2, 0), (75, 0, 4), (3, 0, 0), (137, 2, 2)])
 def test_job_goes_back_into_the_queue(code: int, retries: int, requeued: int, launcher: str, tmp_path: Path) -> None:
@@ -231,6 +239,8 @@ def test_job_goes_back_into_the_queue(code: int, retries: int, requeued: int, la
         (SbatchConfig(partition="gpu; reboot"), "--partition 'gpu; reboot' has characters"),
         (SbatchConfig(account="$(reboot)"), "--account"),
         (SbatchConfig(time="tomorrow"), "--time 'tomorrow'"),
+        (SbatchConfig(time="5"), "--time 5 is no more than --signal-seconds 300"),
+        (SbatchConfig(time="0-1", signal_seconds=3600), "the run would be told to end as it begins"),
         (SbatchConfig(logs="my logs"), "--logs"),
         (SbatchConfig(nodes=0), "--nodes is 0: at least 1"),
         (SbatchConfig(template="missing.sbatch"), "--template missing.sbatch cannot be read"),
