@@ -1,6 +1,6 @@
 """What does belief look at, and does the model use it? For trained models of a sweep, over their own test images.
 
-    python benchmarks/belief.py --runs runs/evidence/closed/closed-soft/seed-*/closed --prior runs/evidence/prior/export
+    python benchmarks/belief.py --runs runs/evidence/open/one-stage-soft/seed-*/closed --prior runs/evidence/prior/export
 
 Soft belief can only help where three things hold, and each is measured:
 
@@ -137,7 +137,7 @@ def spearman(one: Tensor, other: Tensor) -> float:
 
 def used(model: Any, test: Test) -> dict[str, float]:
     """Mean recall of the trained model as it is, with its map shuffled over the tokens, and without belief."""
-    config = model.config.belief
+    config = model.visual.belief if hasattr(model, "visual") else model.config.belief
     figures = {"mean_recall": recall(model, test)}
     straight = belief_of_model.affinity
     random = torch.Generator().manual_seed(0)
