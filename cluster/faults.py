@@ -139,6 +139,7 @@ def faults(config: FaultsConfig, run: Sequence[str]) -> int:
         "command": list(run),
         "launcher": config.launcher,
         "steps": last,
+        "wanted": config.kills,
         "kills": len(trial.made),
         "by_kind": {kind: sum(kill.kind == kind for kill in trial.made) for kind in config.kinds},
         "seconds_whole": round(whole_seconds, 1),
@@ -244,6 +245,8 @@ def text_of(report: dict[str, Any], kills: list[Kill]) -> str:
         if report["same"]
         else "NOT THE SAME: " + "; ".join(report["differences"][:5])
     )
+    left = report["wanted"] - report["kills"]
+    short = [f"THE RUN ENDED BEFORE {left} MORE KILLS: take more steps, or fewer kills."] if left else []
     lines = [
         f"# {report['kills']} kills survived ({kinds})",
         "",
@@ -251,6 +254,7 @@ def text_of(report: dict[str, Any], kills: list[Kill]) -> str:
         f"{report['seconds_whole']} s without a kill, {report['seconds_shot']} s with them:"
         f" {report['seconds_lost_a_kill']} s lost a kill.",
         verdict,
+        *short,
         "",
         *(f"* {kill.text()}" for kill in kills),
     ]

@@ -218,6 +218,7 @@ def wait_for(command: Sequence[str], launcher: str) -> int:
         if source
     ]
     watch = RankWatch(process.pid) if watched else None
+    step_daemon = os.getppid() if launcher == "node" and "SLURM_STEP_ID" in os.environ else None
     told = 0
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -235,6 +236,10 @@ def wait_for(command: Sequence[str], launcher: str) -> int:
             time.sleep(POLL_SECONDS)
             if watch:
                 watch.look()
+            if step_daemon not in (None, os.getppid()):
+                logger.error("SLURM's step daemon, process %s, is gone: the ranks of this node end", step_daemon)
+                step_daemon = None
+                tell_ranks(process.pid, launcher, at_once=True)
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)
