@@ -221,6 +221,13 @@ class PlanConfig:
     table: str | None = None
     json: bool = False
 
+    def __post_init__(self) -> None:
+        names = ("global_batch", "micro_batch", "throughput", "mfu", "peak_tflops", "pairs", "epochs", "loader_rate")
+        over_zero(self, *names, "workers", "kilobytes_an_image", "disk_gbytes")
+        shares(self, "mfu", "fragmentation")
+        if self.reserve_gb < 0:
+            raise ValueError(f"reserve_gb must not be negative, but is {self.reserve_gb}")
+
 
 @dataclass
 class SimulateConfig:
@@ -263,3 +270,25 @@ class SimulateConfig:
     table: str | None = None
     output: str | None = None
     json: bool = False
+
+    def __post_init__(self) -> None:
+        names = ("images_per_second", "mfu", "peak_tflops", "batch", "global_batch", "gpus", "loader_rate")
+        over_zero(self, *names)
+        shares(self, "mfu", "overlap", "stragglers")
+        if self.gpus & (self.gpus - 1):
+            raise ValueError(f"gpus must be a power of two, but is {self.gpus}")
+
+
+def over_zero(config: object, *names: str) -> None:
+    """Raises ValueError for a number that is there and not over 0."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be over 0, but is {value}")
+
+
+def shares(config: object, *names: str) -> None:
+    """Raises ValueError for what is no share of a whole."""
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must be between 0 and 1, but is {getattr(config, name)}")

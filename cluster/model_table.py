@@ -76,7 +76,8 @@ def load_table(preset: str, precision: str, file: str | None = None) -> ModelTab
         command += ["--memory", "true", "--precision", precision]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise ValueError(f"{' '.join(command[1:])} failed: {done.stderr.strip().splitlines()[-1:]}")
+            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise ValueError(f"python {' '.join(command[1:])} failed: {last}")
         text, where = done.stdout, f"the summary of {preset}"
     try:
         return parse_table(json.loads(text))

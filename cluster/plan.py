@@ -121,8 +121,6 @@ def timed(table: ModelTable, config: PlanConfig, choice: Choice, count: int) -> 
         peak = peak_of(table, config)
         rate = config.mfu * peak * 1e12 / table.flops(False, False)
         source = f"estimated: {table.flops(False, False) / 1e9:.1f} GFLOPs a pair, {peak:g} TFLOP/s, MFU {config.mfu:g}"
-    if not rate > 0:
-        raise ValueError(f"images a second of a GPU must be over 0, not {rate}")
     work = Work(
         seconds_a_sample=slower / rate, trained=table.trained, frozen=table.frozen, width=table.width,
         bytes_a_parameter=BYTES[config.precision], zero=setting.zero,
@@ -240,7 +238,7 @@ def as_text(config: PlanConfig, choice: Choice, found: dict[str, Any]) -> str:
                     ("compute", "stragglers", "gradients", "parameters", "features", "data")),
         f"  compute is {found['compute_from']}",
         f"{found['images_per_second']:,.0f} images/s; an epoch of {config.pairs:,} pairs is {found['steps_an_epoch']:,}"
-        f" steps; {config.epochs} epochs take {found['days']:.2f} days", "",
+        f" steps; {config.epochs} epochs take {found['days']:.2f} days ({24 * found['days']:.1f} hours)", "",
         f"data: {data['images_per_second_a_rank']:,.0f} images/s a rank,"
         f" {data['megabytes_per_second']:,.0f} MB/s in all; {workers}",
         f"shards: {data['readers']} processes read at once; any number of shards will do,"
@@ -252,8 +250,6 @@ def as_text(config: PlanConfig, choice: Choice, found: dict[str, Any]) -> str:
 def simulate(config: SimulateConfig) -> str:
     """Weak- and strong-scaling curves as text or JSON, and the plot where one is asked for."""
     table = load_table(config.preset, config.precision, config.table)
-    if config.gpus < 1 or config.batch < 1:
-        raise ValueError(f"--gpus {config.gpus} and --batch {config.batch} must be at least 1")
     rate = config.images_per_second or config.mfu * peak_of(table, config) * 1e12 / table.flops(False, False)
     work = Work(
         seconds_a_sample=1 / rate, trained=table.trained, frozen=table.frozen, width=table.width,

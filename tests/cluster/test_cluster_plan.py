@@ -188,6 +188,23 @@ def test_plans_that_make_no_sense(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["plan", "--epochs", "0"], "epochs must be over 0, but is 0"),
+        (["plan", "--disk_gbytes", "0"], "disk_gbytes must be over 0"),
+        (["plan", "--mfu", "3"], "mfu must be between 0 and 1, but is 3.0"),
+        (["plan", "--reserve_gb", "-3"], "reserve_gb must not be negative"),
+        (["simulate", "--gpus", "12"], "gpus must be a power of two, but is 12"),
+        (["simulate", "--network.inter_gbytes", "0"], "network.inter_gbytes must be over 0"),
+    ],
+)
+def test_numbers_that_make_no_sense(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert message in capsys.readouterr().err
+
+
 def test_simulate_writes_curves_and_a_plot(
     table_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
