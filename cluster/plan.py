@@ -20,7 +20,7 @@ from typing import Any
 from cluster.commands import PlanConfig, SimulateConfig
 from cluster.memory import BYTES, Memory, Setting, estimate, largest_micro_batch
 from cluster.model_table import ModelTable, load_table
-from cluster.simulate import StepTime, Work, as_dict, plot, step_time, strong_scaling, weak_scaling
+from cluster.simulate import PARTS, StepTime, Work, as_dict, plot, step_time, strong_scaling, weak_scaling
 from cluster.simulate import table as scaling_table
 
 GB = 1e9
@@ -123,7 +123,7 @@ def timed(table: ModelTable, config: PlanConfig, choice: Choice, count: int) -> 
         source = f"estimated: {table.flops(False, False) / 1e9:.1f} GFLOPs a pair, {peak:g} TFLOP/s, MFU {config.mfu:g}"
     work = Work(
         seconds_a_sample=slower / rate, trained=table.trained, frozen=table.frozen, width=table.width,
-        bytes_a_parameter=BYTES[config.precision], zero=setting.zero,
+        loss_flops=loss_flops(table, config), bytes_a_parameter=BYTES[config.precision], zero=setting.zero,
         micro_batches=setting.share // setting.micro_batch, cached=choice.grad_cache,
         loader_rate=None if loader is None else loader * config.workers,
     )  # fmt: skip
@@ -137,6 +137,12 @@ def peak_of(table: ModelTable, config: PlanConfig | SimulateConfig) -> float:
     if config.gpu not in table.peaks:
         raise ValueError(f"--gpu {config.gpu} is not known ({', '.join(table.peaks)}): give its --peak_tflops")
     return table.peaks[config.gpu][0 if BYTES[config.precision] == 2 else 1]
+
+
+def loss_flops(table: ModelTable, config: PlanConfig | SimulateConfig) -> float | None:
+    """FLOP/s of the loss, which is in float32 whatever the run's precision; of an unknown GPU by --peak_tflops."""
+    peak = table.peaks[config.gpu][1] if config.gpu in table.peaks else config.peak_tflops
+    return config.mfu * peak * 1e12 if peak else None
 
 
 def bench_rate(file: str, preset: str) -> float:
@@ -234,8 +240,7 @@ def as_text(config: PlanConfig, choice: Choice, found: dict[str, Any]) -> str:
         f"largest micro batch: {micro}", "",
         f"run.engine: {{{', '.join(engine)}}}", "",
         f"step {1e3 * found['step_seconds']:.0f} ms: "
-        + ", ".join(f"{name} {1e3 * step[name]:.0f}" for name in
-                    ("compute", "stragglers", "gradients", "parameters", "features", "data")),
+        + ", ".join(f"{name} {1e3 * step[name]:.0f}" for name in PARTS),
         f"  compute is {found['compute_from']}",
         f"{found['images_per_second']:,.0f} images/s; an epoch of {config.pairs:,} pairs is {found['steps_an_epoch']:,}"
         f" steps; {config.epochs} epochs take {found['days']:.2f} days ({24 * found['days']:.1f} hours)", "",
@@ -253,7 +258,8 @@ def simulate(config: SimulateConfig) -> str:
     rate = config.images_per_second or config.mfu * peak_of(table, config) * 1e12 / table.flops(False, False)
     work = Work(
         seconds_a_sample=1 / rate, trained=table.trained, frozen=table.frozen, width=table.width,
-        bytes_a_parameter=BYTES[config.precision], zero=int(config.zero), overlap=config.overlap,
+        loss_flops=loss_flops(table, config), bytes_a_parameter=BYTES[config.precision], zero=int(config.zero),
+        overlap=config.overlap,
         stragglers=config.stragglers, loader_rate=config.loader_rate,
     )  # fmt: skip
     ranks = [1 << power for power in range(config.gpus.bit_length())]

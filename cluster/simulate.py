@@ -7,6 +7,8 @@ A step is, for W ranks with b samples each of a global batch N = W b:
 
     compute     FLOPs / (peak x MFU), or b / measured images a second; times 1 + cv x E[max of W standard normals],
                 for all wait for the slowest (Blom's approximation of the expected maximum)
+    loss        four products of b x d and d x N matrices in float32: similarities, computed again in the backward pass,
+                and the gradients of both sides (model/losses.py). It grows with the global batch
     gradients   ZeRO 0, 1 and 2: all-reduce, for DeepSpeed 0.19 reduces whole buckets and keeps its part; 3: reduce-
                 scatter. In buckets, each with its latency; ZeRO 2 and 3 do it after every micro batch
     parameters  ZeRO 1 and 2: one all-gather after the step; 3: one for each micro batch, and those that are used again
@@ -16,17 +18,18 @@ A step is, for W ranks with b samples each of a global batch N = W b:
 
 A share of the gradients' collectives hides behind the backward pass, two thirds of compute, and under ZeRO-3 of the
 parameters' too; features and ZeRO-2's all-gather wait for nobody and nobody for them: they add up. cluster.network has
-the collectives. What the model leaves out: congestion between jobs, topology beyond two levels, the loss itself.
+the collectives. What the model leaves out: congestion between jobs, and topology beyond two levels.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 
 from cluster.network import Network
 
+PARTS = ("compute", "loss", "stragglers", "gradients", "parameters", "features", "data")
 BACKWARD = 2 / 3  # share of compute in the backward pass, where a forward pass is one half of it
 
 
@@ -41,6 +44,7 @@ class Work:
         frozen: parameters that are not, which ZeRO-3 shards too
         bytes_a_parameter: 2 for bf16, 4 for fp32
         width: of the shared embedding space
+        loss_flops: a second, in float32, of a rank in the loss; None: it costs nothing
         zero: stage
         micro_batches: of a step
         cached: each micro batch has a forward pass more, for gradient caching
@@ -59,6 +63,7 @@ class Work:
     frozen: int = 0
     bytes_a_parameter: int = 2
     width: int = 512
+    loss_flops: float | None = None
     zero: int = 2
     micro_batches: int = 1
     cached: bool = False
@@ -78,6 +83,7 @@ class StepTime:
         ranks: GPUs
         batch: samples a rank
         compute: without waiting
+        loss: products of all pairs' features
         stragglers: waiting for the slowest rank
         gradients: of their collectives, what does not hide
         parameters: of theirs
@@ -88,6 +94,7 @@ class StepTime:
     ranks: int
     batch: float
     compute: float
+    loss: float
     stragglers: float
     gradients: float
     parameters: float
@@ -96,7 +103,7 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        return self.compute + self.stragglers + self.gradients + self.parameters + self.features + self.data
+        return sum(getattr(self, name) for name in PARTS)
 
     @property
     def images_per_second(self) -> float:
@@ -113,6 +120,7 @@ def step_time(work: Work, network: Network, ranks: int, batch: float) -> StepTim
     compute = work.seconds_a_step + batch * work.seconds_a_sample
     crowd = 1.0 if work.cores is None else max(1.0, ranks / work.cores)
     compute *= crowd
+    loss = crowd * 4 * 2 * batch * ranks * batch * work.width / work.loss_flops if work.loss_flops else 0.0
     waiting = compute * work.stragglers * expected_maximum(ranks)
     gradients, parameters = (crowd * seconds for seconds in collectives(work, network, ranks))
     room = work.overlap * BACKWARD * compute
@@ -121,9 +129,9 @@ def step_time(work: Work, network: Network, ranks: int, batch: float) -> StepTim
     if work.zero == 3:
         parameters -= min(parameters, work.overlap * compute - hidden)
     features = crowd * feature_exchange(work, network, ranks, batch)
-    busy = compute + waiting + gradients + parameters + features
+    busy = StepTime(ranks, batch, compute, loss, waiting, gradients, parameters, features, data=0.0)
     loading = batch / work.loader_rate if work.loader_rate else 0.0
-    return StepTime(ranks, batch, compute, waiting, gradients, parameters, features, max(0.0, loading - busy))
+    return replace(busy, data=max(0.0, loading - busy.seconds))
 
 
 def collectives(work: Work, network: Network, ranks: int) -> tuple[float, float]:
@@ -162,15 +170,14 @@ def efficiency(steps: list[StepTime]) -> list[float]:
 
 
 def table(steps: list[StepTime]) -> str:
-    lines = ["| GPUs | batch a GPU | step, ms | images/s | efficiency | compute | stragglers | gradients | parameters |"
-             " features | data |", "|---:" * 11 + "|"]  # fmt: skip
+    lines = ["| GPUs | batch a GPU | step, ms | images/s | efficiency | " + " | ".join(PARTS) + " |",
+             "|---:" * (5 + len(PARTS)) + "|"]  # fmt: skip
     for step, share in zip(steps, efficiency(steps), strict=True):
-        parts = (step.compute, step.stragglers, step.gradients, step.parameters, step.features, step.data)
+        parts = " | ".join(f"{1e3 * getattr(step, name):.1f}" for name in PARTS)
         lines.append(
             f"| {step.ranks} | {step.batch:g} | {1e3 * step.seconds:.1f} | {step.images_per_second:,.0f} |"
-            f" {share:.0%} | "
-            + " | ".join(f"{1e3 * part:.1f}" for part in parts) + " |"
-        )  # fmt: skip
+            f" {share:.0%} | {parts} |"
+        )
     return "\n".join(lines)
 
 
@@ -195,10 +202,10 @@ def plot(weak: list[StepTime], strong: list[StepTime], title: str, path: str) ->
                label=f"strong: {whole:,} in all")  # fmt: skip
     speed.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="images/s", title=title)
     speed.set_xscale("log", base=2)
+    speed.set_xticks(ranks, [str(each) for each in ranks])
     speed.legend()
-    names = ("compute", "stragglers", "gradients", "parameters", "features", "data")
-    parts = [[getattr(step, name) / step.seconds for step in weak] for name in names]
-    shares.stackplot(range(len(ranks)), parts, labels=names)
+    parts = [[getattr(step, name) / step.seconds for step in weak] for name in PARTS]
+    shares.stackplot(range(len(ranks)), parts, labels=PARTS)
     shares.set_xticks(range(len(ranks)), [str(each) for each in ranks])
     shares.set(xlabel="GPUs", ylabel="share of a step", title="weak scaling", ylim=(0, 1))
     shares.legend(loc="lower left", fontsize="small")
