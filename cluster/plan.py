@@ -181,10 +181,9 @@ def figures(
     readers = ranks * (workers or config.workers)
     checkpoint = BYTES[config.precision] * (table.trained + table.frozen) + 12.0 * table.trained
     micro = {
-        f"zero{stage}{', checkpointing' if again else ''}": largest_micro_batch(
-            table, replace(setting, zero=stage, checkpointing=again, offload="none"), usable
-        )
-        for stage in (0, 1, 2, 3) for again in (False, True)
+        name: [largest_micro_batch(table, replace(setting, zero=stage, checkpointing=again, offload="none"), usable)
+               for stage in range(4)]
+        for name, again in (("plain", False), ("checkpointing", True))
     }  # fmt: skip
     return {
         "preset": table.preset, "parameters": table.trained + table.frozen, "trained": table.trained,
@@ -230,14 +229,16 @@ def as_text(config: PlanConfig, choice: Choice, found: dict[str, Any]) -> str:
             f"{data['workers_a_rank']} workers a rank at {data['loader_images_per_second_a_worker']:.0f} images/s each"
         )
     step = found["step"]
-    micro = ", ".join(f"{name} {size}" for name, size in found["largest_micro_batch"].items())
+    micro = [f"  {name:44}" + "".join(f"{size:8}" for size in sizes)
+             for name, sizes in found["largest_micro_batch"].items()]  # fmt: skip
     checkpoint = found["checkpoint"]
     return "\n".join([
         f"{found['preset']}, {found['parameters'] / 1e6:.1f} M parameters, {found['trained'] / 1e6:.1f} M trained,"
         f" on {config.gpus}",
         f"  {found['why']}", "",
         "memory of a GPU, GB", *(f"  {name:20} {size / GB:8.2f}" for name, size in rows),
-        f"largest micro batch: {micro}", "",
+        f"largest micro batch, of {setting.share} pairs a GPU; ZeRO{''.join(f'{stage:8}' for stage in range(4))}",
+        *micro, "",
         f"run.engine: {{{', '.join(engine)}}}", "",
         f"step {1e3 * found['step_seconds']:.0f} ms: "
         + ", ".join(f"{name} {1e3 * step[name]:.0f}" for name in PARTS),
