@@ -3,7 +3,7 @@
     python -m cluster launch --nproc 2 -- benchmarks.rank_memory REQUEST.json
 
 REQUEST.json is ``{"preset": ..., "runs": [{"zero": "2", "batch": 8, "bucket": 500000}, ...]}``, batch for each
-rank; rank 0 writes REQUEST.json.measured, a list with one record a run, bytes of rank 0:
+rank; rank 0 writes REQUEST.json.measured, a list with one record a run, bytes of the rank that has most:
 
     parameters, gradients, optimizer     storages that the engine holds (gradients: after the backward pass)
     peak                                 most that the allocator had handed out at once during the second step
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from cluster.config import EngineConfig, OptimizerConfig, RunConfig
@@ -125,7 +126,14 @@ def measured(preset: str, wanted: dict[str, Any], rank: Rank, folder: Path) -> d
     held["parameters"] = storage_bytes(parameters)
     held["optimizer"] = storage_bytes([*parameters, *optimizer]) - held["parameters"]
     engine.destroy()
-    return {**wanted, "world_size": rank.world_size, **held, **allocations(watch)}
+    return {**wanted, "world_size": rank.world_size, **most({**held, **allocations(watch)})}
+
+
+def most(figures: dict[str, int]) -> dict[str, int]:
+    """The largest over the ranks, each figure by itself."""
+    values = torch.tensor(list(figures.values()))
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return dict(zip(figures, values.tolist(), strict=True))
 
 
 def allocations(watch: Any) -> dict[str, int]:

@@ -3,8 +3,9 @@
     python -m benchmarks.zero_memory [--preset priorclip-tiny] [--ranks 2 4] [--batch 16] [--bucket 200000]
     python -m benchmarks.zero_memory --preset priorclip-b32 --ranks 2 --batch 4 --bucket 5000000 --plain
 
-Ranks are CPU processes under gloo with random weights; figures are rank 0's, in MB. `states` is theory against
-what is held of parameters + gradients + optimizer, `most at once` the estimate against the peak of the second step.
+Ranks are CPU processes under gloo with random weights; figures are those of the rank that has most, in MB. `states` is
+theory against what is held of parameters + gradients + optimizer, `most at once` the estimate against the peak of the
+second step.
 """
 
 from __future__ import annotations

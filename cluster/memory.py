@@ -11,10 +11,11 @@ With P trained parameters, b bytes each, W ranks (Rajbhandari et al., ZeRO, SC 2
     2       b P          b P / W     12 P / W
     3       b P / W      b P / W     12 P / W; parameters under the persistence threshold stay whole
 
-In float32, too, DeepSpeed keeps masters apart from the parameters, from stage 1 on. Frozen parameters stay whole but
-under ZeRO-3. A step adds activations, which go while gradients come; the bucket that gradients are reduced in; under
-ZeRO-3 the parameters that are gathered at the time; features of all ranks and pieces of their similarity matrix; and at
-its end a float32 copy of the gradients that are stepped.
+Under ZeRO 1 and 2 a rank keeps whole the gradient of a parameter that the boundary of its share cuts: with many ranks,
+a large embedding outweighs the share. In float32, too, DeepSpeed keeps masters apart from the parameters, from stage 1
+on. Frozen parameters stay whole but under ZeRO-3. A step adds activations, which go while gradients come; the bucket
+that gradients are reduced in; under ZeRO-3 the parameters that are gathered at the time; features of all ranks and
+pieces of their similarity matrix; and at its end a float32 copy of the gradients that are stepped.
 """
 
 from __future__ import annotations
@@ -98,8 +99,10 @@ def estimate(table: ModelTable, setting: Setting) -> Memory:
         optimizer = 8.0 * trained
     if stage >= 1:
         optimizer /= ranks
-    if stage >= 2 or (stage == 1 and setting.micro_batch == setting.share):
+    if stage == 3:
         gradients /= ranks
+    elif stage == 2 or (stage == 1 and setting.micro_batch == setting.share):
+        gradients = float(each * held_whole(table.tensors, ranks))
     if stage == 3:
         small = sum(size for size in (*table.tensors, *table.frozen_tensors) if size <= setting.persistent)
         whole = parameters
@@ -124,6 +127,16 @@ def estimate(table: ModelTable, setting: Setting) -> Memory:
     return Memory(
         parameters, gradients, optimizer, gathered, max(level for _, level in levels), losses, bucket, peak, host
     )
+
+
+def held_whole(tensors: list[int], ranks: int) -> int:
+    """Elements of all tensors that lie in a rank's share of them, cut ones whole; of the rank that has most."""
+    share, place, held = sum(tensors) / ranks, 0, [0] * ranks
+    for size in tensors:
+        for rank in range(int(place / share), min(ranks - 1, int((place + size - 1) / share)) + 1):
+            held[rank] += size
+        place += size
+    return max(held)
 
 
 def stepping(setting: Setting, each: int, trained: int) -> float:
