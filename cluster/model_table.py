@@ -9,11 +9,14 @@ This package knows no models: the summary comes from a process of its own, or fr
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def load_table(preset: str, precision: str, file: str | None = None) -> ModelTab
     else:
         command = [sys.executable, "-m", "model", "summary", "--preset", preset, "--format", "json"]
         command += ["--memory", "true", "--precision", precision]
+        logger.info("python %s: a minute for a large preset; its output is --table's", " ".join(command[1:]))
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
