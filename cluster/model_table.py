@@ -70,7 +70,8 @@ def load_table(preset: str, precision: str, file: str | None = None) -> ModelTab
     """Of the preset, or of the file that holds ``python -m model summary --memory --format json``.
 
     Raises:
-        ValueError: the file is something else, or the summary could not be made; the message has its reason.
+        ValueError: the file is of another preset or precision, or something else; or the summary could not be made, and
+            the message has its reason.
     """
     if file is not None:
         text, where = Path(file).read_text(), file
@@ -84,7 +85,12 @@ def load_table(preset: str, precision: str, file: str | None = None) -> ModelTab
             raise ValueError(f"python {' '.join(command[1:])} failed: {last}")
         text, where = done.stdout, f"the summary of {preset}"
     try:
-        return parse_table(json.loads(text))
+        values = json.loads(text)
+        if (values["preset"], values["precision"]) != (preset, precision):
+            raise ValueError(
+                f"{where} is of {values['preset']} in {values['precision']}, not of {preset} in {precision}"
+            )
+        return parse_table(values)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{where} is no output of 'python -m model summary --memory --format json': {error!r}"

@@ -214,14 +214,12 @@ def as_text(config: PlanConfig, choice: Choice, found: dict[str, Any]) -> str:
     if memory.host:
         rows.append(("on the host", memory.host))
     engine = [
-        f"zero: {'zero2-offload' if setting.offload != 'none' and setting.zero == 2 else setting.zero}",
+        f"zero: {setting.zero if setting.offload == 'none' else f'zero{setting.zero}-offload'}",
         f"precision: {setting.precision}",
         f"global_batch: {found['global_batch']}",
         f"micro_batch: {setting.micro_batch if choice.grad_cache else 'null'}",
         f"grad_checkpointing: {str(setting.checkpointing).lower()}",
     ]
-    if setting.offload != "none" and setting.zero == 3:
-        engine[0] = "zero: zero3-offload"
     if data["workers_a_rank"] is None:
         workers = "measure a core's rate with 'python -m data_shards bench' and give it as --loader or --loader_rate"
     else:

@@ -181,6 +181,7 @@ def test_plan_saves_memory_where_it_must(table_file: Path, capsys: pytest.Captur
         (["--gpu", "Abacus"], "--gpu Abacus is not known"),
         (["--gpus", "1x2.1GB", "--zero", "0", "--micro_batch", "512"], "does not fit"),
         (["--bench", "setup.py"], "--bench setup.py: no output of 'python -m model bench"),
+        (["--precision", "fp32"], "tiny.json is of priorclip-tiny in bf16, not of priorclip-tiny in fp32"),
         (["--table", "setup.py"], "setup.py is no output of 'python -m model summary"),
     ],
 )
