@@ -144,7 +144,8 @@ def stepping(setting: Setting, each: int, trained: int) -> float:
     if setting.zero == 0:
         return (each * min(trained, FLATTENED) if setting.ranks > 1 else 0.0) + (4.0 * trained if each == 2 else 0.0)
     flat = 4.0 * trained / setting.ranks
-    return flat if each == 4 else flat + each * trained / setting.ranks
+    copies = (each == 2) + (setting.zero == 1)  # in the run's precision: to be cast, and what ZeRO-1 kept until now
+    return flat + copies * each * trained / setting.ranks
 
 
 def loss_bytes(width: int, setting: Setting) -> float:
