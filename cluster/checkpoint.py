@@ -29,6 +29,7 @@ import torch.distributed as dist
 
 from cluster.config import CheckpointConfig
 from cluster.generators import restore_generators
+from cluster.nvme import is_swapped, states_to_disk
 
 logger = logging.getLogger(__name__)
 
@@ -192,10 +193,16 @@ def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
     if written != mine and not written.zero_stage == mine.zero_stage == 0:
         from cluster.universal import load_reshaped
 
+        if is_swapped(engine):
+            raise ValueError(
+                f"{checkpoint} is of {written.world_size} ranks and ZeRO stage {written.zero_stage}: with offload"
+                " to nvme only as many ranks and stage 3 resume it. Take zero3-offload, if only for a checkpoint"
+            )
         state = load_reshaped(engine, checkpoint, written)
         restore_generators(checkpoint)
         return state
-    path, client_state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    with states_to_disk(engine):
+        path, client_state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     if path is None:
         raise ValueError(f"{checkpoint}: DeepSpeed could not load it")
     if written == mine:

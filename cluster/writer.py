@@ -50,6 +50,7 @@ from cluster.checkpoint import (
 )
 from cluster.config import CheckpointConfig
 from cluster.generators import generator_states, generators_name
+from cluster.nvme import states_in_memory
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +169,8 @@ class Writer:
         self.staging.files = {}
         self.staging.snapshot.begin()
         client = {"run": state, "parameters": parameter_names(self.engine)}
-        self.engine.save_checkpoint(str(self.folder), tag=partial.name, client_state=client, save_latest=False)
+        with states_in_memory(self.engine):
+            self.engine.save_checkpoint(str(self.folder), tag=partial.name, client_state=client, save_latest=False)
         buffers = buffers_of(self.engine.module)
         if buffers:
             self.staging.files[buffers_name(self.rank)] = self.staging.snapshot.of(buffers)
@@ -259,9 +261,6 @@ class Writer:
         if self.rank == 0 and self.engine.zero_optimization():
             self.copy_scripts(str(partial))
             sums |= {path.name: digest(path) for path in partial.glob("zero_to_*.py")}
-        # With offload to NVMe, DeepSpeed has copied the optimizer's files before the step went on.
-        offloaded = partial / "offloaded_tensors" / f"rank{self.rank:0>2d}"
-        sums |= {str(path.relative_to(partial)): digest(path) for path in offloaded.rglob("*") if path.is_file()}
         return sums
 
     def publish_all(self, partial: Path, record: dict[str, Any], reports: list[str]) -> str:

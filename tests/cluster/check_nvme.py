@@ -19,6 +19,8 @@ from toy_launches import ToyRun, assert_same, run_toys
 from cluster.engine import settings_file
 from cluster.preemption import REQUEUE_EXIT_CODE
 
+HIDDEN = 100_000
+
 
 @pytest.fixture(scope="module")
 def nvme(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -29,35 +31,43 @@ def nvme(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(tmp_path_factory: pytest.TempPathFactory, nvme: Path) -> dict[str, ToyRun]:
     parent = tmp_path_factory.mktemp("runs")
     settings = json.loads(settings_file("zero3-nvme").read_text())
-    # The toy's parameters are small: so that they are sharded and swapped, too.
+    # Every parameter is sharded; those of which a rank has a megabyte are swapped, here the first layer.
     settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
+    settings["zero_optimization"]["offload_param"] |= {"buffer_size": 8 * HIDDEN}
     file = parent / "small.json"
     file.write_text(json.dumps(settings))
-    plain = ("--run.engine.zero", str(file), "--run.engine.nvme_path", str(nvme))
+    plain = ("--hidden", str(HIDDEN), "--run.engine.zero", str(file), "--run.engine.nvme_path", str(nvme))
     stopping = (*plain, "--dropout", "0.2", "--run.checkpoint.every", "4")
     options = {
         "plain": plain,
         "whole": stopping,
         "part": (*stopping, "--kill_at", "6"),
         "again": (*stopping, "--run.dir", str(parent / "toys" / "part")),
+        "leaving": (*stopping, "--kill_at", "6"),
+        "left": (*stopping, "--run.engine.zero", "3", "--run.dir", str(parent / "toys" / "leaving")),
     }
     return run_toys(parent / "toys", options)
 
 
 def test_it_trains_what_one_process_would(runs: dict[str, ToyRun]) -> None:
-    losses, norms, _, weights = reference(epochs=2, clip=1.0)
+    losses, norms, _, weights = reference(epochs=2, clip=1.0, hidden=HIDDEN)
     run = runs["plain"]
     assert run.ended == 0
     assert run.losses() == pytest.approx(losses, rel=1e-5)
     assert list(run.records("train/grad_norm").values()) == pytest.approx(norms, rel=1e-4)
     for name, value in run.weights().items():
-        torch.testing.assert_close(value.double(), weights[name], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(value.double(), weights[name], rtol=1e-4, atol=1e-5)
 
 
 def test_it_goes_on_as_if_it_had_not_stopped(runs: dict[str, ToyRun]) -> None:
     assert runs["part"].ended == REQUEUE_EXIT_CODE
     assert runs["again"].ended == 0
     assert_same(runs["part"], runs["whole"])
+
+
+def test_its_checkpoints_are_those_of_plain_zero_3(runs: dict[str, ToyRun]) -> None:
+    assert (runs["leaving"].ended, runs["left"].ended) == (REQUEUE_EXIT_CODE, 0)
+    assert runs["leaving"].losses() == pytest.approx(runs["whole"].losses(), rel=1e-6)
 
 
 def test_states_are_on_the_disk(runs: dict[str, ToyRun], nvme: Path) -> None:

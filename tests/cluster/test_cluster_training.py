@@ -19,13 +19,13 @@ LR, DECAY, BATCH = 5e-4, 0.2, 16
 
 
 def reference(
-    epochs: int, clip: float, lr: float = LR, order: Sequence[int | None] | None = None
+    epochs: int, clip: float, lr: float = LR, order: Sequence[int | None] | None = None, hidden: int = 32
 ) -> tuple[list[float], list[float], list[float], dict[str, torch.Tensor]]:
     """(losses, gradient norms, learning rates, weights) of one float64 process on the global batch, no DeepSpeed.
 
     ``order`` has the batch of each step, None for a step in which nothing is learnt.
     """
-    model = toy_model(dropout=0.0, batch_norm=False).double()
+    model = toy_model(dropout=0.0, batch_norm=False, hidden=hidden).double()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]

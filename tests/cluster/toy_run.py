@@ -47,6 +47,7 @@ class ToyConfig:
         nan_batch: this batch of the run, counted from 0, has a value in it that is not a number
         spike_batch: the targets of this batch are a hundred times what they should be
         dropout: of the hidden layer
+        hidden: width of the hidden layer
         batch_norm: normalise the hidden layer over the batch, with statistics of each rank's own
         hub_token: a secret by its name
         note: what rank 0 logs
@@ -64,6 +65,7 @@ class ToyConfig:
     nan_batch: int = -1
     spike_batch: int = -1
     dropout: float = 0.0
+    hidden: int = 32
     batch_norm: bool = False
     hub_token: str | None = None
     note: str | None = None
@@ -133,10 +135,10 @@ class Late(nn.Module):
         return inputs
 
 
-def toy_model(dropout: float, batch_norm: bool, late: float = 0.0) -> nn.Sequential:
+def toy_model(dropout: float, batch_norm: bool, late: float = 0.0, hidden: int = 32) -> nn.Sequential:
     torch.manual_seed(3)
-    norm = nn.BatchNorm1d(32) if batch_norm else Late(late)
-    return nn.Sequential(nn.Linear(8, 32), norm, nn.GELU(), nn.Dropout(dropout), nn.Linear(32, 1))
+    norm = nn.BatchNorm1d(hidden) if batch_norm else Late(late)
+    return nn.Sequential(nn.Linear(8, hidden), norm, nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, 1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -150,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     batch, seconds = config.run.engine.global_batch, late.get("data", 0.0)
     stream = ToyStream(batch, rank.rank, rank.world_size, seconds, config.nan_batch, config.spike_batch)
     folder = prepare_folder(config, config.run, rank)
-    model = toy_model(config.dropout, config.batch_norm, late.get("forward", 0.0))
+    model = toy_model(config.dropout, config.batch_norm, late.get("forward", 0.0), config.hidden)
     decay = config.run.optimizer.weight_decay
     model[0].requires_grad_(not config.frozen)
     trained = [p for p in model.parameters() if p.requires_grad]
