@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.launched import asked
-from cluster.memory import BYTES
+from cluster.memory import BYTES, PERSISTENT
 from cluster.model_table import ModelTable, load_table
 from cluster.network import Network
 from cluster.simulate import Work, step_time
@@ -112,7 +112,8 @@ def work_of(table: ModelTable, line: tuple[float, float], zero: int, sharing: fl
     fixed, sample = line
     return Work(
         seconds_a_sample=sharing * sample, seconds_a_step=sharing * fixed, trained=table.trained, frozen=table.frozen,
-        bytes_a_parameter=BYTES["fp32"], width=table.width, zero=zero, overlap=0.0, stragglers=0.0,
+        bytes_a_parameter=BYTES["fp32"], width=table.width, zero=zero,
+        persistent=len(table.persistent(PERSISTENT)), overlap=0.0, stragglers=0.0,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from cluster.model_table import ModelTable
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+PERSISTENT = 100_000  # elements: stage3_param_persistence_threshold of cluster/zero
 FLATTENED = 500_000_000  # elements that ZeRO-0's all-reduce copies into one buffer at most
 
 
@@ -57,7 +58,7 @@ class Setting:
     bucket: int = 50_000_000
     buckets: int = 2
     max_live: int = 1_000_000_000
-    persistent: int = 100_000
+    persistent: int = PERSISTENT
     chunk: int = 8192
 
 
@@ -104,7 +105,7 @@ def estimate(table: ModelTable, setting: Setting) -> Memory:
     elif stage == 2 or (stage == 1 and setting.micro_batch == setting.share):
         gradients = float(each * held_whole(table.tensors, ranks))
     if stage == 3:
-        small = sum(size for size in (*table.tensors, *table.frozen_tensors) if size <= setting.persistent)
+        small = sum(table.persistent(setting.persistent))
         whole = parameters
         parameters = whole / ranks + each * small
         gathered = min(float(whole), each * setting.max_live) - each * small

@@ -60,6 +60,10 @@ class ModelTable:
     def frozen(self) -> int:
         return sum(self.frozen_tensors)
 
+    def persistent(self, threshold: int) -> list[int]:
+        """Elements of each tensor that ZeRO-3 leaves whole."""
+        return [size for size in (*self.tensors, *self.frozen_tensors) if size <= threshold]
+
     def flops(self, checkpointing: bool, grad_cache: bool) -> int:
         """Of a training step for a pair; a backward pass is two forward passes."""
         forward = self.trained_flops + self.frozen_flops

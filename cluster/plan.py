@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.commands import PlanConfig, SimulateConfig
-from cluster.memory import BYTES, Memory, Setting, estimate, largest_micro_batch
+from cluster.memory import BYTES, PERSISTENT, Memory, Setting, estimate, largest_micro_batch
 from cluster.model_table import ModelTable, load_table
 from cluster.simulate import PARTS, StepTime, Work, as_dict, plot, step_time, strong_scaling, weak_scaling
 from cluster.simulate import table as scaling_table
@@ -124,7 +124,8 @@ def timed(table: ModelTable, config: PlanConfig, choice: Choice, count: int) -> 
     work = Work(
         seconds_a_sample=slower / rate, trained=table.trained, frozen=table.frozen, width=table.width,
         loss_flops=loss_flops(table, config), bytes_a_parameter=BYTES[config.precision], zero=setting.zero,
-        micro_batches=setting.share // setting.micro_batch, cached=choice.grad_cache,
+        persistent=len(table.persistent(setting.persistent)), cached=choice.grad_cache,
+        micro_batches=setting.share // setting.micro_batch,
         loader_rate=None if loader is None else loader * config.workers,
     )  # fmt: skip
     return step_time(work, config.network, count, setting.share), source
@@ -258,7 +259,7 @@ def simulate(config: SimulateConfig) -> str:
     work = Work(
         seconds_a_sample=1 / rate, trained=table.trained, frozen=table.frozen, width=table.width,
         loss_flops=loss_flops(table, config), bytes_a_parameter=BYTES[config.precision], zero=int(config.zero),
-        overlap=config.overlap,
+        persistent=len(table.persistent(PERSISTENT)), overlap=config.overlap,
         stragglers=config.stragglers, loader_rate=config.loader_rate,
     )  # fmt: skip
     ranks = [1 << power for power in range(config.gpus.bit_length())]

@@ -12,7 +12,8 @@ A step is, for W ranks with b samples each of a global batch N = W b:
     gradients   ZeRO 0, 1 and 2: all-reduce, for DeepSpeed 0.19 reduces whole buckets and keeps its part; 3: reduce-
                 scatter. In buckets, each with its latency; ZeRO 2 and 3 do it after every micro batch
     parameters  ZeRO 1 and 2: one all-gather after the step; 3: one for each micro batch, and those that are used again
-                further away than stage3_max_reuse_distance once more in the backward pass
+                further away than stage3_max_reuse_distance once more in the backward pass; the small ones that stay
+                whole are gathered after the step, each by itself, which costs latency
     features    all-gather of N x d text features and the reduce-scatter of their gradient, sums of N numbers
     data        b / (workers x images a second of each); it works beside the GPU: a step takes at least that
 
@@ -48,6 +49,7 @@ class Work:
         zero: stage
         micro_batches: of a step
         cached: each micro batch has a forward pass more, for gradient caching
+        persistent: parameters under stage3_param_persistence_threshold, their number
         reuse: elements of stage3_max_reuse_distance
         bucket: elements that a collective takes at a time
         overlap: share of the collectives that can hide behind compute; 0 where nothing runs beside it (gloo)
@@ -67,6 +69,7 @@ class Work:
     zero: int = 2
     micro_batches: int = 1
     cached: bool = False
+    persistent: int = 0
     reuse: int = 1_000_000_000
     bucket: int = 50_000_000
     overlap: float = 0.8
@@ -128,6 +131,7 @@ def step_time(work: Work, network: Network, ranks: int, batch: float) -> StepTim
     gradients -= hidden
     if work.zero == 3:
         parameters -= min(parameters, work.overlap * compute - hidden)
+        parameters += crowd * network.half(0, ranks, work.persistent)
     features = crowd * feature_exchange(work, network, ranks, batch)
     busy = StepTime(ranks, batch, compute, loss, waiting, gradients, parameters, features, data=0.0)
     loading = batch / work.loader_rate if work.loader_rate else 0.0

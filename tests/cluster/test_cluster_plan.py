@@ -90,6 +90,9 @@ def test_bytes_of_the_stages() -> None:
     third = replace(work, zero=3)
     assert sum(collectives(replace(third, frozen=P), network, 64)) == pytest.approx(3 * half)
     assert sum(collectives(replace(third, reuse=0), network, 64)) == pytest.approx(3 * half), "gathered twice"
+    slow = Network(intra_microseconds=0, inter_microseconds=100)
+    small = [step_time(replace(third, persistent=count), slow, 64, 1).parameters for count in (0, 50)]
+    assert small[1] - small[0] == pytest.approx(50 * 6 * 100e-6), "each takes log2 64 hops, and hides behind nothing"
     for stage, halves in ((1, 3), (2, 4 * 2 + 1), (3, 4 * 3)):
         cached = replace(work, zero=stage, micro_batches=4, cached=True)
         assert sum(collectives(cached, network, 64)) == pytest.approx(halves * half)
