@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import signal
 from types import FrameType
@@ -15,10 +16,14 @@ HANG_EXIT_CODE = 76
 
 
 class Notice:
-    """``notice.given`` is True from the first SIGTERM or SIGUSR1 on. Only the main thread can install it."""
+    """``notice.given`` is True from the first SIGTERM or SIGUSR1 on. Only the main thread can install it.
+
+    Python takes its handlers away as it ends: a time limit's SIGUSR1 that comes then must not kill a run that is done.
+    """
 
     def __init__(self) -> None:
         self.given = False
+        atexit.register(signal.signal, signal.SIGUSR1, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self.take)
 

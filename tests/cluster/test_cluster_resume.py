@@ -18,6 +18,7 @@ from toy_launches import (
     ToyRun,
     assert_same,
     environment,
+    execute,
     run_toys,
     toy_arguments,
 )
@@ -118,6 +119,20 @@ def test_signal_to_the_launch_command_reaches_the_ranks(tmp_path: Path) -> None:
         run.terminate()
     checkpoints = list((folder / "checkpoints").glob("step_*"))
     assert [int(path.name.removeprefix("step_")) for path in checkpoints] == [max(ToyRun(folder).records("train/loss"))]
+
+
+def test_signal_to_a_process_that_is_ending_does_not_kill_it() -> None:
+    program = """
+import os, signal
+from cluster.preemption import Notice
+class Late:  # taken apart after Python's own handlers are
+    def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR1):
+        kill(pid, number)
+        print("was told", flush=True)
+late, notice = Late(), Notice()
+"""
+    done = execute([PYTHON, "-c", program])
+    assert (done.returncode, done.stdout) == (0, "was told\n")
 
 
 def wait_for_step(folder: Path, step: int, run: subprocess.Popen[bytes]) -> None:
