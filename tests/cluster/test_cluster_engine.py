@@ -114,6 +114,15 @@ def test_nvme_needs_a_folder() -> None:
         prepare_nvme(settings, "runs/x")
 
 
+def test_nvme_without_a_compiler_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "/bin/false")
+    engine = EngineConfig(zero="zero3-nvme", nvme_path=str(tmp_path))
+    settings = deepspeed_settings(engine, OptimizerConfig(), world_size=2)
+    with pytest.raises(ValueError, match=r"offload to nvme needs libaio and a C\+\+ compiler.*libaio-dev and g\+\+"):
+        prepare_nvme(settings, "runs/x")
+    assert [path.name[:2] for path in tmp_path.iterdir()] == ["x-"], "a folder of the run's own"
+
+
 AS_TRANSFORMERS_HAS_IT = """{
   "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto",
   "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
