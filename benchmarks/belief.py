@@ -1,6 +1,7 @@
 """What does belief look at, and does the model use it? For trained models of a sweep, over their own test images.
 
-    python benchmarks/belief.py --runs runs/evidence/open/one-stage-soft/seed-*/closed --prior runs/evidence/prior/export
+    E=runs/evidence
+    python benchmarks/belief.py --runs $E/open/one-stage-soft/seed-*/closed --prior $E/prior/export
 
 Soft belief can only help where three things hold, and each is measured:
 
@@ -32,12 +33,17 @@ from data_shards import EvalBatches, ShardSet, eval_batches, load_tokenizer
 from model import SceneClassifier, from_pretrained
 from model import belief as belief_of_model
 from model.evaluation import evaluate_retrieval
+from model.memo import Memo
+from model.text import TextEncoder
+from model.vision import ImageEncoder, normalisation
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="run directories of finetune closed")
     parser.add_argument("--prior", type=Path, required=True, help="export of finetune prior")
+    parser.add_argument("--features", type=Path, default=Path("runs/evidence/features"),
+                        help="folder that keeps what the encoders made of an image or a text")  # fmt: skip
     parser.add_argument("--output", type=Path, help="JSON file")
     options = parser.parse_args()
     prior = from_pretrained(options.prior)
@@ -46,6 +52,7 @@ def main() -> None:
     for run in options.runs:
         test = test_images(run)
         model = from_pretrained(run / "export")
+        remember(model, options.features)
         found, beliefs = look_at(model, prior, test)
         rows.append({"run": str(run), **found, **used(model, test)})
         for key, belief in zip(test.keys, beliefs, strict=True):
@@ -61,6 +68,22 @@ def main() -> None:
     print(table(means))
     if options.output:
         options.output.write_text(json.dumps({"mean": means, "runs": rows}, indent=1) + "\n")
+
+
+def remember(model: Any, folder: Path) -> None:
+    """Nothing is trained here, and the same inputs come back many times."""
+    for module in model.modules():
+        if isinstance(module, ImageEncoder):
+            facts = (
+                module.config.name,
+                module.config.image_size,
+                module.mean.tolist(),
+                module.std.tolist(),
+                module.pool,
+            )
+            module.memo = Memo(folder, module.model, facts)
+        elif isinstance(module, TextEncoder):
+            module.memo = Memo(folder, module.model, module.config.config)
 
 
 class Test:

@@ -127,6 +127,6 @@ def draw(table: dict[str, Any], path: Path) -> None:
         axes.plot(list(values["runs"].values()), [place - 0.18] * len(values["runs"]), ".", color="0.6")
     axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel(f"{FIGURES[rows[0]['main']]}, percent: mean, standard deviation, and each run")
+    axes.set_xlabel(f"{FIGURES[rows[0]['main']]}, %: mean ± standard deviation, runs")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path, dpi=120)
