@@ -74,13 +74,8 @@ def remember(model: Any, folder: Path) -> None:
     """Nothing is trained here, and the same inputs come back many times."""
     for module in model.modules():
         if isinstance(module, ImageEncoder):
-            facts = (
-                module.config.name,
-                module.config.image_size,
-                module.mean.tolist(),
-                module.std.tolist(),
-                module.pool,
-            )
+            settings = module.config
+            facts = (settings.name, settings.image_size, *normalisation(settings), module.pool)
             module.memo = Memo(folder, module.model, facts)
         elif isinstance(module, TextEncoder):
             module.memo = Memo(folder, module.model, module.config.config)
