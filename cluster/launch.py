@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import importlib.util
 import json
 import logging
@@ -45,6 +46,8 @@ MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 # Unquoted in the remote shell, where DeepSpeed writes the working folder and the interpreter.
 PLAIN_PATH = re.compile(r"[\w@+=:,./-]+")
 CPU_RANKS = 2
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.2
 
 
@@ -210,7 +213,7 @@ def wait_for(command: Sequence[str], launcher: str) -> int:
     # DeepSpeed prints the command lines that it starts on hosts.
     pipe = None if watched else subprocess.PIPE
     process = subprocess.Popen(
-        command, start_new_session=True, preexec_fn=ignore_usr1 if watched else None, stdout=pipe, stderr=pipe
+        command, start_new_session=True, preexec_fn=tie_to_us if watched else None, stdout=pipe, stderr=pipe
     )
     copies = [
         copy_masked(source, sink)
@@ -254,9 +257,14 @@ def wait_for(command: Sequence[str], launcher: str) -> int:
     return code
 
 
-def ignore_usr1() -> None:
-    """SLURM signals every process of a step: DeepSpeed's, which would die of it, leaves it to the ranks."""
+def tie_to_us() -> None:
+    """In DeepSpeed's launcher of this host's ranks, before it begins.
+
+    SLURM signals every process of a step: DeepSpeed's, which would die of SIGUSR1, leaves it to the ranks. And where
+    this process is killed, the kernel tells DeepSpeed's to end its ranks.
+    """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class RankWatch:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import re
+from itertools import pairwise
 
 import psutil
 
@@ -32,7 +33,7 @@ class Ranks:
                 with contextlib.suppress(psutil.Error):
                     environment = process.environ()
                     rank = environment.get("RANK") or environment.get("SLURM_PROCID")
-                    if rank is not None and is_rank(environment):
+                    if rank is not None and is_rank(words, environment):
                         self.names[process.pid] = f"rank {rank} (process {process.pid})"
                         found.append(process)
         return found
@@ -65,9 +66,11 @@ class Ranks:
         return [chance.choice(found)] if found else []
 
 
-def is_rank(environment: dict[str, str]) -> bool:
-    """Launchers and batch scripts have the run's words too, but no rank of their own."""
-    return "LOCAL_RANK" in environment or "SLURM_STEP_ID" in environment
+def is_rank(words: list[str], environment: dict[str, str]) -> bool:
+    """Launchers and batch scripts have the run's words too, and those of a SLURM step its variables."""
+    modules = {after for word, after in pairwise(words) if word == "-m"}
+    launches = modules & {"cluster", "deepspeed.launcher.launch"}
+    return not launches and ("LOCAL_RANK" in environment or "SLURM_STEP_ID" in environment)
 
 
 def without_children(processes: list[psutil.Process]) -> list[psutil.Process]:

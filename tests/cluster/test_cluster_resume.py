@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 from toy_launches import (
     LIMIT_SECONDS,
@@ -133,6 +134,17 @@ late, notice = Late(), Notice()
 """
     done = execute([PYTHON, "-c", program])
     assert (done.returncode, done.stdout) == (0, "was told\n")
+
+
+def test_launch_that_is_killed_leaves_nothing_behind() -> None:
+    command = [PYTHON, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
+    program = f"from cluster.launch import wait_for; wait_for({command}, 'local')"
+    launch = subprocess.Popen([PYTHON, "-c", program], cwd=ROOT, env=environment(), stdout=subprocess.PIPE)
+    assert launch.stdout
+    started = psutil.Process(int(launch.stdout.readline()))
+    launch.kill()
+    launch.wait()
+    assert psutil.wait_procs([started], timeout=60)[1] == []
 
 
 def wait_for_step(folder: Path, step: int, run: subprocess.Popen[bytes]) -> None:
