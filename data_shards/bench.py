@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from PIL.JpegImagePlugin import get_sampling
+from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
 from data_shards.commands import BenchConfig
 from data_shards.config import DataConfig
@@ -232,7 +232,7 @@ def photographs(records: list[Record], side: int, count: int, quality: int | Non
             record = load_record(order[(index * across * across + tile) % len(order)])
             assert isinstance(record.image, bytes)
             with opened(record.image) as image:
-                if tile == 0 and quality is None and image.format == "JPEG":
+                if tile == 0 and quality is None and isinstance(image, JpegImageFile):
                     saving = {"qtables": image.quantization, "subsampling": get_sampling(image)}
                 sheet.paste(upright_rgb(image).resize((TILE, TILE)), (tile % across * TILE, tile // across * TILE))
         buffer = io.BytesIO()

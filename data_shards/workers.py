@@ -6,7 +6,7 @@ import atexit
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
@@ -46,10 +46,11 @@ def batches(
             "multiprocessing_context": context,
             "worker_init_fn": partial(begin_worker, dict(os.environ)),
         }
+    collate: Callable[[Any], Any] = without_handles if workers else as_it_is
     loader: DataLoader = DataLoader(
         fetcher,
         batch_sampler=plan,
-        collate_fn=without_handles if workers else as_it_is,
+        collate_fn=collate,
         num_workers=workers,
         pin_memory=pin_memory,
         generator=torch.Generator(),  # else each iterator would move the global generator, and with it dropout
