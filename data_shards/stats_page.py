@@ -91,10 +91,9 @@ def labels(axes: Axes, numbers: dict[str, Any]) -> None:
     bars(axes, ordered, f"Scene classes{more}")
     even = numbers["label_balance"]
     if even:
-        text = f"entropy {even['entropy_bits']:.2f} bits\nevenness {even['evenness']:.3f}\n" \
+        text = f"entropy {even['entropy_bits']:.2f} bits, evenness {even['evenness']:.3f}, " \
                f"largest : smallest {even['imbalance_ratio']:.1f}"  # fmt: skip
-        box = {"facecolor": "white", "edgecolor": "grey", "alpha": 0.9}
-        axes.text(0.97, 0.03, text, ha="right", va="bottom", transform=axes.transAxes, fontsize=9, bbox=box)
+        axes.set_xlabel(f"count\n{text}")  # below the bars, which may be of any length
 
 
 def summary(axes: Axes, numbers: dict[str, Any]) -> None:

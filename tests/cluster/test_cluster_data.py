@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from cluster.ports import free_port
 from data_shards.pack import PackPlan, pack
 from data_shards.sources import synthetic
 
@@ -33,12 +33,6 @@ dist.destroy_process_group()
 """
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def shards(folder: Path, count: int) -> Path:
     pack(synthetic(count, 0, 16), folder, PackPlan(prefix="s", shard_size=count))
     return folder
@@ -47,7 +41,7 @@ def shards(folder: Path, count: int) -> Path:
 def test_a_rank_with_other_data_is_named_on_all_ranks(tmp_path: Path) -> None:
     whole, short = shards(tmp_path / "whole", 12), shards(tmp_path / "short", 11)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    port = free_port()
+    port = str(free_port())
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", RANK, port, str(rank), str(whole), str(short)],

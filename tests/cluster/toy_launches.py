@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from cluster.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
@@ -93,12 +94,6 @@ def dying_with_us(command: Sequence[str]) -> list[str]:
     return [needed("setpriv", "util-linux"), "--pdeathsig", "KILL", *command]
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def toy_arguments(folder: Path, *options: str) -> list[str]:
     return ["--run.dir", str(folder), *BASE, *options]
 
@@ -161,7 +156,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
         "late-data": (*WATCHED, "--late", "data"),
         "late-forward": (*WATCHED, "--late", "forward"),
         "late-zero3": (*WATCHED, "--late", "forward", "--run.engine.zero", "3"),
-        "scraped": ("--scrape_at", "9", "--run.log_every", "4", "--run.monitor.prometheus_port", free_port(),
+        "scraped": ("--scrape_at", "9", "--run.log_every", "4", "--run.monitor.prometheus_port", str(free_port()),
                     "--run.monitor.peak_tflops", "1e-4"),
         "micro": ("--run.engine.micro_batch", "4",),
         "unclipped": ("--run.optimizer.clip_grad_norm", "0"),

@@ -21,6 +21,7 @@ import pytest
 import torch
 from small_data import SCENES, encoded, picture, records, rows, write_tar
 
+from cluster.ports import free_port
 from data_shards import RecordSet, ShardSet, ShardStream, TooManyBadSamples, eval_batches, load_tokenizer
 from data_shards.config import DataConfig
 from data_shards.quarantine import allowance
@@ -394,14 +395,6 @@ def script(tmp_path: Path, text: str) -> tuple[Path, dict[str, str]]:
     path = tmp_path / "script.py"
     path.write_text(textwrap.dedent(text))
     return path, {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_workers_start_beside_a_process_group(packed: Path, tmp_path: Path) -> None:
