@@ -16,12 +16,13 @@ import pytest
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy_launches import ToyRun, free_port
+from toy_launches import ToyRun
 from toy_run import LATE_SECONDS, TOY_FLOPS, ToyStream, toy_model
 
 from cluster.config import MonitorConfig
 from cluster.figures import Seen, skipped_figures
 from cluster.layout import LAYOUT, flat
+from cluster.ports import free_port
 from cluster.prometheus import open_endpoint
 
 BATCH = 16
@@ -113,7 +114,7 @@ def test_prometheus_scrapes_a_run(toys: dict[str, ToyRun]) -> None:
 
 
 def test_endpoint_listens_on_the_address_given_and_closes(caplog: pytest.LogCaptureFixture) -> None:
-    monitor = MonitorConfig(prometheus_port=int(free_port()))
+    monitor = MonitorConfig(prometheus_port=free_port())
     endpoint = open_endpoint(monitor, "mine", serves=True)
     assert endpoint is not None
     endpoint.update(3, {"train/loss": 2.5, "train/grad_norm": math.nan, "straggler/host": "a"}, ())
