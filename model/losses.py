@@ -114,33 +114,49 @@ class SummedCrossEntropy(torch.autograd.Function):
     """Cross-entropy of rows against columns, summed: the target of a row is one column.
 
     rows (V, d), columns (C, d), scale (), target (V,) integers in [0, C), chunk -> ()
+
+    Up to ``chunk`` columns, the derivative of the products is kept for the backward pass, (V, C); of more, it is
+    computed again in pieces.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, target: Tensor, chunk: int) -> Tensor:
         scaled = scale * columns  # of both the few
+        ctx.chunk = chunk
+        if len(columns) <= chunk:
+            log_share = torch.log_softmax(rows @ scaled.T, 1)
+            place = target[:, None]
+            total = -log_share.gather(1, place).sum()
+            share = log_share.exp_()
+            share.scatter_add_(1, place, share.new_tensor(-1).expand_as(place))
+            ctx.save_for_backward(rows, columns, scale, target, share)
+            return total
         row_log = rows.new_full((len(rows),), -torch.inf)
         for i, _, logits, spare in pieces(rows, scaled, chunk):
             row_log[i] = torch.logaddexp(row_log[i], log_sum(logits, 1, spare))
         ctx.save_for_backward(rows, columns, scale, target, row_log)
-        ctx.chunk = chunk
         return row_log.sum() - (sums_by(target, rows, len(columns)) * scaled).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns, scale, target, row_log = ctx.saved_tensors
+        rows, columns, scale, target, kept = ctx.saved_tensors
+        gradient = gradients[0]
         scaled = scale * columns
-        into_rows, into_columns = torch.zeros_like(rows), torch.zeros_like(columns)
-        for i, j, logits, _ in pieces(rows, scaled, ctx.chunk):
-            share = logits.sub_(row_log[i, None]).exp_()
-            place = (target[i] - j.start)[:, None]
-            wanted = (place >= 0) & (place < share.shape[1])  # its target is a column of this piece
-            share.scatter_add_(1, place.clamp(0, share.shape[1] - 1), -wanted.to(share.dtype))
-            into_rows[i].addmm_(share, scaled[j])
-            into_columns[j].addmm_(share.T, rows[i])
-        into_scale, gradient = torch.linalg.vecdot(into_columns, columns).sum(), gradients[0]
-        return into_rows.mul_(gradient), into_columns.mul_(scale * gradient), into_scale * gradient, None, None
+        if len(columns) <= ctx.chunk:
+            into_rows, into_columns = kept @ (scaled * gradient), kept.T @ rows
+        else:
+            into_rows, into_columns = torch.zeros_like(rows), torch.zeros_like(columns)
+            for i, j, logits, _ in pieces(rows, scaled, ctx.chunk):
+                share = logits.sub_(kept[i, None]).exp_()
+                place = (target[i] - j.start)[:, None]
+                wanted = (place >= 0) & (place < share.shape[1])  # its target is a column of this piece
+                share.scatter_add_(1, place.clamp(0, share.shape[1] - 1), -wanted.to(share.dtype))
+                into_rows[i].addmm_(share, scaled[j])
+                into_columns[j].addmm_(share.T, rows[i])
+            into_rows.mul_(gradient)
+        into_scale = torch.linalg.vecdot(into_columns, columns).sum()
+        return into_rows, into_columns.mul_(scale * gradient), into_scale * gradient, None, None
 
 
 def pieces(rows: Tensor, columns: Tensor, chunk: int) -> Iterator[tuple[slice, slice, Tensor, Tensor]]:
