@@ -23,7 +23,7 @@ setup(
         "model": ["presets/*.yaml"],
         "cluster": ["zero/*.json", "slurm/*"],
         "pretrain": ["configs/*.yaml"],
-        "finetune": ["configs/*.yaml", "data/*.yaml", "experiments/*.yaml"],
+        "finetune": ["configs/*.yaml", "data/*.yaml", "experiments/*.yaml", "studies/*.yaml"],
         "retrieval": ["page.html", "published.yaml"],
     },
     install_requires=[

@@ -33,9 +33,7 @@ from data_shards import EvalBatches, ShardSet, eval_batches, load_tokenizer
 from model import SceneClassifier, from_pretrained
 from model import belief as belief_of_model
 from model.evaluation import evaluate_retrieval
-from model.memo import Memo
-from model.text import TextEncoder
-from model.vision import ImageEncoder, normalisation
+from retrieval.encoder import remember
 
 
 def main() -> None:
@@ -68,17 +66,6 @@ def main() -> None:
     print(table(means))
     if options.output:
         options.output.write_text(json.dumps({"mean": means, "runs": rows}, indent=1) + "\n")
-
-
-def remember(model: Any, folder: Path) -> None:
-    """Nothing is trained here, and the same inputs come back many times."""
-    for module in model.modules():
-        if isinstance(module, ImageEncoder):
-            settings = module.config
-            facts = (settings.name, settings.image_size, *normalisation(settings), module.pool)
-            module.memo = Memo(folder, module.model, facts)
-        elif isinstance(module, TextEncoder):
-            module.memo = Memo(folder, module.model, module.config.config)
 
 
 class Test:

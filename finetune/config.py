@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from cluster.config import OptimizerConfig, RunConfig
 from data_shards.config import DataConfig, EvaluationConfig
@@ -92,10 +92,10 @@ class ClosedConfig:
 
 @dataclass
 class SweepConfig:
-    """Run a family of experiments over several seeds: a table with mean and spread, and a plot.
+    """Run a family of experiments, or a study, over several seeds: a table with mean and spread, and a plot.
 
     Args:
-        name: a family, or one experiment, of finetune/experiments
+        name: a family, or one experiment, of finetune/experiments, or a study of finetune/studies
         seeds: how many
         first_seed: the first of them
         data: a file of finetune/data by its name, or a path: where shards and weights are, and options that it sets
@@ -103,6 +103,8 @@ class SweepConfig:
         ranks: processes of each training, under the deepspeed launcher; 0 trains in one process
         jobs: trainings at a time
         rows: names of the experiments to run; null runs all of the family
+        levels: of a study, in place of its own
+        keep: of a run that is done: all; export, without its checkpoints; report, without export and tokenizer too
         options: options of the trainings that win over all others, as JSON or YAML: '{run: {epochs: 2}}'
         dry_run: print the commands and run nothing
     """
@@ -115,6 +117,8 @@ class SweepConfig:
     ranks: int = 0
     jobs: int = 1
     rows: list[str] | None = None
+    levels: list[float] | None = None
+    keep: Literal["all", "export", "report"] = "all"
     options: dict[str, Any] = field(default_factory=dict)
     dry_run: bool = False
 

@@ -30,7 +30,7 @@ import yaml
 from model.config import from_dict
 
 HERE = Path(__file__).parent
-EXPERIMENTS, DATA = HERE / "experiments", HERE / "data"
+EXPERIMENTS, STUDIES, DATA = HERE / "experiments", HERE / "studies", HERE / "data"
 PAPER_TOKENS = 49  # of Swin-T at 224 pixels, of which the paper's filter sizes are a share
 WHOLE = ("kwargs", "config", "classes")  # options that are values of their own
 PLACE = re.compile(r"\{(\w+)\}")
@@ -105,9 +105,12 @@ def family(name: str) -> list[Experiment]:
     rows = [each for each in known if name in each.families]
     rows = sorted(rows, key=lambda row: row.families[name]) or [each for each in known if name == each.name]
     if not rows:
-        names = sorted({each for row in known for each in row.families} | {row.name for row in known})
+        studies = {path.stem for path in STUDIES.glob("*.yaml")}
+        names = sorted({each for row in known for each in row.families} | {row.name for row in known} | studies)
         near = difflib.get_close_matches(name, names, n=1, cutoff=0)
-        raise ValueError(f"no family or experiment '{name}': did you mean '{near[0]}'? There are {', '.join(names)}")
+        raise ValueError(
+            f"no family, study or experiment '{name}': did you mean '{near[0]}'? There are {', '.join(names)}"
+        )
     return rows
 
 

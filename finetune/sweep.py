@@ -2,9 +2,11 @@
 
     python -m finetune sweep belief --seeds 5 --data ucmerced --output runs/evidence/belief
 
-Runs are OUTPUT/ROW/seed-S/COMMAND. One that has its report is not run again, one that was cut short goes on from its
-checkpoint; so the same command continues a sweep, or adds seeds to it. On one process (``--ranks 0``) the trainings
-are forked from a server that has imported torch and DeepSpeed once.
+A study (``finetune/studies``) is a family at several levels of one thing, caption noise say: see finetune/study.py.
+
+Runs are OUTPUT/ROW/seed-S/COMMAND, of a study OUTPUT/STUDY-LEVEL/ROW/seed-S/COMMAND. One that has its report is not
+run again, one that was cut short goes on from its checkpoint; so the same command continues a sweep, or adds seeds to
+it. On one process (``--ranks 0``) the trainings are forked from a server that has imported torch and DeepSpeed once.
 """
 
 from __future__ import annotations
@@ -14,22 +16,30 @@ import logging
 import multiprocessing
 import os
 import runpy
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from finetune.config import SweepConfig
 from finetune.experiment import Experiment, commands_of, family, load_data
+from finetune.study import Part, load_study, part_of, study_names
+from finetune.study_table import write_study
 from finetune.sweep_table import write_table
 
 logger = logging.getLogger(__name__)
 
 PRELOAD = ["deepspeed", "timm", "transformers", "torch.utils.tensorboard", "finetune.captions", "finetune.prior"]
 WORDS = "sweep.json"  # the words of a run, beside its report
+DROPPED = {"all": [], "export": ["checkpoints"], "report": ["checkpoints", "export", "tokenizer"]}
+
+Command = tuple[Path, list[str]]  # a training's folder, and the words after python -m
+Plan = tuple[Path, list[Command]]  # a run's folder and its trainings
 
 
 def sweep(config: SweepConfig) -> int:
@@ -38,34 +48,51 @@ def sweep(config: SweepConfig) -> int:
     Raises ValueError where a name, a data file or a folder that holds other runs is wrong.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    data, rows = load_data(config.data), family(config.name)
-    if config.rows:
-        rows = [row for row in rows if row.name in config.rows]
-    output = Path(config.output or f"runs/sweeps/{config.name}")
+    data, output = load_data(config.data), Path(config.output or f"runs/sweeps/{config.name}")
+    study = load_study(config.name) if config.name in study_names() else None
+    if study:
+        parts = [part_of(study, level, data, output, config.options) for level in config.levels or study.levels]
+    elif config.levels:
+        raise ValueError(f"--levels: '{config.name}' is no study; there are {', '.join(study_names())}")
+    else:
+        parts = [Part(output, data, config.options)]
+    rows = study.experiments() if study else family(config.name)
+    rows = [row for row in rows if row.name in (config.rows or [row.name])]
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    jobs = [(row, seed, output / row.name / f"seed-{seed}") for seed in seeds for row in rows]
-    plans = [(run, commands_of(row, data, seed=seed, run=run, extra=config.options)) for row, seed, run in jobs]
+    shared = [(part.first[0].parent, [part.first]) for part in parts if part.first]
+    plans = [
+        (run, commands_of(row, part.data, seed=seed, run=run, extra=part.options))
+        for seed in seeds for part in parts for row in rows for run in [part.folder / row.name / f"seed-{seed}"]
+    ]  # fmt: skip
     if config.dry_run:
-        for _, commands in plans:
+        for _, commands in [*shared, *plans]:
             for _, words in commands:
                 print(shown(launched(words, config.ranks)))
         return 0
-    with ThreadPoolExecutor(config.jobs) as pool:
-        done = list(pool.map(lambda plan: run_all(plan[1], config.ranks), plans))
-    failed = [str(run) for (run, _), good in zip(plans, done, strict=True) if not good]
-    results = {row.name: figures_of(row, output, seeds) for row in rows}
-    write_table(config.name, rows, results, output, data.note, " ".join(["python -m finetune", *sys.argv[1:]]))
+    failed = run_plans(shared, config) or run_plans(plans, config)
+    command = " ".join(["python -m finetune", *sys.argv[1:]])
+    results = {f"{part.level:g}": {row.name: figures_of(row, part.folder, seeds) for row in rows} for part in parts}
+    if study:
+        write_study(study, results, output, data.note, command)
+    else:
+        write_table(config.name, rows, results["0"], output, data.note, command)
     print((output / f"{config.name}.md").read_text(encoding="utf-8"))
     for run in failed:
         print(f"failed: {run}: its log is {run}/*.log")
     return 1 if failed else 0
 
 
-def run_all(commands: list[tuple[Path, list[str]]], ranks: int) -> bool:
+def run_plans(plans: Sequence[Plan], config: SweepConfig) -> list[Path]:
+    """Run what is not done; returns the folders of the runs that failed."""
+    with ThreadPoolExecutor(config.jobs) as pool:
+        done = list(pool.map(lambda plan: run_all(plan[1], config.ranks, config.keep), plans))
+    return [run for (run, _), good in zip(plans, done, strict=True) if not good]
+
+
+def run_all(commands: list[Command], ranks: int, keep: str) -> bool:
     """The trainings of a run, those that have their report left out; whether all went well."""
-    for folder, words in commands:
-        if finished(folder, words):
-            continue
+    todo = [(folder, words) for folder, words in commands if not finished(folder, words)]
+    for folder, words in todo:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / WORDS).write_text(json.dumps(words))
         begun = time.monotonic()
@@ -73,6 +100,9 @@ def run_all(commands: list[tuple[Path, list[str]]], ranks: int) -> bool:
         logger.info("%s: %s, %.0f s", folder, "done" if code == 0 else f"exit code {code}", time.monotonic() - begun)
         if code != 0:
             return False
+    for folder, _ in todo:
+        for name in DROPPED[keep]:
+            shutil.rmtree(folder / name, ignore_errors=True)
     return True
 
 

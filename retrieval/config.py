@@ -138,6 +138,8 @@ class RobustnessConfig(TestSetConfig):
         caption_shares: of the test set's captions that are swapped
         seed: of the corruptions
         bootstrap: resamples for the 95 % intervals, over images with their captions; 0 for none
+        remember: folder that keeps what an encoder made of an image, for models that have an encoder in common, as the
+            seeds of a sweep have; null keeps nothing
     """
 
     models: list[str]
@@ -148,6 +150,7 @@ class RobustnessConfig(TestSetConfig):
     caption_shares: list[float] = field(default_factory=lambda: [0.1, 0.2, 0.4])
     seed: int = 0
     bootstrap: int = 200
+    remember: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,6 +28,9 @@ from data_shards.transforms import MAX_PIXELS, eval_transform
 from model import from_pretrained
 from model.belief_picture import paint_belief
 from model.evaluation import encode_texts
+from model.memo import Memo
+from model.text import TextEncoder
+from model.vision import ImageEncoder, normalisation
 from retrieval.config import Device, GalleryConfig, Precision
 from retrieval.gallery import Gallery, Skipped, note
 
@@ -179,6 +182,22 @@ class Encoder:
                 f"the model in {self.folder} gives features that are not finite in {self.precision}: its weights are "
                 f"damaged, or the precision is too low (--precision fp32)"
             )
+
+
+def remember(model: Any, folder: str | Path, precision: Precision = "fp32") -> None:
+    """Keep what the model's encoders make of an image or a text in a folder, for further models that have the same.
+
+    Seeds of a sweep, or heads on one frozen encoder, say. A training that remembers in that folder fills it too.
+    """
+    reduced = () if precision == "fp32" else (precision,)
+    for module in model.modules():
+        if isinstance(module, ImageEncoder):
+            settings = module.config
+            facts = (settings.name, settings.image_size, *normalisation(settings), module.pool, *reduced)
+            module.memo = Memo(folder, module.model, facts)
+        elif isinstance(module, TextEncoder):
+            architecture = module.config.config
+            module.memo = Memo(folder, module.model, (architecture, *reduced) if reduced else architecture)
 
 
 def reasons(gallery: Gallery, usable: Tensor, image_size: int, max_pixels: int) -> Skipped:

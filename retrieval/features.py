@@ -29,7 +29,7 @@ from torch import Tensor
 from data_shards.shards import ShardSet
 from data_shards.store import LocalFile
 from retrieval.config import EvaluateConfig
-from retrieval.encoder import Encoder, reasons
+from retrieval.encoder import Encoder, reasons, remember
 from retrieval.gallery import Gallery, Skipped, refuse_too_many
 from retrieval.index import model_hash
 
@@ -66,12 +66,15 @@ class Features:
 class LazyEncoder:
     """An encoder that is loaded when it is first needed: what is in the store needs none."""
 
-    def __init__(self, config: EvaluateConfig) -> None:
-        self.config = config
+    def __init__(self, config: EvaluateConfig, memory: str | None = None) -> None:
+        self.config, self.memory = config, memory
 
     @cached_property
     def encoder(self) -> Encoder:
-        return Encoder.load(self.config.model, self.config.device, self.config.precision)
+        encoder = Encoder.load(self.config.model, self.config.device, self.config.precision)
+        if self.memory:
+            remember(encoder.model, self.memory, self.config.precision)
+        return encoder
 
     @cached_property
     def digest(self) -> str:

@@ -102,7 +102,7 @@ class Bench:
         self.config = EvaluateConfig(model=export, **shared)
         self.seed, self.resamples = config.seed, config.bootstrap
         self.gallery, self.skipped = gallery, skipped
-        self.model = LazyEncoder(self.config)
+        self.model = LazyEncoder(self.config, config.remember)
         self.test = f"{data_digest(gallery, config.caption_field)[:16]} seed {config.seed}"
         self._clean: Features | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from small_galleries import TestSet, export_model, picture
 
@@ -174,6 +175,27 @@ def test_a_stopped_run_goes_on_and_measures_nothing_twice(
     encoded.clear()
     measure(request(test_set, exports, output, corruptions="jpeg"))
     assert not encoded
+
+
+def test_models_that_share_encoders_encode_an_image_once(
+    test_set: TestSet, exports: list[Path], tmp_path: Path
+) -> None:
+    """Another head on the same encoders: its recall is what it is without memory, and the memory does not grow."""
+    head = Path(shutil.copytree(exports[0], tmp_path / "head"))
+    weights = load_file(head / "model.safetensors")
+    weights["image_projection.weight"] = weights["image_projection.weight"].flip(0)
+    save_file(weights, head / "model.safetensors")
+    asked = {"corruptions": "jpeg", "models": [f"one={exports[0]}", f"head={head}"]}
+    plain = measure(request(test_set, exports, tmp_path / "plain", **asked))["cells"]
+    assert plain[0]["mean_recall"] != plain[3]["mean_recall"]
+    grown = []
+    for name, export in (("one", exports[0]), ("head", head)):
+        asked |= {"models": [f"{name}={export}"], "remember": str(tmp_path / "memory")}
+        cells = measure(request(test_set, exports, tmp_path / name, **asked))["cells"]
+        assert [cell["mean_recall"] for cell in cells] == [
+            cell["mean_recall"] for cell in plain if cell["model"] == name]  # fmt: skip
+        grown.append(len(list((tmp_path / "memory").rglob("*.safetensors"))))
+    assert grown[0] == grown[1] > 2 * 12 * 3, "12 images, clean and twice worse, for vision and prior, and the texts"
 
 
 def test_command_takes_models_with_blanks_between_and_names_what_is_wrong(

@@ -12,10 +12,11 @@ import torch
 import yaml
 from real_trainings import run, run_well
 
-from finetune.config import COMMANDS, DEFAULTS
+from finetune.config import COMMANDS, DEFAULTS, SweepConfig
 from finetune.experiment import (
     DATA,
     EXPERIMENTS,
+    STUDIES,
     commands_of,
     experiment_names,
     family,
@@ -25,6 +26,9 @@ from finetune.experiment import (
     scale_filter,
 )  # fmt: skip
 from finetune.resplit import deal
+from finetune.study import Part, Study, load_study, part_of, study_names
+from finetune.study_table import write_study
+from finetune.sweep import sweep
 from finetune.sweep_table import summary, write_table
 from model import build_model
 from options import parse, parse_command
@@ -108,6 +112,34 @@ def test_places_and_options_are_filled_in(tmp_path: Path) -> None:
         "a": {"b": 1, "c": 2, "kwargs": {"y": 2}}}  # fmt: skip
 
 
+def test_every_study_sets_its_level_and_nothing_else(tmp_path: Path) -> None:
+    """The configuration of each run is that of the experiment, but for the level; at level 0 it is the experiment's."""
+    assert set(study_names()) == {"caption-noise", "label-noise", "prior-noise"}
+    data = load_data("ucmerced")
+    for study in map(load_study, study_names()):
+        row = study.experiments()[-1]
+        plain, clean, noisy = (
+            vars(parsed(commands_of(row, part.data, seed=3, run=tmp_path, extra=part.options)[0][1]))
+            for part in (Part(tmp_path, data, {}), *(part_of(study, level, data, tmp_path, {}) for level in (0, 0.4)))
+        )
+        assert clean == plain
+        changed = {
+            f"{group}.{key}": value
+            for group in ("run", "data", "model", "loss", "test")
+            for key, value in vars(noisy[group]).items() if value != vars(plain[group])[key]
+        }  # fmt: skip
+        part = part_of(study, 0.4, data, tmp_path, {})
+        if study.name != "prior-noise":
+            assert changed == {f"data.{study.name.replace('-', '_')}": 0.4}
+            assert part.first is None
+            continue
+        assert list(changed) == ["model.prior"]
+        folder, words = part.first
+        first = parsed(words)
+        assert changed["model.prior"].weights == f"{first.run.dir}/export" == f"{folder}/export"
+        assert (first.data.label_noise, first.backbone.unlocked) == (0.4, 10)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -115,6 +147,7 @@ def test_places_and_options_are_filled_in(tmp_path: Path) -> None:
         (["modules", "--data", "ucmercd"], "ucmerced"),
         (["closed", "--data", "ucmerced"], "no place 'rsicd_train'"),
         (["modules", "--seeds", "0"], "--seeds"),
+        (["modules", "--levels", "[0.1]"], "'modules' is no study; there are caption-noise"),
     ],
 )
 def test_what_is_wrong_is_named(words: list[str], message: str) -> None:
@@ -144,6 +177,30 @@ def test_spread_and_paired_differences(tmp_path: Path) -> None:
     assert (tmp_path / "t.png").stat().st_size > 5000
 
 
+def test_a_study_pairs_seeds_at_each_level(tmp_path: Path) -> None:
+    """No prior loses 10 points a level and the prior 8, on splits that are 1 point apart; one run is missing."""
+    study = Study("why", "noise", [0, 0.5], {"plain": "no prior", "soft": "soft belief"}, ["plain"], {}, name="noise")
+    recall = {"plain": lambda place, seed: 70.0 - 10 * place + seed, "soft": lambda place, seed: 70 - 8 * place + seed}
+    results = {
+        level: {
+            row: {seed: {"mean_recall": of(place, seed)} for seed in range(3) if (row, level, seed) != ("soft", "0", 2)}
+            for row, of in recall.items()
+        }
+        for place, level in enumerate(["0", "0.5"])
+    }
+    table = write_study(study, results, tmp_path, "a note", "the command")
+    assert table["rows"]["plain"]["0"]["runs"] == {0: 70, 1: 71, 2: 72}
+    gain = table["against"]["plain"]["soft"]
+    assert (gain["0"]["mean"], gain["0"]["count"], gain["0.5"]["mean"], gain["0.5"]["count"]) == (0, 2, 2, 3)
+    assert (gain["change"]["mean"], gain["change"]["spread"], gain["change"]["count"]) == (2, 0, 2)
+    text = (tmp_path / "noise.md").read_text()
+    assert "| 0.5 | 61.0 ± 1.0 | 63.0 ± 1.0 |" in text
+    assert "| 0.5 less 0 | -10.0 ± 0.0 (0/3) | -8.0 ± 0.0 (0/2) |" in text
+    assert "| less 'no prior' | soft belief |" in text
+    assert "| 0.5 | +2.0 ± 0.0 (3/3) |" in text
+    assert (tmp_path / "noise.png").stat().st_size > 5000
+
+
 def test_resplit_deals_within_scenes() -> None:
     entries = [{"filename": f"{s}/{s}{n}.jpg", "split": "train"} for s in ("airport", "beach") for n in range(7)]
     one, two = deal(entries, 0.286, 0.15, seed=1), deal(entries, 0.286, 0.15, seed=2)
@@ -163,6 +220,7 @@ def test_a_sweep_runs_and_is_not_run_twice(data: Path, prior: Path, tmp_path: Pa
     places = {
         "places": {
             "train": str(data / "train"), "test": str(data / "held-out"), "prior": str(prior / "export"),
+            "open_preset": "priorclip-tiny",
         },
         "tokens": 4,
         "defaults": {
@@ -181,7 +239,7 @@ def test_a_sweep_runs_and_is_not_run_twice(data: Path, prior: Path, tmp_path: Pa
     }  # fmt: skip
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(places))
     words = ["finetune", "sweep", "belief-closed", "--rows", "[closed-baseline,closed-full]", "--seeds", 2,
-             "--data", tmp_path / "own.yaml", "--output", tmp_path / "out"]  # fmt: skip
+             "--keep", "export", "--data", tmp_path / "own.yaml", "--output", tmp_path / "out"]  # fmt: skip
     shown = run_well(*words, "--dry-run").splitlines()
     assert len(shown) == 4
     assert all(shlex.split(line)[1:4] == ["-m", "finetune", "closed"] for line in shown)
@@ -189,20 +247,36 @@ def test_a_sweep_runs_and_is_not_run_twice(data: Path, prior: Path, tmp_path: Pa
     table = json.loads((tmp_path / "out" / "belief-closed.json").read_text())
     assert [row["name"] for row in table["rows"]] == ["closed-baseline", "closed-full"]
     assert [row["seeds"] for row in table["rows"]] == [[0, 1], [0, 1]]
-    report = json.loads((tmp_path / "out/closed-full/seed-1/closed/report.json").read_text())
+    folder = tmp_path / "out/closed-full/seed-1/closed"
+    report = json.loads((folder / "report.json").read_text())
     assert report["test"]["mean_recall"] == table["rows"][1]["figures"]["mean_recall"]["runs"]["1"]
     assert list((tmp_path / "features").rglob("*.safetensors"))
+    assert (folder / "export" / "model.safetensors").is_file()
+    assert not (folder / "checkpoints").exists()
 
-    written = (tmp_path / "out/closed-full/seed-1/closed/report.json").stat().st_mtime_ns
-    log = tmp_path / "out/closed-full/seed-1/closed.log"
-    length = log.stat().st_size
-    run_well(*words)
-    assert (tmp_path / "out/closed-full/seed-1/closed/report.json").stat().st_mtime_ns == written
-    assert log.stat().st_size == length
-    refused = run(*words, "--options", "{run: {epochs: 2}}")
-    assert refused.returncode != 0
-    assert "other options" in refused.stderr
+    again = SweepConfig(
+        "belief-closed", rows=["closed-baseline", "closed-full"], seeds=2, data=str(tmp_path / "own.yaml"),
+        output=str(tmp_path / "out"),
+    )  # fmt: skip
+    written, length = (folder / "report.json").stat().st_mtime_ns, folder.with_suffix(".log").stat().st_size
+    assert sweep(again) == 0
+    assert (folder / "report.json").stat().st_mtime_ns == written
+    assert folder.with_suffix(".log").stat().st_size == length
+    again.options = {"run": {"epochs": 2}}
+    with pytest.raises(ValueError, match="other options"):
+        sweep(again)
+
+    run_well("finetune", "sweep", "caption-noise", "--rows", "[one-stage-no-prior]", "--seeds", 1, "--keep", "report",
+             "--levels", "[0,0.5]", "--data", tmp_path / "own.yaml", "--output", tmp_path / "study")  # fmt: skip
+    table = json.loads((tmp_path / "study" / "caption-noise.json").read_text())
+    for level, part, shares in (("0", "clean", set()), ("0.5", "caption-noise-0.5", {"50 % of the samples have"})):
+        folder = tmp_path / "study" / part / "one-stage-no-prior/seed-0/closed"
+        report = json.loads((folder / "report.json").read_text())
+        assert table["rows"]["one-stage-no-prior"][level]["runs"] == {"0": report["test"]["mean_recall"]}
+        log = folder.with_suffix(".log").read_text()
+        assert {share for share in ("50 % of the samples have",) if share in log} == shares
+        assert not (folder / "export").exists()
 
 
 def test_files_are_where_they_are_packaged() -> None:
-    assert {path.suffix for path in [*EXPERIMENTS.iterdir(), *DATA.iterdir()]} == {".yaml"}
+    assert {path.suffix for path in [*EXPERIMENTS.iterdir(), *STUDIES.iterdir(), *DATA.iterdir()]} == {".yaml"}

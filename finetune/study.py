@@ -1,0 +1,111 @@
+"""Studies by name: a few experiments at several levels of one thing, each YAML in ``finetune/studies``.
+
+    asks: does belief make training bear wrong captions?
+    axis: share of the training images that have the captions of another   # what the levels are
+    levels: [0, 0.1, 0.2, 0.4]
+    rows: {one-stage-no-prior: no prior, one-stage-soft: soft belief}      # experiments, and what they are called
+    against: [one-stage-no-prior]                                          # what the other rows are compared with
+    options: {data: {caption_noise: "{level}"}}                            # over those of the experiment
+
+``python -m finetune sweep STUDY`` runs them as it runs a family. Level 0 is the experiment as it is, without
+``options`` and ``first``: its runs, in OUTPUT/clean, are those of every study of the same output folder. Two more
+places can be named in braces: ``{level}``, and ``{at_level}``, the folder of that level. ``first`` is a training that
+all runs of a level share, by a configuration file: ``{command: prior, config: FILE.yaml, options: {...}}``; its folder
+is ``{at_level}/COMMAND``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune.experiment import STUDIES, DataFile, Experiment, Options, filled, load_experiment, merged, words_of
+from model.config import from_dict
+
+
+@dataclass
+class First:
+    """The training that comes before the runs of a level."""
+
+    command: str
+    config: str
+    options: Options = field(default_factory=dict)
+
+
+@dataclass
+class Study:
+    """See the module's docstring. ``places`` are those that the data file may leave out."""
+
+    asks: str
+    axis: str
+    levels: list[float]
+    rows: dict[str, str]
+    against: list[str]
+    options: Options
+    places: dict[str, str] = field(default_factory=dict)
+    first: Any = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.first, dict):
+            self.first = from_dict(First, self.first)
+        unknown = [row for row in self.against if row not in self.rows]
+        if unknown or not self.levels:
+            raise ValueError(f"needs levels; 'against' names rows, not {unknown}")
+
+    def experiments(self) -> list[Experiment]:
+        """The rows under the names that they have here."""
+        return [replace(load_experiment(name), label=label) for name, label in self.rows.items()]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is run at one level. A plain family is one part, without a level.
+
+    Args:
+        folder: of its runs
+        data: where things are
+        options: over those of the experiments
+        level: 0 for a plain family
+        first: folder and words of the training that its runs share
+    """
+
+    folder: Path
+    data: DataFile
+    options: Options
+    level: float = 0
+    first: tuple[Path, list[str]] | None = None
+
+
+def study_names() -> list[str]:
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
+
+
+def load_study(name: str) -> Study:
+    """Raises ValueError that names the file and what is wrong."""
+    path = STUDIES / f"{name}.yaml"
+    try:
+        return from_dict(Study, {**yaml.safe_load(path.read_text(encoding="utf-8")), "name": name})
+    except (TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def part_of(study: Study, level: float, data: DataFile, output: Path, extra: Options) -> Part:
+    """A level of a study: its folder is OUTPUT/STUDY-LEVEL.
+
+    Raises ValueError for a place that neither the study nor the data file names.
+    """
+    if not level:
+        return Part(output / "clean", data, extra, level)
+    folder = output / f"{study.name}-{level:g}"
+    places = {**study.places, **data.places, "level": f"{level:g}", "at_level": str(folder)}
+    first = None
+    if study.first is not None:
+        run = folder / study.first.command
+        options = merged(study.first.options, {"run": {"dir": str(run)}})
+        words = words_of(filled({"config": study.first.config, **options}, places, study.name))
+        first = (run, ["finetune", study.first.command, *words])
+    return Part(folder, replace(data, places=places), merged(study.options, extra), level, first)
