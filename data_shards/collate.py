@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
+from data_shards.class_names import ClassIds
 from data_shards.config import DataConfig
 from data_shards.mixture import MixedOrder, Mixture, Part
 from data_shards.noise import Noise
@@ -73,7 +74,7 @@ class BatchFetcher(Dataset):
     ) -> None:
         self.source, self.tokenizer, self.config, self.seed, self.train = source, tokenizer, config, seed, train
         classes = config.classes if config.classes is not None else source.classes
-        self.label_ids = {name: number for number, name in enumerate(classes)}
+        self.class_ids = ClassIds(classes)
         parts = getattr(source, "parts", None) or [Part(source.sizes)]
         self.mixture = Mixture(parts, seed, config.block_size, config.window_blocks)
         shares = (config.caption_noise, config.label_noise) if train else (0, 0)
@@ -148,8 +149,8 @@ class BatchFetcher(Dataset):
             )
         else:
             pixels = eval_transform(sample.image, config.image_size, max_pixels=config.max_pixels)
-        label = self.label_ids.get(sample.label, -1) if sample.label is not None else -1
-        return pixels, self.noise.label(index, label, len(self.label_ids)), caption
+        label = self.class_ids[sample.label]
+        return pixels, self.noise.label(index, label, len(self.class_ids)), caption
 
 
 def pixel_buffer(shape: tuple[int, ...]) -> torch.Tensor:

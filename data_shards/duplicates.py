@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.class_names import plain
 from data_shards.fingerprint import MIN_CORRELATION, correlation
 from data_shards.near import near_pairs
 from data_shards.prints import Prints
@@ -90,7 +91,7 @@ def rows_of_duplicates(records: Sequence[Record], found: Sequence[Duplicate], me
         row: dict[str, Any] = {"key": gone.key, "kept": kept.key, "kind": item.kind, "distance": item.distance}
         if merged and gone.scenes and not kept.scenes:
             kept = inherited.setdefault(item.kept, gone)
-        if gone.scenes and kept.scenes and set(gone.scenes) != set(kept.scenes):
+        if gone.scenes and kept.scenes and {*map(plain, gone.scenes)} != {*map(plain, kept.scenes)}:
             several = "labels" in gone.extra or "labels" in kept.extra
             row |= (
                 {"labels": gone.scenes, "kept_labels": kept.scenes}

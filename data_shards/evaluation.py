@@ -18,8 +18,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from data_shards.class_names import ClassIds
 from data_shards.collate import SampleSource, announce, tokenize
 from data_shards.sample import BadSample
+from data_shards.shards import ShardSet
+from data_shards.shared import warn_of_shared
 from data_shards.sources import Record, RecordSet
 from data_shards.transforms import MAX_PIXELS, eval_transform
 from data_shards.workers import batches
@@ -38,7 +41,7 @@ class ImageFetcher(Dataset):
 
     def __init__(self, source: SampleSource, size: int, classes: list[str], max_pixels: int, skip_bad: bool) -> None:
         self.source, self.size, self.max_pixels, self.skip_bad = source, size, max_pixels, skip_bad
-        self.label_ids = {name: number for number, name in enumerate(classes)}
+        self.class_ids = ClassIds(classes)
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         images = np.zeros((len(indices), 3, self.size, self.size), np.uint8)
@@ -51,7 +54,7 @@ class ImageFetcher(Dataset):
             try:
                 sample = self.source.read(index)
                 images[row] = eval_transform(sample.image, self.size, max_pixels=self.max_pixels)
-                labels[row] = self.label_ids.get(sample.label or "", -1)
+                labels[row] = self.class_ids[sample.label]
             except BadSample as error:
                 shard, key = self.source.name(index)
                 if not self.skip_bad:
@@ -87,7 +90,7 @@ class EvalBatches:
     ) -> None:
         self.source, self.tokenizer, self.fetcher, self.batch_size = source, tokenizer, fetcher, batch_size
         self.rank, self.world_size, self.workers = rank, world_size, workers
-        self.classes = list(fetcher.label_ids)
+        self.classes = fetcher.class_ids.names
         self.captions: list[str] = []
         owners: list[int] = []
         if tokenizer is not None:
@@ -154,6 +157,7 @@ def eval_batches(
     workers: int = 0,
     skip_bad: bool = False,
     max_pixels: int = MAX_PIXELS,
+    training: SampleSource | None = None,
 ) -> EvalBatches:
     """Batches for an evaluation: every image once, by the centred square, with all its captions.
 
@@ -169,12 +173,15 @@ def eval_batches(
         skip_bad: give a bad image the index -1 instead of raising; an evaluation that leaves out images is another
             evaluation, so this is off
         max_pixels: larger images are bad
+        training: what is trained on; rank 0 warns of images that are in both
 
     Raises:
         ValueError: a bad image or a sample without caption, with its name
     """
     samples = source if hasattr(source, "read") else RecordSet(list(source))  # type: ignore[arg-type]
     names = classes if classes is not None else samples.classes  # type: ignore[union-attr]
+    if rank == 0 and isinstance(samples, ShardSet) and isinstance(training, ShardSet):
+        warn_of_shared(training, samples)
     fetcher = ImageFetcher(samples, image_size, names, max_pixels, skip_bad)  # type: ignore[arg-type]
     return EvalBatches(
         samples,  # type: ignore[arg-type]

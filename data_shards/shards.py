@@ -29,6 +29,7 @@ import numpy as np
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
 from data_shards.address import folder_of, inside, is_remote, shown
+from data_shards.class_names import distinct
 from data_shards.corpus import Corpus, Shards, corpora
 from data_shards.index import Member, ShardIndex, scan
 from data_shards.index_file import IndexFile
@@ -65,7 +66,7 @@ class ShardSet:
         files: where the bytes of each shard are; ``str()`` of one is for messages, ``address`` opens it again
         sizes: samples of each shard
         parts: corpora and weights of a mix; one of weight 1 otherwise
-        classes: scene classes of the manifests, sorted; a label's id is its place here
+        classes: scene classes of the manifests, sorted, each in one spelling; a label's id is its place here
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class ShardSet:
             self._add(file, entry, index)
         folders = manifests.of
         self.manifests = [manifest for manifest in folders.values() if manifest]
-        self.classes = sorted({name for manifest in self.manifests for name in manifest.classes})
+        self.classes = distinct({name for manifest in self.manifests for name in manifest.classes})
         self._starts = np.cumsum([0, *self.sizes], dtype=np.int64)
         self.parts = parts_of(mixed, [len(corpus) for corpus in found], self.sizes)
         if not len(self):

@@ -113,7 +113,7 @@ class ShardStream:
     @property
     def classes(self) -> list[str]:
         """Scene classes in the order of the label ids."""
-        return list(self.fetcher.label_ids)
+        return self.fetcher.class_ids.names
 
     @property
     def skipped(self) -> Counter[str]:

@@ -46,7 +46,7 @@ def captioned(config: InstructConfig | ClosedConfig, rank: Rank) -> Task:
         adapt(model, config.lora)
     model.set_grad_checkpointing(run.engine.grad_checkpointing)
     objective = RetrievalObjective(config.loss, rank.device, gather_rows)
-    held_out, test = (held_out_batches(part, config, tokenizer, rank) for part in (config.evaluation, config.test))
+    held_out, test = (held_out_batches(part, config, stream, rank) for part in (config.evaluation, config.test))
 
     def evaluate(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
         return objective.evaluate(engine, held_out) if held_out else {}
@@ -69,12 +69,12 @@ def captioned(config: InstructConfig | ClosedConfig, rank: Rank) -> Task:
 
 
 def held_out_batches(
-    part: EvaluationConfig, config: InstructConfig | ClosedConfig, tokenizer: Any, rank: Rank
+    part: EvaluationConfig, config: InstructConfig | ClosedConfig, stream: ShardStream, rank: Rank
 ) -> EvalBatches | None:
     """This rank's batches of the evaluation or test shards; None where there are none."""
     if not part.shards:
         return None
     return eval_batches(
-        ShardSet(part.shards, **config.data.access), tokenizer, config.data.image_size, part.batch_size,
-        rank=rank.rank, world_size=rank.world_size, caption_field=part.caption_field,
+        ShardSet(part.shards, **config.data.access), stream.fetcher.tokenizer, config.data.image_size, part.batch_size,
+        rank=rank.rank, world_size=rank.world_size, caption_field=part.caption_field, training=stream.source,
     )  # fmt: skip

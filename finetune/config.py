@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -31,6 +32,13 @@ class PriorConfig:
     mixup: float = 0.0
     cutmix: float = 0.0
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is a share: 0 <= label_smoothing < 1, not {self.label_smoothing}")
+        for name in ("mixup", "cutmix"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} is the alpha of a beta distribution, or 0, not {getattr(self, name)}")
 
 
 @dataclass

@@ -20,6 +20,7 @@ from cluster.distributed import Rank
 from cluster.figures import Subject
 from cluster.task import Task, run_task
 from data_shards import ShardSet, ShardStream, eval_batches
+from data_shards.class_names import ClassIds
 from finetune.config import PriorConfig
 from finetune.confusion import confusion, figures_of, write_confusion
 from finetune.scene_mixing import SceneTargets, soft_cross_entropy
@@ -39,7 +40,7 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
     The exported weights' confusion matrix on them is written beside the report.
 
     Raises:
-        ValueError: the shards have fewer than two scene classes.
+        ValueError: the shards have fewer than two scene classes, or not all that the evaluation has.
     """
     run = config.run
     shards = ShardSet(config.data.shards, **config.data.access)
@@ -55,10 +56,11 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
     model.set_grad_checkpointing(run.engine.grad_checkpointing)
     held_out = None
     if config.evaluation.shards:
+        tested = ShardSet(config.evaluation.shards, **config.data.access)
+        refuse_unknown(tested.classes, classes, config)
         held_out = eval_batches(
-            ShardSet(config.evaluation.shards, **config.data.access), None,
-            config.data.image_size, config.evaluation.batch_size,
-            rank=rank.rank, world_size=rank.world_size, classes=classes,
+            tested, None, config.data.image_size, config.evaluation.batch_size,
+            rank=rank.rank, world_size=rank.world_size, classes=classes, training=shards,
         )  # fmt: skip
 
     targets = SceneTargets(len(classes), config.mixup, config.cutmix, config.label_smoothing)
@@ -92,3 +94,15 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
     groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.lr, run.optimizer.layer_decay)
     subject = Subject(flops=partial(training_flops, build, config.data.image_size), peak_tflops=peak_of)
     return Task(model, groups, stream, step, evaluate, export, test=test if held_out else None, subject=subject)
+
+
+def refuse_unknown(tested: list[str], classes: list[str], config: PriorConfig) -> None:
+    """ValueError where the evaluation has scenes that the classifier has not, which could never be right."""
+    known = ClassIds(classes)
+    unknown = [name for name in tested if known[name] < 0]
+    if unknown:
+        raise ValueError(
+            f"evaluation.shards {config.evaluation.shards} has images of {', '.join(unknown[:5])}"
+            f"{', ...' if len(unknown) > 5 else ''}: no class of data.shards {config.data.shards}, which has "
+            f"{', '.join(classes)}. Leave them out (pack --classes), or spell them alike"
+        )

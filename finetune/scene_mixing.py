@@ -35,13 +35,19 @@ class SceneTargets:
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 images (B, 3, S, S), labels (B,), -1 for none -> images, targets (B, C)."""
         known = labels >= 0
-        # An image without a label may not lend its pixels to another's target; timm mixes each batch with its reverse.
-        if self.mix is None or not bool(known.all()) or len(images) % 2:
-            rows = torch.full((len(labels), self.classes), self.smoothing / self.classes, device=labels.device)
-            rows.scatter_(1, labels.clamp(min=0)[:, None], 1 - self.smoothing + self.smoothing / self.classes)
-            return images, rows * known[:, None]
-        np.random.seed(int(torch.randint(2**31, (1,))))
-        return self.mix(images.float() / 255, labels)
+        soft = torch.full((len(labels), self.classes), self.smoothing / self.classes, device=labels.device)
+        soft.scatter_(1, labels.clamp(min=0)[:, None], 1 - self.smoothing + self.smoothing / self.classes)
+        soft *= known[:, None]
+        if self.mix is None:
+            return images, soft
+        # An image without a label may not lend its pixels to another's target; timm mixes an even number of images.
+        mixed = known.nonzero().flatten()
+        mixed = mixed[: len(mixed) // 2 * 2]
+        pixels = images.float() / 255
+        if len(mixed):
+            np.random.seed(int(torch.randint(2**31, (1,))))
+            pixels[mixed], soft[mixed] = self.mix(pixels[mixed], labels[mixed])
+        return pixels, soft
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from model.batch_norm import keep_statistics
 from model.config import EncoderConfig
 from model.layers import keep_locked, lock
 from model.memo import Memo
-from model.weights import load_exactly, read_image_weights
+from model.weights import load_exactly, read_image_weights, scene_backbone
 
 
 class VisualTokens(NamedTuple):
@@ -124,6 +124,7 @@ def create_backbone(config: EncoderConfig, pool: bool) -> tuple[nn.Module, Tenso
         )
     hub = config.weights in ("hub", "timm")
     known = known_config(config.name)
+    refuse_other_scene_backbone(config)
     # timm keeps the projection into CLIP's embedding space where other models have their classifier.
     is_clip = "_clip_" in config.name
     classes = known.num_classes if hub and known and is_clip and config.projection is None else 0
@@ -159,11 +160,27 @@ def known_config(name: str) -> Any:
     return timm.get_pretrained_cfg(name)
 
 
+def refuse_other_scene_backbone(config: EncoderConfig) -> None:
+    """ValueError where the weights are a scene classifier's of another backbone."""
+    trained = scene_backbone(config.weights)
+    if trained and architecture_of(trained["name"]) != architecture_of(config.name):
+        told = f"'{trained['name']}'" + (f" with kwargs {trained['kwargs']}" if trained.get("kwargs") else "")
+        raise ValueError(
+            f"the weights of {config.weights} are those of {told}, but this encoder is '{config.name}': "
+            f"give it that name (prior.name, or vision.name, of the model), or train a prior of its own"
+        )
+
+
+def architecture_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
 def normalisation(config: EncoderConfig) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the encoder's input, by channel."""
-    own = known_config(config.name)
+    """Mean and standard deviation of the encoder's input, by channel: its own, those its weights were trained with in
+    `finetune prior`, or timm's."""
+    own, trained = known_config(config.name), scene_backbone(config.weights)
     mean, std = (own.mean, own.std) if own else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
-    return list(config.mean or mean), list(config.std or std)
+    return list(config.mean or trained.get("mean") or mean), list(config.std or trained.get("std") or std)
 
 
 def grid_of(length: int) -> tuple[int, int]:

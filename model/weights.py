@@ -14,6 +14,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -82,14 +83,23 @@ def read_image_weights(source: str, backbone: nn.Module) -> tuple[State, Tensor 
     return kept, classifier
 
 
-def read_scene_folder(folder: Path) -> State:
-    """The backbone of a scene classifier that ``finetune prior`` exported."""
+def scene_backbone(source: str | None) -> dict[str, Any]:
+    """The configuration of the backbone of an export of ``finetune prior``; empty where the source is no folder."""
+    folder = Path(source or "").expanduser()
+    if not source or not folder.is_dir():
+        return {}
     try:
-        kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["kind"]
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config["kind"]
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(f"{folder} is no export folder: its config.json cannot be read ({error})") from error
     if kind != "scene":
         raise ValueError(f"{folder} holds a '{kind}' model; encoder weights are taken from a 'scene' export")
+    return config["backbone"]
+
+
+def read_scene_folder(folder: Path) -> State:
+    """The backbone of a scene classifier that ``finetune prior`` exported."""
     prefix = "backbone.model."
     state = load_file(folder / "model.safetensors")
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -44,6 +44,7 @@ def stage_one(config: PretrainConfig, rank: Rank) -> Task:
             ShardSet(config.evaluation.shards, **config.data.access), tokenizer,
             config.data.image_size, config.evaluation.batch_size,
             rank=rank.rank, world_size=rank.world_size, caption_field=config.evaluation.caption_field,
+            training=stream.source,
         )  # fmt: skip
 
     def evaluate(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:

@@ -75,14 +75,33 @@ def image_names(root: Path) -> list[str]:
 
 
 def walk_names(root: Path, wanted: Callable[[str], bool]) -> list[str]:
-    """Relative names, with "/", of the files below ``root`` whose base name is wanted, also behind links."""
+    """Relative names, with "/", of the files below ``root`` whose base name is wanted, also behind links.
+
+    A link to a folder that it lies in is not followed: each image would come forty times.
+    """
     names: list[str] = []
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        folders[:] = [
+            name
+            for name in folders
+            if not name.startswith((".", "__MACOSX")) and not leads_back(root, Path(folder) / name)
+        ]
         relative = Path(folder).relative_to(root).as_posix()
         kept = [name for name in files if not name.startswith(".") and wanted(name)]
         names += kept if relative == "." else [f"{relative}/{name}" for name in kept]
     return sorted(names, key=lambda name: name.split("/"))
+
+
+def leads_back(root: Path, path: Path) -> bool:
+    """Whether a folder is a link to one that the walk from ``root`` has come through."""
+    if not path.is_symlink():
+        return False
+    target = path.resolve()
+    above = (folder for folder in path.parents if folder.is_relative_to(root))
+    if not any(folder.resolve().is_relative_to(target) for folder in above):
+        return False
+    log.warning("%s is a link to a folder that it lies in: it is not followed", path)
+    return True
 
 
 def _unreadable(error: OSError) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_shards.class_names import plain
+
 if TYPE_CHECKING:
     from data_shards.sources.record import Record
 
@@ -61,17 +63,13 @@ def labeller(table: Mapping[str, str]) -> Callable[..., str | None]:
     A class must not have two spellings: where a stem says ``airport`` and the table calls other images ``Airport``, the
     table's spelling is taken.
     """
-    spelling = {_plain(label): label for label in table.values()}
+    spelling = {plain(label): label for label in table.values()}
 
     def label_of(name: str, annotated: str | None = None) -> str | None:
         found = table.get(name) or table.get(Path(name).name) or annotated or stem_label(name)
-        return spelling.get(_plain(found), found) if found else None
+        return spelling.get(plain(found), found) if found else None
 
     return label_of
-
-
-def _plain(label: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", label.lower())
 
 
 def listed(value: str | Sequence[str] | None) -> list[str]:

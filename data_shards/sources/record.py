@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from data_shards.class_names import distinct
 from data_shards.sample import BadSample, Sample, captions_of
 from data_shards.sources.names import find_image
 
@@ -95,13 +96,13 @@ class RecordSet:
 
     Attributes:
         sizes: one number, as all records are one shard
-        classes: the labels, sorted
+        classes: the labels, sorted, each in one spelling
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
         self.records = list(records)
         self.sizes = [len(self.records)]
-        self.classes = sorted({record.label for record in self.records if record.label is not None})
+        self.classes = distinct({record.label for record in self.records if record.label is not None})
         if not self.records:
             raise ValueError("there are no records: is the split right?")
 

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import encoded, picture, records, write_tar
 
-from data_shards import RecordSet, ShardSet, eval_batches, load_tokenizer
+from data_shards import Record, RecordSet, ShardSet, eval_batches, load_tokenizer
+from data_shards.pack import PackPlan, pack
+from data_shards.shared import warn_of_shared
 from data_shards.transforms import eval_transform
 
 
@@ -88,3 +90,24 @@ def test_a_sample_without_caption_is_named(tmp_path: Path, tokenizer_folder: Pat
     shards = ShardSet(str(write_tar(tmp_path / "a.tar", members)))
     with pytest.raises(ValueError, match="evaluation sample mute"):
         eval_batches(shards, load_tokenizer(str(tokenizer_folder), 12), 8, 2)
+
+
+def test_images_that_are_trained_on_too_are_told(
+    packed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = ShardSet(str(packed))
+    both = [record for record in records(48) if record.key in ("area/00003", "area/00030")]
+    test = [Record(f"other/{place}", record.image, ["x"]) for place, record in enumerate(both)]
+    new = Record("new", encoded(picture(1000)), ["x"])
+    assert pack([*test, new], tmp_path / "test", PackPlan(shard_size=2)).samples == 3
+    held_out = ShardSet(str(tmp_path / "test"))
+    assert warn_of_shared(held_out, held_out) == ["other/0", "other/1", "new"]
+    caplog.clear()
+    eval_batches(held_out, None, 8, 4, training=training)
+    assert "2 of the 3 images" in caplog.text
+    assert "other/0, other/1." in caplog.text
+    caplog.clear()
+    eval_batches(held_out, None, 8, 4, rank=1, world_size=2, training=training)
+    plain = ShardSet(str(write_tar(tmp_path / "plain.tar", {"a.jpg": both[0].image, "a.txt": b"x"})))
+    eval_batches(plain, None, 8, 4, training=training)
+    assert not caplog.text

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_data import encoded, image_folder, picture, rows, write_tar
 
-from data_shards import RecordSet, ShardSet, templates
+from data_shards import DataConfig, RecordSet, ShardSet, ShardStream, templates
 from data_shards.__main__ import main
 from data_shards.manifest import Manifest
 from data_shards.sample import BadSample
@@ -253,6 +253,41 @@ def test_one_class_has_one_spelling(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("filename,label\n00815.jpg,Airport\n")
     records = karpathy(tmp_path / "a.json", tmp_path, labels=tmp_path / "labels.csv")
     assert [record.label for record in records] == ["Airport", "Airport", "bareland"]
+    (tmp_path / "labels.csv").write_text("filename,label\n00815.jpg,机场\nairport_1.jpg,海滩\n", encoding="utf-8")
+    records = karpathy(tmp_path / "a.json", tmp_path, labels=tmp_path / "labels.csv")
+    assert [record.label for record in records] == ["机场", "海滩", "bareland"], "names without a Latin letter"
+
+
+def test_data_sets_that_spell_a_class_otherwise_share_it(tmp_path: Path) -> None:
+    """RSICD's table says Airport, RSITMD's stems airport: two classes would be negatives of each other."""
+    for place, (folder, name) in enumerate((("rsicd", "Airport"), ("rsitmd", "airport"), ("aid", "Bare Land"))):
+        path = tmp_path / folder / name / "a.jpg"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(jpeg(place))
+        words = ["pack", "--source", "imagefolder", "--images", str(tmp_path / folder), "--workers", "1"]
+        assert main([*words, "--output", str(tmp_path / "packed" / folder)]) == 0
+    shards = ShardSet([str(tmp_path / "packed" / name) for name in ("rsitmd", "rsicd", "aid")])
+    assert shards.classes == ["Airport", "Bare Land"]
+    stream = ShardStream(shards, None, DataConfig("x", image_size=16, workers=0), global_batch=3)
+    batch = next(iter(stream))
+    labels = dict(zip(batch["image_ids"].tolist(), batch["labels"].tolist(), strict=True))
+    assert labels == {0: 0, 1: 0, 2: 1}
+    given = DataConfig("x", image_size=16, workers=0, classes=["bareland", "airport", "Airport"])
+    (batch,) = ShardStream(shards, None, given, global_batch=3, train=False, epochs=1)
+    labels = dict(zip(batch["image_ids"].tolist(), batch["labels"].tolist(), strict=True))
+    assert labels == {0: 1, 1: 2, 2: 0}, "names that are given are taken as they are"
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image_folder(tmp_path / "set", 3)
+    image_folder(tmp_path / "elsewhere", 3)
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "elsewhere" / "beach")
+    (tmp_path / "set" / "airport" / "up").symlink_to("..")
+    (tmp_path / "set" / "beach" / "over").symlink_to("../airport")
+    names = [record.image.name for record in imagefolder(tmp_path / "set")]
+    own = ["airport/airport_0.jpg", "beach/beach_1.jpg", "denseresidential/denseresidential_2.jpg"]
+    assert sorted(names) == sorted([*own, "linked/beach_1.jpg", "beach/over/airport_0.jpg"])
+    assert "airport/up is a link to a folder that it lies in" in caplog.text
 
 
 def test_rs5m_image_layout(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -111,7 +111,8 @@ def test_what_is_no_export_is_named(tmp_path, folder):
 
 def test_a_scene_classifier_becomes_the_prior_of_a_model(tmp_path):
     torch.manual_seed(0)
-    config = SceneConfig(EncoderConfig(name="test_resnet", image_size=32), classes=["airport", "beach", "river"])
+    backbone = EncoderConfig(name="test_resnet", image_size=32, mean=[0.2, 0.5, 0.7], std=[0.3, 0.2, 0.1])
+    config = SceneConfig(backbone, classes=["airport", "beach", "river"])
     scene = SceneClassifier(config).eval()
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert scene(images).shape == (2, 3)
@@ -119,9 +120,12 @@ def test_a_scene_classifier_becomes_the_prior_of_a_model(tmp_path):
     loaded = from_pretrained(folder)
     assert loaded.classes == ["airport", "beach", "river"]
     assert torch.equal(loaded(images), scene(images))
-    prior = EncoderConfig(name="test_resnet", image_size=32, weights=str(folder), trainable=False)
+    prior = EncoderConfig(name="test_resnet", image_size=32, weights=str(folder), trainable=False)  # with its mean, std
     clip = build_model(tiny(prior=prior))
     assert torch.equal(clip.prior(images), scene.features(images))
+    other = EncoderConfig(name="test_convnext", image_size=32, weights=str(folder))
+    with pytest.raises(ValueError, match="are those of 'test_resnet', but this encoder is 'test_convnext'"):
+        build_model(tiny(prior=other))
     with pytest.raises(ValueError, match="needs the names of its classes"):
         SceneClassifier(SceneConfig())
 
