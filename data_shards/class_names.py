@@ -4,8 +4,8 @@
     ids = ClassIds(["Airport", "Dense Residential"])
     ids["airport"], ids["dense_residential"], ids["pond"], ids[None]             # 0, 1, -1, -1
 
-Two spellings of one class would be negatives of each other in the Attribution loss, and a test class of another spelling
-would not be tested.
+Two spellings of one class would be negatives of each other in the Attribution loss, and a test class of another
+spelling would not be tested.
 """
 
 from __future__ import annotations

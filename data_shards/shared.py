@@ -1,9 +1,9 @@
-"""Images that training and evaluation shards share byte for byte, told by the hashes that packing left in their indices.
+"""Images that training and evaluation shards share byte for byte, by the hashes that packing left in their indices.
 
     warn_of_shared(ShardSet("data/rsicd-train"), ShardSet("data/rsitmd-test"))     # reads no image
 
-It takes a second for millions of samples, so that every training does it. What is re-encoded, resized or turned is found
-by `data_shards leakage`, and kept out by `pack --exclude`.
+It reads the indices alone, so that every training does it. What is re-encoded, resized or turned is found by
+`data_shards leakage`, and kept out by `pack --exclude`.
 """
 
 from __future__ import annotations

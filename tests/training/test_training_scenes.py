@@ -83,7 +83,7 @@ def test_confusion_is_scikit_learns(tmp_path: Path) -> None:
 def test_a_test_class_that_is_not_learned_is_refused() -> None:
     config = PriorConfig(RunConfig(dir="x"), DataConfig("aid"), evaluation=EvaluationConfig("resisc"))
     refuse_unknown(["airport", "sea_lake"], ["Airport", "River", "SeaLake"], config)
-    with pytest.raises(ValueError, match="evaluation.shards resisc has images of volcano: no class of data.shards aid"):
+    with pytest.raises(ValueError, match=r"resisc has images of volcano: no class of .* aid, which"):
         refuse_unknown(["airport", "volcano"], ["Airport", "River"], config)
     for wrong in ({"label_smoothing": 1.0}, {"mixup": -0.1}, {"cutmix": float("inf")}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
