@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections import Counter
@@ -215,8 +216,8 @@ def test_resplit_deals_within_scenes() -> None:
     assert len(tested) == 14
 
 
-def test_a_sweep_runs_and_is_not_run_twice(data: Path, prior: Path, tmp_path: Path) -> None:
-    """Two rows, two seeds, on drawn scenes, by a data file of its own."""
+def test_a_study_runs_and_its_clean_level_is_the_family_not_run_twice(data: Path, prior: Path, tmp_path: Path) -> None:
+    """Two rows at two levels of caption noise, on drawn scenes, by a data file of its own."""
     places = {
         "places": {
             "train": str(data / "train"), "test": str(data / "held-out"), "prior": str(prior / "export"),
@@ -225,7 +226,7 @@ def test_a_sweep_runs_and_is_not_run_twice(data: Path, prior: Path, tmp_path: Pa
         "tokens": 4,
         "defaults": {
             "closed": {
-                "preset": "prioritr-tiny", "tokenizer": str(data / "tokenizer"),
+                "tokenizer": str(data / "tokenizer"),
                 "data": {"shards": "{train}", "image_size": 48, "workers": 0},
                 "test": {"shards": "{test}"},
                 "model": {
@@ -238,44 +239,40 @@ def test_a_sweep_runs_and_is_not_run_twice(data: Path, prior: Path, tmp_path: Pa
         },
     }  # fmt: skip
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(places))
-    words = ["finetune", "sweep", "belief-closed", "--rows", "[closed-baseline,closed-full]", "--seeds", 2,
-             "--keep", "export", "--data", tmp_path / "own.yaml", "--output", tmp_path / "out"]  # fmt: skip
+    words = ["finetune", "sweep", "caption-noise", "--rows", "[one-stage-no-prior,one-stage-hard]", "--keep", "export",
+             "--levels", "[0,0.5]", "--seeds", 1, "--data", tmp_path / "own.yaml", "--output", tmp_path / "out",
+    ]  # fmt: skip
     shown = run_well(*words, "--dry-run").splitlines()
     assert len(shown) == 4
     assert all(shlex.split(line)[1:4] == ["-m", "finetune", "closed"] for line in shown)
     run_well(*words)
-    table = json.loads((tmp_path / "out" / "belief-closed.json").read_text())
-    assert [row["name"] for row in table["rows"]] == ["closed-baseline", "closed-full"]
-    assert [row["seeds"] for row in table["rows"]] == [[0, 1], [0, 1]]
-    folder = tmp_path / "out/closed-full/seed-1/closed"
-    report = json.loads((folder / "report.json").read_text())
-    assert report["test"]["mean_recall"] == table["rows"][1]["figures"]["mean_recall"]["runs"]["1"]
+    table = json.loads((tmp_path / "out" / "caption-noise.json").read_text())
+    assert list(table["rows"]) == ["one-stage-no-prior", "one-stage-hard"]
+    for row, level, part in itertools.product(table["rows"], ("0", "0.5"), ("clean", "caption-noise-0.5")):
+        if (level == "0") == (part == "clean"):
+            folder = tmp_path / "out" / part / row / "seed-0/closed"
+            report = json.loads((folder / "report.json").read_text())
+            assert table["rows"][row][level]["runs"] == {"0": report["test"]["mean_recall"]}
+            assert ("50 % of the samples have" in folder.with_suffix(".log").read_text()) == (level == "0.5")
+            assert (folder / "export" / "model.safetensors").is_file()
+            assert not (folder / "checkpoints").exists()
     assert list((tmp_path / "features").rglob("*.safetensors"))
-    assert (folder / "export" / "model.safetensors").is_file()
-    assert not (folder / "checkpoints").exists()
 
-    again = SweepConfig(
-        "belief-closed", rows=["closed-baseline", "closed-full"], seeds=2, data=str(tmp_path / "own.yaml"),
-        output=str(tmp_path / "out"),
+    folder = tmp_path / "out/clean/one-stage-hard/seed-0/closed"
+    family_of_clean = SweepConfig(
+        "belief-one-stage", rows=["one-stage-no-prior", "one-stage-hard"], seeds=1, data=str(tmp_path / "own.yaml"),
+        output=str(tmp_path / "out/clean"),
     )  # fmt: skip
     written, length = (folder / "report.json").stat().st_mtime_ns, folder.with_suffix(".log").stat().st_size
-    assert sweep(again) == 0
+    assert sweep(family_of_clean) == 0
     assert (folder / "report.json").stat().st_mtime_ns == written
     assert folder.with_suffix(".log").stat().st_size == length
-    again.options = {"run": {"epochs": 2}}
+    found = json.loads((tmp_path / "out/clean/belief-one-stage.json").read_text())
+    assert [row["name"] for row in found["rows"]] == list(table["rows"])
+    assert found["rows"][1]["figures"]["mean_recall"]["runs"] == table["rows"]["one-stage-hard"]["0"]["runs"]
+    family_of_clean.options = {"run": {"epochs": 2}}
     with pytest.raises(ValueError, match="other options"):
-        sweep(again)
-
-    run_well("finetune", "sweep", "caption-noise", "--rows", "[one-stage-no-prior]", "--seeds", 1, "--keep", "report",
-             "--levels", "[0,0.5]", "--data", tmp_path / "own.yaml", "--output", tmp_path / "study")  # fmt: skip
-    table = json.loads((tmp_path / "study" / "caption-noise.json").read_text())
-    for level, part, shares in (("0", "clean", set()), ("0.5", "caption-noise-0.5", {"50 % of the samples have"})):
-        folder = tmp_path / "study" / part / "one-stage-no-prior/seed-0/closed"
-        report = json.loads((folder / "report.json").read_text())
-        assert table["rows"]["one-stage-no-prior"][level]["runs"] == {"0": report["test"]["mean_recall"]}
-        log = folder.with_suffix(".log").read_text()
-        assert {share for share in ("50 % of the samples have",) if share in log} == shares
-        assert not (folder / "export").exists()
+        sweep(family_of_clean)
 
 
 def test_files_are_where_they_are_packaged() -> None:
