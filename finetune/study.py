@@ -22,7 +22,17 @@ from typing import Any
 
 import yaml
 
-from finetune.experiment import STUDIES, DataFile, Experiment, Options, filled, load_experiment, merged, words_of
+from finetune.experiment import (
+    STUDIES,
+    DataFile,
+    Experiment,
+    Options,
+    commands_of,
+    filled,
+    load_experiment,
+    merged,
+    words_of,
+)  # fmt: skip
 from model.config import from_dict
 
 
@@ -37,7 +47,12 @@ class First:
 
 @dataclass
 class Study:
-    """See the module's docstring. ``places`` are those that the data file may leave out."""
+    """See the module's docstring.
+
+    Args:
+        constant: rows that the level does not reach: their runs are those of level 0
+        places: those that the data file may leave out
+    """
 
     asks: str
     axis: str
@@ -45,6 +60,7 @@ class Study:
     rows: dict[str, str]
     against: list[str]
     options: Options
+    constant: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
     first: Any = None
     name: str = ""
@@ -52,9 +68,9 @@ class Study:
     def __post_init__(self) -> None:
         if isinstance(self.first, dict):
             self.first = from_dict(First, self.first)
-        unknown = [row for row in self.against if row not in self.rows]
+        unknown = [row for row in [*self.against, *self.constant] if row not in self.rows]
         if unknown or not self.levels:
-            raise ValueError(f"needs levels; 'against' names rows, not {unknown}")
+            raise ValueError(f"needs levels; 'against' and 'constant' name rows, not {unknown}")
 
     def experiments(self) -> list[Experiment]:
         """The rows under the names that they have here."""
@@ -63,21 +79,28 @@ class Study:
 
 @dataclass(frozen=True)
 class Part:
-    """What is run at one level. A plain family is one part, without a level.
+    """A row at one level, or a row of a plain family.
 
     Args:
-        folder: of its runs
+        row: the experiment
+        folder: of its runs' folders
         data: where things are
-        options: over those of the experiments
-        level: 0 for a plain family
-        first: folder and words of the training that its runs share
+        options: over those of the experiment
+        first: folder and words of the training that all runs of the level share
     """
 
+    row: Experiment
     folder: Path
     data: DataFile
     options: Options
-    level: float = 0
     first: tuple[Path, list[str]] | None = None
+
+    def run(self, seed: int) -> Path:
+        return self.folder / self.row.name / f"seed-{seed}"
+
+    def commands(self, seed: int) -> list[tuple[Path, list[str]]]:
+        """The trainings of a run, as of commands_of."""
+        return commands_of(self.row, self.data, seed=seed, run=self.run(seed), extra=self.options)
 
 
 def study_names() -> list[str]:
@@ -93,13 +116,13 @@ def load_study(name: str) -> Study:
         raise ValueError(f"{path}: {error}") from error
 
 
-def part_of(study: Study, level: float, data: DataFile, output: Path, extra: Options) -> Part:
-    """A level of a study: its folder is OUTPUT/STUDY-LEVEL.
+def part_of(study: Study, level: float, row: Experiment, data: DataFile, output: Path, extra: Options) -> Part:
+    """A row at a level of a study: its folder is OUTPUT/STUDY-LEVEL.
 
     Raises ValueError for a place that neither the study nor the data file names.
     """
-    if not level:
-        return Part(output / "clean", data, extra, level)
+    if not level or row.name in study.constant:
+        return Part(row, output / "clean", data, extra)
     folder = output / f"{study.name}-{level:g}"
     places = {**study.places, **data.places, "level": f"{level:g}", "at_level": str(folder)}
     first = None
@@ -108,4 +131,4 @@ def part_of(study: Study, level: float, data: DataFile, output: Path, extra: Opt
         options = merged(study.first.options, {"run": {"dir": str(run)}})
         words = words_of(filled({"config": study.first.config, **options}, places, study.name))
         first = (run, ["finetune", study.first.command, *words])
-    return Part(folder, replace(data, places=places), merged(study.options, extra), level, first)
+    return Part(row, folder, replace(data, places=places), merged(study.options, extra), first)

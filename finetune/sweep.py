@@ -21,13 +21,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from finetune.config import SweepConfig
-from finetune.experiment import Experiment, commands_of, family, load_data
+from finetune.experiment import Experiment, family, load_data
 from finetune.study import Part, load_study, part_of, study_names
 from finetune.study_table import write_study
 from finetune.sweep_table import write_table
@@ -39,7 +39,6 @@ WORDS = "sweep.json"  # the words of a run, beside its report
 DROPPED = {"all": [], "export": ["checkpoints"], "report": ["checkpoints", "export", "tokenizer"]}
 
 Command = tuple[Path, list[str]]  # a training's folder, and the words after python -m
-Plan = tuple[Path, list[Command]]  # a run's folder and its trainings
 
 
 def sweep(config: SweepConfig) -> int:
@@ -50,28 +49,25 @@ def sweep(config: SweepConfig) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     data, output = load_data(config.data), Path(config.output or f"runs/sweeps/{config.name}")
     study = load_study(config.name) if config.name in study_names() else None
-    if study:
-        parts = [part_of(study, level, data, output, config.options) for level in config.levels or study.levels]
-    elif config.levels:
+    if config.levels and not study:
         raise ValueError(f"--levels: '{config.name}' is no study; there are {', '.join(study_names())}")
-    else:
-        parts = [Part(output, data, config.options)]
-    rows = study.experiments() if study else family(config.name)
-    rows = [row for row in rows if row.name in (config.rows or [row.name])]
+    rows = [row for row in (study.experiments() if study else family(config.name)) if chosen(row, config)]
+    table = {
+        f"{level:g}": {row.name: part_of(study, level, row, data, output, config.options) for row in rows}
+        for level in config.levels or study.levels
+    } if study else {"0": {row.name: Part(row, output, data, config.options) for row in rows}}  # fmt: skip
+    parts = [part for level in table.values() for part in level.values()]
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    shared = [(part.first[0].parent, [part.first]) for part in parts if part.first]
-    plans = [
-        (run, commands_of(row, part.data, seed=seed, run=run, extra=part.options))
-        for seed in seeds for part in parts for row in rows for run in [part.folder / row.name / f"seed-{seed}"]
-    ]  # fmt: skip
+    shared = {part.first[0].parent: [part.first] for part in parts if part.first}
+    plans = {part.run(seed): part.commands(seed) for seed in seeds for part in parts}
     if config.dry_run:
-        for _, commands in [*shared, *plans]:
+        for commands in [*shared.values(), *plans.values()]:
             for _, words in commands:
                 print(shown(launched(words, config.ranks)))
         return 0
     failed = run_plans(shared, config) or run_plans(plans, config)
+    results = {level: {name: figures_of(part, seeds) for name, part in parts.items()} for level, parts in table.items()}
     command = " ".join(["python -m finetune", *sys.argv[1:]])
-    results = {f"{part.level:g}": {row.name: figures_of(row, part.folder, seeds) for row in rows} for part in parts}
     if study:
         write_study(study, results, output, data.note, command)
     else:
@@ -82,11 +78,15 @@ def sweep(config: SweepConfig) -> int:
     return 1 if failed else 0
 
 
-def run_plans(plans: Sequence[Plan], config: SweepConfig) -> list[Path]:
-    """Run what is not done; returns the folders of the runs that failed."""
+def chosen(row: Experiment, config: SweepConfig) -> bool:
+    return config.rows is None or row.name in config.rows
+
+
+def run_plans(plans: Mapping[Path, list[Command]], config: SweepConfig) -> list[Path]:
+    """Run what is not done, by the folder of each run; returns those of the runs that failed."""
     with ThreadPoolExecutor(config.jobs) as pool:
-        done = list(pool.map(lambda plan: run_all(plan[1], config.ranks, config.keep), plans))
-    return [run for (run, _), good in zip(plans, done, strict=True) if not good]
+        done = list(pool.map(lambda commands: run_all(commands, config.ranks, config.keep), plans.values()))
+    return [run for run, good in zip(plans, done, strict=True) if not good]
 
 
 def run_all(commands: list[Command], ranks: int, keep: str) -> bool:
@@ -153,11 +153,11 @@ def shown(command: list[str]) -> str:
     return shlex.join([Path(command[0]).name, *command[1:]])
 
 
-def figures_of(row: Experiment, output: Path, seeds: range) -> dict[int, dict[str, Any]]:
+def figures_of(part: Part, seeds: range) -> dict[int, dict[str, Any]]:
     """The figures of each finished run by its seed: the test's, else those of the last evaluation."""
     found: dict[int, dict[str, Any]] = {}
     for seed in seeds:
-        path = output / row.name / f"seed-{seed}" / row.steps[-1].command / "report.json"
+        path = part.run(seed) / part.row.steps[-1].command / "report.json"
         if path.is_file():
             report = json.loads(path.read_text())
             found[seed] = report.get("test") or report["evaluation"]

@@ -118,27 +118,29 @@ def test_every_study_sets_its_level_and_nothing_else(tmp_path: Path) -> None:
     assert set(study_names()) == {"caption-noise", "label-noise", "prior-noise"}
     data = load_data("ucmerced")
     for study in map(load_study, study_names()):
-        row = study.experiments()[-1]
-        plain, clean, noisy = (
-            vars(parsed(commands_of(row, part.data, seed=3, run=tmp_path, extra=part.options)[0][1]))
-            for part in (Part(tmp_path, data, {}), *(part_of(study, level, data, tmp_path, {}) for level in (0, 0.4)))
+        first, *_, row = study.experiments()
+        parts = [Part(row, tmp_path, data, {}), *(part_of(study, level, row, data, tmp_path, {}) for level in (0, 0.4))]
+        assert [part.folder.name for part in parts[1:]] == ["clean", f"{study.name}-0.4"]
+        ((_, plain),), ((_, clean),), ((_, noisy),) = (
+            commands_of(row, part.data, seed=3, run=tmp_path, extra=part.options) for part in parts
         )
         assert clean == plain
+        plain, noisy = (vars(parsed(words)) for words in (plain, noisy))
         changed = {
             f"{group}.{key}": value
             for group in ("run", "data", "model", "loss", "test")
             for key, value in vars(noisy[group]).items() if value != vars(plain[group])[key]
         }  # fmt: skip
-        part = part_of(study, 0.4, data, tmp_path, {})
         if study.name != "prior-noise":
             assert changed == {f"data.{study.name.replace('-', '_')}": 0.4}
-            assert part.first is None
+            assert parts[2].first is None
             continue
+        assert part_of(study, 0.4, first, data, tmp_path, {}) == part_of(study, 0, first, data, tmp_path, {})
         assert list(changed) == ["model.prior"]
-        folder, words = part.first
-        first = parsed(words)
-        assert changed["model.prior"].weights == f"{first.run.dir}/export" == f"{folder}/export"
-        assert (first.data.label_noise, first.backbone.unlocked) == (0.4, 10)
+        folder, words = parts[2].first
+        taught = parsed(words)
+        assert changed["model.prior"].weights == f"{taught.run.dir}/export" == f"{folder}/export"
+        assert (taught.data.label_noise, taught.backbone.unlocked) == (0.4, 10)
 
 
 @pytest.mark.parametrize(
