@@ -23,7 +23,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -36,6 +36,7 @@ WHOLE = ("kwargs", "config", "classes")  # options that are values of their own
 PLACE = re.compile(r"\{(\w+)\}")
 
 Options = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass
@@ -89,9 +90,13 @@ def experiment_names() -> list[str]:
 
 def load_experiment(name: str) -> Experiment:
     """Raises ValueError that names the file and the key that is wrong."""
-    path = EXPERIMENTS / f"{name}.yaml"
+    return read(Experiment, EXPERIMENTS / f"{name}.yaml", name=name)
+
+
+def read(kind: type[T], path: Path, **own: Any) -> T:
+    """The dataclass that a YAML file holds, with values of its own. Raises ValueError that names file and key."""
     try:
-        return from_dict(Experiment, {**yaml.safe_load(path.read_text(encoding="utf-8")), "name": name})
+        return from_dict(kind, {**yaml.safe_load(path.read_text(encoding="utf-8")), **own})
     except (TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -120,10 +125,7 @@ def load_data(name: str) -> DataFile:
     if not path.is_file():
         names = ", ".join(sorted(each.stem for each in DATA.glob("*.yaml")))
         raise ValueError(f"--data {name}: neither a YAML file nor one of {names}")
-    try:
-        return from_dict(DataFile, yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    return read(DataFile, path)
 
 
 def commands_of(

@@ -20,8 +20,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finetune.experiment import (
     STUDIES,
     DataFile,
@@ -31,6 +29,7 @@ from finetune.experiment import (
     filled,
     load_experiment,
     merged,
+    read,
     words_of,
 )  # fmt: skip
 from model.config import from_dict
@@ -109,11 +108,7 @@ def study_names() -> list[str]:
 
 def load_study(name: str) -> Study:
     """Raises ValueError that names the file and what is wrong."""
-    path = STUDIES / f"{name}.yaml"
-    try:
-        return from_dict(Study, {**yaml.safe_load(path.read_text(encoding="utf-8")), "name": name})
-    except (TypeError, ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    return read(Study, STUDIES / f"{name}.yaml", name=name)
 
 
 def part_of(study: Study, level: float, row: Experiment, data: DataFile, output: Path, extra: Options) -> Part:
