@@ -104,8 +104,11 @@ class BadSteps:
         if back_to is not None:
             entry["back_to_step"] = back_to
         if self.rank.is_first:
-            with (self.folder / "bad_steps.jsonl").open("a") as file:
-                file.write(json.dumps(entry) + "\n")
+            try:
+                with (self.folder / "bad_steps.jsonl").open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+            except OSError as error:
+                logger.error("%s is not written down: %s", entry, error)
             where = f"back to step {back_to}" if back_to is not None else "no optimizer step is taken"
             logger.warning("step %d: %s; %s (%d of %d)", step, self.reason, where, self.count, self.config.limit)
         if self.config.action == "raise" or self.count > self.config.limit:

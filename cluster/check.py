@@ -12,6 +12,7 @@ exit code is 1 where anything was found.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -99,7 +100,10 @@ def plan_of(config: CheckConfig) -> Plan:
 
 
 def scontrol(*words: str) -> str:
-    return subprocess.run(["scontrol", *words], capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(["scontrol", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"scontrol {' '.join(words)}: {done.stderr.strip()}")
+    return done.stdout
 
 
 def look(plan: Plan, config: CheckConfig) -> list[Row]:
@@ -188,8 +192,11 @@ def output_of(
         output, _ = process.communicate(timeout=config.timeout_seconds)
         return process.returncode, output
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)
-        return None, process.communicate()[0]
+        for number, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
+            with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
+                os.killpg(process.pid, number)
+                return None, process.communicate(timeout=seconds)[0]
+        return None, "what it said is not to be had: something that it started lives on"
 
 
 def text(rows: Sequence[Row], rates: dict[str, Any] | None, found: Sequence[Finding], config: CheckConfig) -> str:

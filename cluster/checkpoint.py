@@ -170,6 +170,7 @@ def newest_good(folder: Path) -> Path | None:
     """The newest checkpoint whose checksums hold. Rank 0 looks, all ranks get its answer."""
     found: list[str | None] = [None]
     if dist.get_rank() == 0:
+        recover(folder)
         for candidate in published(folder):
             problem = fault(candidate)
             if problem is None:
@@ -178,6 +179,13 @@ def newest_good(folder: Path) -> Path | None:
             logger.warning("%s is not used: %s; trying the one before it", candidate, problem)
     dist.broadcast_object_list(found)
     return Path(found[0]) if found[0] else None
+
+
+def recover(folder: Path) -> None:
+    """Give back the name of a checkpoint that was to be replaced when the run was killed, between two renames."""
+    for replaced in folder.glob("step_*.replaced"):
+        if not replaced.with_suffix("").exists():
+            replaced.rename(replaced.with_suffix(""))
 
 
 def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:

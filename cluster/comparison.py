@@ -5,12 +5,11 @@ compare(Path("runs/whole"), Path("runs/shot"))      # ["step 7: loss 0.41 instea
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from cluster.records import records
 
 
 def compare(whole: Path, shot: Path) -> list[str]:
@@ -31,8 +30,7 @@ def compare(whole: Path, shot: Path) -> list[str]:
 
 
 def losses(folder: Path) -> dict[int, float]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return {record["step"]: record["train/loss"] for record in records if "train/loss" in record}
+    return {record["step"]: record["train/loss"] for record in records(folder) if "train/loss" in record}
 
 
 def differing(one: Any, other: Any, name: str) -> Iterator[str]:
@@ -46,30 +44,7 @@ def differing(one: Any, other: Any, name: str) -> Iterator[str]:
         for key, value in one.items():
             yield from differing(value, other.get(key), f"{name}.{key}" if name else str(key))
     elif isinstance(one, list | tuple):
-        for number, value in enumerate(one):
+        if len(one) != len(other):
+            yield f"{name}: {len(other)} entries instead of {len(one)}, which"
+        for number, value in enumerate(one[: len(other)]):
             yield from differing(value, other[number], f"{name}[{number}]")
-
-
-def last_step(folder: Path) -> int:
-    """Of the last whole record in metrics.jsonl, 0 where there is none."""
-    record = last_record(folder)
-    return int(record["step"]) if record else 0
-
-
-def newest_record(folder: Path) -> float:
-    record = last_record(folder)
-    return float(record["time"]) if record else 0.0
-
-
-def last_record(folder: Path) -> dict[str, Any] | None:
-    try:
-        with (folder / "metrics.jsonl").open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 8192))
-            lines = [line for line in file.read().split(b"\n")[:-1] if line.startswith(b"{")]
-    except OSError:
-        return None
-    for line in reversed(lines):
-        with contextlib.suppress(json.JSONDecodeError):
-            return json.loads(line)
-    return None

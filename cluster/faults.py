@@ -29,8 +29,9 @@ from typing import Any
 import psutil
 
 from cluster.commands import FaultsConfig, SbatchConfig
-from cluster.comparison import compare, last_step, newest_record
+from cluster.comparison import compare
 from cluster.launch import MODULE, alive
+from cluster.records import last_record
 from cluster.sbatch import render
 from cluster.victims import Ranks
 
@@ -81,9 +82,10 @@ class Trial:
         if self.shot:
             self.shot, self.gone = [process for process in self.shot if alive(process)], time.time()
             return
-        step = last_step(self.folder)
+        record = last_record(self.folder) or {"step": 0, "time": 0.0}
+        step = record["step"]
         for kill in self.made:
-            if kill.back_after is None and step >= kill.step and newest_record(self.folder) > self.gone:
+            if kill.back_after is None and step >= kill.step and record["time"] > self.gone:
                 kill.back_after = time.time() - kill.at
         if len(self.made) == len(self.plan):
             return
@@ -130,7 +132,7 @@ def faults(config: FaultsConfig, run: Sequence[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     logger.info("the run without a disturbance, in %s", folder / "whole")
     whole_seconds = execute(config, run, Trial(folder / "whole", [], random.Random()))
-    last = last_step(folder / "whole")
+    last = (last_record(folder / "whole") or {"step": 0})["step"]
     trial = Trial(folder / "shot", plan_kills(config, last), random.Random(config.seed))
     logger.info("the run with %d kills in %d steps, in %s", config.kills, last, trial.folder)
     shot_seconds = execute(config, run, trial)
@@ -204,7 +206,9 @@ def on_slurm(config: FaultsConfig, words: Sequence[str], folder: Path) -> Iterat
         time=config.time, partition=config.partition, account=config.account, job_name=f"faults-{folder.name}",
         logs=str(logs), retries=2 * config.kills + 1, template=config.template,
     )  # fmt: skip
-    done = subprocess.run(["sbatch"], input=render(settings, words), text=True, check=True, capture_output=True)
+    done = subprocess.run(["sbatch"], input=render(settings, words), text=True, check=False, capture_output=True)
+    if done.returncode:
+        raise ValueError(f"sbatch refuses the job: {done.stderr.strip()}")
     job = done.stdout.split()[-1]
     asked, fields = 0.0, {"JobState": "PENDING"}
     rested_from: float | None = None

@@ -95,9 +95,10 @@ def ports(row: Row, rows: Sequence[Row]) -> Iterator[Finding]:
     if row.get("listening"):
         remedy = f"end what has it (`ss -ltnp sport = :{row['port']}` there), or choose another with --master-port"
         yield Finding(row["host"], f"port {row['port']} cannot be used: {row['listening']}", remedy)
-    first, reached = rows[0], row.get("reached", {})
+    reached = row.get("reached", {})
     refused = {name: answer["error"] for name, answer in reached.items() if "error" in answer}
-    if "rendezvous" in refused:
+    first = next((each for each in rows if "master" in each), None)  # it may be lost meanwhile, which is said of it
+    if first and "rendezvous" in refused:
         others = [address for address in first["addresses"] if "from" in reached.get(address, {})]
         problem = f"cannot connect to {first['host']} at {first['master']}:{first['port']}: {refused['rendezvous']}"
         way = f"pass --master-addr {others[0]}, which it reaches" if others else "open the way in the firewalls"

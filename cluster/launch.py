@@ -49,6 +49,7 @@ CPU_RANKS = 2
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
 POLL_SECONDS = 0.2
+START_SECONDS = 2.0  # after which a process that knows SIGUSR1 has said so
 
 
 def launch(config: LaunchConfig, run: Sequence[str]) -> int:
@@ -205,7 +206,8 @@ def through_pdsh(word: str) -> str:
 def wait_for(command: Sequence[str], launcher: str) -> int:
     """Run the command and return its exit code (128 + N for signal N), telling the ranks of signals that arrive here.
 
-    The first SIGTERM, SIGUSR1 or Ctrl-C asks for a checkpoint and an end, the second ends the run at once.
+    The first SIGTERM, SIGUSR1 or Ctrl-C asks for a checkpoint and an end, the second ends the run at once. What cannot
+    take it yet, for it still starts, is asked when it can.
     """
     if launcher in ("pdsh", "slurm") and not shutil.which({"pdsh": "pdsh", "slurm": "srun"}[launcher]):
         raise ValueError(f"--launcher {launcher}: {'srun' if launcher == 'slurm' else launcher} is not installed here")
@@ -222,16 +224,20 @@ def wait_for(command: Sequence[str], launcher: str) -> int:
     ]
     watch = RankWatch(process.pid) if watched else None
     step_daemon = os.getppid() if launcher == "node" and "SLURM_STEP_ID" in os.environ else None
-    told = 0
+    told: list[int] = []
+    asked: set[psutil.Process] = set()
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         del frame
-        nonlocal told
-        told += 1
-        logger.warning(
-            "%s: %s", signal.Signals(number).name, "the ranks checkpoint and end" if told == 1 else "ending now"
-        )
-        tell_ranks(process.pid, launcher, at_once=told > 1)
+        told.append(number)
+        first = len(told) == 1
+        logger.warning("%s: %s", signal.Signals(number).name, "the ranks checkpoint and end" if first else "ending now")
+        if launcher == "pdsh":
+            end_at_once(process, launcher)
+        elif first:
+            ask_to_end(process.pid, asked, must=number != signal.SIGUSR1)
+        else:
+            end_at_once(process, launcher)
 
     previous = {name: signal.signal(name, pass_on) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     try:
@@ -239,10 +245,12 @@ def wait_for(command: Sequence[str], launcher: str) -> int:
             time.sleep(POLL_SECONDS)
             if watch:
                 watch.look()
+            if len(told) == 1 and launcher != "pdsh":
+                ask_to_end(process.pid, asked, must=told[0] != signal.SIGUSR1)
             if step_daemon not in (None, os.getppid()):
                 logger.error("SLURM's step daemon, process %s, is gone: the ranks of this node end", step_daemon)
                 step_daemon = None
-                tell_ranks(process.pid, launcher, at_once=True)
+                end_at_once(process, launcher)
     finally:
         for name, handler in previous.items():
             signal.signal(name, handler)
@@ -276,7 +284,7 @@ class RankWatch:
         self.first_gone: str | None = None
 
     def look(self) -> None:
-        for rank in ranks_below(self.pid):
+        for rank in children_of(self.pid):
             with contextlib.suppress(psutil.Error, KeyError):
                 if rank not in self.ranks:
                     self.ranks[rank] = f"rank {rank.environ()['RANK']} (process {rank.pid})"
@@ -291,30 +299,43 @@ def alive(process: psutil.Process) -> bool:
     return False
 
 
-def ranks_below(pid: int) -> list[psutil.Process]:
+def children_of(pid: int) -> list[psutil.Process]:
+    """Below DeepSpeed's launcher of a node its ranks, below its runner of many hosts mpirun or srun."""
     try:
         return psutil.Process(pid).children()
     except psutil.NoSuchProcess:
         return []
 
 
-def tell_ranks(pid: int, launcher: str, at_once: bool) -> None:
-    """Ask the run below DeepSpeed's process ``pid`` to stop, the way its launcher can.
+def ask_to_end(pid: int, asked: set[psutil.Process], must: bool) -> None:
+    """Send SIGUSR1 to those below DeepSpeed's process ``pid`` that take it, once: ranks checkpoint, mpirun and srun
+    carry it to theirs.
 
-    DeepSpeed's launcher of a node kills what it is told to stop, so the ranks are told themselves; mpirun and srun
-    carry SIGUSR1 to ranks on all hosts; pdsh can only end them.
+    DeepSpeed's launcher of a node would kill what it is told to stop. Where the run ``must`` end, what has run for some
+    seconds and does not know the signal gets SIGTERM.
     """
+    for child in children_of(pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            takes = catches(child.pid, signal.SIGUSR1)
+            if child not in asked and (takes or (must and time.time() - child.create_time() > START_SECONDS)):
+                child.send_signal(signal.SIGUSR1 if takes else signal.SIGTERM)
+                asked.add(child)
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether the process has a handler of its own for the signal."""
     try:
-        deepspeed = psutil.Process(pid)
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    mask = next((line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")), "0")
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def end_at_once(process: subprocess.Popen[bytes], launcher: str) -> None:
+    """End DeepSpeed's process and all that it started here; pdsh, which ends ranks on other hosts, by SIGTERM."""
+    with contextlib.suppress(ProcessLookupError):
         if launcher == "pdsh":
-            deepspeed.send_signal(signal.SIGTERM)
-        elif at_once:
-            os.killpg(pid, signal.SIGKILL)
-        elif launcher in ("local", "node"):
-            for rank in ranks_below(pid):
-                rank.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
         else:
-            for starter in deepspeed.children():
-                starter.send_signal(signal.SIGUSR1)
-    except (psutil.NoSuchProcess, ProcessLookupError):
-        return
+            os.killpg(process.pid, signal.SIGKILL)

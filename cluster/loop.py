@@ -37,6 +37,8 @@ from cluster.grad_cache import FeatureLosses, backward_cached
 from cluster.metrics import MetricLog
 from cluster.outcome import Outcome
 from cluster.preemption import REQUEUE_EXIT_CODE, Notice
+from cluster.records import records
+from cluster.run_lock import hold
 from cluster.secrecy import masked_command, masked_values
 from cluster.watchdog import Watchdog
 from cluster.writer import Writer
@@ -67,12 +69,20 @@ def total_steps(config: RunConfig, steps_an_epoch: int) -> int:
 
 
 def prepare_folder(config: Any, run: RunConfig, rank: Rank) -> Path:
-    """The run directory with the resolved configuration in it. ``config`` is the whole dataclass of the command."""
-    folder = Path(run.dir)
+    """The run directory with the resolved configuration in it. ``config`` is the whole dataclass of the command.
+
+    Raises:
+        ValueError: another run is in it
+    """
+    folder, problem = Path(run.dir), [""]
     if rank.is_first:
         folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.replace_text(folder / "config.yaml", to_yaml(config))
-    dist.barrier()
+        problem = [hold(folder)]
+        if not problem[0]:
+            checkpoint.replace_text(folder / "config.yaml", to_yaml(config))
+    dist.broadcast_object_list(problem)
+    if problem[0]:
+        raise ValueError(problem[0])
     return folder
 
 
@@ -367,12 +377,9 @@ def drawn(engine: deepspeed.DeepSpeedEngine, draw: Draw | None) -> dict[str, Ima
 
 def recorded_speed(folder: Path) -> float | None:
     """Median images/s in metrics.jsonl, for a run that was finished before this process began."""
-    speeds = []
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        speed = json.loads(line).get("train/images_per_second")
-        if speed:
-            speeds.append(speed)
-    return statistics.median(speeds) if speeds else None
+    speeds = [record.get("train/images_per_second") for record in records(folder)]
+    known = [speed for speed in speeds if speed]
+    return statistics.median(known) if known else None
 
 
 class Clock:

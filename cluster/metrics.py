@@ -8,10 +8,12 @@ endpoint, where there is one. TensorBoard's first pages, HPARAMS and CUSTOM SCAL
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ from cluster.config import MonitorConfig
 from cluster.figures import Seen
 from cluster.layout import LAYOUT, hparams_end, hparams_start
 from cluster.prometheus import open_endpoint
+from cluster.records import NAME, records
+
+logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 20  # until what was written is seen by a TensorBoard that looks on
 
@@ -47,20 +52,33 @@ class MetricLog:
         self, folder: Path, total_steps: int, start_step: int, enabled: bool, progress: bool, monitor: MonitorConfig
     ) -> None:
         self.enabled = enabled
+        self.folder, self.told = folder, False
         self.endpoint = open_endpoint(monitor, folder.name, enabled)
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        path = folder / "metrics.jsonl"
-        kept = records_before(path, start_step)
+        path = folder / NAME
+        kept = [record for record in records(folder) if record["step"] <= start_step] if start_step else []
         replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.file = path.open("a", buffering=1)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step, flush_secs=FLUSH_SECONDS)
+        # TensorBoard hides what was written before of the purged step and those after it: that of start_step stays.
+        purged = start_step + 1 if start_step else 0
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=purged, flush_secs=FLUSH_SECONDS)
         self.bar = tqdm(
             total=total_steps, initial=start_step, desc=folder.name, unit="step", disable=not progress,
             file=sys.stdout, mininterval=0.5 if sys.stdout.isatty() else 15.0, dynamic_ncols=sys.stdout.isatty(),
         )  # fmt: skip
+
+    @contextmanager
+    def bearing(self) -> Iterator[None]:
+        """A disk that fills up costs records, not the run; TensorBoard's thread ends at its first error for good."""
+        try:
+            yield
+        except OSError as error:
+            if not self.told:
+                logger.error("%s: the record of the run cannot be written: %s. The run goes on", self.folder, error)
+            self.told = True
 
     def describe(self, config: str, command: str) -> None:
         """The run's configuration (YAML) and command, as text and as hyperparameters, and the layout of the charts."""
@@ -76,19 +94,22 @@ class MetricLog:
         """Figures of a step; ``ranks`` are what each rank saw, for the endpoint."""
         if not self.enabled:
             return
-        self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **plain(values)}) + "\n")
-        for name, value in values.items():
-            if isinstance(value, list):
-                self.board.add_histogram(name, np.asarray(value), step)
-            elif isinstance(value, int | float) and math.isfinite(value):
-                self.board.add_scalar(name, value, step)
+        with self.bearing():
+            self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **plain(values)}) + "\n")
+        with self.bearing():
+            for name, value in values.items():
+                if isinstance(value, list):
+                    self.board.add_histogram(name, np.asarray(value), step)
+                elif isinstance(value, int | float) and math.isfinite(value):
+                    self.board.add_scalar(name, value, step)
         if self.endpoint is not None:
             self.endpoint.update(step, values, ranks)
 
     def pictures(self, step: int, images: Mapping[str, Image.Image]) -> None:
         if self.enabled:
-            for name, image in images.items():
-                self.board.add_image(name, np.asarray(image), step, dataformats="HWC")
+            with self.bearing():
+                for name, image in images.items():
+                    self.board.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def advance(self, step: int, shown: dict[str, float]) -> None:
         if self.enabled:
@@ -100,10 +121,12 @@ class MetricLog:
         """``finished``: the run has reached its last step."""
         if self.enabled:
             self.bar.close()
-            if finished:
-                self.board._get_file_writer().add_summary(hparams_end())
-            self.board.close()
-            self.file.close()
+            with self.bearing():
+                if finished:
+                    self.board._get_file_writer().add_summary(hparams_end())
+                self.board.close()
+            with self.bearing():
+                self.file.close()
         if self.endpoint is not None:
             self.endpoint.close()
 
@@ -113,18 +136,3 @@ def plain(values: dict[str, Any]) -> dict[str, Any]:
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
-
-
-def records_before(path: Path, step: int) -> list[dict[str, Any]]:
-    """Records of an earlier part of the run up to ``step``; a last line that a crash cut short is dropped."""
-    records: list[dict[str, Any]] = []
-    if step == 0 or not path.is_file():
-        return records
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if record["step"] <= step:
-            records.append(record)
-    return records

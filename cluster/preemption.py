@@ -1,4 +1,10 @@
-"""SLURM's notice that a job will end: SIGTERM or SIGUSR1 becomes a flag that the loop reads at each step boundary."""
+"""SLURM's notice that a job will end: SIGTERM or SIGUSR1 becomes a flag that the loop reads at each step boundary.
+
+    hear_early()            # before torch is imported, which takes seconds
+    notice = Notice()       # as training begins; given is true where SIGUSR1 has come meanwhile
+
+SIGTERM is no notice until training begins: launchers end ranks by it that wait for one which has failed.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +21,14 @@ REQUEUE_EXIT_CODE = 75
 HANG_EXIT_CODE = 76
 
 
+HEARD: list[int] = []
+
+
+def hear_early() -> None:
+    """Keep a SIGUSR1 for the ``Notice`` to come, which would else end a run that still starts, and its job with it."""
+    signal.signal(signal.SIGUSR1, lambda number, frame: HEARD.append(number))
+
+
 class Notice:
     """``notice.given`` is True from the first SIGTERM or SIGUSR1 on. Only the main thread can install it.
 
@@ -23,11 +37,17 @@ class Notice:
 
     def __init__(self) -> None:
         self.given = False
+        for number in HEARD:
+            self.take(number, None)
+        HEARD.clear()
         atexit.register(signal.signal, signal.SIGUSR1, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self.take)
 
     def take(self, number: int, frame: FrameType | None) -> None:
         del frame
-        logger.warning("%s: a checkpoint is written at the next step, then the run ends", signal.Signals(number).name)
+        if not self.given:
+            logger.warning(
+                "%s: a checkpoint is written at the next step, then the run ends", signal.Signals(number).name
+            )
         self.given = True

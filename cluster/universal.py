@@ -21,6 +21,8 @@ import io
 import itertools
 import json
 import logging
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,12 +34,22 @@ import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-from cluster.checkpoint import Shape, averaged_buffers, set_buffers, state_of_run
+from cluster.checkpoint import (
+    CHECKSUMS,
+    Shape,
+    averaged_buffers,
+    digest,
+    set_buffers,
+    state_of_run,
+    sync_folder,
+)
 from cluster.writer import read_soon
 
 logger = logging.getLogger(__name__)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SOURCE = "source.sha256"  # in a converted folder: of the checksums of the checkpoint that it was made of
+NOT_WRITTEN = re.compile(r"inline_container|iostream|PytorchStreamWriter|file write failed")
 LOADS = itertools.count()
 
 
@@ -107,14 +119,39 @@ def once(convert: Any) -> str:
 def convert(
     checkpoint: Path, converted: Path, written: Shape, metadata: dict[str, Any], shapes: dict[str, torch.Size]
 ) -> None:
-    """Write the folder of whole tensors, unless it is there already."""
-    if converted.is_dir():
+    """Write the folder of whole tensors, unless that of this very checkpoint is there already.
+
+    Raises:
+        OSError: there is no room for it; what was written is removed.
+        Unconvertible: the checkpoint has no optimizer state by parameter.
+    """
+    source = digest(checkpoint / CHECKSUMS)
+    mark, partial = converted / SOURCE, converted.with_name(f"{converted.name}.partial")
+    if mark.is_file() and mark.read_text() == source:
         return
-    partial = converted.with_name(f"{converted.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    if converted.exists():  # of another checkpoint, which a run that was begun again has replaced by this one
+        converted.rename(partial)  # half removed, it must not be taken for a whole one
+        shutil.rmtree(partial)
     partial.mkdir(parents=True)
+    try:
+        take_apart(checkpoint, partial, written, metadata, shapes)
+        (partial / SOURCE).write_text(source)
+        sync_tree(partial)
+    except Exception as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if NOT_WRITTEN.search(str(error)):  # torch's own error of a write that failed does not say why
+            raise OSError(f"{partial} cannot be written: {error}. Make room there, or see to its quota") from error
+        raise
+    partial.rename(converted)
+
+
+def take_apart(
+    checkpoint: Path, folder: Path, written: Shape, metadata: dict[str, Any], shapes: dict[str, torch.Size]
+) -> None:
+    """DeepSpeed's conversion, and what it leaves out."""
     if list(checkpoint.glob("*_optim_states.pt")):
-        options = {"input_folder": str(checkpoint), "output_folder": str(partial), "inject_missing_state": True}
+        options = {"input_folder": str(checkpoint), "output_folder": str(folder), "inject_missing_state": True}
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             ds_to_universal.main(
                 argparse.Namespace(
@@ -122,17 +159,27 @@ def convert(
                 )
             )
     else:
-        from_numbered(metadata, partial / "zero")
+        from_numbered(metadata, folder / "zero")
     step = metadata["global_steps"] - metadata["skipped_steps"]
     if written.zero_stage == 3:
-        even_out(checkpoint, partial / "zero", written, shapes)
-    for folder in (partial / "zero").iterdir():
-        if (folder / "exp_avg.pt").is_file() and not (folder / "step.pt").is_file():
-            torch.save(torch.tensor(float(step)), folder / "step.pt")
-    missing = [name for name in shapes if not (partial / "zero" / name / "fp32.pt").is_file()]
+        even_out(checkpoint, folder / "zero", written, shapes)
+    for each in (folder / "zero").iterdir():
+        if (each / "exp_avg.pt").is_file() and not (each / "step.pt").is_file():
+            torch.save(torch.tensor(float(step)), each / "step.pt")
+    missing = [name for name in shapes if not (folder / "zero" / name / "fp32.pt").is_file()]
     if missing:
         raise Unconvertible(f"the checkpoint has no {', '.join(missing[:3])}")
-    partial.rename(converted)
+
+
+def sync_tree(folder: Path) -> None:
+    """A converted copy has no checksums: it gets its name only when all of it is on the disk."""
+    for path in folder.rglob("*"):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    sync_folder(folder)
 
 
 def from_numbered(metadata: dict[str, Any], folder: Path) -> None:

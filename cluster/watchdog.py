@@ -87,7 +87,8 @@ class Watchdog:
         Watchdog.running = None
         if self.guardian and self.guardian.stdin:
             self.thread.join(timeout=30)
-            self.guardian.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # what a guardian that is gone has not read
+                self.guardian.stdin.close()
             self.guardian.wait()
 
     def watch(self) -> None:

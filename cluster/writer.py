@@ -195,7 +195,8 @@ class Writer:
         better = [False]
         if self.rank == 0 and new is not None:
             best = best_of(published(self.folder), self.config)
-            old = score(record_of(best)["evaluation"], self.config) if best else None
+            # The thread may be removing it just now: then it is none to be measured by.
+            old = score(record_of(best).get("evaluation", {}), self.config) if best else None
             better = [old is None or new > old]
         dist.broadcast_object_list(better)
         return better[0]

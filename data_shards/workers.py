@@ -79,9 +79,12 @@ def start_forkserver() -> None:
     multiprocessing.set_forkserver_preload(["data_shards.forkserver"])
     root, before = str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = root if not before else f"{root}{os.pathsep}{before}"
+    # Blocked signals stay so in what is started: its own ignoring begins when it has imported torch.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, PREEMPTION_SIGNALS)
     try:
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         if before is None:
             del os.environ["PYTHONPATH"]
         else:

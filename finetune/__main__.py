@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from cluster.preemption import hear_early
 from finetune.config import COMMANDS, DEFAULTS
 from options import parse_command
 
@@ -17,6 +18,7 @@ def main() -> None:
         defaults=DEFAULTS,
     )
     if command == "prior":
+        hear_early()
         from finetune.prior import train_prior
 
         train_prior(config)
@@ -32,6 +34,7 @@ def main() -> None:
         except ValueError as error:
             sys.exit(f"finetune sweep: {error}")
     else:
+        hear_early()
         from finetune.captions import train_on_captions
 
         train_on_captions(config)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from cluster.preemption import hear_early
 from options import parse
 from pretrain.config import PretrainConfig, model_defaults
 
 
 def main() -> None:
+    hear_early()
     config = parse(PretrainConfig, prog="pretrain", defaults=model_defaults)
     from pretrain.train import pretrain
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -17,8 +18,12 @@ import torch
 from toy_launches import STOPPABLE, ToyRun, assert_same, root_needed, run_toys
 
 from cluster.checkpoint import best_of, fault, published, retire
-from cluster.config import CheckpointConfig
+from cluster.comparison import losses
+from cluster.config import CheckpointConfig, MonitorConfig
 from cluster.generators import generator_states, set_generators
+from cluster.loop import recorded_speed
+from cluster.metrics import MetricLog
+from cluster.records import last_record, records
 from cluster.writer import Snapshot, save_file
 
 
@@ -29,7 +34,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     parent = tmp_path_factory.mktemp("disks")
     points = []
     try:
-        for name, size in (("full", "8k"), ("limit", "8k"), ("readonly", "8m")):
+        for name, size in (("full", "8k"), ("limit", "8k"), ("readonly", "8m"), ("records", "64k")):
             point = parent / name / "checkpoints"
             point.mkdir(parents=True)
             subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(point)], check=True)
@@ -72,6 +77,43 @@ def test_too_many_checkpoints_that_fail_end_the_run(runs: dict[str, ToyRun]) -> 
     assert "2 checkpoints in a row could not be written" in str(runs["limit"].ended)
     assert "No space left on device" in str(runs["limit"].ended)
     assert max(runs["limit"].records("train/loss")) == 6, "the third save, at step 6, is where the second is missed"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
+def test_records_that_cannot_be_written_do_not_end_the_run(mounted: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those that come when there is room again are there, and none is torn for the reader."""
+    folder = mounted / "records" / "checkpoints"
+    log = MetricLog(folder, 400, 0, True, False, MonitorConfig())
+    filler = folder / "filler"
+    with contextlib.suppress(OSError):
+        filler.write_bytes(bytes(1 << 16))
+    for step in range(1, 301):
+        log.numbers(step, {"train/loss": 0.5, "speed/step_seconds": [0.125] * 20})
+    filler.unlink()
+    for step in range(301, 306):
+        log.numbers(step, {"train/loss": 0.25})
+    log.close(finished=True)
+    assert caplog.text.count("the record of the run cannot be written: [Errno 28] No space left on device") == 1
+    steps = [record["step"] for record in records(folder)]
+    assert steps == sorted(set(steps))
+    assert steps[-5:] == [301, 302, 303, 304, 305]
+
+
+def test_record_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
+    """Whoever reads the file; a resume drops it, and what came after the checkpoint."""
+    path = tmp_path / "metrics.jsonl"
+    whole = [
+        {"step": step, "time": 1.5 * step, "train/loss": 0.5, "train/images_per_second": 8.0} for step in (1, 2, 3)
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in whole) + '{"step": 4, "time": 6.0, "tra')
+    assert records(tmp_path) == whole
+    assert last_record(tmp_path) == whole[-1]
+    assert recorded_speed(tmp_path) == 8.0
+    assert losses(tmp_path) == {1: 0.5, 2: 0.5, 3: 0.5}
+    log = MetricLog(tmp_path, 10, 2, True, False, MonitorConfig())
+    log.numbers(3, {"train/loss": 0.25})
+    log.close()
+    assert losses(tmp_path) == {1: 0.5, 2: 0.5, 3: 0.25}
 
 
 def test_folder_that_is_read_only(toys: dict[str, ToyRun], runs: dict[str, ToyRun]) -> None:

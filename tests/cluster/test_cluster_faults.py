@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from pathlib import Path
 
 from loopback_slurm import Slurm
 from toy_launches import BASE, PYTHON, execute
 
 from cluster.sbatch import TEMPLATES
+from cluster.victims import Ranks
 
 KINDS = ("write", "daemon", "stop", "notice")
 STEPS = 12
 RUN = (*BASE, "--run.engine.hang_minutes", "0.1", "--run.checkpoint.every", "2", "--late", "data", "--dropout", "0.2",
        "--draws", "true")  # fmt: skip
+
+
+def give_early_notice(slurm: Slurm, folder: Path) -> None:
+    """To the job of the run in ``folder``, while its two ranks import torch."""
+    ranks, deadline = Ranks(str(folder)), time.time() + 120
+    while len(ranks.all()) < 2 and time.time() < deadline:
+        time.sleep(0.1)
+    time.sleep(0.7)
+    job = ranks.job()
+    assert job
+    slurm.ask("scancel", "--signal=USR1", job)
 
 
 def test_run_that_is_shot_ends_as_one_that_is_not(slurm: Slurm, tmp_path: Path) -> None:
@@ -23,7 +37,10 @@ def test_run_that_is_shot_ends_as_one_that_is_not(slurm: Slurm, tmp_path: Path) 
     template.write_text(TEMPLATES["srun"].read_text().replace("--wait=45", "--wait=5"))
     faults = ("faults", "--launcher", "slurm", "--nodes", "2", "--nproc", "1", "--kills", str(len(KINDS)),
               "--kinds", f"[{','.join(KINDS)}]", "--folder", str(folder), "--template", str(template))  # fmt: skip
-    done = execute([PYTHON, "-m", "cluster", *faults, "--", "tests.cluster.toy_run", *RUN], slurm.environment)
+    early = threading.Thread(target=give_early_notice, args=(slurm, folder / "whole"))
+    early.start()  # the undisturbed run is to come out the same all the same
+    done = execute([PYTHON, "-m", "cluster", *faults, "--", "tests.cluster.toy", *RUN], slurm.environment)
+    early.join()
     assert done.returncode == 0, done.stdout
     report = json.loads((folder / "report.json").read_text())
     assert report["by_kind"] == dict.fromkeys(KINDS, 1)
@@ -33,8 +50,9 @@ def test_run_that_is_shot_ends_as_one_that_is_not(slurm: Slurm, tmp_path: Path) 
     whole, shot = (
         {f"faults-{name}{end}" for end in (".log", "-0-node0.log", "-1-node1.log")} for name in ("whole", "shot")
     )
-    assert set(logs) == whole | shot | {"faults-shot.failures"}
+    assert set(logs) == whole | shot | {"faults-shot.failures"}, "a job that has its notice early has not failed either"
     assert len(logs["faults-shot.failures"].splitlines()) == len(KINDS) - 1, "a job that has its notice has not failed"
+    assert logs["faults-whole.log"].count("goes back into the queue") == 1, "as it was told to end while it started"
     said = "".join(logs[name] for name in sorted(shot))
     assert said.count("goes back into the queue") == len(KINDS)
     assert re.search(rf"stopped at step \d+ of {STEPS}: run the same command again", said)

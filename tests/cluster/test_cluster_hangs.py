@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from toy_launches import PYTHON, ROOT, ToyRun, execute, toy_arguments
 
+from cluster.distributed import Rank
 from cluster.guardian import kernel_says
 from cluster.launch import free_port
 from cluster.preemption import HANG_EXIT_CODE
-from cluster.watchdog import verdict
+from cluster.watchdog import Watchdog, verdict
 
 GUARDIAN = ROOT / "cluster" / "guardian.py"
 
@@ -95,6 +97,23 @@ def test_guardian_ends_with_its_rank(guarded: subprocess.Popen[bytes]) -> None:
     while Path(f"/proc/{guardian}").exists() and "State:\tZ" not in Path(f"/proc/{guardian}/status").read_text():
         assert time.time() < deadline
         time.sleep(0.1)
+
+
+def test_run_whose_guardian_is_gone_ends_well() -> None:
+    """Its heartbeats are not read, and not written when the pipe is closed."""
+    port = free_port()
+    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        watch = Watchdog(Rank(0, 1, 0, torch.device("cpu")), minutes=0.05)
+        assert watch.guardian
+        watch.guardian.kill()
+        watch.guardian.wait()
+        time.sleep(1.2)  # two heartbeats
+        watch.stop()
+        assert not watch.thread.is_alive()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_what_the_kernel_says() -> None:

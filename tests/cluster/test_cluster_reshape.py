@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import shutil
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from toy_launches import HALF, PYTHON, STOPPABLE, ToyRun, run_toys
+from toy_launches import HALF, PYTHON, STOPPABLE, ToyRun, root_needed, run_toys
 
+from cluster.checkpoint import Shape
+from cluster.universal import convert, load_param
+
+Conversion = Callable[[], None]
 ONE = (PYTHON, "-m", "tests.cluster.toy_runs")
 # Where a run stops, and how many ranks of which stage take it up: (source, stage of the target).
 ON_ONE = {"2_to_1": ("zero2", "2"), "z3_2_to_1": ("zero3", "3"), "z0_2_to_1": ("zero0", "0")}
@@ -89,6 +95,50 @@ def test_bfloat16_with_a_frozen_layer_goes_on(toys: dict[str, ToyRun], reshaped:
         torch.testing.assert_close(run.weights()[key], value, rtol=close, atol=2 * close)
     for key in ("0.weight", "0.bias"):
         assert torch.equal(run.weights()[key], whole.weights()[key]), "frozen"
+
+
+@pytest.fixture
+def source(toys: dict[str, ToyRun], tmp_path: Path) -> tuple[Path, Path, Conversion]:
+    """A checkpoint of two ranks under ZeRO 2, where its converted copy goes, and what converts it."""
+    halfway(toys["zero2"], tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000006"
+    metadata = torch.load(checkpoint / "mp_rank_00_model_states.pt", weights_only=False)
+    shapes = {name: value.shape for name, value in metadata["module"].items()}
+    converted = checkpoint.parent / "universal" / checkpoint.name
+    return checkpoint, converted, lambda: convert(checkpoint, converted, Shape(2, 2), metadata, shapes)
+
+
+def test_converted_copy_of_another_checkpoint_is_made_anew(source: tuple[Path, Path, Conversion]) -> None:
+    """A run that was begun again in the directory has replaced the checkpoint of the step; one is killed half-way."""
+    checkpoint, converted, run = source
+    run()
+    path = converted / "zero" / "0.weight" / "fp32.pt"
+    good = path.read_bytes()
+    begun = path.stat().st_mtime_ns
+    run()
+    assert path.stat().st_mtime_ns == begun, "it is made once"
+    path.write_bytes(b"of the run before")
+    sums = checkpoint / "checksums.json"
+    sums.write_text(sums.read_text() + "\n")
+    partial = converted.with_name(f"{converted.name}.partial")
+    (partial / "zero" / "torn").mkdir(parents=True)
+    run()
+    assert torch.equal(load_param(path), torch.load(io.BytesIO(good), weights_only=True)["param"])
+    assert not partial.exists()
+
+
+def test_disk_that_is_full_while_converting_is_no_lost_optimizer(source: tuple[Path, Path, Conversion]) -> None:
+    """torch does not say why it could not write: taken for a state that cannot be converted, momenta would be lost."""
+    root_needed("to mount a file system")
+    _, converted, run = source
+    converted.parent.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(converted.parent)], check=True)
+    try:
+        with pytest.raises(OSError, match=r"step_00000006.partial.*Make room there"):
+            run()
+        assert list(converted.parent.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(converted.parent)], check=True)
 
 
 def test_batch_norm_statistics_are_averaged(toys: dict[str, ToyRun], reshaped: dict[str, ToyRun]) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_launches import (
     LIMIT_SECONDS,
     PYTHON,
@@ -24,7 +27,9 @@ from toy_launches import (
     toy_arguments,
 )
 
+from cluster.checkpoint import published, recover
 from cluster.preemption import REQUEUE_EXIT_CODE
+from cluster.run_lock import hold
 
 LAUNCH = (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--")
 
@@ -94,6 +99,16 @@ def test_torn_checkpoint_falls_back_to_the_one_before(
     assert all(message in line for line in lines)
 
 
+@pytest.mark.parametrize("name", ["at_epoch", "flipped"])
+def test_tensorboard_shows_each_step_once(resumed: dict[str, ToyRun], name: str) -> None:
+    """Of a run that went on from where it stopped, and of one that went on from further back."""
+    board = EventAccumulator(str(resumed[name].folder / "tensorboard"), {"scalars": 0}).Reload()
+    for tag in ("train/loss", "eval/mse"):
+        shown = {event.step: event.value for event in board.Scalars(tag)}
+        assert shown == pytest.approx(resumed[name].records(tag), rel=1e-6)
+        assert len(board.Scalars(tag)) == len(shown)
+
+
 def test_torn_checkpoint_does_not_push_out_a_good_one(resumed: dict[str, ToyRun]) -> None:
     run = resumed["again"]
     assert run.ended == REQUEUE_EXIT_CODE
@@ -134,6 +149,85 @@ late, notice = Late(), Notice()
 """
     done = execute([PYTHON, "-c", program])
     assert (done.returncode, done.stdout) == (0, "was told\n")
+
+
+LATE_RANK = """
+import signal, sys, time
+time.sleep(0.7)
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+print("ready", flush=True)
+time.sleep(60)
+"""
+LATE_LAUNCHER = """
+import subprocess, sys, time
+print("starting", flush=True)
+time.sleep(1)
+sys.exit(subprocess.run([sys.executable, "-c", sys.argv[1]]).returncode)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_signal_before_the_ranks_can_take_it_is_kept_for_them(number: signal.Signals) -> None:
+    """DeepSpeed's launcher takes seconds until it starts the ranks, and they until they know of signals."""
+    command = [PYTHON, "-c", LATE_LAUNCHER, LATE_RANK]
+    program = f"import sys; from cluster.launch import wait_for; sys.exit(wait_for({command}, 'local'))"
+    launch = subprocess.Popen([PYTHON, "-c", program], cwd=ROOT, env=environment(), stdout=subprocess.PIPE)
+    assert launch.stdout
+    assert launch.stdout.readline() == b"starting\n"
+    time.sleep(0.3)
+    launch.send_signal(number)
+    try:
+        assert launch.wait(timeout=30) == REQUEUE_EXIT_CODE
+    finally:
+        launch.kill()
+
+
+def test_signal_while_a_run_starts_is_kept_for_it() -> None:
+    """Until its first step; a package's __main__ hears it before torch is there."""
+    program = """
+import os, signal, sys
+from pretrain.__main__ import main
+sys.argv[1:] = ["--config", "missing.yaml"]
+try:
+    main()
+except SystemExit:
+    os.kill(os.getpid(), signal.SIGUSR1)
+assert "torch" not in sys.modules
+from cluster.preemption import Notice
+print(Notice().given, Notice().given, flush=True)
+"""
+    done = execute([PYTHON, "-c", program])
+    assert done.stdout.splitlines()[-1] == "True False", done.stdout
+
+
+def test_second_run_in_a_run_directory_is_refused(tmp_path: Path) -> None:
+    """While the first lives; it may end while the second waits."""
+    program = """
+import sys
+from pathlib import Path
+from cluster.run_lock import hold
+print([hold(Path(sys.argv[1]))], flush=True)
+input()
+"""
+    words = [PYTHON, "-c", program, str(tmp_path)]
+    first = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert first.stdout
+    assert first.stdout.readline() == b"['']\n"
+    problem = hold(tmp_path, wait_seconds=0.0)
+    assert problem.startswith(f"{tmp_path} is in use by process {first.pid} on {socket.gethostname()}: give another")
+    first.kill()
+    assert hold(tmp_path, wait_seconds=30.0) == ""
+    assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
+    assert hold(tmp_path, wait_seconds=0.0) == "", "this process's next run"
+    first.wait()
+
+
+def test_checkpoint_that_was_being_replaced_is_not_lost(tmp_path: Path) -> None:
+    """The run was killed between the two renames of a rollback."""
+    for name in ("step_00000004", "step_00000008.replaced", "step_00000008.partial-1a"):
+        (tmp_path / name).mkdir()
+    recover(tmp_path)
+    assert [path.name for path in published(tmp_path)] == ["step_00000008", "step_00000004"]
 
 
 def test_launch_that_is_killed_leaves_nothing_behind() -> None:

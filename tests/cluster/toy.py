@@ -1,0 +1,11 @@
+"""``python -m tests.cluster.toy``: toy_run as ``python -m pretrain`` starts a run, hearing signals from the first."""
+
+from __future__ import annotations
+
+from cluster.preemption import hear_early
+
+if __name__ == "__main__":
+    hear_early()
+    from tests.cluster.toy_run import main
+
+    main()
