@@ -24,8 +24,8 @@ class PackConfig:
         shards: folder, pattern or URL of tars: RS5M's published shards, img2dataset's output (source webdataset)
         parquet: file, folder or pattern of Parquet files with the images or their paths (source parquet);
             metadata.parquet of BigEarthNet v2, if it is not in --images (source bigearthnet)
-        labels: CSV of file names and scenes, or "none"; null takes them from the annotation or the file name's stem
-            (sources karpathy, precomp)
+        labels: CSV of file names and scenes, or "none"; null, and nothing between two commas, takes them from the
+            annotation or the file name's stem (sources karpathy, precomp)
         caption_field: columns that hold captions, comma-separated or a list; all that are not blank are taken. null
             takes the first there is of caption, captions, raw, text, title, sentence (sources csv, rs5m, parquet;
             webdataset: lists in KEY.json)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,11 +49,24 @@ def load_tokenizer(spec: str | None, context_length: int) -> PreTrainedTokenizer
         raise ValueError("no tokenizer is named: give --tokenizer a hub id, a folder or package:NAME")
     if context_length < 3:
         raise ValueError(f"a context of {context_length} tokens leaves no room beside {START} and {END}")
-    tokenizer = AutoTokenizer.from_pretrained(package_folder(spec) if spec.startswith("package:") else spec)
+    with no_word_of_our_configuration():
+        tokenizer = AutoTokenizer.from_pretrained(package_folder(spec) if spec.startswith("package:") else spec)
     tokenizer.model_max_length = context_length
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+@contextmanager
+def no_word_of_our_configuration() -> Iterator[None]:
+    """Looking for a tokenizer, transformers reads config.json, and warns of ours: it is that of no model it knows."""
+    logger = logging.getLogger("transformers.configuration_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def package_folder(spec: str) -> str:

@@ -24,7 +24,7 @@ from finetune.config import ResplitConfig
 
 def resplit(config: ResplitConfig) -> list[Path]:
     """Write the files; returns their paths. ValueError where no image is left to deal."""
-    whole = json.loads(Path(config.json).read_text(encoding="utf-8"))
+    whole = json.loads(Path(config.json).read_text(encoding="utf-8-sig"))
     entries = [entry for entry in whole["images"] if config.among in (None, entry.get("split"))]
     if not entries:
         raise ValueError(f"{config.json}: no image of split '{config.among}'")

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def hard_negatives_panel(pixels: Tensor, found: Sequence[HardNegative], captions
     _, _, height, width = pixels.shape
     row = max(height, 6 * (TEXT_SIZE + 4)) + GAP
     panel = Image.new("RGB", (max(WIDTH, width + 600), len(found) * row - GAP), "white")
-    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(TEXT_SIZE)
+    draw, font = ImageDraw.Draw(panel), typeface(TEXT_SIZE)
     for place, (image, each) in enumerate(zip(pixels, found, strict=True)):
         top, left = place * row, width + GAP
         panel.paste(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()), (0, top))
@@ -101,21 +102,43 @@ def hard_negatives_panel(pixels: Tensor, found: Sequence[HardNegative], captions
             (f"{each.other_score:.3f}  of another: {captions[each.other]}", WRONG if lost else QUIET),
             (f"{each.own_score:.3f}  its own: {captions[each.own]}", RIGHT),
         ):
-            for line in wrapped(text, font, panel.width - left)[:3]:
+            for line in fitted(text, font, panel.width - left, lines=3):
                 draw.text((left, top), line, fill=colour, font=font)
                 top += TEXT_SIZE + 4
     return panel
 
 
-def wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """Lines no wider than ``width`` pixels, broken between words; a longer word stands alone."""
+def typeface(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans, which matplotlib brings along: Pillow's own font lacks the letters of São Paulo."""
+    import matplotlib
+
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+
+
+def fitted(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+    """At most so many lines, none wider than ``width`` pixels; where text is left over the last one ends in "…"."""
+    found = wrapped(text, font, width)
+    if len(found) <= lines:
+        return found
+    last = found[lines - 1]
+    while last and font.getlength(f"{last}…") > width:
+        last = last[:-1]
+    return [*found[: lines - 1], f"{last}…"]
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Lines no wider than ``width`` pixels, broken between words, and within a word that is wider."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) > width and lines[-1]:
-            lines.append(word)
-        else:
+        if font.getlength(longer) <= width:
             lines[-1] = longer
+            continue
+        lines += [""] if lines[-1] else []
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
     return lines
 
 
@@ -131,7 +154,7 @@ def similarity_panel(similarity: Tensor, scenes: Sequence[str]) -> Image.Image:
     matrix = Image.fromarray((shades * 255).round().astype(np.uint8)).resize((side, side), Image.Resampling.NEAREST)
     panel = Image.new("RGB", (MARGIN + side, side + 2 * TEXT_SIZE), "white")
     panel.paste(matrix, (MARGIN, 0))
-    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(LEAST_ROW)
+    draw, font = ImageDraw.Draw(panel), typeface(LEAST_ROW)
     start = written = 0
     for name, group in groupby(scenes):
         end = start + len(list(group))

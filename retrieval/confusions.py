@@ -3,12 +3,11 @@
     draw_retrieval_confusions("confusions.png", gallery, features)      # a row: an image and what it is taken for
     draw_scene_confusions("confusions.png", gallery, samples, ...)      # a row: one scene taken for another
 
-A contact sheet is a list of rows, each a heading and some pictures with a line or two below.
+A contact sheet is a list of rows, each a heading and some pictures with a few lines below.
 """
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,25 +15,27 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from data_shards.sample import BadSample
 from data_shards.transforms import eval_transform
+from model.retrieval_pictures import fitted, typeface
 from retrieval.features import Features
 from retrieval.gallery import Gallery
 from retrieval.ranking import hardest
 
 SIDE, GAP, LINE = 176, 14, 15  # pixels
 ROWS, ACROSS = 12, 6
-LETTERS = 28  # of a line below a picture
+HEADING, BELOW = 2, 4  # lines above the pictures of a row, and below each
+LONGEST = 40  # letters of a name in a heading; its end tells more than its folders
 INK, FAINT, WRONG, PAPER = "#202020", "#707070", "#b3261e", "#ffffff"
 
 
 class Cell(NamedTuple):
-    """A picture (None leaves the place empty) with lines below; ``wrong`` frames it."""
+    """A picture with a text below; ``wrong`` frames it."""
 
-    sample: int | None
-    lines: Sequence[str]
+    sample: int
+    text: str
     wrong: bool = False
 
 
@@ -64,10 +65,10 @@ def draw_retrieval_confusions(
         keys = [gallery.source.name(sample)[1] for sample in (here, there)]
         sheet.append(
             Row(
-                f"{keys[0]} is more like a caption of {keys[1]}, by {margin[image]:.3f}",
+                f"{short(keys[0])} is more like a caption of {short(keys[1])}, by {margin[image]:.3f}",
                 [
-                    Cell(here, wrapped(f"{own[image]:.3f} {features.captions[best]}")),
-                    Cell(there, wrapped(f"{alike[image]:.3f} {features.captions[text]}"), wrong=True),
+                    Cell(here, f"{own[image]:.3f} {features.captions[best]}"),
+                    Cell(there, f"{alike[image]:.3f} {features.captions[text]}", wrong=True),
                 ],
             )
         )
@@ -98,51 +99,45 @@ def draw_scene_confusions(
     sheet = []
     for name, other, count in list(confusions)[:ROWS]:
         chosen = samples[(wanted == classes.index(name)) & (predicted == classes.index(other))][:ACROSS]
-        cells = [Cell(int(sample), wrapped(gallery.source.name(int(sample))[1]), wrong=True) for sample in chosen]
-        sheet.append(Row(f"{name}, taken for {other}: {count}", cells))
+        names = [gallery.source.name(int(sample))[1].rpartition("/")[2] for sample in chosen]
+        cells = [Cell(int(sample), text, wrong=True) for sample, text in zip(chosen, names, strict=True)]
+        sheet.append(Row(f"{short(name)}, taken for {short(other)}: {count}", cells))
     draw_sheet(path, gallery, sheet, across=ACROSS, columns=1)
 
 
-def wrapped(text: str) -> list[str]:
-    lines = textwrap.wrap(text, LETTERS)
-    return [*lines[:3], f"{lines[3][: LETTERS - 1]}…"] if len(lines) > 4 else lines
+def short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
 
 
 def draw_sheet(path: str, gallery: Gallery, sheet: Sequence[Row], across: int, columns: int) -> None:
     """Write the PNG: rows of ``across`` pictures, in so many columns side by side."""
     wide = across * (SIDE + GAP) + GAP
-    high = SIDE + 6 * LINE + GAP
+    high = SIDE + (HEADING + BELOW) * LINE + 2 * GAP
     down = max(1, -(-len(sheet) // columns))
     page = Image.new("RGB", (wide * min(columns, max(1, len(sheet))), high * down + GAP), PAPER)
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(12)
+    pen, font = ImageDraw.Draw(page), typeface(11)
     if not sheet:
         pen.text((GAP, GAP), "nothing is confused", INK, font)
     for place, row in enumerate(sheet):
         left, top = wide * (place % columns) + GAP, high * (place // columns) + GAP
-        pen.text((left, top), clipped(row.heading, font, wide - 2 * GAP), INK, font)
+        heading = fitted(row.heading, font, wide - 2 * GAP, HEADING)
+        for at, line in enumerate(heading):
+            pen.text((left, top + (HEADING - len(heading) + at) * LINE), line, INK, font)
         for number, cell in enumerate(row.cells):
-            x, y = left + number * (SIDE + GAP), top + LINE + 4
+            x, y = left + number * (SIDE + GAP), top + HEADING * LINE + 4
             page.paste(picture(gallery, cell.sample), (x, y))
             if cell.wrong:
                 pen.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline=WRONG, width=2)
-            for at, line in enumerate(cell.lines):
+            for at, line in enumerate(fitted(cell.text, font, SIDE, BELOW)):
                 pen.text((x, y + SIDE + 2 + at * LINE), line, FAINT, font)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     page.save(path, "PNG")
 
 
-def clipped(text: str, font: Any, width: int) -> str:
-    while font.getlength(text) > width:
-        text = f"{text[:-2]}…"
-    return text
-
-
-def picture(gallery: Gallery, sample: int | None) -> Image.Image:
+def picture(gallery: Gallery, sample: int) -> Image.Image:
     """The centred square of an image; a grey one where it cannot be read any more."""
-    if sample is not None:
-        try:
-            pixels = eval_transform(gallery.source.read(sample).image, SIDE)
-            return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
-        except BadSample:
-            pass
-    return Image.new("RGB", (SIDE, SIDE), "#cccccc")
+    try:
+        pixels = eval_transform(gallery.source.read(sample).image, SIDE)
+    except BadSample:
+        return Image.new("RGB", (SIDE, SIDE), "#cccccc")
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))

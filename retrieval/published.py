@@ -19,6 +19,7 @@ NAMES = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "mean_rec
 SOURCES = {
     "A": "RemoteCLIP, arXiv 2306.11029, Table II",
     "B": "RS5M and GeoRSCLIP, arXiv 2306.11300, Table II",
+    "C": "README of github.com/om-ai-lab/RS5M, Experiment Result",
 }
 
 
@@ -32,8 +33,9 @@ def comparison(benchmark: str, report: Mapping[str, Any]) -> dict[str, Any]:
         {"method": method, "trained_on": trained, "source": source, **dict(zip(NAMES, figures, strict=True))}
         for method, trained, *figures, source in about["rows"]
     ]
+    named = {key for row in rows for key in row["source"].split(", ")}
     rows.append({"method": "this model", "trained_on": None, "source": None} | {name: report[name] for name in NAMES})
-    sizes = {name: about[name] for name in ("images", "captions") if name in about}
+    sizes = {name: about[name] for name in ("images", "captions")}
     same = all(report[name] == size for name, size in sizes.items())
     if not same:
         log.warning(
@@ -43,7 +45,7 @@ def comparison(benchmark: str, report: Mapping[str, Any]) -> dict[str, Any]:
         )  # fmt: skip
     return {
         "benchmark": benchmark,
-        "same_test": same if sizes else None,
+        "same_test": same,
         "rows": sorted(rows, key=lambda row: row["mean_recall"]),
-        "sources": SOURCES,
+        "sources": {key: text for key, text in SOURCES.items() if key in named},
     }

@@ -63,7 +63,7 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
     rows = comparison["rows"]
     width = max(len(row["method"]) for row in rows)
     heads = "".join(f"{name:>7}" for name in ("i@1", "i@5", "i@10", "t@1", "t@5", "t@10", "mean"))
-    same = " (another test set: do not compare)" if comparison["same_test"] is False else ""
+    same = "" if comparison["same_test"] else " (another test set: do not compare)"
     lines = [f"{comparison['benchmark'] + ', published' + same}", f"{'':<{width}}{heads}  trained on [source]"]
     for row in rows:
         figures = "".join(f"{row[name]:>7.2f}" for name in NAMES)

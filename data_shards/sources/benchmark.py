@@ -57,7 +57,7 @@ def karpathy(
     """
     path = Path(json_file)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
         entries = content["images"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a Karpathy JSON with a list 'images': {error}") from error
@@ -73,12 +73,17 @@ def _karpathy_record(entry: dict, images: str, label_of: Callable, source: str, 
     try:
         name = (Path(entry.get("filepath", "")) / entry["filename"]).as_posix()
         sentences = entry.get("sentences", [])
-        captions = [row.get("raw") or " ".join(row["tokens"]) for row in sentences]
-        texts = [caption.strip() for caption in captions if caption.strip()]
+        texts = [text for row in sentences if (text := _sentence(row))]
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: an entry of 'images' lacks {error}: {str(entry)[:120]}") from error
     label = label_of(name, entry.get("label"))
     return Record(sample_key(name), ImageFile(images, name), texts, label, entry.get("split"), source, entry.get("url"))
+
+
+def _sentence(row: dict) -> str:
+    """The caption, "" where it is blank. KeyError where there is none, not even as words."""
+    words = row.get("tokens", []) if "raw" in row else row["tokens"]
+    return (row.get("raw") or " ".join(words)).strip()
 
 
 def precomp(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
+from data_shards.class_names import distinct, plain
 from data_shards.seeds import mix, permutation
 from data_shards.sources.benchmark import karpathy, precomp
 from data_shards.sources.bigearthnet import bigearthnet
@@ -71,7 +72,11 @@ def _annotated(config: PackConfig, option: str, read: Callable[..., list[Record]
     files = listed(getattr(config, option))
     images = paired("images", config.images, option, len(files))
     labels = paired("labels", config.labels, option, len(files)) if config.labels else [""] * len(files)
-    return prefixed([read(*parts) for parts in zip(files, images, (name or None for name in labels), strict=True)])
+    groups = [read(*parts) for parts in zip(files, images, (name or None for name in labels), strict=True)]
+    spelling = {plain(name): name for name in distinct(r.label for group in groups for r in group if r.label)}
+    for record in (each for group in groups for each in group):
+        record.label = spelling[plain(record.label)] if record.label else None
+    return prefixed(groups)
 
 
 def _parquet(config: PackConfig) -> list[Record]:

@@ -213,7 +213,7 @@ def test_precomp_errors_name_what_does_not_fit(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_several_karpathy_files_in_one_pack(tmp_path: Path) -> None:
-    """The same file names in three data sets: nothing collides, each has its own images and labels."""
+    """The same file names in three data sets: nothing collides, each has its own images, a class one spelling."""
     for number, name in enumerate(("rsicd", "rsitmd", "more")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "pond_1.jpg").write_bytes(jpeg(number))
@@ -226,7 +226,7 @@ def test_several_karpathy_files_in_one_pack(tmp_path: Path) -> None:
     labels = f",{tmp_path / 'labels.csv'},none"
     found = samples(packed(tmp_path, "karpathy", "--json", files, "--images", images, "--labels", labels))
     assert {key: (sample.captions, sample.label) for key, sample in found.items()} == {
-        "rsicd/pond_1": (["of rsicd ."], "pond"),
+        "rsicd/pond_1": (["of rsicd ."], "Pond"),
         "rsitmd/pond_1": (["of rsitmd ."], "Pond"),
         "rsicd-2/pond_1": (["of more ."], None),
     }
@@ -245,6 +245,18 @@ def test_lists_from_yaml_and_numbers_of_pieces(tmp_path: Path, capsys: pytest.Ca
     assert set(samples(ShardSet(str(tmp_path / "shards")))) == {"a/pond_1", "b/pond_1"}
     said = refusal(capsys, tmp_path, "karpathy", "--json", ",".join(files), "--images", "x,y,z")
     assert "--images names 3 and --json 2" in said
+
+
+def test_a_blank_caption_and_a_byte_order_mark_lose_nothing(tmp_path: Path) -> None:
+    images = [
+        {"filename": "a.jpg", "sentences": [{"raw": ""}, {"raw": "", "tokens": ["a", "pond"]}, {"raw": " x "}]},
+        {"filename": "b.jpg", "sentences": [{"tokens": ["two", "ponds"]}]},
+    ]
+    (tmp_path / "a.json").write_text(json.dumps({"images": images}), encoding="utf-8-sig")
+    assert [record.captions for record in karpathy(tmp_path / "a.json", tmp_path)] == [["a pond", "x"], ["two ponds"]]
+    (tmp_path / "a.json").write_text(json.dumps({"images": [{"filename": "a.jpg", "sentences": [{"row": "x"}]}]}))
+    with pytest.raises(ValueError, match="lacks 'tokens'"):
+        karpathy(tmp_path / "a.json", tmp_path)
 
 
 def test_one_class_has_one_spelling(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib import colormaps
-from PIL import ImageFont
 from tiny_models import tiny
 
 from model import retrieval_pictures
@@ -14,7 +13,15 @@ from model.build import build_model
 from model.config import LossConfig
 from model.objective import RetrievalObjective, by_scene
 from model.recall import retrieval_metrics
-from model.retrieval_pictures import HardNegative, hard_negatives, hard_negatives_panel, similarity_panel, wrapped
+from model.retrieval_pictures import (
+    HardNegative,
+    fitted,
+    hard_negatives,
+    hard_negatives_panel,
+    similarity_panel,
+    typeface,
+    wrapped,
+)
 from model.summary import tower_of
 
 
@@ -69,12 +76,18 @@ def test_panel_shows_each_image_with_the_caption_that_wins_and_its_own():
 
 
 def test_lines_are_as_wide_as_the_panel_at_most():
-    font = ImageFont.load_default(15)
+    font = typeface(15)
     lines = wrapped("there are four blue vehicles beside a pond parked on tarmac", font, 150)
     assert " ".join(lines) == "there are four blue vehicles beside a pond parked on tarmac"
     assert len(lines) > 2
     assert all(font.getlength(line) <= 150 for line in lines)
-    assert wrapped("antidisestablishmentarianism a", font, 20) == ["antidisestablishmentarianism", "a"]
+    for text in ("antidisestablishmentarianism a", f"{'W' * 40}/harbour_{'i' * 90}.tif", "São Paulo " * 9, ""):
+        lines = wrapped(text, font, 60)
+        assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+        assert all(font.getlength(line) <= 60 for line in lines)
+        short = fitted(text, font, 60, lines=2)
+        assert all(font.getlength(line) <= 60 for line in short)
+        assert short == lines[:2] if len(lines) <= 2 else len(short) == 2 and short[-1].endswith("…")
 
 
 def test_matrix_is_drawn_cell_by_cell():
