@@ -14,6 +14,7 @@ It is a line in the micro batch, from which the losses are left out: they see th
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,8 +95,8 @@ class LiveBytes(TorchDispatchMode):
 
 def activation_curve(config: ModelConfig, precision: str, grad_checkpointing: bool) -> list[Point]:
     """The curve of a preset without weights; ``precision`` is that of parameters and activations."""
-    peaks = [pass_peaks(config, precision, grad_checkpointing, batch) for batch in BATCHES]
     few, many = BATCHES
+    peaks = pass_peaks(config, precision, grad_checkpointing, BATCHES)
     points = []
     for step, (low, high) in enumerate(zip(*peaks, strict=True)):
         sample = (high - low) / (many - few)
@@ -103,14 +104,16 @@ def activation_curve(config: ModelConfig, precision: str, grad_checkpointing: bo
     return points
 
 
-def pass_peaks(config: ModelConfig, precision: str, grad_checkpointing: bool, batch: int) -> list[int]:
-    """Most activation bytes at each share of the gradients, of one forward and backward pass over ``batch`` pairs."""
+def pass_peaks(
+    config: ModelConfig, precision: str, grad_checkpointing: bool, batches: Sequence[int]
+) -> list[list[int]]:
+    """Most activation bytes at each share of the gradients, of a forward and backward pass over so many pairs each."""
     with torch.device("meta"):
         model = build_model(config).train()
     model.set_grad_checkpointing(grad_checkpointing)
     with FakeTensorMode():
         make_fake(model, DTYPES[precision])
-        return counted_pass(model, batch)
+        return [counted_pass(model, batch) for batch in batches]
 
 
 def make_fake(model: nn.Module, dtype: torch.dtype) -> None:
@@ -141,6 +144,7 @@ def counted_pass(model: Any, batch: int) -> list[int]:
         surrogate(outputs).backward()
     for hook in hooks:
         hook.remove()
+    model.zero_grad(set_to_none=True)
     return live.peak_at_share
 
 

@@ -6,7 +6,6 @@ import ast
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,9 +21,9 @@ ALLOWED: dict[str, set[str]] = {
     "retrieval": {"model", "data_shards"},
     "demo": set(),
 }
-HEAVY = ("torch", "deepspeed", "transformers", "timm", "torchvision")
-COMMANDS = ("data_shards", "pretrain", "finetune", "cluster", "retrieval", "model")
-HELP_SECONDS = 3.0
+HEAVY = ("torch", "deepspeed", "transformers", "timm", "torchvision", "matplotlib", "scipy", "pandas")
+COMMANDS = ("data_shards", "pretrain", "finetune", "cluster", "retrieval", "model", "cluster launch", "cluster sbatch",
+            "cluster check", "finetune closed")  # fmt: skip
 
 
 def imported(source: str, package: str) -> set[str]:
@@ -81,40 +80,19 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_answers_at_once(command: str, watched: dict[str, str]) -> None:
-    seconds = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", command, "--help"],
-            cwd=ROOT,
-            env=watched,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        seconds.append(time.perf_counter() - begun)
-        assert done.returncode == 0, done.stderr
-        assert "usage:" in done.stdout
-        assert done.stderr.splitlines()[-1].strip() == "heavy:", "torch is on the help path"
-    # The best of three: other work on the machine is not this program's fault.
-    assert min(seconds) < HELP_SECONDS
-
-
-@pytest.mark.parametrize(
-    "command", ["cluster launch", "cluster sbatch", "cluster check", "finetune closed", "pretrain"]
-)
-def test_help_of_a_command_needs_no_torch(command: str, watched: dict[str, str]) -> None:
+def test_help_waits_for_no_heavy_package(command: str, watched: dict[str, str]) -> None:
+    """Which is what makes it answer at once: each of them takes seconds to import, and the rest tenths."""
     done = subprocess.run(
         [sys.executable, "-m", *command.split(), "--help"], cwd=ROOT, env=watched, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "usage:" in done.stdout
     assert done.stderr.splitlines()[-1].strip() == "heavy:"
 
 
-def test_the_watch_sees_torch(watched: dict[str, str]) -> None:
+def test_the_watch_sees_a_heavy_package(watched: dict[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", "import torch"], env=watched, capture_output=True, text=True, check=True
+        [sys.executable, "-c", "import scipy"], env=watched, capture_output=True, text=True, check=True
     )
-    assert done.stderr.splitlines()[-1].strip() == "heavy: torch"
+    assert done.stderr.splitlines()[-1].strip() == "heavy: scipy"
