@@ -68,7 +68,7 @@ def markdown(table: Mapping[str, Any]) -> str:
         lines += [table["note"], ""]
     lines += block(table, table["rows"], table["axis"])
     for other, rows in table["against"].items():
-        lines += block(table, rows, f"less '{table['labels'][other]}'", sign=True)
+        lines += block(table, rows, f"less '{table['labels'][other]}'", sign=True) if rows else []
     lines += [f"{table['figure']}, percent: mean and standard deviation over the seeds. Differences are taken seed by"]
     lines += ["seed, and behind them stands in how many seeds they are above zero."]
     return "\n".join(lines) + "\n"
