@@ -106,6 +106,7 @@ class SweepConfig:
         name: a family, or one experiment, of finetune/experiments, or a study of finetune/studies
         seeds: how many
         first_seed: the first of them
+        folds: so many seeds, one after the other, are the splits of one cross-validation: their mean is one figure
         data: a file of finetune/data by its name, or a path: where shards and weights are, and options that it sets
         output: folder of the runs and the table; null takes runs/sweeps/NAME
         ranks: processes of each training, under the deepspeed launcher; 0 trains in one process
@@ -120,6 +121,7 @@ class SweepConfig:
     name: str
     seeds: int = 3
     first_seed: int = 0
+    folds: int = 1
     data: str = "default"
     output: str | None = None
     ranks: int = 0
@@ -131,9 +133,11 @@ class SweepConfig:
     dry_run: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "jobs"):
+        for name in ("seeds", "jobs", "folds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
+        if self.seeds % self.folds:
+            raise ValueError(f"--seeds {self.seeds} is no multiple of --folds {self.folds}: a cross-validation is cut")
 
 
 @dataclass
@@ -146,6 +150,7 @@ class ResplitConfig:
         count: how many splits
         test: share of each scene's images that become the test set
         validation: share of each scene's images that become the validation set
+        train: share of each scene's images to train on, the others are left out; null trains on all that are left
         among: deal the images of this split only and leave out the others; null deals all
         seed: of the order in which a scene's images take turns at being tested
     """
@@ -155,6 +160,7 @@ class ResplitConfig:
     count: int = 1
     test: float = 0.2
     validation: float = 0.0
+    train: float | None = None
     among: str | None = None
     seed: int = 0
 
@@ -163,6 +169,8 @@ class ResplitConfig:
             raise ValueError(
                 f"--test {self.test} and --validation {self.validation} are shares that leave some to train"
             )
+        if self.train is not None and not 0 < self.train <= 1:
+            raise ValueError(f"--train {self.train} is a share of each scene's images, above 0 and up to 1")
 
 
 COMMANDS: dict[str, type[Any]] = {

@@ -18,6 +18,7 @@ import os
 import runpy
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -66,12 +67,18 @@ def sweep(config: SweepConfig) -> int:
                 print(shown(launched(words, config.ranks)))
         return 0
     failed = run_plans(shared, config) or run_plans(plans, config)
-    results = {level: {name: figures_of(part, seeds) for name, part in parts.items()} for level, parts in table.items()}
+    results = {
+        level: {name: cross_validated(figures_of(part, seeds), config) for name, part in parts.items()}
+        for level, parts in table.items()
+    }
+    note = data.note
+    if config.folds > 1:
+        note = f"{note} A seed is a cross-validation here: the mean over its {config.folds} splits.".strip()
     command = " ".join(["python -m finetune", *sys.argv[1:]])
     if study:
-        write_study(study, results, output, data.note, command)
+        write_study(study, results, output, note, command)
     else:
-        write_table(config.name, rows, results["0"], output, data.note, command)
+        write_table(config.name, rows, results["0"], output, note, command)
     print((output / f"{config.name}.md").read_text(encoding="utf-8"))
     for run in failed:
         print(f"failed: {run}: its log is {run}/*.log")
@@ -161,4 +168,18 @@ def figures_of(part: Part, seeds: range) -> dict[int, dict[str, Any]]:
         if path.is_file():
             report = json.loads(path.read_text())
             found[seed] = report.get("test") or report["evaluation"]
+    return found
+
+
+def cross_validated(runs: dict[int, dict[str, Any]], config: SweepConfig) -> dict[int, dict[str, Any]]:
+    """The mean figures of each cross-validation whose splits are all done, by its place; the runs where it is of one."""
+    if config.folds == 1:
+        return runs
+    found = {}
+    for place in range(config.seeds // config.folds):
+        first = config.first_seed + place * config.folds
+        own = [runs[seed] for seed in range(first, first + config.folds) if seed in runs]
+        if len(own) == config.folds:
+            names = [name for name, value in own[0].items() if isinstance(value, int | float)]
+            found[place] = {name: statistics.fmean(run[name] for run in own) for name in names}
     return found

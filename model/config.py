@@ -43,7 +43,8 @@ class EncoderConfig:
         mean: input mean by channel in [0, 1]; null: the timm model's own
         std: input standard deviation by channel; null: the timm model's own
         projection: width of the model's own last projection, kept as part of it (a prior only): CLIP's ResNets pool by
-            attention and project; null: the pooled feature before any projection
+            attention and project; what ``finetune prior`` exported names as many scenes, and their scores are then the
+            prior's feature. null: the pooled feature before any projection
         kwargs: further arguments of ``timm.create_model``
     """
 
@@ -130,7 +131,7 @@ class FusionConfig:
 
     Args:
         width: width of these layers; null: the backbone's
-        layers: number of layers
+        layers: number of layers; 0: the instruction reads nothing and is added to the tokens' mean, weighed by belief
         heads: attention heads
         mlp_ratio: width of the feed-forward layers over ``width``
         dropout: dropout after attention and feed-forward
@@ -143,7 +144,9 @@ class FusionConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        at_least_one(self, "layers", "heads")
+        at_least_one(self, "heads")
+        if self.layers < 0:
+            raise ValueError(f"fusion.layers must be at least 0, not {self.layers}")
         if self.width is not None:
             at_least_one(self, "width")
         if self.mlp_ratio <= 0:

@@ -14,6 +14,11 @@ added to what it read (a residual), so that pretrained features pass from the fi
 A fusion layer begins with a LayerNorm, which takes any positive factor of a token away again. So soft belief acts after
 it, in each of these layers: keys and values are made of norm(F_l) * (M_l + 1/sqrt(R_l)), those of f of norm(f).
 
+Without fusion layers (``fusion.layers: 0``) nothing has to be learned between backbone and instruction, which is what
+little data bears best. Belief then acts in the mean: soft belief weighs it, hard belief takes it of the tokens kept:
+
+    backbone -> linear -> norm(f + mean of the tokens under belief)
+
 Both take images (B, 3, H, W) and the prior's feature (B, P), and give (B, width) and the belief map (B, h, w).
 """
 
@@ -103,7 +108,7 @@ class FusionLayer(nn.Module):
 
 
 class InstructedBackbone(nn.Module):
-    """Any timm backbone, read by an instruction token through fusion layers."""
+    """Any timm backbone, read by an instruction token through fusion layers, or joined to it without any."""
 
     def __init__(self, encoder: ImageEncoder, prior_width: int, belief: BeliefConfig, fusion: FusionConfig):
         super().__init__()
@@ -127,7 +132,7 @@ class InstructedBackbone(nn.Module):
                 x = checkpoint(layer, x, weights, compat, use_reentrant=False)
             else:
                 x = layer(x, weights, compat)
-        return self.norm(x[:, 0] + tokens.mean(1))
+        return self.norm(x[:, 0] + (tokens.mean(1) if self.layers else mean_under_belief(kept, weights)))
 
     def see(self, images: Tensor) -> VisualTokens:
         return self.encoder.tokens(images)
@@ -140,3 +145,10 @@ class InstructedBackbone(nn.Module):
     def set_grad_checkpointing(self, enable: bool) -> None:
         self.grad_checkpointing = enable
         self.encoder.model.set_grad_checkpointing(enable)
+
+
+def mean_under_belief(tokens: Tensor, weights: Tensor | None) -> Tensor:
+    """Mean (B, d) of the tokens (B, L, d), weighed where there are weights (B, L)."""
+    if weights is None:
+        return tokens.mean(1)
+    return torch.einsum("bld,bl->bd", tokens, (weights / weights.sum(1, keepdim=True)).to(tokens.dtype))

@@ -70,7 +70,7 @@ def read_image_weights(source: str, backbone: nn.Module) -> tuple[State, Tensor 
     if source.startswith(PACKAGE):
         state = read_state(one_file(package_folder(source), lambda p: p.suffix in SUFFIXES, "weight file"))
     elif path.is_dir():
-        state = read_scene_folder(path)
+        state = read_scene_folder(path, backbone)
     else:
         state = read_state(path)
     if "_conv_stem.weight" in state:
@@ -98,11 +98,15 @@ def scene_backbone(source: str | None) -> dict[str, Any]:
     return config["backbone"]
 
 
-def read_scene_folder(folder: Path) -> State:
-    """The backbone of a scene classifier that ``finetune prior`` exported."""
+def read_scene_folder(folder: Path, backbone: nn.Module) -> State:
+    """The backbone of a scene classifier that ``finetune prior`` exported, and its head where ``backbone`` has one."""
     prefix = "backbone.model."
     state = load_file(folder / "model.safetensors")
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    head = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier")
+    if getattr(backbone, "num_classes", 0) and isinstance(head, str):
+        own |= {f"{head}.{name}": state[f"head.{name}"] for name in ("weight", "bias")}
+    return own
 
 
 def without_classifier(state: State, backbone: nn.Module) -> State:
