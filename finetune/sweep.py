@@ -172,7 +172,7 @@ def figures_of(part: Part, seeds: range) -> dict[int, dict[str, Any]]:
 
 
 def cross_validated(runs: dict[int, dict[str, Any]], config: SweepConfig) -> dict[int, dict[str, Any]]:
-    """The mean figures of each cross-validation whose splits are all done, by its place; the runs where it is of one."""
+    """The mean figures of each cross-validation whose splits are all done, by its place; the runs where it is one."""
     if config.folds == 1:
         return runs
     found = {}

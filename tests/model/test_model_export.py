@@ -130,6 +130,27 @@ def test_a_scene_classifier_becomes_the_prior_of_a_model(tmp_path):
         SceneClassifier(SceneConfig())
 
 
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [("test_resnet", {}), ("test_convnext", {}), ("test_vit", {}), ("test_efficientnet", {}),
+     ("swin_tiny_patch4_window7_224", {"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4})],
+)  # fmt: skip
+def test_the_scores_of_scenes_are_the_instruction_where_the_projection_is_of_their_number(name, kwargs, tmp_path):
+    torch.manual_seed(0)
+    backbone = EncoderConfig(name=name, image_size=64, kwargs=kwargs)
+    scene = SceneClassifier(SceneConfig(backbone, classes=["airport", "beach", "river"])).eval()
+    torch.nn.init.normal_(scene.head.bias)
+    folder = save_pretrained(scene.state_dict(), scene.config, tmp_path / "scene")
+    settings = {"name": name, "image_size": 64, "kwargs": kwargs, "weights": str(folder), "trainable": False}
+    prior = build_model(tiny(prior=EncoderConfig(**settings, projection=3))).eval().prior
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    assert prior.width == 3
+    with torch.no_grad():
+        torch.testing.assert_close(prior(images), scene(images))
+    with pytest.raises(ValueError, match=r"do not fit .*other shape: .*\(3, .*wanted \(4, "):
+        build_model(tiny(prior=EncoderConfig(**settings, projection=4)))
+
+
 def test_encoder_weights_of_another_kind_of_export_are_refused(folder):
     with pytest.raises(ValueError, match="holds a 'priorclip' model; encoder weights are taken from a 'scene' export"):
         build_model(tiny(prior=EncoderConfig(name="test_convnext", image_size=32, weights=str(folder))))

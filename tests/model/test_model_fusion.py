@@ -128,6 +128,29 @@ def test_fusion_layers_read_tokens_weighed_by_belief():
             assert not torch.allclose(found[one], found[other], atol=1e-3), (one, other)
 
 
+def test_without_fusion_layers_the_mean_is_taken_under_belief():
+    """norm(f + mean), the mean weighed by soft belief, or of the tokens that hard belief keeps, token after token."""
+    settings = config("convnext", "soft")
+    settings.fusion.layers = 0
+    torch.manual_seed(0)
+    visual = build_model(settings).double().eval().visual
+    assert isinstance(visual, InstructedBackbone)
+    assert not any("layers" in name for name in visual.state_dict() if not name.startswith("encoder"))
+    with torch.no_grad():
+        prior = 3 * torch.randn(3, visual.instruction.in_features).double()
+        tokens, f = visual.narrow(visual.see(images()).tokens), visual.instruction(prior)
+        for belief in ("soft", "hard", "none"):
+            visual.belief = BELIEFS[belief]
+            means = []
+            for each, one in zip(tokens.numpy(), f.numpy(), strict=True):
+                scores = np.array([float(sum(token * one)) for token in each])
+                kept = ranked(scores)[: 2 if belief == "hard" else None]
+                factor = factors(scores, "soft") if belief == "soft" else np.ones(len(each))
+                means.append(sum(factor[n] * each[n] for n in kept) / sum(factor[n] for n in kept))
+            wanted = visual.norm(f + torch.from_numpy(np.stack(means)))
+            torch.testing.assert_close(visual(images(), prior), wanted, rtol=1e-10, atol=1e-10)
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_reach_the_instruction_and_the_tokens_through_the_weights(recompute: bool, monkeypatch):
     """With the weights cut off from the graph the gradients are others; recomputing activations changes nothing."""

@@ -13,7 +13,7 @@ import torch
 import yaml
 from real_trainings import run, run_well
 
-from finetune.config import COMMANDS, DEFAULTS, SweepConfig
+from finetune.config import COMMANDS, DEFAULTS, ResplitConfig, SweepConfig
 from finetune.experiment import (
     DATA,
     EXPERIMENTS,
@@ -29,7 +29,7 @@ from finetune.experiment import (
 from finetune.resplit import deal
 from finetune.study import Part, Study, load_study, part_of, study_names
 from finetune.study_table import write_study
-from finetune.sweep import sweep
+from finetune.sweep import cross_validated, sweep
 from finetune.sweep_table import summary, write_table
 from model import build_model
 from options import parse, parse_command
@@ -115,7 +115,7 @@ def test_places_and_options_are_filled_in(tmp_path: Path) -> None:
 
 def test_every_study_sets_its_level_and_nothing_else(tmp_path: Path) -> None:
     """The configuration of each run is that of the experiment, but for the level; at level 0 it is the experiment's."""
-    assert set(study_names()) == {"caption-noise", "label-noise", "prior-noise"}
+    assert set(study_names()) == {"caption-noise", "few-captions", "label-noise", "prior-noise"}
     data = load_data("ucmerced")
     for study in map(load_study, study_names()):
         first, *_, row = study.experiments()
@@ -131,6 +131,12 @@ def test_every_study_sets_its_level_and_nothing_else(tmp_path: Path) -> None:
             for group in ("run", "data", "model", "loss", "test")
             for key, value in vars(noisy[group]).items() if value != vars(plain[group])[key]
         }  # fmt: skip
+        if study.name == "few-captions":
+            assert changed.pop("run.engine").global_batch == 21
+            assert changed == {
+                "data.shards": "runs/evidence/folds-less-0.4/split-3/train", "run.epochs": 1000, "run.max_steps": 120,
+            }  # fmt: skip
+            continue
         if study.name != "prior-noise":
             assert changed == {f"data.{study.name.replace('-', '_')}": 0.4}
             assert parts[2].first is None
@@ -216,6 +222,24 @@ def test_resplit_deals_within_scenes() -> None:
     tested = Counter(entry["filename"] for turn in turns for entry in turn if entry["split"] == "test")
     assert set(tested.values()) == {2}, "seven turns test each of the 14 images twice"
     assert len(tested) == 14
+    later = [deal(entries, 0.286, 0.15, seed=1, turn=turn) for turn in range(7, 14)]
+    assert Counter(entry["filename"] for turn in later for entry in turn if entry["split"] == "test") == tested
+    assert later != turns, "the second cross-validation has other splits"
+    few = deal(entries, 0.286, 0.15, 0.143, seed=1)
+    assert Counter(entry["split"] for entry in few) == {"test": 4, "val": 2, "train": 2}
+    parts = [{entry["filename"]: entry["split"] for entry in each} for each in (few, one)]
+    assert parts[0].items() <= parts[1].items(), "with less to train on the same images are tested"
+
+
+def test_a_cross_validation_is_one_figure() -> None:
+    runs = {seed: {"mean_recall": float(seed), "classes": {}} for seed in (4, 5, 6, 7, 8)}
+    config = SweepConfig(name="belief", seeds=6, first_seed=4, folds=3)
+    assert cross_validated(runs, config) == {0: {"mean_recall": 5.0}}, "the second lacks a split"
+    assert cross_validated(runs, SweepConfig(name="belief", seeds=6, first_seed=4)) == runs
+    with pytest.raises(ValueError, match="--seeds 5 is no multiple of --folds 3"):
+        SweepConfig(name="belief", seeds=5, folds=3)
+    with pytest.raises(ValueError, match="--train 0 is a share"):
+        ResplitConfig(json="a.json", output="b", train=0)
 
 
 def test_a_study_runs_and_its_clean_level_is_the_family_not_run_twice(data: Path, prior: Path, tmp_path: Path) -> None:
