@@ -6,7 +6,9 @@ A study (``finetune/studies``) is a family at several levels of one thing, capti
 
 Runs are OUTPUT/ROW/seed-S/COMMAND, of a study OUTPUT/STUDY-LEVEL/ROW/seed-S/COMMAND. One that has its report is not
 run again, one that was cut short goes on from its checkpoint; so the same command continues a sweep, or adds seeds to
-it. On one process (``--ranks 0``) the trainings are forked from a server that has imported torch and DeepSpeed once.
+it. A training that several rows begin with, one pretraining that is tuned on several benchmarks, is run once: the
+others' folders are links to it. On one process (``--ranks 0``) the trainings are forked from a server that has imported
+torch and DeepSpeed once.
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -61,12 +64,12 @@ def sweep(config: SweepConfig) -> int:
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     shared = {part.first[0].parent: [part.first] for part in parts if part.first}
     plans = {part.run(seed): part.commands(seed) for seed in seeds for part in parts}
+    same = same_trainings(plans.values())
     if config.dry_run:
-        for commands in [*shared.values(), *plans.values()]:
-            for _, words in commands:
-                print(shown(launched(words, config.ranks)))
+        for folder, words in (each for commands in [*shared.values(), *plans.values()] for each in commands):
+            print(f"# {folder} is {same[folder][0]}" if folder in same else shown(launched(words, config.ranks)))
         return 0
-    failed = run_plans(shared, config) or run_plans(plans, config)
+    failed = run_plans(shared, config) or run_plans(plans, config, same)
     results = {
         level: {name: cross_validated(figures_of(part, seeds), config) for name, part in parts.items()}
         for level, parts in table.items()
@@ -89,28 +92,61 @@ def chosen(row: Experiment, config: SweepConfig) -> bool:
     return config.rows is None or row.name in config.rows
 
 
-def run_plans(plans: Mapping[Path, list[Command]], config: SweepConfig) -> list[Path]:
+def same_trainings(plans: Iterable[list[Command]]) -> dict[Path, Command]:
+    """Of the trainings that differ in their folder alone: folder -> the first of them. One that has been run stays."""
+    first: dict[tuple[str, ...], Command] = {}
+    same: dict[Path, Command] = {}
+    for folder, words in (each for commands in plans for each in commands):
+        at = words.index("--run.dir")
+        original = first.setdefault((*words[:at], *words[at + 2 :]), (folder, words))
+        if original[0] != folder and (folder.is_symlink() or not folder.exists()):
+            same[folder] = original
+    return same
+
+
+def run_plans(
+    plans: Mapping[Path, list[Command]], config: SweepConfig, same: Mapping[Path, Command] | None = None
+) -> list[Path]:
     """Run what is not done, by the folder of each run; returns those of the runs that failed."""
+    locks = {folder: threading.Lock() for commands in plans.values() for folder, _ in commands}
+
+    def run(commands: list[Command]) -> bool:
+        return run_all(commands, config, same or {}, locks)
+
     with ThreadPoolExecutor(config.jobs) as pool:
-        done = list(pool.map(lambda commands: run_all(commands, config.ranks, config.keep), plans.values()))
+        done = list(pool.map(run, plans.values()))
     return [run for run, good in zip(plans, done, strict=True) if not good]
 
 
-def run_all(commands: list[Command], ranks: int, keep: str) -> bool:
+def run_all(
+    commands: list[Command], config: SweepConfig, same: Mapping[Path, Command], locks: Mapping[Path, threading.Lock]
+) -> bool:
     """The trainings of a run, those that have their report left out; whether all went well."""
-    todo = [(folder, words) for folder, words in commands if not finished(folder, words)]
-    for folder, words in todo:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / WORDS).write_text(json.dumps(words))
-        begun = time.monotonic()
-        code = run_logged(words, folder.with_suffix(".log"), ranks)
-        logger.info("%s: %s, %.0f s", folder, "done" if code == 0 else f"exit code {code}", time.monotonic() - begun)
-        if code != 0:
-            return False
-    for folder, _ in todo:
-        for name in DROPPED[keep]:
+    done: list[Path] = []
+    needed = {folder for folder, _ in same.values()}  # by other runs, which may come later
+    for folder, words in commands:
+        original, own = same.get(folder, (folder, words))
+        with locks[original]:
+            if not finished(original, own):
+                if not run_training(original, own, config.ranks):
+                    return False
+                done += [original] if original not in needed else []
+        if original != folder and not folder.is_symlink():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.symlink_to(os.path.relpath(original, folder.parent))
+    for folder in done:
+        for name in DROPPED[config.keep]:
             shutil.rmtree(folder / name, ignore_errors=True)
     return True
+
+
+def run_training(folder: Path, words: list[str], ranks: int) -> bool:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / WORDS).write_text(json.dumps(words))
+    begun = time.monotonic()
+    code = run_logged(words, folder.with_suffix(".log"), ranks)
+    logger.info("%s: %s, %.0f s", folder, "done" if code == 0 else f"exit code {code}", time.monotonic() - begun)
+    return code == 0
 
 
 def finished(folder: Path, words: list[str]) -> bool:

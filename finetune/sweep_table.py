@@ -44,7 +44,8 @@ def write_table(
 
 
 def summary(row: Experiment, rows: Sequence[Experiment], results: Results) -> dict[str, Any]:
-    """A row: its figures by seed, their mean and spread, and the paired difference to the first row's."""
+    """A row: its figures by seed, their mean and spread, and the paired difference to the first row's, where both are
+    tested on the same images."""
     runs, baseline = results[row.name], results[rows[0].name]
     main = main_figure(runs)
     figures = {
@@ -55,12 +56,18 @@ def summary(row: Experiment, rows: Sequence[Experiment], results: Results) -> di
         for figure in FIGURES
         if all(figure in run for run in runs.values())
     }  # fmt: skip
-    pairs = [run[main] - baseline[seed][main] for seed, run in runs.items() if seed in baseline]
+    same_test = test_of(row) == test_of(rows[0])
+    pairs = [run[main] - baseline[seed][main] for seed, run in runs.items() if seed in baseline and same_test]
     return {
         "name": row.name, "label": row.label, "reproduces": row.reproduces, "published": row.published,
         "seeds": sorted(runs), "main": main, "figures": figures,
         "difference": None if row is rows[0] or not pairs else spread(pairs),
     }  # fmt: skip
+
+
+def test_of(row: Experiment) -> Any:
+    """The shards that the row names to be tested on; None for those of the data file."""
+    return row.steps[-1].options.get("test", {}).get("shards")
 
 
 def main_figure(runs: dict[int, dict[str, Any]]) -> str:
@@ -101,7 +108,8 @@ def markdown(table: dict[str, Any]) -> str:
 def pm(value: dict[str, float] | None, sign: bool = False) -> str:
     if value is None:
         return ""
-    return f"{value['mean']:+.1f} ± {value['spread']:.1f}" if sign else f"{value['mean']:.1f} ± {value['spread']:.1f}"
+    mean = f"{value['mean']:+.1f}" if sign else f"{value['mean']:.1f}"
+    return f"{mean} ± {value['spread']:.1f}" if value["count"] > 1 else mean
 
 
 def published(value: Any) -> str:

@@ -29,8 +29,8 @@ from finetune.experiment import (
 from finetune.resplit import deal
 from finetune.study import Part, Study, load_study, part_of, study_names
 from finetune.study_table import write_study
-from finetune.sweep import cross_validated, sweep
-from finetune.sweep_table import summary, write_table
+from finetune.sweep import Command, cross_validated, run_plans, same_trainings, sweep
+from finetune.sweep_table import pm, summary, write_table
 from model import build_model
 from options import parse, parse_command
 from pretrain.config import PretrainConfig, model_defaults
@@ -165,6 +165,35 @@ def test_what_is_wrong_is_named(words: list[str], message: str) -> None:
     assert message in done.stderr + done.stdout
 
 
+def test_one_pretraining_serves_all_rows_that_begin_with_it(tmp_path: Path) -> None:
+    data = load_data("default")
+
+    def plans(name: str) -> list[list[Command]]:
+        return [commands_of(row, data, seed=seed, run=tmp_path / row.name / str(seed))
+                for seed in (0, 1) for row in family(name)]  # fmt: skip
+
+    rows = [row.name for row in family("open")]
+    same = same_trainings(plans("open"))
+    assert {folder: original for folder, (original, _) in same.items()} == {
+        tmp_path / name / seed / "pretrain": tmp_path / rows[0] / seed / "pretrain"
+        for name in rows[1:]
+        for seed in "01"
+    }
+    assert not same_trainings(plans("belief-open")), "each is pretrained in its own way"
+    (tmp_path / rows[1] / "0" / "pretrain").mkdir(parents=True)
+    assert len(same_trainings(plans("open"))) == len(same) - 1, "one that has been run stays"
+    # The first has its report already: what the third takes from it is a link, and nothing is lost.
+    (folder, words), (other, others) = plans("open")[0][0], plans("open")[2][0]
+    (folder / "export").mkdir(parents=True)
+    (folder / "report.json").write_text("{}")
+    (folder / "sweep.json").write_text(json.dumps(words))
+    for _ in range(2):
+        begun = {folder: [(folder, words)], other: [(other, others)]}
+        assert not run_plans(begun, SweepConfig("open", keep="report"), same_trainings(plans("open")))
+        assert other.is_symlink()
+        assert (other / "export").is_dir()
+
+
 def test_spread_and_paired_differences(tmp_path: Path) -> None:
     """Seeds that shift both rows alike: the paired difference has no spread."""
     rows = [load_experiment("closed-baseline"), load_experiment("closed-full"), load_experiment("closed-soft")]
@@ -180,6 +209,10 @@ def test_spread_and_paired_differences(tmp_path: Path) -> None:
     write_table("t", rows, results, tmp_path, "a note", "the command")
     text = (tmp_path / "t.md").read_text()
     assert "| 56.5 ± 1.0 | +4.5 ± 0.0 | 3 |" in text
+    other = load_experiment("closed-full-rsicd")  # tested on other images: no difference to take
+    alone = summary(other, [rows[1], other], {**results, other.name: {1: {"mean_recall": 40.0}}})
+    assert alone["difference"] is None
+    assert pm(alone["figures"]["mean_recall"]) == "40.0", "one run has no spread"
     assert "38.24" in text
     assert "the command" in text
     assert "closed-soft" in text
