@@ -69,8 +69,10 @@ def markdown(table: Mapping[str, Any]) -> str:
     lines += block(table, table["rows"], table["axis"])
     for other, rows in table["against"].items():
         lines += block(table, rows, f"less '{table['labels'][other]}'", sign=True) if rows else []
-    lines += [f"{table['figure']}, percent: mean and standard deviation over the seeds. Differences are taken seed by"]
-    lines += ["seed, and behind them stands in how many seeds they are above zero."]
+    lines += [
+        f"{table['figure']}, percent: mean and standard deviation over the seeds, and how many. Differences are taken"
+    ]
+    lines += ["seed by seed, and behind them stands in how many of them they are above zero."]
     return "\n".join(lines) + "\n"
 
 
@@ -86,10 +88,11 @@ def block(table: Mapping[str, Any], rows: Mapping[str, Any], title: str, sign: b
 
 
 def cell(value: Mapping[str, Any] | None, sign: bool) -> str:
+    """A difference with the share of seeds in which it is above zero, a figure with their number."""
     if value is None:
         return ""
-    above = sum(each > 0 for each in value["runs"].values())
-    return pm(dict(value), sign) + (f" ({above}/{value['count']})" if sign else "")
+    above = f"{sum(each > 0 for each in value['runs'].values())}/" if sign else ""
+    return f"{pm(dict(value), sign)} ({above}{value['count']})"
 
 
 def draw(tables: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -236,7 +236,7 @@ def test_a_study_pairs_seeds_at_each_level(tmp_path: Path) -> None:
     assert (gain["0"]["mean"], gain["0"]["count"], gain["0.5"]["mean"], gain["0.5"]["count"]) == (0, 2, 2, 3)
     assert (gain["change"]["mean"], gain["change"]["spread"], gain["change"]["count"]) == (2, 0, 2)
     text = (tmp_path / "noise.md").read_text()
-    assert "| 0.5 | 61.0 ± 1.0 | 63.0 ± 1.0 |" in text
+    assert "| 0 | 71.0 ± 1.0 (3) | 70.5 ± 0.7 (2) |" in text
     assert "| 0.5 less 0 | -10.0 ± 0.0 (0/3) | -8.0 ± 0.0 (0/2) |" in text
     assert "| less 'no prior' | soft belief |" in text
     assert "| 0.5 | +2.0 ± 0.0 (3/3) |" in text
