@@ -36,6 +36,7 @@ from cluster.ports import TORCH_PORT, job_port
 
 COLUMNS = ("host", "slots", "python", "torch", "deepspeed", "cuda", "nccl", "code", "accelerator", "count", "free_gb",
            "shm_gb", "skew_s", "shards", "tflops")  # fmt: skip
+END_SECONDS = 20.0
 RATES_MARK = "cluster-rates "
 
 
@@ -192,7 +193,7 @@ def output_of(
         output, _ = process.communicate(timeout=config.timeout_seconds)
         return process.returncode, output
     except subprocess.TimeoutExpired:
-        for number, seconds in ((signal.SIGTERM, 30), (signal.SIGKILL, 10)):
+        for number, seconds in ((signal.SIGTERM, END_SECONDS), (signal.SIGKILL, END_SECONDS)):
             with contextlib.suppress(subprocess.TimeoutExpired, ProcessLookupError):
                 os.killpg(process.pid, number)
                 return None, process.communicate(timeout=seconds)[0]

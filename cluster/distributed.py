@@ -16,8 +16,10 @@ import datetime
 import logging
 import os
 import random
+import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import deepspeed
@@ -71,8 +73,8 @@ def start(config: EngineConfig) -> Rank:
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         device = torch.device("cpu")
-        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or dist.get_world_size())
-        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks_here))
+        ranks = ranks_here(os.environ) or dist.get_world_size()
+        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks))
         keep_freed_memory()
     else:
         accelerator.set_device(local_rank)
@@ -204,6 +206,18 @@ def slurm_environment(environment: dict[str, str]) -> dict[str, str]:
         "MASTER_ADDR": master,
         "MASTER_PORT": environment.get("MASTER_PORT", str(job_port(int(environment["SLURM_JOB_ID"])))),
     }
+
+
+def ranks_here(environment: Mapping[str, str]) -> int | None:
+    """Ranks on this host, from the launcher's variables; None where it says nothing."""
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"):  # torchrun, deepspeed, mpirun
+        if name in environment:
+            return int(environment[name])
+    # srun: ``2(x3),1`` are two tasks on each of three nodes and one on the last.
+    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    counts = [int(count) for count, nodes in groups for _ in range(int(nodes or 1))]
+    node = int(environment.get("SLURM_NODEID", "0"))
+    return counts[node] if node < len(counts) else None
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:

@@ -86,6 +86,7 @@ def load_reshaped(engine: deepspeed.DeepSpeedEngine, checkpoint: Path, written: 
             checkpoint, written, Shape.of(engine), converted,
         )  # fmt: skip
         load_converted(engine, converted, metadata)
+    take_loss_scale(engine, checkpoint)
     engine.lr_scheduler.load_state_dict(metadata["lr_scheduler"])
     for group, rate in zip(engine.optimizer.param_groups, metadata["lr_scheduler"]["_last_lr"], strict=True):
         group["lr"] = rate
@@ -216,6 +217,9 @@ def load_converted(engine: deepspeed.DeepSpeedEngine, converted: Path, metadata:
     folder = converted / "zero"
     weights = {name: load_param(folder / name / "fp32.pt") for name, _ in engine.module.named_parameters()}
     set_weights(engine, weights)
+    steps = sorted(folder.glob("*/step.pt"))
+    if not steps:
+        return  # the optimizer has not taken one yet: all were dropped, as fp16 begins
     if engine.zero_optimization_stage() == 0 and is_torch(engine.optimizer):
         for name, parameter in engine.module.named_parameters():
             if (folder / name / "exp_avg.pt").is_file():
@@ -226,7 +230,7 @@ def load_converted(engine: deepspeed.DeepSpeedEngine, converted: Path, metadata:
     settings = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
     if dist.get_rank() == 0:
         # What the loaders of the stages look for beside the tensors; the settings are this run's own.
-        taken = torch.tensor(float(torch.load(next(folder.glob("*/step.pt")), weights_only=True)))
+        taken = torch.tensor(float(torch.load(steps[0], weights_only=True)))
         common = {"ds_version": deepspeed.__version__, "param_groups": settings}
         inner = {"state": {0: {"step": taken}}, "param_groups": settings}
         torch.save({**common, "optimizer_state_dict": inner}, folder / "optimizer_state.pt")
@@ -240,6 +244,17 @@ def load_converted(engine: deepspeed.DeepSpeedEngine, converted: Path, metadata:
             state["step"] = state["step"].clone()
     if engine.zero_optimization_stage() < 3:
         engine.optimizer.update_lp_params()
+
+
+def take_loss_scale(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> None:
+    """fp16's loss scale and its history: at DeepSpeed's first one, the next steps would overflow and be dropped."""
+    mine = getattr(engine.optimizer, "loss_scaler", None)
+    files = sorted(checkpoint.glob("*_optim_states.pt"))
+    if not engine.fp16_enabled() or mine is None or not files:
+        return
+    state = torch.load(files[0], map_location="cpu", weights_only=False, mmap=True)["optimizer_state_dict"]
+    if type(state.get("loss_scaler")) is type(mine):
+        engine.optimizer.loss_scaler = state["loss_scaler"]
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from network_hosts import Network
 from small_pretraining import SmallPretraining
 from toy_launches import PYTHON, ROOT, execute, needed
 
+from cluster import check
 from cluster.commands import CheckConfig
 from cluster.findings import findings, speeds
 from cluster.ports import TORCH_PORT
@@ -294,3 +295,14 @@ def test_slow_link_and_slow_network_are_named() -> None:
     slow, low = speeds(rows, rates, CheckConfig(all_reduce_gb_s=100))
     assert (slow.host, "3 GB/s from b" in slow.problem) == ("c", True)
     assert low.problem == "all-reduce at 90 GB/s, 100 wanted"
+
+
+def test_ranks_that_do_not_end_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that pass over SIGTERM, and one that has left their session with their output open."""
+    monkeypatch.setattr(check, "END_SECONDS", 0.3)
+    config = CheckConfig(timeout_seconds=0.3)
+    code, output = check.output_of(["bash", "-c", "trap '' TERM; echo begun; sleep 60; sleep 60"], None, config)
+    assert (code, output) == (None, "begun\n")
+    code, output = check.output_of(["bash", "-c", "setsid sleep 3 & sleep 60"], None, config)
+    assert code is None
+    assert "lives on" in output

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.config import EngineConfig, OptimizerConfig
-from cluster.distributed import rank_environment
+from cluster.distributed import rank_environment, ranks_here
 from cluster.engine import ZERO_FOLDER, batch_split, deepspeed_settings, schedule_shape
 from cluster.offload import prepare_nvme
 from cluster.preemption import Notice
@@ -205,6 +205,22 @@ STEP = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "4", 
 def test_task_of_srun_is_a_rank() -> None:
     wanted = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "MASTER_ADDR": "node0", "MASTER_PORT": "20017"}
     assert rank_environment(STEP) == wanted
+
+
+@pytest.mark.parametrize(
+    ("environment", "ranks"),
+    [
+        ({"LOCAL_SIZE": "8", "SLURM_STEP_TASKS_PER_NODE": "1(x4)"}, 8),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "3"}, 3),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NODEID": "2"}, 2),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NODEID": "3"}, 1),
+        ({"SLURM_STEP_TASKS_PER_NODE": "16"}, 16),
+        ({}, None),
+    ],
+)
+def test_ranks_that_share_a_host_share_its_cores(environment: dict[str, str], ranks: int | None) -> None:
+    """Those of other hosts do not count."""
+    assert ranks_here(environment) == ranks
 
 
 def test_batch_script_is_no_rank() -> None:

@@ -134,11 +134,19 @@ STOPPABLE = ("--dropout", "0.2", "--batch_norm", "true", "--draws", "true", "--r
 HALF = ("--run.engine.precision", "bf16", "--frozen", "true", "--run.optimizer.lr", "5e-3")
 
 
+# First loss scales (powers of 2) at which gradients overflow for some steps, as those of large models do at DeepSpeed's
+# own; and for more steps than an epoch has.
+SCALES = {"scaled": 19, "unstepped": 24}
+
+
 @pytest.fixture(scope="session")
 def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
     """Runs on two ranks under the deepspeed launcher."""
     options: dict[str, Sequence[str]] = {f"zero{stage}": ("--run.engine.zero", str(stage)) for stage in range(4)}
     parent = tmp_path_factory.mktemp("toys")
+    for name, power in SCALES.items():
+        scaling = {"enabled": "auto", "initial_scale_power": power, "hysteresis": 1}
+        (parent / f"{name}.json").write_text(json.dumps({"fp16": scaling, "zero_optimization": {"stage": 2}}))
     for name in ("zero2-offload", "zero3-offload"):
         offload = ("--run.engine.zero", name, "--dropout", "0.2", "--run.checkpoint.every", "4")
         options |= {
@@ -158,6 +166,8 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
         "late-zero3": (*WATCHED, "--late", "forward", "--run.engine.zero", "3"),
         "scraped": ("--scrape_at", "9", "--run.log_every", "4", "--run.monitor.prometheus_port", str(free_port()),
                     "--run.monitor.peak_tflops", "1e-4"),
+        **{name: ("--run.engine.precision", "fp16", "--run.engine.zero", str(parent / f"{name}.json"))
+           for name in SCALES},
         "micro": ("--run.engine.micro_batch", "4",),
         "unclipped": ("--run.optimizer.clip_grad_norm", "0"),
         "nan": ("--nan_at", "7", "--run.checkpoint.every", "2", "--run.log_every", "10"),
