@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 # The virtual environment is rebuilt only when the pins or the requirements change.
 PINS := $(shell cat constraints.txt setup.py | sha256sum | cut -c1-16)
 READY := $(VENV)/ready-$(PINS)
-# The half of the suite that starts no ranks.
-FIRST_TESTS := tests/data_shards tests/model tests/retrieval tests/test_imports.py tests/test_options.py
+# Half of the suite by its time; tests/cluster, with SLURM, is most of the other.
+FIRST_TESTS := tests/data_shards tests/model tests/retrieval tests/training tests/test_imports.py tests/test_options.py
 PACKAGES := model data_shards cluster pretrain finetune retrieval demo benchmarks tests options.py setup.py
 
 .PHONY: demo test lint format install clean
