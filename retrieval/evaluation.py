@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.class_names import ClassIds
 from retrieval.config import EvaluateConfig
 from retrieval.confusions import draw_retrieval_confusions, draw_scene_confusions
 from retrieval.encoder import pick_device
@@ -122,13 +123,14 @@ def learning_set(
     data, images, split = config.probe_data, config.probe_images, config.probe_split
     other = replace(config, data=data, images=images, split=split, limit=None)
     found = encoded(other, open_gallery(data, images, split), {}, model, None)
-    missing = sorted(set(classes) - set(found.classes))
+    ids = ClassIds(classes)
+    places = [ids[name] for name in found.classes]
+    missing = [name for place, name in enumerate(classes) if place not in places]
     if missing:
         raise ValueError(
             f"--probe_data {data} has no image of {', '.join(missing[:5])}, which --data {config.data} has: are the "
             "classes spelt alike?"
         )
-    places = [classes.index(name) if name in classes else -1 for name in found.classes]
     return found.images.numpy(), np.array([*places, -1])[found.labels.numpy()]
 
 

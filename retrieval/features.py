@@ -4,9 +4,9 @@
     features.images (I, d), features.texts (T, d), features.owner (T,) row of each text's image, features.labels (I,)
 
 With ``--features FOLDER`` they are looked for in ``FOLDER/DIGEST.safetensors`` and written there. The digest is of all
-that they depend on: the model's weights and configuration, the precision, the samples with their captions, and size and
-time of the image files. So a changed picture or caption is encoded anew, and one folder serves any number of models and
-test sets.
+that they depend on: the model's weights and configuration, the precision, the samples with their captions, size and
+time of the image files, and the limit of their pixels. So a changed picture or caption is encoded anew, and one folder
+serves any number of models and test sets.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ def encoded(
     """
     place = None
     if config.features:
-        digest = hashlib.sha256(f"{model.digest} {variant} {data_digest(gallery, caption_field)}".encode())
+        data = f"{variant} {config.max_pixels} {data_digest(gallery, caption_field)}"
+        digest = hashlib.sha256(f"{model.digest} {data}".encode())
         place = Path(config.features) / f"{digest.hexdigest()[:32]}.safetensors"
     if place is not None and place.is_file():
         found, left_out = read(place)

@@ -101,9 +101,10 @@ def read_names(path: Path) -> dict[str, str]:
 
 
 def class_prompts(labels: Sequence[str], templates: str = "clip", file: str | None = None) -> list[list[str]]:
-    """The prompts of each class. Raises ValueError for a template without ``{}``."""
+    """The prompts of each class. Raises ValueError for a template without ``{}``, or with more in braces."""
     if templates == "scenes":
-        return [[text.format(scene=scene) for text in TEMPLATES for scene in scene_phrases(label)] for label in labels]
+        names = class_names(labels, file) if file else labels
+        return [[text.format(scene=scene) for text in TEMPLATES for scene in scene_phrases(name)] for name in names]
     chosen = SETS[templates] if templates in SETS else read_templates(Path(templates))
     return [[template.replace("{}", name) for template in chosen] for name in class_names(labels, file)]
 
@@ -111,10 +112,16 @@ def class_prompts(labels: Sequence[str], templates: str = "clip", file: str | No
 def read_templates(path: Path) -> list[str]:
     if not path.is_file():
         raise ValueError(f"--templates {path}: no such file, and no set of templates: {', '.join([*SETS, 'scenes'])}")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--templates {path} is not UTF-8 text: {error}") from error
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in lines:
         if "{}" not in line:
             raise ValueError(f"--templates {path}: '{line}' has no {{}} where the class name goes")
+        if re.search(r"[{}]", line.replace("{}", "")):
+            raise ValueError(f"--templates {path}: '{line}' has more in braces than the {{}} of the class name")
     if not lines:
         raise ValueError(f"--templates {path} is empty: write one template a line, with {{}} for the class name")
     return lines

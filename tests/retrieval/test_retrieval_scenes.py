@@ -74,6 +74,15 @@ def test_templates(tmp_path: Path) -> None:
     (tmp_path / "bad.txt").write_text("nothing to fill\n")
     with pytest.raises(ValueError, match=r"has no \{\} where"):
         class_prompts(["mine"], str(tmp_path / "bad.txt"))
+    (tmp_path / "bad.txt").write_text("a {} of {class}\n")
+    with pytest.raises(ValueError, match=r"'a {} of {class}' has more in braces"):
+        class_prompts(["mine"], str(tmp_path / "bad.txt"))
+    (tmp_path / "bad.txt").write_bytes(b"a {} at the caf\xe9\n")
+    with pytest.raises(ValueError, match=r"bad\.txt is not UTF-8 text"):
+        class_prompts(["mine"], str(tmp_path / "bad.txt"))
+    lake, river = class_prompts(["SeaLake", "River"], "scenes", str(tmp_path / "names.json"))
+    assert "an aerial view of a lake or sea" in lake
+    assert "an aerial view of a river" in " ".join(river)
     with pytest.raises(ValueError, match="clip, remoteclip, scenes"):
         class_prompts(["mine"], "nonesuch")
     with pytest.raises(ValueError, match="names SeaLake: the classes are River"):
@@ -163,6 +172,13 @@ def test_a_probe_learns_from_one_folder_and_is_tested_on_another(
     assert report["probe"]["top1"] > 60  # 25 by chance: the colours tell
     assert "mean_recall" not in report
     assert Image.open(sheet).width > 300
+    spelt = tmp_path / "spelt"
+    for scene in SCENES:
+        (spelt / scene.upper()).mkdir(parents=True)
+        for image in (scenes / "train" / scene.capitalize()).glob("*.jpg"):
+            (spelt / scene.upper() / image.name).write_bytes(image.read_bytes())
+    other = evaluate(config(test_set, scenes, split="test", tasks="probe", probe_data=str(spelt)))
+    assert other["probe"]["top1"] == report["probe"]["top1"], "a class spelt in another way is that class"
     within = evaluate(config(test_set, scenes, tasks="probe", train_share=0.75))
     assert (within["probe"]["learned_from"], within["probe"]["images"]) == (36, 12)
     packed = evaluate(config(test_set, test_set.shards, tasks="probe,retrieval", bootstrap=0))
@@ -175,8 +191,8 @@ def test_errors_name_what_is_wrong(test_set: TestSet, scenes: Path, capsys: pyte
     cases = [
         ([str(scenes)], "--caption_field"),
         (
-            [str(scenes / "test"), "--tasks", "probe", "--probe_data", str(test_set.shards)],
-            "no image of Forest",
+            [str(scenes / "test"), "--tasks", "probe", "--probe_data", str(scenes / "train" / "Forest")],
+            "no image of Harbour",
         ),
         ([str(scenes), "--split", "val", "--tasks", "zeroshot"], "no sub-folder"),
         ([str(scenes), "--tasks", "zeroshot", "--templates", "nothing.txt"], "nothing.txt"),
