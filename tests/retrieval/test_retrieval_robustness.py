@@ -231,7 +231,7 @@ def test_features_are_encoded_once_and_anew_when_anything_changes(
     (kept,) = tmp_path.glob("*.safetensors")
     assert run() == first
     assert not encoded
-    for changes in ({"model": str(exports[1])}, {"limit": 9}, {"precision": "bf16"}):
+    for changes in ({"model": str(exports[1])}, {"limit": 9}, {"precision": "bf16"}, {"max_pixels": 10**6}):
         run(**changes)
         assert encoded == [1], changes
     path = test_set.images / test_set.entries()[2]["filename"]
