@@ -70,9 +70,9 @@ def markdown(table: Mapping[str, Any]) -> str:
     for other, rows in table["against"].items():
         lines += block(table, rows, f"less '{table['labels'][other]}'", sign=True) if rows else []
     lines += [
-        f"{table['figure']}, percent: mean and standard deviation over the seeds, and how many. Differences are taken"
+        f"{table['figure']}, percent: mean and standard deviation over the seeds, and how many. Differences are taken",
+        "seed by seed, and behind them stands in how many of them they are above zero.",
     ]
-    lines += ["seed by seed, and behind them stands in how many of them they are above zero."]
     return "\n".join(lines) + "\n"
 
 
