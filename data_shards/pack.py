@@ -163,9 +163,22 @@ def pack_shards(records: list[Record], folder: Path, plan: PackPlan, team: Crew,
 
 
 def pack_shard(folder: Path, plan: PackPlan, name: str, records: list[Record]) -> int:
-    """Write one tar with its index and its part of the manifest; returns the number of records taken."""
+    """Write one tar with its index and its part of the manifest; returns the number of records taken.
+
+    Raises OSError, naming the tar, where it cannot be written: on a full disk what was begun is removed.
+    """
     path = folder / f"{name}.tar"
     temporary = temporary_path(path)
+    try:
+        return write_shard(folder, plan, path, temporary, records)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.filename is None:  # a write does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def write_shard(folder: Path, plan: PackPlan, path: Path, temporary: Path, records: list[Record]) -> int:
     bad: list[dict[str, str]] = []
     with open(temporary, "wb") as file:
         writer = ShardWriter(file)
@@ -185,7 +198,7 @@ def pack_shard(folder: Path, plan: PackPlan, name: str, records: list[Record]) -
         temporary.unlink()
     entry = ShardEntry(path.name, writer.samples, size, digest, index_digest.hex())
     content = ShardContent(entry, writer.captions, dict(writer.classes), sorted(writer.fields), bad)
-    write_part(folder / PROGRESS, name, content)
+    write_part(folder / PROGRESS, path.stem, content)
     return len(records)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from data_shards import ShardSet
 from data_shards.__main__ import main
 from data_shards.manifest import Manifest
 from data_shards.pack import PackPlan, pack
+from data_shards.sources import Record
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -30,6 +32,26 @@ def contents(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def test_disk_that_is_full_while_packing(tmp_path: Path) -> None:
+    """The tar is named, what was begun is removed, for room, and the same command finishes the rest."""
+    made, plan = records(12), PackPlan(shard_size=6)
+    whole = contents_of_pack(made, tmp_path / "whole", plan)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*full/shard-000000.tar'"):
+            pack(records(12), tmp_path / "full", plan)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (tmp_path / "full").iterdir()] == [".pack"]
+    assert contents_of_pack(records(12), tmp_path / "full", plan) == whole
+
+
+def contents_of_pack(made: list[Record], folder: Path, plan: PackPlan) -> dict[str, str]:
+    pack(made, folder, plan)
+    return contents(folder)
 
 
 def test_imagefolder_round_trip(tmp_path: Path) -> None:
