@@ -43,7 +43,11 @@ class Memo:
             inputs: tensors (B, ...) each
         Returns:
             (B, ...)
+        Raises:
+            ValueError: the encoder is in training mode: with dropout, its output is not a function of its input.
         """
+        if self.encoder.training:
+            raise ValueError(f"remember: {type(self.encoder).__name__} is in training mode, its output may be random")
         if self.folder is None:
             self.folder = self.root / fingerprint(self.encoder, self.facts)
             self.folder.mkdir(parents=True, exist_ok=True)

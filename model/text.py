@@ -47,6 +47,7 @@ class TextEncoder(nn.Module):
             self.requires_grad_(False)
         elif config.unlocked is not None:
             lock(self, config.unlocked)
+        self.train()  # what is frozen has no dropout, from the first step on
 
     def train(self, mode: bool = True) -> TextEncoder:
         """Training mode, unless the encoder is frozen."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from timm.optim import param_groups_layer_decay
-from tiny_models import tiny
+from tiny_models import BERT, tiny
 from torch import nn
 
 from model import build_model, from_pretrained, parameter_groups, save_pretrained
@@ -163,3 +163,23 @@ def test_only_frozen_encoders_remember() -> None:
         EncoderConfig(remember="features")
     with pytest.raises(ValueError, match="trainable"):
         TextConfig(remember="features")
+
+
+@pytest.mark.parametrize("remember", [False, True])
+def test_a_frozen_text_encoder_has_no_dropout_from_the_first_step_on(remember: bool, tmp_path: Path) -> None:
+    """transformers makes its models in training mode, and a run calls train() only after its first evaluation."""
+    noisy = {**BERT, "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+    torch.manual_seed(0)
+    text = TextConfig(config=noisy, context_length=4, trainable=False, remember=str(tmp_path) if remember else None)
+    model = build_model(tiny("priorclip", text=text))
+    first = model.text(IDS, MASK)
+    assert model.training, "the rest is"
+    torch.testing.assert_close(first, model.eval().text.states(IDS, MASK))
+    partly = build_model(tiny("priorclip", text=TextConfig(config=noisy, context_length=4, unlocked=1)))
+    modes = {name: module.training for name, module in partly.text.model.named_modules() if name.endswith("dropout")}
+    last = max(int(name.split(".")[2]) for name in modes if "layer." in name)
+    assert modes == {name: f"layer.{last}." in name for name in modes}
+    if remember:
+        model.text.model.train()
+        with pytest.raises(ValueError, match="remember: BertModel is in training mode"):
+            model.text(IDS, MASK)
