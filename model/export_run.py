@@ -6,7 +6,8 @@
 
 Every run exports when it ends; this is for one that did not, or for an older checkpoint. The shards of all ranks are
 put together by DeepSpeed's own offline code, which unpickles them: convert checkpoints of your own runs only.
-Batch-norm statistics, which each rank gathered alone, are averaged, as they are before an evaluation.
+Batch-norm statistics, which each rank gathered alone, are averaged, as they are before an evaluation. Where the run
+keeps a moving average of its weights, that is what is exported, as the run itself does.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def whole_state(checkpoint: Path) -> State:
-    """All weights as float32: what the optimizer holds where it holds masters, else the module's."""
+    """All weights as float32: moving averages, else what the optimizer holds as masters, else the module's."""
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     if list(checkpoint.glob("*_optim_states.pt")):
@@ -126,7 +127,8 @@ def whole_state(checkpoint: Path) -> State:
         if not files:
             raise FileNotFoundError(f"{checkpoint} holds no weights of DeepSpeed's")
         found = torch.load(files[0], map_location="cpu", weights_only=False)["module"]
-    return {name: whole_tensor(value) for name, value in {**found, **mean_buffers(checkpoint)}.items()}
+    found = {**found, **mean_buffers(checkpoint)}
+    return {name: whole_tensor(value) for name, value in {**found, **moving_averages(checkpoint, found)}.items()}
 
 
 def mean_buffers(checkpoint: Path) -> State:
@@ -134,6 +136,18 @@ def mean_buffers(checkpoint: Path) -> State:
     ranks = [torch.load(path, weights_only=True) for path in sorted(checkpoint.glob("buffers_rank_*.pt"))]
     stacked = {name: torch.stack([rank[name] for rank in ranks]) for name in (ranks[0] if ranks else ())}
     return {name: values.mean(0) if values.is_floating_point() else values.amax(0) for name, values in stacked.items()}
+
+
+def moving_averages(checkpoint: Path, weights: State) -> State:
+    """The moving averages of the weights that the run trains, put together from the ranks' pieces; none: empty."""
+    ranks = [torch.load(path, weights_only=True) for path in sorted(checkpoint.glob("averages_rank_*.pt"))]
+    averages: State = {}
+    for name in ranks[0] if ranks else ():
+        pieces, count = [rank[name].flatten() for rank in ranks], weights[name].numel()
+        # Without ZeRO each rank has the whole; ZeRO 3 pads the last piece.
+        whole = pieces[0] if len(pieces[0]) == count else torch.cat(pieces)[:count]
+        averages[name] = whole.view_as(weights[name])
+    return averages
 
 
 def whole_tensor(value: Tensor) -> Tensor:

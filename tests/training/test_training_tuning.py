@@ -246,6 +246,16 @@ def test_a_resumed_run_exports_the_averages_of_the_whole_one(rank: int, runs: Pa
         torch.testing.assert_close(other[name], value, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["whole", "other"])  # ZeRO 2 and ZeRO 3
+def test_a_checkpoint_is_exported_with_its_averages_as_the_run_exports_itself(name: str, runs: Path) -> None:
+    from model.export_run import whole_state
+
+    exported = torch.load(runs / f"{name}-0.pt", weights_only=True)[0]
+    found = whole_state(runs / name / "checkpoints" / "step_00000006")
+    assert found.keys() == exported.keys()
+    assert all(torch.equal(found[key], value) for key, value in exported.items())
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_that_gets_no_better_ends_and_exports_its_best(rank: int, runs: Path) -> None:
     """Evaluations see the averages; the weights of the third are exported; run again, it has ended already."""
