@@ -15,9 +15,9 @@ from cluster.sbatch import TEMPLATES
 from cluster.victims import Ranks
 
 KINDS = ("write", "daemon", "stop", "notice")
-STEPS = 12
-RUN = (*BASE, "--run.engine.hang_minutes", "0.1", "--run.checkpoint.every", "2", "--late", "data", "--dropout", "0.2",
-       "--draws", "true")  # fmt: skip
+STEPS = 24
+RUN = (*BASE, "--run.epochs", "4", "--run.engine.hang_minutes", "0.1", "--run.checkpoint.every", "2",
+       "--late", "data", "--dropout", "0.2", "--draws", "true")  # fmt: skip
 
 
 def give_early_notice(slurm: Slurm, folder: Path) -> None:
