@@ -9,6 +9,7 @@ It reads the indices alone, so that every training does it. What is re-encoded, 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,18 @@ from data_shards.store import LocalFile
 log = logging.getLogger(__name__)
 
 NAMED = 5
+NONE = np.zeros(0, "S32")
 
 
 def warn_of_shared(training: ShardSet, held_out: ShardSet) -> list[str]:
     """Warn where images of ``held_out`` are in ``training``; returns their keys. Remote shards are not looked at."""
-    digests, samples = image_digests(held_out)
-    there = np.isin(digests, image_digests(training)[0])
+    parts = list(image_digests(held_out))
+    digests = np.concatenate([NONE, *(digests for digests, _ in parts)])
+    samples = np.concatenate([np.zeros(0, np.int64), *(samples for _, samples in parts)])
+    known = np.unique(digests)
+    # A shard at a time: the digests of a whole RS5M would take seconds to sort, and memory.
+    found = [own[among(own, known)] for own, _ in image_digests(training)]
+    there = np.isin(digests, np.concatenate([NONE, *found]))
     keys = [held_out.key(sample) for sample in np.unique(samples[there]).tolist()]
     if keys:
         log.warning(
@@ -38,9 +45,15 @@ def warn_of_shared(training: ShardSet, held_out: ShardSet) -> list[str]:
     return keys
 
 
-def image_digests(shards: ShardSet) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
-    """SHA-256 (N,) of the images whose index has it, and the sample of each."""
-    digests, samples = [np.zeros(0, "S32")], [np.zeros(0, np.int64)]
+def among(values: NDArray[np.bytes_], known: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+    """Which of the values are in ``known``, which is sorted."""
+    if not len(known):
+        return np.zeros(len(values), bool)
+    return known[np.searchsorted(known, values).clip(max=len(known) - 1)] == values
+
+
+def image_digests(shards: ShardSet) -> Iterator[tuple[NDArray[np.bytes_], NDArray[np.int64]]]:
+    """Shard by shard: SHA-256 (N,) of the images whose index has it, and the sample of each."""
     first = 0
     for file, size in zip(shards.files, shards.sizes, strict=True):
         if isinstance(file, LocalFile) and index_path(file.path).is_file():
@@ -48,7 +61,6 @@ def image_digests(shards: ShardSet) -> tuple[NDArray[np.bytes_], NDArray[np.int6
             if index.sha256 is not None and len(index) == size:
                 kinds = [kind for kind, extension in enumerate(index.extensions) if extension in IMAGE_MEMBERS]
                 rows = np.flatnonzero(np.isin(index.kind, kinds))
-                digests.append(np.ascontiguousarray(index.sha256[rows]).view("S32")[:, 0])
-                samples.append(first + np.searchsorted(index.first, rows, side="right").astype(np.int64) - 1)
+                digests = np.ascontiguousarray(index.sha256[rows]).view("S32")[:, 0]
+                yield digests, first + np.searchsorted(index.first, rows, side="right").astype(np.int64) - 1
         first += size
-    return np.concatenate(digests), np.concatenate(samples)
