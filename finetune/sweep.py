@@ -55,7 +55,7 @@ def sweep(config: SweepConfig) -> int:
     study = load_study(config.name) if config.name in study_names() else None
     if config.levels and not study:
         raise ValueError(f"--levels: '{config.name}' is no study; there are {', '.join(study_names())}")
-    rows = [row for row in (study.experiments() if study else family(config.name)) if chosen(row, config)]
+    rows = chosen(study.experiments() if study else family(config.name), config)
     table = {
         f"{level:g}": {row.name: part_of(study, level, row, data, output, config.options) for row in rows}
         for level in config.levels or study.levels
@@ -88,8 +88,15 @@ def sweep(config: SweepConfig) -> int:
     return 1 if failed else 0
 
 
-def chosen(row: Experiment, config: SweepConfig) -> bool:
-    return config.rows is None or row.name in config.rows
+def chosen(rows: list[Experiment], config: SweepConfig) -> list[Experiment]:
+    """The rows that ``--rows`` names, in the family's order. ValueError for a name that the family lacks."""
+    names = [row.name for row in rows]
+    if config.rows is None:
+        return rows
+    unknown = [name for name in config.rows if name not in names]
+    if unknown or not config.rows:
+        raise ValueError(f"--rows: '{config.name}' has no '{', '.join(unknown)}'; its rows are {', '.join(names)}")
+    return [row for row in rows if row.name in config.rows]
 
 
 def same_trainings(plans: Iterable[list[Command]]) -> dict[Path, Command]:

@@ -157,6 +157,11 @@ def test_every_study_sets_its_level_and_nothing_else(tmp_path: Path) -> None:
         (["closed", "--data", "ucmerced"], "no place 'rsicd_train'"),
         (["modules", "--seeds", "0"], "--seeds"),
         (["modules", "--levels", "[0.1]"], "'modules' is no study; there are caption-noise"),
+        (
+            ["belief-closed", "--rows", "[closed-soft,closed-hard]"],
+            "'belief-closed' has no 'closed-hard'; its rows are",
+        ),
+        (["prior-noise", "--rows", "[one-stage-no-prior,no-belief]"], "'prior-noise' has no 'no-belief'; its rows"),
     ],
 )
 def test_what_is_wrong_is_named(words: list[str], message: str) -> None:
