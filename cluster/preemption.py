@@ -37,12 +37,12 @@ class Notice:
 
     def __init__(self) -> None:
         self.given = False
-        for number in HEARD:
-            self.take(number, None)
-        HEARD.clear()
         atexit.register(signal.signal, signal.SIGUSR1, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self.take)
+        for number in HEARD:  # none is added any more
+            self.take(number, None)
+        HEARD.clear()
 
     def take(self, number: int, frame: FrameType | None) -> None:
         del frame
