@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import deepspeed
 import torch
@@ -36,7 +36,7 @@ from cluster.figures import Subject, Watch
 from cluster.grad_cache import FeatureLosses, backward_cached
 from cluster.metrics import MetricLog
 from cluster.outcome import Outcome
-from cluster.preemption import REQUEUE_EXIT_CODE, Notice
+from cluster.preemption import REQUEUE_EXIT_CODE, Notice, Noticed
 from cluster.records import records
 from cluster.run_lock import hold
 from cluster.secrecy import masked_command, masked_values
@@ -103,19 +103,21 @@ def train(
     draw: Draw | None = None,
     subject: Subject | None = None,
     outcome: Outcome | None = None,
+    notice: Notice | None = None,
 ) -> dict[str, Any]:
     """Run to the last step, from the newest good checkpoint where there is one; returns the run's figures.
 
     With ``split``, the step in two halves, gradient caching takes the place of gradient accumulation.
 
-    A SIGTERM or SIGUSR1 on any rank ends the process with REQUEUE_EXIT_CODE after a checkpoint of the step at hand.
+    A SIGTERM or SIGUSR1 on any rank ends the process with REQUEUE_EXIT_CODE after a checkpoint of the step at hand. An
+    evaluation that it comes in is left at its next batch, and made when the run goes on.
 
     Raises:
         FloatingPointError: the loss is not finite, or was too often; the message names the step.
         CheckpointError: checkpoints cannot be written.
     """
     folder = Path(config.dir)
-    notice = Notice()
+    notice = notice or Notice()
     last = total_steps(config, len(stream))
     bad = BadSteps(config.bad_steps, folder, engine, rank, config.engine.precision)
     outcome = outcome or Outcome(config, engine)
@@ -127,8 +129,18 @@ def train(
     log.describe((folder / "config.yaml").read_text(), masked_command(sys.argv))
     clock = Clock(config.engine.global_batch)
     watch = Watch(engine, rank, config, subject or Subject(), stream)
+
+    def wind_up(finished: bool = False) -> None:
+        writer.finish()
+        watchdog.stop()
+        log.close(finished)
+
     if overdue:
-        evaluation = judged(outcome, engine, evaluate, rank)
+        found = judged(outcome, engine, evaluate, rank, notice)
+        if found is None:
+            wind_up()
+            stop_here(started_at, last)
+        evaluation = found
         log.numbers(started_at, {f"eval/{name}": value for name, value in evaluation.items()})
 
     batches = iter(stream) if started_at < last and not outcome.is_over else iter(())
@@ -175,29 +187,27 @@ def train(
                 refuse_non_finite(engine, parts, config, rank, log, writer)
 
         if evaluating and not stopping:
-            evaluation = judged(outcome, engine, evaluate, rank)
-            log.numbers(done, {f"eval/{name}": value for name, value in evaluation.items()})
-            log.pictures(done, drawn(engine, draw))
+            found = judged(outcome, engine, evaluate, rank, notice)
+            if found is None:
+                stopping = saving = True
+            else:
+                evaluation = found
+                log.numbers(done, {f"eval/{name}": value for name, value in evaluation.items()})
+                log.pictures(done, drawn(engine, draw))
+                saving = saving or writer.is_best(evaluation) or outcome.is_over
             clock.pause()
-            saving = saving or writer.is_best(evaluation) or outcome.is_over
         if saving:
             state = {"stream": stream.state_dict(), "evaluation": evaluation, "overdue": evaluating and stopping}
             fresh = evaluation if evaluating and not stopping else {}
             writer.save({**state, "bad_steps": bad.state_dict(), "outcome": outcome.state_dict()}, fresh)
             clock.pause()
         if stopping:
-            writer.finish()
-            watchdog.stop()
-            log.close()
-            logger.warning("stopped at step %d of %d: run the same command again to go on", done, last)
-            leave_at_exit()
-            sys.exit(REQUEUE_EXIT_CODE)
-    writer.finish()
-    watchdog.stop()
+            wind_up()
+            stop_here(done, last)
+    wind_up(finished=True)
     if outcome.is_over:
         logger.info("stopped early: the last %d evaluations were not better than %.4g", outcome.waited, outcome.best)
         last = engine.global_steps
-    log.close(finished=True)
     return {
         "steps": last,
         "epochs": last / len(stream),
@@ -343,24 +353,49 @@ def refuse_non_finite(
     )
 
 
-def evaluated(engine: deepspeed.DeepSpeedEngine, evaluate: Evaluate, rank: Rank) -> dict[str, float]:
-    """Figures of the model as it stands, after averaging batch-norm statistics, which each rank gathered alone."""
+def stop_here(step: int, last: int) -> NoReturn:
+    logger.warning("stopped at step %d of %d: run the same command again to go on", step, last)
+    leave_at_exit()
+    sys.exit(REQUEUE_EXIT_CODE)
+
+
+def evaluated(
+    engine: deepspeed.DeepSpeedEngine, evaluate: Evaluate, rank: Rank, notice: Notice
+) -> dict[str, float] | None:
+    """Figures of the model as it stands, after averaging batch-norm statistics, which each rank gathered alone.
+
+    None where the notice came, on any rank: each time the engine is called, which is as often on all, they agree on it.
+    """
+
+    def leave(*_: Any) -> None:
+        if any_rank(notice.given, rank.device):
+            raise Noticed
+
     if rank.world_size > 1:
         distribute_bn(engine.module, rank.world_size, reduce=True)
     engine.eval()
-    with torch.no_grad():
-        figures = evaluate()
-    engine.train()
+    hook = engine.register_forward_pre_hook(leave)
+    try:
+        with torch.no_grad():
+            figures = evaluate()
+    except Noticed:
+        return None
+    finally:
+        hook.remove()
+        engine.train()
     if rank.is_first and figures:
         logger.info("evaluation: %s", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     return figures
 
 
-def judged(outcome: Outcome, engine: deepspeed.DeepSpeedEngine, evaluate: Evaluate, rank: Rank) -> dict[str, float]:
-    """The evaluation of what the run is judged by, of which note is taken."""
+def judged(
+    outcome: Outcome, engine: deepspeed.DeepSpeedEngine, evaluate: Evaluate, rank: Rank, notice: Notice
+) -> dict[str, float] | None:
+    """The evaluation of what the run is judged by, of which note is taken; None as of ``evaluated``."""
     with outcome.judged():
-        figures = evaluated(engine, evaluate, rank)
-    outcome.sees(figures)
+        figures = evaluated(engine, evaluate, rank, notice)
+    if figures is not None:
+        outcome.sees(figures)
     return figures
 
 

@@ -29,6 +29,10 @@ def hear_early() -> None:
     signal.signal(signal.SIGUSR1, lambda number, frame: HEARD.append(number))
 
 
+class Noticed(Exception):
+    """Leaves an evaluation that the notice came in, on all ranks at the same place."""
+
+
 class Notice:
     """``notice.given`` is True from the first SIGTERM or SIGUSR1 on. Only the main thread can install it.
 
@@ -40,8 +44,8 @@ class Notice:
         atexit.register(signal.signal, signal.SIGUSR1, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self.take)
-        for number in HEARD:  # none is added any more
-            self.take(number, None)
+        for early in HEARD:  # none is added any more
+            self.take(early, None)
         HEARD.clear()
 
     def take(self, number: int, frame: FrameType | None) -> None:

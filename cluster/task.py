@@ -25,8 +25,9 @@ from cluster.distributed import Rank, leave_at_exit, seed_everything, start
 from cluster.engine import build_engine
 from cluster.figures import Subject
 from cluster.grad_cache import FeatureLosses
-from cluster.loop import Step, Stream, evaluated, prepare_folder, total_steps, train
+from cluster.loop import Step, Stream, evaluated, prepare_folder, stop_here, total_steps, train
 from cluster.outcome import Outcome
+from cluster.preemption import Notice
 from cluster.report import set_up_logging, write_report
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Task:
         groups: its optimizer parameter groups
         stream: its batches, this rank's share
         step: loss and parts of a batch
-        evaluate: figures of the engine in eval mode; a collective
+        evaluate: figures of the engine in eval mode; a collective, in which all ranks call the engine equally often
         export: writes the trained model; gets whole float32 weights, the report and the folder, on rank 0 only
         split: the step in two halves, where its losses need no more of the model than features: for gradient caching
         test: figures of the weights that are exported, taken once, after training; a collective
@@ -82,14 +83,17 @@ def run_task(config: Any, run: RunConfig, prepare: Callable[[Rank], Task]) -> di
             engine.gradient_accumulation_steps(), engine.train_micro_batch_size_per_gpu(), run.engine.global_batch,
         )  # fmt: skip
     draw = None if task.pictures is None else partial(task.pictures, engine)
-    outcome = Outcome(run, engine)
+    outcome, notice = Outcome(run, engine), Notice()
     report = train(
-        run, rank, engine, task.stream, task.step, lambda: task.evaluate(engine), split, draw, task.subject, outcome
-    )
+        run, rank, engine, task.stream, task.step, lambda: task.evaluate(engine), split, draw, task.subject, outcome,
+        notice,
+    )  # fmt: skip
     weights, facts = outcome.weights()
     report |= facts
     if task.test is not None:
-        report["test"] = evaluated(engine, partial(task.test, engine), rank)
+        report["test"] = evaluated(engine, partial(task.test, engine), rank, notice)
+        if report["test"] is None:
+            stop_here(report["steps"], report["steps"])
     if rank.is_first:
         task.export(weights, report, folder)
         write_report(folder, report)

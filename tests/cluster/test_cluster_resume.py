@@ -59,6 +59,7 @@ TEARS: dict[str, tuple[Callable[[Path], None], str]] = {
     "partial": (stop_before_renaming, ""),
     "unsealed": (lose_the_checksums, "checksums.json cannot be read"),
 }
+STOPS = ("at_epoch", "at_end", "amid", "amid_last")
 KEEP_ONE = (*STOPPABLE, "--run.checkpoint.keep", "1")
 
 
@@ -66,7 +67,7 @@ KEEP_ONE = (*STOPPABLE, "--run.checkpoint.keep", "1")
 def resumed(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
     """The same commands again, on run directories that were stopped, or whose newest checkpoint was torn since."""
     parent = tmp_path_factory.mktemp("resumed")
-    for name in ("at_epoch", "at_end"):
+    for name in STOPS:
         shutil.copytree(toys[name].folder, parent / name)
     for name, (tear, _) in TEARS.items():
         shutil.copytree(toys["whole"].folder, parent / name)
@@ -74,13 +75,16 @@ def resumed(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) -
     # One checkpoint is kept, it is torn, and the run stops again before it comes to that step.
     shutil.copytree(toys["whole"].folder, parent / "again")
     flip_a_bit(parent / "again" / "checkpoints" / "step_00000012")
-    options = dict.fromkeys(("at_epoch", "at_end", *TEARS), STOPPABLE)
+    options = dict.fromkeys((*STOPS, *TEARS), STOPPABLE)
     return run_toys(parent, {**options, "again": (*KEEP_ONE, "--kill_at", "9")})
 
 
-@pytest.mark.parametrize("name", ["at_epoch", "at_end"])
+@pytest.mark.parametrize("name", STOPS)
 def test_stop_where_an_evaluation_was_due(toys: dict[str, ToyRun], resumed: dict[str, ToyRun], name: str) -> None:
     assert toys[name].ended == REQUEUE_EXIT_CODE
+    steps = toys[name].records("train/loss")
+    assert max(steps) in (6, 12)
+    assert max(steps) not in toys[name].records("eval/mse"), "it is left for the run that goes on"
     assert resumed[name].ended == 0
     assert_same(resumed[name], toys["whole"])
 

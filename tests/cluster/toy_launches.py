@@ -175,5 +175,8 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
         # The stop falls on the end of an epoch, where an evaluation is due, and on the last step.
         "at_epoch": (*STOPPABLE, "--kill_at", "5"),
         "at_end": (*STOPPABLE, "--kill_at", "11"),
+        # It comes amid an evaluation, of the first epoch and of the last, where no checkpoint is due yet.
+        "amid": (*STOPPABLE, "--kill_in_evaluation", "6"),
+        "amid_last": (*STOPPABLE, "--kill_in_evaluation", "12"),
     }  # fmt: skip
     return run_toys(parent, options)

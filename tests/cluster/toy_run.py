@@ -42,6 +42,7 @@ class ToyConfig:
     Args:
         run: the run
         kill_at: rank 0 sends itself SIGTERM in this step
+        kill_in_evaluation: rank 0 sends itself SIGTERM amid the evaluation after this step
         raise_at: the last rank raises an error in this step
         nan_at: the loss of this step is not a number
         freeze_at: the last rank sleeps for ever in this step
@@ -60,6 +61,7 @@ class ToyConfig:
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="unset"))
     kill_at: int = -1
+    kill_in_evaluation: int = -1
     raise_at: int = -1
     nan_at: int = -1
     freeze_at: int = -1
@@ -189,8 +191,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     def evaluate() -> dict[str, float]:
         inputs = torch.cos(torch.arange(64.0)[:, None] * torch.arange(1, 9) * 0.21)
-        outputs = engine(inputs.to(next(engine.module.parameters()).dtype)).float()
-        return {"mse": float(nn.functional.mse_loss(outputs, inputs.sum(1, keepdim=True).tanh()))}
+        outputs = []
+        for part, half in enumerate(inputs.to(next(engine.module.parameters()).dtype).split(32)):
+            if part and engine.global_steps == config.kill_in_evaluation and rank.is_first:
+                os.kill(os.getpid(), signal.SIGTERM)
+            outputs.append(engine(half).float())
+        return {"mse": float(nn.functional.mse_loss(torch.cat(outputs), inputs.sum(1, keepdim=True).tanh()))}
 
     subject = Subject(flops=lambda: TOY_FLOPS)
     report = train(config.run, rank, engine, stream, step, evaluate, subject=subject)
