@@ -33,6 +33,8 @@ def main() -> None:
             sys.exit(sweep(config))
         except ValueError as error:
             sys.exit(f"finetune sweep: {error}")
+        except KeyboardInterrupt:
+            sys.exit("finetune sweep: interrupted: the same command goes on")
     else:
         hear_early()
         from finetune.captions import train_on_captions

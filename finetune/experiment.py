@@ -32,6 +32,7 @@ from model.config import from_dict
 HERE = Path(__file__).parent
 EXPERIMENTS, STUDIES, DATA = HERE / "experiments", HERE / "studies", HERE / "data"
 PAPER_TOKENS = 49  # of Swin-T at 224 pixels, of which the paper's filter sizes are a share
+TRAININGS = ("prior", "closed", "instruct", "pretrain")
 WHOLE = ("kwargs", "config", "classes")  # options that are values of their own
 PLACE = re.compile(r"\{(\w+)\}")
 
@@ -59,10 +60,12 @@ class Experiment:
     name: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.families, dict):
+            raise ValueError(f"families are tables and places in them, {{belief: 2}} say, not {self.families!r}")
         self.steps = [from_dict(Step, step) if isinstance(step, dict) else step for step in self.steps]
-        unknown = sorted({step.command for step in self.steps} - {"prior", "closed", "instruct", "pretrain"})
+        unknown = [step for step in self.steps if getattr(step, "command", None) not in TRAININGS]
         if unknown or not self.steps:
-            raise ValueError(f"experiment {self.name}: steps need the command prior, closed, instruct or pretrain")
+            raise ValueError(f"experiment {self.name}: steps need the command {', '.join(TRAININGS)}")
 
 
 @dataclass
@@ -83,6 +86,20 @@ class DataFile:
     tokens: int | None = None
     note: str = ""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.places, dict):
+            raise ValueError(f"places are names and what they stand for, not {self.places!r}")
+        self.places = {str(name): str(place) for name, place in self.places.items()}  # 21 is written as "21" is
+        if self.tokens is not None and not (isinstance(self.tokens, int) and self.tokens > 0):
+            raise ValueError(f"tokens is how many visual tokens there are, or null, not {self.tokens!r}")
+        for part in ("defaults", "options"):
+            by_command = getattr(self, part)
+            if not isinstance(by_command, dict) or not all(isinstance(each, dict) for each in by_command.values()):
+                raise ValueError(f"{part} are options by command, {{closed: {{run: {{epochs: 2}}}}}} say")
+            unknown = [name for name in by_command if name not in ("all", *TRAININGS)]
+            if unknown:
+                raise ValueError(f"{part}: '{unknown[0]}' is no command; there are all, {', '.join(TRAININGS)}")
+
 
 def experiment_names() -> list[str]:
     return sorted(path.stem for path in EXPERIMENTS.glob("*.yaml"))
@@ -96,7 +113,10 @@ def load_experiment(name: str) -> Experiment:
 def read(kind: type[T], path: Path, **own: Any) -> T:
     """The dataclass that a YAML file holds, with values of its own. Raises ValueError that names file and key."""
     try:
-        return from_dict(kind, {**yaml.safe_load(path.read_text(encoding="utf-8")), **own})
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if not isinstance(content, dict):
+            raise ValueError(f"needs keys and values, but holds {content!r:.60}")
+        return from_dict(kind, {**content, **own})
     except (TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -182,11 +202,17 @@ def filled(value: Any, places: dict[str, str], where: str) -> Any:
         return [filled(item, places, where) for item in value]
     if not isinstance(value, str):
         return value
-    missing = [name for name in PLACE.findall(value) if name not in places]
-    if missing:
-        raise ValueError(f"experiment {where}: no place '{missing[0]}' in the data file; it has {', '.join(places)}")
-    text = PLACE.sub(lambda found: places[found[1]], value)
-    return text if text == value else filled(text, places, where)
+    for _ in range(len(places) + 1):
+        missing = [name for name in PLACE.findall(value) if name not in places]
+        if missing:
+            raise ValueError(
+                f"experiment {where}: no place '{missing[0]}' in the data file; it has {', '.join(places)}"
+            )
+        text = PLACE.sub(lambda found: places[found[1]], value)
+        if text == value:
+            return text
+        value = text
+    raise ValueError(f"experiment {where}: places of the data file that stand for each other: {value[:120]}")
 
 
 def words_of(options: Options, prefix: str = "") -> list[str]:

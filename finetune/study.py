@@ -67,6 +67,10 @@ class Study:
     def __post_init__(self) -> None:
         if isinstance(self.first, dict):
             self.first = from_dict(First, self.first)
+        if not isinstance(self.rows, dict):
+            raise ValueError(f"rows are experiments and what they are called, not {self.rows!r}")
+        if not all(isinstance(level, int | float) for level in self.levels):
+            raise ValueError(f"levels are numbers, not {self.levels}")
         unknown = [row for row in [*self.against, *self.constant] if row not in self.rows]
         if unknown or not self.levels:
             raise ValueError(f"needs levels; 'against' and 'constant' name rows, not {unknown}")

@@ -18,6 +18,7 @@ import logging
 import multiprocessing
 import os
 import runpy
+import shlex
 import shutil
 import socket
 import statistics
@@ -27,6 +28,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ logger = logging.getLogger(__name__)
 
 PRELOAD = ["deepspeed", "timm", "transformers", "torch.utils.tensorboard", "finetune.captions", "finetune.prior"]
 WORDS = "sweep.json"  # the words of a run, beside its report
+MEASURED = {"--test.shards", "--evaluation.shards", "--config"}  # a configuration file may name them too
 DROPPED = {"all": [], "export": ["checkpoints"], "report": ["checkpoints", "export", "tokenizer"]}
 
 Command = tuple[Path, list[str]]  # a training's folder, and the words after python -m
@@ -64,12 +67,21 @@ def sweep(config: SweepConfig) -> int:
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     shared = {part.first[0].parent: [part.first] for part in parts if part.first}
     plans = {part.run(seed): part.commands(seed) for seed in seeds for part in parts}
+    for run, commands in plans.items():
+        if not MEASURED & {*commands[-1][1]}:
+            raise ValueError(
+                f"{run}: its last training, {commands[-1][0].name}, would measure nothing: give it test.shards or "
+                f"evaluation.shards in the data file {config.data}, or by --options"
+            )
     same = same_trainings(plans.values())
     if config.dry_run:
         for folder, words in (each for commands in [*shared.values(), *plans.values()] for each in commands):
             print(f"# {folder} is {same[folder][0]}" if folder in same else shown(launched(words, config.ranks)))
         return 0
-    failed = run_plans(shared, config) or run_plans(plans, config, same)
+    # What the runs of a level start from is kept, whatever of theirs is not.
+    failed = run_plans(shared, replace(config, keep="all" if config.keep == "all" else "export"))
+    held_up = {part.run(seed) for seed in seeds for part in parts if part.first and part.first[0].parent in failed}
+    failed += run_plans({run: plan for run, plan in plans.items() if run not in held_up}, config, same)
     results = {
         level: {name: cross_validated(figures_of(part, seeds), config) for name, part in parts.items()}
         for level, parts in table.items()
@@ -77,7 +89,7 @@ def sweep(config: SweepConfig) -> int:
     note = data.note
     if config.folds > 1:
         note = f"{note} A seed is a cross-validation here: the mean over its {config.folds} splits.".strip()
-    command = " ".join(["python -m finetune", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "finetune", *sys.argv[1:]])
     if study:
         write_study(study, results, output, note, command)
     else:
@@ -104,11 +116,16 @@ def same_trainings(plans: Iterable[list[Command]]) -> dict[Path, Command]:
     first: dict[tuple[str, ...], Command] = {}
     same: dict[Path, Command] = {}
     for folder, words in (each for commands in plans for each in commands):
-        at = words.index("--run.dir")
-        original = first.setdefault((*words[:at], *words[at + 2 :]), (folder, words))
+        original = first.setdefault(elsewhere(words), (folder, words))
         if original[0] != folder and (folder.is_symlink() or not folder.exists()):
             same[folder] = original
     return same
+
+
+def elsewhere(words: list[str]) -> tuple[str, ...]:
+    """What a training is, wherever it is written: its words without those of its folder."""
+    at = words.index("--run.dir")
+    return (*words[:at], *words[at + 2 :])
 
 
 def run_plans(
@@ -148,6 +165,8 @@ def run_all(
 
 
 def run_training(folder: Path, words: list[str], ranks: int) -> bool:
+    if folder.is_symlink() and not folder.exists():
+        folder.unlink()  # to another row's, which was removed
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WORDS).write_text(json.dumps(words))
     begun = time.monotonic()
@@ -157,11 +176,15 @@ def run_training(folder: Path, words: list[str], ranks: int) -> bool:
 
 
 def finished(folder: Path, words: list[str]) -> bool:
-    """Whether the training has its report. ValueError where the folder holds one with other options."""
-    record = folder / WORDS
-    if record.is_file() and json.loads(record.read_text()) != words:
+    """Whether the training has its report, or the one that its folder is a link to, of a sweep with more rows.
+
+    ValueError where the folder holds one with other options, unless that failed before its first checkpoint.
+    """
+    record, report = folder / WORDS, folder / "report.json"
+    other = record.is_file() and elsewhere(json.loads(record.read_text())) != elsewhere(words)
+    if other and (report.is_file() or any(folder.glob("checkpoints/*"))):
         raise ValueError(f"{folder} holds a run with other options: remove it, or give another --output")
-    return (folder / "report.json").is_file()
+    return report.is_file()
 
 
 def run_logged(words: list[str], log: Path, ranks: int) -> int:
@@ -198,8 +221,6 @@ def launched(words: list[str], ranks: int) -> list[str]:
 
 
 def shown(command: list[str]) -> str:
-    import shlex
-
     return shlex.join([Path(command[0]).name, *command[1:]])
 
 
@@ -210,7 +231,11 @@ def figures_of(part: Part, seeds: range) -> dict[int, dict[str, Any]]:
         path = part.run(seed) / part.row.steps[-1].command / "report.json"
         if path.is_file():
             report = json.loads(path.read_text())
-            found[seed] = report.get("test") or report["evaluation"]
+            figures = report.get("test") or report["evaluation"]
+            if figures:
+                found[seed] = figures
+            else:
+                logger.warning("%s has no figures: its training had no shards to be tested on", path)
     return found
 
 

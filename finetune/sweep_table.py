@@ -57,7 +57,8 @@ def summary(row: Experiment, rows: Sequence[Experiment], results: Results) -> di
         if all(figure in run for run in runs.values())
     }  # fmt: skip
     same_test = test_of(row) == test_of(rows[0])
-    pairs = [run[main] - baseline[seed][main] for seed, run in runs.items() if seed in baseline and same_test]
+    both = [seed for seed in runs if same_test and main in baseline.get(seed, {})]  # a prior's figures are others
+    pairs = [runs[seed][main] - baseline[seed][main] for seed in both]
     return {
         "name": row.name, "label": row.label, "reproduces": row.reproduces, "published": row.published,
         "seeds": sorted(runs), "main": main, "figures": figures,
@@ -86,7 +87,7 @@ def markdown(table: dict[str, Any]) -> str:
         lines += [table["note"], ""]
     rows = table["rows"]
     if rows:
-        shown = list(rows[0]["figures"])
+        shown = [figure for figure in FIGURES if any(figure in row["figures"] for row in rows)]
         first = rows[0]["label"]
         lines += [
             "| | " + " | ".join(FIGURES[figure] for figure in shown) + f" | less {first} | seeds | published |",

@@ -30,7 +30,7 @@ from finetune.experiment import (
 from finetune.resplit import deal
 from finetune.study import Part, Study, load_study, part_of, study_names
 from finetune.study_table import write_study
-from finetune.sweep import Command, cross_validated, run_plans, same_trainings, sweep
+from finetune.sweep import Command, cross_validated, finished, run_plans, same_trainings, sweep
 from finetune.sweep_table import pm, summary, write_table
 from model import build_model
 from model.config import ModelConfig
@@ -183,6 +183,41 @@ def test_what_is_wrong_is_named(words: list[str], message: str) -> None:
     assert message in done.stderr + done.stdout
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("- 1", r"own.yaml: needs keys and values"),
+        ("places: [a]", "places are names"),
+        ("tokens: four", "tokens is how many"),
+        ("defaults: {closed: 3}", "defaults are options by command"),
+        ("options: {closd: {run: {epochs: 3}}}", "'closd' is no command; there are all, prior"),
+        ('places: {train: "{test}", test: "{train}", prior: x}', "that stand for each other"),
+        ("places: {test: x, train: y}\ndefaults: {closed: {data: {shards: z}}}", "would measure nothing"),
+    ],
+)
+def test_what_is_wrong_in_a_data_file_is_named(content: str, message: str, tmp_path: Path) -> None:
+    """Before anything is run: some of it would be found out by the table at the end, or never."""
+    (tmp_path / "own.yaml").write_text(content)
+    options = {"data": {"shards": "{train}"}} if "each other" in message else {}
+    config = SweepConfig("closed-full", data=str(tmp_path / "own.yaml"), options=options, output=str(tmp_path))
+    with pytest.raises(ValueError, match=message):
+        sweep(config)
+
+
+def test_a_run_that_failed_at_once_does_not_hold_its_folder(tmp_path: Path) -> None:
+    """A misspelt option leaves a folder with the words of the run in it; the same sweep with it mended goes on."""
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    (folder / "sweep.json").write_text(
+        json.dumps(["finetune", "closed", "--run.dir", str(folder), "--run.epohcs", "2"])
+    )
+    mended = ["finetune", "closed", "--run.dir", str(folder), "--run.epochs", "2"]
+    assert not finished(folder, mended)
+    (folder / "checkpoints/step-3").mkdir(parents=True)
+    with pytest.raises(ValueError, match="other options"):
+        finished(folder, mended)
+
+
 def test_one_pretraining_serves_all_rows_that_begin_with_it(tmp_path: Path) -> None:
     data = load_data("default")
 
@@ -210,6 +245,10 @@ def test_one_pretraining_serves_all_rows_that_begin_with_it(tmp_path: Path) -> N
         assert not run_plans(begun, SweepConfig("open", keep="report"), same_trainings(plans("open")))
         assert other.is_symlink()
         assert (other / "export").is_dir()
+    # So has a sweep of the third row alone, whose folder is that link.
+    assert not run_plans({other: [(other, others)]}, SweepConfig("open"))
+    with pytest.raises(ValueError, match="other options"):
+        run_plans({other: [(other, [*others, "--run.epochs", "1"])]}, SweepConfig("open"))
 
 
 def test_spread_and_paired_differences(tmp_path: Path) -> None:
@@ -231,6 +270,10 @@ def test_spread_and_paired_differences(tmp_path: Path) -> None:
     alone = summary(other, [rows[1], other], {**results, other.name: {1: {"mean_recall": 40.0}}})
     assert alone["difference"] is None
     assert pm(alone["figures"]["mean_recall"]) == "40.0", "one run has no spread"
+    scenes = {**results, rows[2].name: {2: {"accuracy": 75.0}}}  # a prior in a family of models
+    assert summary(rows[2], rows, scenes)["difference"] is None
+    write_table("mixed", rows, scenes, tmp_path, "", "the command")
+    assert "|  | 75.0 |  | 1 |" in (tmp_path / "mixed.md").read_text()
     assert "38.24" in text
     assert "the command" in text
     assert "closed-soft" in text
@@ -347,6 +390,29 @@ def test_a_study_runs_and_its_clean_level_is_the_family_not_run_twice(data: Path
     found = json.loads((tmp_path / "out/clean/belief-one-stage.json").read_text())
     assert [row["name"] for row in found["rows"]] == list(table["rows"])
     assert found["rows"][1]["figures"]["mean_recall"]["runs"] == table["rows"]["one-stage-hard"]["0"]["runs"]
+
+    # A level's prior is there for all its runs, though of what is done the reports alone are kept.
+    recipe = {
+        "run": {
+            "dir": "none",
+            "epochs": 1,
+            "evaluate_every": 0,
+            "engine": {"zero": "0", "global_batch": 32, "threads": 1},
+        },
+        "data": {"shards": str(data / "train"), "image_size": 48, "workers": 0},
+        "backbone": yaml.safe_load((prior / "config.yaml").read_text())["backbone"],
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    places["places"]["scene_recipe"] = str(tmp_path / "recipe.yaml")
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(places))
+    taught = SweepConfig(
+        "prior-noise", rows=["one-stage-soft"], levels=[0.5], seeds=1, keep="report", data=str(tmp_path / "own.yaml"),
+        output=str(tmp_path / "out"),
+    )  # fmt: skip
+    assert sweep(taught) == 0
+    assert (tmp_path / "out/prior-noise-0.5/prior/export").is_dir()
+    assert not (tmp_path / "out/prior-noise-0.5/one-stage-soft/seed-0/closed/export").exists()
+
     family_of_clean.options = {"run": {"epochs": 2}}
     with pytest.raises(ValueError, match="other options"):
         sweep(family_of_clean)
