@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "search": run_search,
         "serve": run_serve,
     }
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot print ends nothing
     prog = "retrieval"
     try:
         words = bracketed(sys.argv[1:] if argv is None else argv, LISTS)

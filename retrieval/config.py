@@ -18,7 +18,7 @@ class TestSetConfig:
             folders, such as AID, RESISC45, EuroSAT and UC Merced come in
         images: folder that the file names of the Karpathy JSON are relative to
         split: split of the Karpathy JSON to take, or "all"; null takes "test" where the file has it, else all. Of a
-            folder of scene folders: the folder in it, such as "test", that holds them
+            folder of scene folders: the folder in it that holds them; null takes "test" where it has "train" too
         limit: take the first so many images only
         batch_size: images, or captions, encoded at a time
         device: auto takes the GPU where there is one

@@ -142,7 +142,7 @@ def fractal(high: int, wide: int, random: torch.Generator, roughness: float = RO
     frequency = torch.hypot(torch.fft.fftfreq(high)[:, None], torch.fft.rfftfreq(wide)[None, :])
     frequency[0, 0] = torch.inf
     field = torch.fft.irfft2(spectrum * frequency**-roughness, (high, wide))
-    return field / field.std()
+    return field / field.std() if field.numel() > 1 else field
 
 
 def image_seed(seed: int, name: str, key: str) -> int:

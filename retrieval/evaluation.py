@@ -45,8 +45,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         OSError, ValueError: bad input; the message names the file or key, and what to do
     """
     started = time.perf_counter()
-    if config.output and Path(config.output).is_dir():
-        raise IsADirectoryError(f"--output {config.output} is a folder: name the report, {config.output}/report.json")
+    refuse_places(config)
     retrieval = "retrieval" in config.chosen
     gallery, skipped = open_gallery(config.data, config.images, config.split, config.limit), Skipped()
     if retrieval:
@@ -69,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     if retrieval and config.benchmark:
         report["comparison"] = comparison(config.benchmark, report)
     classified = {
-        task: run(config, features, model)
+        task: run(config, features, model, gallery)
         for task, run in (("zeroshot", zero_shot), ("probe", probe))
         if task in config.chosen
     }
@@ -81,6 +80,19 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return {**report, "seconds": round(time.perf_counter() - started, 3)}
 
 
+def refuse_places(config: EvaluateConfig) -> None:
+    """Raises OSError for what could not be written at the end, before hours of encoding are lost to it."""
+    if config.output and Path(config.output).is_dir():
+        raise IsADirectoryError(f"--output {config.output} is a folder: name the report, {config.output}/report.json")
+    if config.confusions and Path(config.confusions).is_dir():
+        raise IsADirectoryError(f"--confusions {config.confusions} is a folder: name the picture, confusions.png")
+    parents = [Path(place).parent for place in (config.output, config.confusions) if place]
+    for folder in (*parents, *([Path(config.features)] if config.features else [])):
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is a file, and a folder was expected there")
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 class Classified(NamedTuple):
     """What came of a classification: the rows of ``features`` that were tested, and the class given to each."""
 
@@ -89,49 +101,67 @@ class Classified(NamedTuple):
     predicted: NDArray[np.int64]
 
 
-def zero_shot(config: EvaluateConfig, features: Features, model: LazyEncoder) -> Classified:
+def zero_shot(config: EvaluateConfig, features: Features, model: LazyEncoder, gallery: Gallery) -> Classified:
     prompts = class_prompts(features.classes, config.templates, config.class_names)
     heads = class_features(model.encoder, prompts)
-    report, predicted = zero_shot_report(features.images, features.labels, features.classes, heads, config.bootstrap)
+    report, predicted = zero_shot_report(
+        features.images, features.labels, features.classes, heads, config.bootstrap, config.seed
+    )
     firsts = {name: texts[0] for name, texts in zip(features.classes, prompts, strict=True)}
     about = {"templates": config.templates, "prompts": sum(map(len, prompts)), "first_prompts": firsts}
     return Classified({**report, **about}, labelled(features), predicted)
 
 
-def probe(config: EvaluateConfig, features: Features, model: LazyEncoder) -> Classified:
+def probe(config: EvaluateConfig, features: Features, model: LazyEncoder, gallery: Gallery) -> Classified:
     """Learns from ``probe_data``, or from a part of each class of the test set itself."""
     tested = labelled(features)
     if config.probe_data is None:
         learned, held_out = stratified(features.labels.numpy()[tested], 1 - config.train_share, config.seed)
         learn = rows_of(features, tested[learned])
         tested = tested[held_out]
+        if len(learned) and not len(tested):
+            raise ValueError(
+                f"--train_share {config.train_share:g} leaves no image to test the probe with: give images to learn "
+                "from as --probe_data"
+            )
     else:
-        learn = learning_set(config, features.classes, model)
+        learn = learning_set(config, features.classes, model, gallery)
     test = rows_of(features, tested)
     report, predicted = probe_report(*learn, *test, features.classes, config.bootstrap, config.seed)
     return Classified(report, tested, predicted)
 
 
 def learning_set(
-    config: EvaluateConfig, classes: list[str], model: LazyEncoder
+    config: EvaluateConfig, classes: list[str], model: LazyEncoder, tested: Gallery
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Features and labels of ``probe_data``; scenes that the test does not have are left out.
 
-    Raises ValueError where it lacks a scene of the test, which could never be right.
+    Raises ValueError where it lacks a scene of the test, which could never be right, or has images of the test.
     """
     assert config.probe_data is not None
     data, images, split = config.probe_data, config.probe_images, config.probe_split
     other = replace(config, data=data, images=images, split=split, limit=None)
-    found = encoded(other, open_gallery(data, images, split), {}, model, None)
+    learned = open_gallery(data, images, split)
+    shared = places(tested) & places(learned)
+    if shared:
+        raise ValueError(
+            f"--probe_data {data} has {len(shared)} of the images that --data {config.data} tests: the probe would be "
+            "asked what it learned. Name other images, e.g. by --probe_split train"
+        )
+    found = encoded(other, learned, {}, model, None)
     ids = ClassIds(classes)
-    places = [ids[name] for name in found.classes]
-    missing = [name for place, name in enumerate(classes) if place not in places]
+    known = [ids[name] for name in found.classes]
+    missing = [name for place, name in enumerate(classes) if place not in known]
     if missing:
         raise ValueError(
             f"--probe_data {data} has no image of {', '.join(missing[:5])}, which --data {config.data} has: are the "
             "classes spelt alike?"
         )
-    return found.images.numpy(), np.array([*places, -1])[found.labels.numpy()]
+    return found.images.numpy(), np.array([*known, -1])[found.labels.numpy()]
+
+
+def places(gallery: Gallery) -> set[tuple[Any, ...]]:
+    return {tuple(gallery.place(sample).values()) for sample in range(len(gallery.source))}
 
 
 def labelled(features: Features) -> NDArray[np.int64]:
@@ -155,7 +185,8 @@ def write_report(path: str | Path, report: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(aside, "w", encoding="utf-8") as handle:
+        # what UTF-8 cannot hold, of a file name in Latin-1, say, becomes \\udce9, which JSON reads as the same again
+        with open(aside, "w", encoding="utf-8", errors="backslashreplace") as handle:
             json.dump(report, handle, indent=2, ensure_ascii=False)
             handle.write("\n")
             handle.flush()

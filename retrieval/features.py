@@ -4,9 +4,9 @@
     features.images (I, d), features.texts (T, d), features.owner (T,) row of each text's image, features.labels (I,)
 
 With ``--features FOLDER`` they are looked for in ``FOLDER/DIGEST.safetensors`` and written there. The digest is of all
-that they depend on: the model's weights and configuration, the precision, the samples with their captions, size and
-time of the image files, and the limit of their pixels. So a changed picture or caption is encoded anew, and one folder
-serves any number of models and test sets.
+that they depend on: the model's weights and configuration, the precision, the samples with their captions and scenes,
+size and time of the image files, and the limit of their pixels. So a changed picture or caption is encoded anew, and
+one folder serves any number of models and test sets.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from retrieval.index import model_hash
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
+SETTINGS = ("*.json", "*.txt", "*.model")  # configuration, and the files that tokenizers come in
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class LazyEncoder:
         if not (folder / "model.safetensors").is_file():
             return self.encoder.folder.name  # loading says what is wrong with the folder
         found = hashlib.sha256(f"{VERSION} {self.config.precision} {model_hash(folder)}".encode())
-        for path in sorted(folder.glob("*.json")):
+        for path in sorted(path for kind in SETTINGS for path in folder.glob(kind)):
             found.update(path.read_bytes())
         return found.hexdigest()
 
@@ -153,7 +154,7 @@ def captions_of(gallery: Gallery, caption_field: str | None) -> tuple[list[str],
 
 
 def data_digest(gallery: Gallery, caption_field: str | None) -> str:
-    """Changes when the samples, their captions, or size or time of the files that hold the images do."""
+    """Changes when the samples, their captions or scenes, or size or time of the files that hold the images do."""
     found = hashlib.sha256(f"{gallery.source.fingerprint} {len(gallery.source)} {caption_field}".encode())
     found.update(np.asarray(gallery.places, dtype=np.int64).tobytes())
     for line in (*files_of(gallery), *captions_of(gallery, caption_field)[0]):
@@ -162,11 +163,15 @@ def data_digest(gallery: Gallery, caption_field: str | None) -> str:
 
 
 def files_of(gallery: Gallery) -> Sequence[str]:
-    """Name, size and time of each file with images; remote shards by name, for they have their fingerprint."""
+    """Name, size and time of each file with images, and the scene where it is not in the file.
+
+    Remote shards are there by name, for they have their fingerprint.
+    """
     if isinstance(gallery.origin, ShardSet):
         paths = [file.path if isinstance(file, LocalFile) else None for file in gallery.origin.files]
     else:
-        paths = [gallery.origin.records[place].path for place in gallery.places]
+        records = [gallery.origin.records[place] for place in gallery.places]
+        return [f"{stamp(record.path)} {record.label}" for record in records]
     return [stamp(path) for path in paths]
 
 

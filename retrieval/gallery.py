@@ -101,7 +101,8 @@ def open_gallery(data: str, images: str | None = None, split: str | None = None,
     Args:
         data: JSON file, shard specification, or folder with images below and no tar in it
         images: folder of the JSON's images
-        split: of the JSON, or "all"; None takes "test" where the file has it, else all. Of a folder: the one in it
+        split: of the JSON, or "all"; None takes "test" where the file has it, else all. Of a folder: the one in it;
+            None takes "test" where there is "train" beside it
         limit: the first so many samples
 
     Raises:
@@ -118,6 +119,9 @@ def open_gallery(data: str, images: str | None = None, split: str | None = None,
                 f"--images {images} goes with a Karpathy JSON; the shards of --data {data} hold the images"
             )
         if is_image_folder(Path(data)):
+            if split is None and all((Path(data) / name).is_dir() for name in (TEST, "train")):
+                split = TEST
+                log.info("%s: taking the folder '%s'", data, split)
             origin = RecordSet(imagefolder(data, None if split == ALL else split))
             return limited(Gallery(origin, split or ALL, origin, range(len(origin))), limit)
         if split not in (None, ALL):

@@ -194,7 +194,8 @@ def write_folder(output: Path, about: dict[str, Any], embeddings: Tensor, entrie
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
-        (aside / ABOUT).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+        (aside / ABOUT).write_text(text, encoding="utf-8", errors="backslashreplace")
         save_file({"embeddings": embeddings.contiguous()}, aside / EMBEDDINGS)
         with open(aside / IMAGES, "w", encoding="utf-8") as handle:
             handle.writelines(json.dumps(entry) + "\n" for entry in entries)

@@ -13,9 +13,10 @@ import warnings
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from retrieval.zeroshot import classification_report
+from retrieval.zeroshot import classification_report, top_hits
 
 CHOICES = tuple(float(f"{10.0**power:.3g}") for power in np.arange(-1, 5.01, 0.5))
 VALIDATION = 0.2
@@ -40,7 +41,7 @@ def probe_report(
         learn_labels, test_labels: (I,) class of each; -1 is left out
         classes: C names
         resamples: of the bootstrap, 0 for none
-        seed: of the validation part
+        seed: of the validation part and the bootstrap
     Raises:
         ValueError: fewer than two classes to learn, or no labelled test image
     """
@@ -55,14 +56,15 @@ def probe_report(
         validation[strength] = float(100 * model.score(learn[held_out], learn_labels[held_out]))
     best = max(validation, key=lambda strength: validation[strength]) if validation else 1.0
     model = fitted(learn, learn_labels, best)
-    scores = np.full((len(test), len(classes)), -np.inf)
-    scores[:, model.classes_] = model.predict_log_proba(test)
-    own = scores[np.arange(len(test)), test_labels]
-    above = (scores > own[:, None]).sum(1)
+    values = model.decision_function(test).astype(np.float64)
+    values = np.stack([np.zeros_like(values), values], 1) if values.ndim == 1 else values  # of two classes
+    scores = np.full((len(test), len(classes)), values.min() - 1)
+    scores[:, model.classes_] = values
+    top = top_hits(torch.from_numpy(scores), torch.from_numpy(test_labels))
     # an image of a class that there was none of to learn from is wrong
-    top = {f"top{k}": ((above < k) & np.isfinite(own)).astype(float) for k in (1, 5)}
+    top = {name: values * np.isin(test_labels, model.classes_) for name, values in top.items()}
     predicted = scores.argmax(1)
-    report = classification_report(top, predicted, test_labels, classes, resamples)
+    report = classification_report(top, predicted, test_labels, classes, resamples, seed)
     return {**report, "learned_from": len(learn), "C": best, "validation": validation}, predicted
 
 

@@ -28,14 +28,13 @@ import torch
 from tqdm import tqdm
 
 from data_shards.noise import Noise
-from model.recall import retrieval_metrics
 from retrieval.config import EvaluateConfig, RobustnessConfig, TestSetConfig
 from retrieval.corruptions import CORRUPTIONS, CorruptedSource
 from retrieval.evaluation import write_report
 from retrieval.features import Features, LazyEncoder, data_digest, encoded
 from retrieval.gallery import Gallery, open_gallery, with_captions
 from retrieval.intervals import intervals
-from retrieval.ranking import query_hits
+from retrieval.ranking import figures, query_hits
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class Condition:
     """What the test set suffers; severity 1 to 5, or the percent of the captions that are swapped."""
 
     corruption: str
-    severity: int
+    severity: float
 
     @property
     def variant(self) -> str:
@@ -81,9 +80,9 @@ def measure(config: RobustnessConfig) -> dict[str, Any]:
             for condition in conditions:
                 key = (bench.model.digest, bench.test, condition.corruption, condition.severity)
                 if key not in known:
-                    figures = bench.recall(condition)
+                    measured = bench.recall(condition)
                     about = dict(zip(("model_digest", "test", "corruption", "severity"), key, strict=True))
-                    known[key] = {**about, **figures}
+                    known[key] = {**about, **measured}
                     append(output, known[key])
                 cells.append({"model": name, "export": export, **known[key]})
                 bar.update()
@@ -114,11 +113,11 @@ class Bench:
 
     def recall(self, condition: Condition) -> dict[str, Any]:
         features = self.features(condition)
-        figures = retrieval_metrics(features.images, features.texts, features.owner)
+        hits = query_hits(features)
         if self.resamples:
-            found = intervals(query_hits(features), len(features.images), self.resamples, self.seed)
-            return {**figures, "interval": list(found["mean_recall"])}
-        return figures
+            found = intervals(hits, len(features.images), self.resamples, self.seed)
+            return {**figures(hits), "interval": list(found["mean_recall"])}
+        return figures(hits)
 
     def features(self, condition: Condition) -> Features:
         if condition.corruption == NONE:
@@ -126,7 +125,7 @@ class Bench:
         if condition.corruption == CAPTIONS:
             return swapped(self.clean, condition.severity / 100, self.seed)
         source = CorruptedSource(
-            self.gallery.source, condition.corruption, condition.severity, self.seed, self.config.max_pixels
+            self.gallery.source, condition.corruption, int(condition.severity), self.seed, self.config.max_pixels
         )
         gallery = replace(self.gallery, source=source)
         images = encoded(self.config, gallery, self.skipped, self.model, None, f"{condition.variant} seed {self.seed}")
@@ -161,9 +160,15 @@ def asked(config: RobustnessConfig) -> Iterator[Condition]:
     yield Condition(NONE, 0)
     for corruption in config.chosen:
         if corruption == CAPTIONS:
-            yield from (Condition(CAPTIONS, round(100 * share)) for share in config.caption_shares if share)
+            yield from (Condition(CAPTIONS, percent(share)) for share in dict.fromkeys(config.caption_shares) if share)
         else:
-            yield from (Condition(corruption, severity) for severity in config.severities)
+            yield from (Condition(corruption, severity) for severity in dict.fromkeys(config.severities))
+
+
+def percent(share: float) -> float:
+    """0.1 -> 10, 0.125 -> 12.5."""
+    value = round(100 * share, 6)
+    return int(value) if value == int(value) else value
 
 
 def read(output: Path) -> list[Cell]:
@@ -196,14 +201,14 @@ def means(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
         hurt = [cell["mean_recall"] for cell in mine if cell["corruption"] in CORRUPTIONS]
         found[name] = {"clean": clean}
         if hurt:
-            kept = 100 * statistics.mean(hurt) / clean if clean else float("nan")
-            found[name] |= {"corrupted": statistics.mean(hurt), "kept": kept}
+            found[name] |= {"corrupted": statistics.mean(hurt)}
+            found[name] |= {"kept": 100 * statistics.mean(hurt) / clean} if clean else {}  # of nothing there is none
     return found
 
 
-def series(cells: Sequence[Cell], model: str, corruption: str) -> dict[int, list[float]]:
+def series(cells: Sequence[Cell], model: str, corruption: str) -> dict[float, list[float]]:
     """Severity -> mean recalls of the models of that name, from the clean one on."""
-    found: dict[int, list[float]] = {}
+    found: dict[float, list[float]] = {}
     for cell in cells:
         if cell["model"] == model and cell["corruption"] in (NONE, corruption):
             found.setdefault(cell["severity"], []).append(cell["mean_recall"])
@@ -224,8 +229,9 @@ def robustness_table(report: dict[str, Any]) -> str:
         lines.append("")
     lines += ["| mean recall | clean | corrupted images | kept |", "|---|---:|---:|---:|"]
     for model, row in report["means"].items():
-        figures = [f"{row[name]:.1f}" if name in row else "-" for name in ("clean", "corrupted", "kept")]
-        lines.append(f"| {model} | {' | '.join(figures)} % |")
+        cells_of_row = [f"{row[name]:.1f}" if name in row else "-" for name in ("clean", "corrupted")]
+        kept = f"{row['kept']:.1f} %" if "kept" in row else "-"
+        lines.append(f"| {model} | {' | '.join([*cells_of_row, kept])} |")
     return "\n".join(lines)
 
 
@@ -264,7 +270,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def reach(cells: Sequence[Cell], model: str, corruption: str, severity: int) -> tuple[float, float]:
+def reach(cells: Sequence[Cell], model: str, corruption: str, severity: float) -> tuple[float, float]:
     mine = [
         cell
         for cell in cells

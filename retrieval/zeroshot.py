@@ -141,7 +141,7 @@ def class_features(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> Tensor
 
 
 def zero_shot_report(
-    images: Tensor, labels: Tensor, classes: list[str], heads: Tensor, resamples: int
+    images: Tensor, labels: Tensor, classes: list[str], heads: Tensor, resamples: int, seed: int = 0
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
     """Accuracies in percent: ``top1``, ``top5``, ``mean_class_recall``; ``intervals``, ``classes``, ``confusions``.
 
@@ -155,15 +155,26 @@ def zero_shot_report(
         classes: C names
         heads: (C, d), from ``class_features``
         resamples: of the bootstrap, 0 for none
+        seed: of the bootstrap
     """
     known = labels >= 0
     scores, wanted = images[known].double() @ heads.double().T, labels[known]
+    predicted = scores.argmax(1).numpy()
+    report = classification_report(top_hits(scores, wanted), predicted, wanted.numpy(), classes, resamples, seed)
+    return report, predicted
+
+
+def top_hits(scores: Tensor, wanted: Tensor) -> dict[str, NDArray[np.float64]]:
+    """``top1`` and ``top5``: the probability (I,) that an image's own class is among the first, ties at random.
+
+    Args:
+        scores: (I, C) float64
+        wanted: (I,) class of each
+    """
     own = scores.gather(1, wanted[:, None])
     level = (scores - own).abs() <= 1e-12
     standing = Standing(((scores > own) & ~level).sum(1), level.sum(1) - 1, torch.ones_like(wanted))
-    top = {f"top{k}": hit_probability(standing, k).numpy() for k in (1, 5)}
-    predicted = scores.argmax(1).numpy()
-    return classification_report(top, predicted, wanted.numpy(), classes, resamples), predicted
+    return {f"top{k}": hit_probability(standing, k).numpy() for k in (1, 5)}
 
 
 def classification_report(
@@ -172,6 +183,7 @@ def classification_report(
     wanted: NDArray[np.int64],
     classes: list[str],
     resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """From the success of each image (I,) at each k, the class given to each and its own.
 
@@ -190,7 +202,7 @@ def classification_report(
     if resamples:
         every = np.arange(len(wanted))
         hits = {name: (values, every) for name, values in top.items()}
-        report["intervals"] = intervals(hits, len(wanted), resamples, mean=None)
+        report["intervals"] = intervals(hits, len(wanted), resamples, seed, mean=None)
     report["classes"] = per_class
     matrix = np.zeros((len(classes), len(classes)), int)
     np.add.at(matrix, (wanted, predicted), 1)

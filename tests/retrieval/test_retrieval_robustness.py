@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
-from small_galleries import TestSet, export_model, picture
+from small_galleries import TestSet, export_model, picture, write_karpathy
 
 from model.recall import retrieval_metrics
 from retrieval import Encoder, evaluate, open_gallery
@@ -206,6 +206,11 @@ def test_command_takes_models_with_blanks_between_and_names_what_is_wrong(
     words = ["robustness", *models, *data, "--corruptions", "captions", "--caption-shares", "0.25", "--limit", "8"]
     assert main(words) == 0
     assert " ± " in capsys.readouterr().out  # two of one name
+    words = ["--models", f"one={exports[0]}", *data, "--limit", "8", "--corruptions", "captions,blur"]
+    assert main(["robustness", *words, "--severities", "5", "5", "--caption-shares", "0.255", "0.25", "0.255"]) == 0
+    table = capsys.readouterr().out
+    assert "| captions, % swapped | 0 | 25 | 25.5 |" in table
+    assert " ± " not in table, "what is named twice is measured once"
     assert main(["robustness", "--models", "=x", *data]) == 2
     assert "NAME=EXPORT" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
@@ -246,6 +251,15 @@ def test_features_are_encoded_once_and_anew_when_anything_changes(
         assert moved[:2].max() == moved[3:].max() == 0
     finally:
         path.write_bytes(before)
+    entries = test_set.entries()
+    classes = [set(), set()]
+    for place, label in enumerate(("quarry", "airport")):
+        entries[0]["label"] = label
+        renamed = write_karpathy(tmp_path / "renamed.json", entries)
+        values = {"model": str(exports[0]), "images": str(test_set.images), "device": "cpu", "limit": 4}
+        report = evaluate(EvaluateConfig(data=str(renamed), features=str(tmp_path), bootstrap=0, **values))
+        classes[place] = set(report["classes"])
+    assert classes[0] ^ classes[1] == {"quarry", "airport"}
     run()  # the file's time is another now
     damaged = max(tmp_path.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
     damaged.write_bytes(damaged.read_bytes()[:200])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from data_shards.collate import tokenize
 from retrieval import Encoder, evaluate, open_gallery
 from retrieval.__main__ import main
 from retrieval.config import EvaluateConfig
+from retrieval.evaluation import write_report
 from retrieval.probe import CHOICES, probe_report, stratified
 from retrieval.zeroshot import CLIP_TEMPLATES, class_features, class_names, class_prompts, zero_shot_report
 
@@ -179,7 +181,7 @@ def test_a_probe_learns_from_one_folder_and_is_tested_on_another(
             (spelt / scene.upper() / image.name).write_bytes(image.read_bytes())
     other = evaluate(config(test_set, scenes, split="test", tasks="probe", probe_data=str(spelt)))
     assert other["probe"]["top1"] == report["probe"]["top1"], "a class spelt in another way is that class"
-    within = evaluate(config(test_set, scenes, tasks="probe", train_share=0.75))
+    within = evaluate(config(test_set, scenes, split="all", tasks="probe", train_share=0.75))
     assert (within["probe"]["learned_from"], within["probe"]["images"]) == (36, 12)
     packed = evaluate(config(test_set, test_set.shards, tasks="probe,retrieval", bootstrap=0))
     assert packed["probe"]["images"] == 4
@@ -194,6 +196,10 @@ def test_errors_name_what_is_wrong(test_set: TestSet, scenes: Path, capsys: pyte
             [str(scenes / "test"), "--tasks", "probe", "--probe_data", str(scenes / "train" / "Forest")],
             "no image of Harbour",
         ),
+        ([str(scenes), "--tasks", "probe", "--probe_data", str(scenes / "test")], "has 20 of the images"),
+        ([str(scenes), "--limit", "1", "--tasks", "probe", "--train_share", "0.9"], "leaves no image to test"),
+        ([str(scenes), "--tasks", "zeroshot", "--confusions", str(scenes)], "is a folder: name the picture"),
+        ([str(scenes), "--tasks", "zeroshot", "--features", str(test_set.json)], "is a file"),
         ([str(scenes), "--split", "val", "--tasks", "zeroshot"], "no sub-folder"),
         ([str(scenes), "--tasks", "zeroshot", "--templates", "nothing.txt"], "nothing.txt"),
     ]
@@ -203,6 +209,26 @@ def test_errors_name_what_is_wrong(test_set: TestSet, scenes: Path, capsys: pyte
     with pytest.raises(SystemExit, match="2"):
         main([*base, str(scenes), "--tasks", "retrieval,sorting"])
     assert "retrieval, zeroshot, probe" in capsys.readouterr().err
+
+
+def test_scores_that_are_level_are_a_tie_and_a_class_never_seen_is_wrong() -> None:
+    level, labels = np.ones((12, 4), np.float32), np.repeat([0, 1, 2, 3], 3)
+    report, _ = probe_report(level, labels, level, labels, ["a", "b", "c", "d"], 0, 0)
+    assert (report["top1"], report["top5"]) == (25, 100)
+    seen = labels < 3
+    report, _ = probe_report(level[seen], labels[seen], level, labels, ["a", "b", "c", "d"], 0, 0)
+    assert (report["classes"]["d"]["recall"], report["top5"]) == (0, 75)
+    pair = np.array([[1.0, 0], [1, 0.1], [-1, 0], [-1, 0.1]] * 5, np.float32)
+    two = np.array([0, 0, 2, 2] * 5)
+    report, predicted = probe_report(pair, two, pair, two, ["a", "b", "c"], 0, 0)
+    assert report["top1"] == 100
+    assert predicted.tolist() == two.tolist()
+
+
+def test_a_report_holds_file_names_that_are_no_utf8(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9/\xc3\xb6l")
+    write_report(tmp_path / "report.json", {"skipped": [name]})
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["skipped"] == [name]
 
 
 def test_report_is_json(test_set: TestSet, scenes: Path, tmp_path: Path) -> None:
