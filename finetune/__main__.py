@@ -25,7 +25,10 @@ def main() -> None:
     elif command == "resplit":
         from finetune.resplit import resplit
 
-        print("\n".join(map(str, resplit(config))))
+        try:
+            print("\n".join(map(str, resplit(config))))
+        except (OSError, ValueError) as error:
+            sys.exit(f"finetune resplit: {error}")
     elif command == "sweep":
         from finetune.sweep import sweep
 

@@ -21,16 +21,24 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from data_shards.sources.benchmark import annotated_label, read_karpathy
 from data_shards.sources.names import stem_label
 from finetune.config import ResplitConfig
 
 
 def resplit(config: ResplitConfig) -> list[Path]:
-    """Write the files; returns their paths. ValueError where no image is left to deal."""
-    whole = json.loads(Path(config.json).read_text(encoding="utf-8-sig"))
+    """Write the files; returns their paths. ValueError where no image is left to deal, or an entry is wrong."""
+    whole = read_karpathy(Path(config.json))
+    for entry in whole["images"]:
+        try:
+            scene_of(entry)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{config.json}: an entry of 'images' lacks {error}: {str(entry)[:120]}") from error
     entries = [entry for entry in whole["images"] if config.among in (None, entry.get("split"))]
     if not entries:
-        raise ValueError(f"{config.json}: no image of split '{config.among}'")
+        splits = sorted({str(entry.get("split")) for entry in whole["images"]})
+        wanted = "" if config.among is None else f" of split '{config.among}'"
+        raise ValueError(f"{config.json}: no image{wanted}; its splits are {', '.join(splits) or 'none'}")
     folder = Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -40,6 +48,10 @@ def resplit(config: ResplitConfig) -> list[Path]:
         path.write_text(json.dumps({**whole, "images": dealt}), encoding="utf-8")
         paths.append(path)
     return paths
+
+
+def scene_of(entry: dict[str, Any]) -> str:
+    return annotated_label(entry) or stem_label(entry["filename"]) or ""
 
 
 def deal(
@@ -58,7 +70,7 @@ def deal(
     """
     scenes: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in copy.deepcopy(entries):
-        scenes[entry.get("label") or stem_label(entry["filename"]) or ""].append(entry)
+        scenes[scene_of(entry)].append(entry)
     rng, dealt = random.Random(seed), []
     for scene in sorted(scenes):
         own = scenes[scene]

@@ -46,20 +46,34 @@ def encoders(model: nn.Module) -> list[Any]:
 
 
 def target_layers(backbone: nn.Module, targets: list[str] | None) -> list[str]:
-    """Names of the linear layers and pointwise convolutions whose last part is among the targets; null: of all."""
+    """Names of the linear layers and pointwise convolutions that are trained and whose last part is among the targets;
+    null: of all. A locked layer (``unlocked``) gets none, nor does one whose adapter would never be computed."""
     names = [
         name
         for name, module in backbone.named_modules()
-        if isinstance(module, nn.Linear)
-        or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1)
+        if (
+            isinstance(module, nn.Linear)
+            or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1)
+        )
+        and module.weight.requires_grad
+        and not bypassed(backbone, name)
     ]
     chosen = [name for name in names if targets is None or name.rpartition(".")[2] in targets]
     if not chosen:
         known = sorted({name.rpartition(".")[2] for name in names})
         raise ValueError(
-            f"lora.targets {targets}: {type(backbone).__name__} has no such layer; it has {', '.join(known)}"
+            f"lora.targets {targets}: {type(backbone).__name__} has no such layer that is trained; it has "
+            f"{', '.join(known)}"
         )
     return chosen
+
+
+def bypassed(backbone: nn.Module, name: str) -> bool:
+    """Whether the layer's weight is used without the layer: timm's attention with a bias of its own for queries (EVA,
+    BEiT, Swin V2), and torch's own attention."""
+    parent, _, last = name.rpartition(".")
+    owner = backbone.get_submodule(parent)
+    return (last == "qkv" and getattr(owner, "q_bias", None) is not None) or isinstance(owner, nn.MultiheadAttention)
 
 
 def merge(state: Mapping[str, Tensor], config: ModelConfig, lora: LoraConfig) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from data_shards.sources.names import keep_split, labeller, sample_key
 from data_shards.sources.record import ImageFile, Record
@@ -56,11 +57,8 @@ def karpathy(
             file name's stem (``airport_1.jpg`` -> ``airport``; ``00815.jpg`` has none), or UCM's number
     """
     path = Path(json_file)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        entries = content["images"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a Karpathy JSON with a list 'images': {error}") from error
+    content = read_karpathy(path)
+    entries = content["images"]
     source = content.get("dataset") or path.stem
     label_of = scene_labels(labels)
     records = [_karpathy_record(entry, str(images), label_of, source, path) for entry in entries]
@@ -69,14 +67,33 @@ def karpathy(
     return keep_split(records, split, path)
 
 
+def read_karpathy(path: Path) -> dict[str, Any]:
+    """A Karpathy JSON as it stands. ValueError that names the file where it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        if not isinstance(content["images"], list):
+            raise TypeError(f"'images' is {type(content['images']).__name__}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a Karpathy JSON with a list 'images': {error}") from error
+    return content
+
+
+def annotated_label(entry: dict[str, Any]) -> str | None:
+    """The scene that an entry names itself; a class number is one too. TypeError for anything else, a list say."""
+    label = entry.get("label")
+    if label is not None and not isinstance(label, str | int):
+        raise TypeError(f"one scene as its label, but has {label!r}")
+    return None if label is None else str(label)
+
+
 def _karpathy_record(entry: dict, images: str, label_of: Callable, source: str, path: Path) -> Record:
     try:
         name = (Path(entry.get("filepath", "")) / entry["filename"]).as_posix()
         sentences = entry.get("sentences", [])
         texts = [text for row in sentences if (text := _sentence(row))]
+        label = label_of(name, annotated_label(entry))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: an entry of 'images' lacks {error}: {str(entry)[:120]}") from error
-    label = label_of(name, entry.get("label"))
     return Record(sample_key(name), ImageFile(images, name), texts, label, entry.get("split"), source, entry.get("url"))
 
 

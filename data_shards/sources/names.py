@@ -42,7 +42,8 @@ def find_image(folder: Path, name: str) -> Path:
     if literal.exists():
         return literal
     flat = folder / Path(name).name
-    for path in (flat, *(literal.with_suffix(suffix) for suffix in IMAGE_SUFFIXES)):
+    other = (suffix for lower in IMAGE_SUFFIXES for suffix in (lower, lower.upper()))
+    for path in (flat, *map(literal.with_suffix, other)):
         if path.exists():
             return path
     return literal

@@ -212,6 +212,19 @@ def test_precomp_errors_name_what_does_not_fit(tmp_path: Path, capsys: pytest.Ca
     assert "line 2: no file name" in refusal(capsys, tmp_path, "precomp", "--precomp", folder, "--images", tmp_path)
 
 
+def test_a_karpathy_file_of_class_numbers_and_upper_case_files(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.TIF", format="TIFF")
+    entry = {"filename": "a.tif", "split": "train", "label": 0, "sentences": [{"raw": "a"}]}
+    (tmp_path / "set.json").write_text(json.dumps({"images": [entry]}))
+    (record,) = karpathy(tmp_path / "set.json", tmp_path)
+    assert record.label == "0"
+    assert load(record).image == (tmp_path / "a.TIF").read_bytes()
+    for images in (5, [{**entry, "label": ["a", "b"]}]):
+        (tmp_path / "set.json").write_text(json.dumps({"images": images}))
+        with pytest.raises(ValueError, match=r"set\.json"):
+            karpathy(tmp_path / "set.json", tmp_path)
+
+
 def test_several_karpathy_files_in_one_pack(tmp_path: Path) -> None:
     """The same file names in three data sets: nothing collides, each has its own images, a class one spelling."""
     for number, name in enumerate(("rsicd", "rsitmd", "more")):

@@ -128,6 +128,19 @@ def test_adapters_start_as_nothing_train_alone_and_merge(kind: str, tmp_path: Pa
         assert not torch.allclose(found[name], before[name], atol=1e-3), name
 
 
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+def test_locked_layers_have_no_adapter_and_every_adapter_learns(name: str) -> None:
+    """EVA computes with the weight of its qkv and never calls the layer: an adapter there would learn nothing."""
+    side = 70 if "14" in name else 64
+    encoder = ImageEncoder(EncoderConfig(name=name, image_size=side, unlocked=2, kwargs={"img_size": side}), pool=False)
+    adapt(encoder, LoraConfig(rank=2))
+    layers = layers_of(encoder)
+    adapters = {n: p for n, p in encoder.model.named_parameters() if p.requires_grad}
+    assert {layers[each] for each in adapters} == {max(layers.values()) - 1, max(layers.values())}
+    encoder(torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)).square().sum().backward()
+    assert not [n for n, p in adapters.items() if "lora_B" in n and not p.grad.abs().max() > 0]
+
+
 def test_lora_names_the_layers_that_there_are() -> None:
     with pytest.raises(ValueError, match="qkv"):
         adapt(build_model(tiny("priorclip")), LoraConfig(rank=2, targets=["quarry"]))

@@ -27,7 +27,7 @@ from finetune.experiment import (
     merged,
     scale_filter,
 )  # fmt: skip
-from finetune.resplit import deal
+from finetune.resplit import deal, resplit
 from finetune.study import Part, Study, load_study, part_of, study_names
 from finetune.study_table import write_study
 from finetune.sweep import Command, cross_validated, finished, run_plans, same_trainings, sweep
@@ -323,6 +323,18 @@ def test_resplit_deals_within_scenes() -> None:
     assert Counter(entry["split"] for entry in few) == {"test": 4, "val": 2, "train": 2}
     parts = [{entry["filename"]: entry["split"] for entry in each} for each in (few, one)]
     assert parts[0].items() <= parts[1].items(), "with less to train on the same images are tested"
+
+
+def test_resplit_takes_class_numbers_and_names_the_file_that_is_wrong(tmp_path: Path) -> None:
+    path, entries = tmp_path / "set.json", [{"filename": f"{n}.tif", "label": n % 2} for n in range(9)]
+    path.write_text(json.dumps({"images": [*entries, {"filename": "beach_1.tif"}]}))
+    config = ResplitConfig(json=str(path), output=str(tmp_path), count=2, test=0.25)
+    dealt = [json.loads(split.read_text())["images"] for split in resplit(config)]
+    assert all(Counter(entry["split"] for entry in each) == {"train": 8, "test": 2} for each in dealt)
+    for wrong in ({"images": 5}, {"images": [{"split": "train"}]}, {"images": [5]}):
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=r"set\.json"):
+            resplit(config)
 
 
 def test_a_cross_validation_is_one_figure() -> None:
