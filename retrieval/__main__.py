@@ -94,7 +94,10 @@ def run_search(config: SearchConfig) -> None:
 
     data = Path(config.image).read_bytes() if config.image is not None else None
     searcher = open_searcher(config)
-    hits = searcher.by_text(config.text or "", config.k) if data is None else searcher.by_image(data, config.k)
+    try:
+        hits = searcher.by_text(config.text or "", config.k) if data is None else searcher.by_image(data, config.k)
+    except ValueError as error:
+        raise ValueError(f"--image {config.image}: {error}" if data is not None else f"--text: {error}") from error
     print(hit_table(hits))
 
 

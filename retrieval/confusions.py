@@ -28,6 +28,7 @@ SIDE, GAP, LINE = 176, 14, 15  # pixels
 ROWS, ACROSS = 12, 6
 HEADING, BELOW = 2, 4  # lines above the pictures of a row, and below each
 LONGEST = 40  # letters of a name in a heading; its end tells more than its folders
+SURE = 1e-6  # less is how float32 rounds the same caption twice
 INK, FAINT, WRONG, PAPER = "#202020", "#707070", "#b3261e", "#ffffff"
 
 
@@ -53,7 +54,7 @@ def draw_retrieval_confusions(
     """
     wrong, alike, own = hardest(features)
     margin = torch.where(own.isnan() | (alike == -torch.inf), -torch.inf, alike - own)
-    order = [image for image in margin.argsort(descending=True, stable=True)[:rows].tolist() if margin[image] > 0]
+    order = [image for image in margin.argsort(descending=True, stable=True)[:rows].tolist() if margin[image] > SURE]
     sheet: list[Row] = []
     found: list[dict[str, Any]] = []
     for image in order:

@@ -17,6 +17,7 @@ import json
 import logging
 import re
 import socket
+import sys
 from contextlib import suppress
 from dataclasses import asdict
 from http import HTTPStatus
@@ -89,6 +90,13 @@ class SearchServer(ThreadingHTTPServer):
         self._open.discard(request)
         super().shutdown_request(request)
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away before its answer came is nothing to report."""
+        if isinstance(sys.exception(), ConnectionError):
+            log.debug("%s went away", client_address)
+        else:
+            super().handle_error(request, client_address)
+
     def server_close(self) -> None:
         for connection in list(self._open):
             with suppress(OSError):
@@ -128,7 +136,10 @@ class Answer(BaseHTTPRequestHandler):
 
     def answer(self) -> tuple[str, bytes, bool]:
         """(content type, body, may be cached) for the path. Raises BadRequest."""
-        url = urlsplit(self.path)
+        try:
+            url = urlsplit(self.path)
+        except ValueError as error:
+            raise BadRequest(f"this is no address: {error}") from error
         query = parse_qs(url.query, keep_blank_values=True)
         if url.path == "/":
             return "text/html; charset=utf-8", self.server.page, False

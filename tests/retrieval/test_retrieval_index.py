@@ -113,7 +113,7 @@ def test_search_errors(test_set: TestSet, built: EmbeddingIndex, capsys: pytest.
         (["--index", folder, "--text", "a", "--image", "b"], "either --text"),
         (["--index", folder, "--text", "  "], "blank"),
         (["--index", folder, "--image", "nowhere.jpg"], "nowhere.jpg"),
-        (["--index", folder, "--image", str(test_set.json)], "not an image"),
+        (["--index", folder, "--image", str(test_set.json)], f"{test_set.json}: not an image"),
         (["--index", str(test_set.folder), "--text", "a"], "no image index"),
         (["--index", folder, "--text", "a", "--k", "0"], "at least 1"),
     ]

@@ -7,6 +7,8 @@ import io
 import json
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -167,6 +169,26 @@ def test_head_has_the_length_and_no_body(server: SearchServer) -> None:
     answer, body = ask(server, "/image/0", "HEAD")
     assert (answer.status, body) == (200, b"")
     assert int(answer.headers["Content-Length"]) == len(server.searcher.index.read_image(0))
+
+
+def test_what_is_no_address_is_refused(server: SearchServer) -> None:
+    with socket.create_connection(server.server_address[:2], timeout=30) as connection:
+        connection.sendall(b"GET http://[bad/search?text=a HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 400"
+
+
+def test_a_browser_that_goes_away_leaves_no_traceback(server: SearchServer, capsys: pytest.CaptureFixture[str]) -> None:
+    connection = socket.create_connection(server.server_address[:2], timeout=30)
+    at_once = struct.pack("ii", 1, 0)  # closing resets the connection
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    connection.sendall(b"GET /search?text=river HTTP/1.1\r\nHost: x\r\n\r\n")
+    connection.close()
+    assert ask(server, "/")[0].status == 200  # by now the other one is answered too, or being answered
+    deadline = time.monotonic() + 30
+    while server._open and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not server._open
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_many_at_once_get_the_answers_of_one_at_a_time(server: SearchServer) -> None:
