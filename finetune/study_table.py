@@ -99,7 +99,8 @@ def draw(tables: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A column a study: the figure, and below it the difference to the first row of ``against``."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(tables), 7), dpi=110, layout="constrained")
+    width = max(5.0, *(0.9 * len(table["levels"]) for table in tables))  # levels may be words
+    figure = Figure(figsize=(width * len(tables), 7), dpi=110, layout="constrained")
     axes = figure.subplots(2, len(tables), sharex="col", sharey="row", squeeze=False)
     for (above, below), table in zip(axes.T, tables, strict=True):
         draw_lines(above, table, table["rows"])
