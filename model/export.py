@@ -34,8 +34,8 @@ from model.config import MODEL_TYPE, ModelConfig, SceneConfig, from_dict, plain_
 from model.prior import SceneClassifier
 from model.priorclip import PriorCLIP
 from model.text import resolve
-from model.vision import normalisation
-from model.weights import load_exactly
+from model.vision import ImageEncoder, normalisation
+from model.weights import adapted, load_exactly
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +148,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     """Load the weights of an export folder into a model of the same architecture. ValueError where they do not fit.
 
     A PriorCLIP also starts from a plain CLIP: its prior, and the layers that read the prior, stay as they were made.
+    Position embeddings of another image size are resampled.
     """
     path = Path(folder) / "model.safetensors"
     if not path.is_file():
@@ -164,7 +165,23 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
                 prior.name,
             )
         state |= fresh
+    for name, encoder in model.named_modules():
+        if isinstance(encoder, ImageEncoder):
+            state |= resized(state, f"{name}.model.", encoder)
     load_exactly(model, state, str(path))
+
+
+def resized(state: Mapping[str, Tensor], prefix: str, encoder: ImageEncoder) -> dict[str, Tensor]:
+    """The encoder's part of a state, brought to its image size; nothing where it is of that size."""
+    wanted = encoder.model.state_dict()
+    own = {name: state[prefix + name] for name in wanted if prefix + name in state}
+    if all(value.shape == wanted[name].shape for name, value in own.items()):
+        return {}
+    changed = adapted(own, encoder.model)
+    if any(changed[name].shape != wanted[name].shape for name in own if name in changed):
+        return {}  # not another image size, but another architecture
+    log.info("%s: position embeddings are resampled to %d pixels", encoder.config.name, encoder.config.image_size)
+    return {prefix + name: value for name, value in changed.items()}
 
 
 def read_config(folder: Path) -> ModelConfig | SceneConfig:

@@ -75,12 +75,17 @@ def read_image_weights(source: str, backbone: nn.Module) -> tuple[State, Tensor 
         state = read_state(path)
     if "_conv_stem.weight" in state:
         state = from_efficientnet_pytorch(state, backbone)
-    adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
-    if adapt and len(inspect.signature(adapt).parameters) >= 2:
-        state = adapt(state, backbone)  # timm's own: old names, position embeddings of another image size
+    state = adapted(state, backbone)
     kept = without_classifier(state, backbone)
     classifier = next((state[name] for name in state.keys() - kept.keys() if name.endswith(".weight")), None)
     return kept, classifier
+
+
+def adapted(state: State, backbone: nn.Module) -> State:
+    """What timm's own rules for the backbone make of a state: its names for old ones, position embeddings resampled
+    to its image size."""
+    adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    return adapt(state, backbone) if adapt and len(inspect.signature(adapt).parameters) >= 2 else state
 
 
 def scene_backbone(source: str | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Export folders: what is written loads again, alone; what does not fit is named; a crash leaves the old one."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from tiny_models import tiny
 import model.export
 from model.build import build_model
 from model.config import EncoderConfig, SceneConfig
-from model.export import from_pretrained, save_pretrained
+from model.convert.positions import resampled
+from model.export import from_pretrained, load_weights, save_pretrained
 from model.prior import SceneClassifier
 from model.priorclip import PriorCLIP
 
@@ -29,6 +31,40 @@ def folder(made, tmp_path):
     (tokenizer / "model.safetensors").write_text("not these weights")
     figures = {"stage_two": {"mean_recall": 42.1234}, "seed": 3}
     return save_pretrained(made.state_dict(), made.config, tmp_path / "export", tokenizer, extra=figures)
+
+
+@pytest.mark.parametrize("vision", ["vit", "registers", "swin", "eva"])
+def test_weights_serve_another_image_size(vision, tmp_path):
+    """Positions are those that open_clip's way of resampling gives; everything else is what was saved."""
+    small = build_model(tiny("clip", vision), vocab_size=70)
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.normal_(std=0.05)
+    folder = save_pretrained(small.state_dict(), small.config, tmp_path / "export")
+    config = tiny("clip", vision)
+    config.vision.image_size = side = {"swin": 128, "eva": 84}.get(vision, 96)
+    large = build_model(config, vocab_size=70)
+    load_weights(large, folder)
+    before, after = small.state_dict(), large.state_dict()
+    changed = [name for name in after if not torch.equal(after[name], before[name])]
+    assert [name.rpartition(".")[2] for name in changed] == ([] if vision == "swin" else ["pos_embed"])
+    for name in changed:
+        old, new = before[name][0], after[name][0]
+        class_token = len(old) - math.isqrt(len(old)) ** 2
+        with_one = old if class_token else torch.cat([old[:1], old])
+        wanted = resampled([with_one], torch.Size([len(new) + 1 - class_token, new.shape[1]]))
+        torch.testing.assert_close(new, wanted[1 - class_token :])
+    images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)
+    assert large.eval()(images=images)["image_features"].isfinite().all()
+
+
+def test_another_architecture_is_no_other_image_size(tmp_path):
+    vit = build_model(tiny("clip"), vocab_size=70)
+    folder = save_pretrained(vit.state_dict(), vit.config, tmp_path / "export")
+    config = tiny("clip")
+    config.vision.kwargs = {"embed_dim": 96}
+    with pytest.raises(ValueError, match="other shape"):
+        load_weights(build_model(config, vocab_size=70), folder)
 
 
 def test_what_was_saved_loads_to_the_same_features(made, folder):
