@@ -178,10 +178,17 @@ def commands_of(
 
 
 def merged(*layers: Options) -> Options:
-    """Nested options, later ones win."""
+    """Nested options, later ones win. ValueError where one value is given for what holds options."""
     result: Options = {}
     for layer in layers:
         for key, value in layer.items():
+            earlier = result.get(key)
+            if (
+                key not in WHOLE
+                and None not in (earlier, value)
+                and isinstance(earlier, dict) != isinstance(value, dict)
+            ):
+                raise ValueError(f"options: '{key}' is given as {earlier!r:.60} and as {value!r:.60}")
             both = isinstance(value, dict) and isinstance(result.get(key), dict) and key not in WHOLE
             result[key] = merged(result[key], value) if both else merged(value) if isinstance(value, dict) else value
     return result

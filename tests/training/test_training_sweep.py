@@ -169,6 +169,7 @@ def test_every_study_sets_its_level_and_nothing_else(tmp_path: Path) -> None:
         (["modules", "--data", "ucmercd"], "ucmerced"),
         (["closed", "--data", "ucmerced"], "no place 'rsicd_train'"),
         (["modules", "--seeds", "0"], "--seeds"),
+        (["modules", "--options", "{run: 5}"], "'run' is given as 5 and as {'dir': "),
         (["modules", "--levels", "[0.1]"], "'modules' is no study; there are caption-noise"),
         (
             ["belief-closed", "--rows", "[closed-soft,closed-hard]"],
