@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def write_corruptions(study: Study, cells: list[list[dict[str, Any]]], folder: P
         axis=f"mean over severities {', '.join(map(str, severities))}", levels=[0], rows=study.rows,
         against=study.against, options={},
     )  # fmt: skip
-    write_study(study, results, folder, robustness_table(report), " ".join(["python", *sys.argv]))
+    write_study(study, results, folder, robustness_table(report), shlex.join(["python", *sys.argv]))
     print((folder / "corruptions.md").read_text())
 
 

@@ -45,7 +45,7 @@ class Task:
         evaluate: figures of the engine in eval mode; a collective, in which all ranks call the engine equally often
         export: writes the trained model; gets whole float32 weights, the report and the folder, on rank 0 only
         split: the step in two halves, where its losses need no more of the model than features: for gradient caching
-        test: figures of the weights that are exported, taken once, after training; a collective
+        test: figures of the weights that are exported, taken once, after training; a collective like ``evaluate``
         pictures: drawn after each evaluation by the engine in eval mode, for TensorBoard; a collective
         subject: what the figures of the run need to know of the model
     """
