@@ -1,8 +1,9 @@
 """Packaging: what to install and what it needs. Tool settings are in pyproject.toml, exact pins in constraints.txt."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
-PACKAGES = ["model", "data_shards", "cluster", "pretrain", "finetune", "retrieval"]
 PEERS = ["open_clip_torch>=3.2,<4"]  # what the benchmarks and parity tests compare against
 S3 = ["obstore>=0.8"]  # signs the requests
 S3_SERVER = ["moto[s3]>=5.1", "boto3", "flask", "flask-cors"]  # a real one, for the tests
@@ -16,16 +17,21 @@ setup(
     description="PriorCLIP for remote sensing image-text retrieval: DeepSpeed-scaled pretraining and fine-tuning",
     license="MIT",
     python_requires=">=3.11",
-    packages=find_packages(include=[pattern for name in PACKAGES for pattern in (name, f"{name}.*")]),
-    py_modules=["options"],
-    include_package_data=True,
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    # The folders of priorclip/ are links to those at the top level, so all modules have one name: priorclip.*
+    packages=find_packages(include=["priorclip", "priorclip.*"]),
+    include_package_data=False,
     package_data={
-        "model": ["presets/*.yaml"],
-        "cluster": ["zero/*.json", "slurm/*"],
-        "pretrain": ["configs/*.yaml"],
-        "finetune": ["configs/*.yaml", "data/*.yaml", "experiments/*.yaml", "studies/*.yaml"],
-        "retrieval": ["page.html", "published.yaml"],
+        "priorclip.model": ["presets/*.yaml"],
+        "priorclip.training.engine": ["zero/*.json"],
+        "priorclip.cluster": ["slurm/*", "zero/*.json"],
+        "priorclip.pretrain": ["configs/*.yaml"],
+        "priorclip.finetune": ["configs/*.yaml"],
+        "priorclip.experiments": ["data/*.yaml", "rows/*.yaml", "studies/*.yaml"],
+        "priorclip.retrieval": ["page.html", "published.yaml"],
     },
+    entry_points={"console_scripts": ["priorclip = priorclip.__main__:main"]},
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",

@@ -31,11 +31,11 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor
 
-from data_shards import EvalBatches, ShardSet, eval_batches, load_tokenizer
-from model import SceneClassifier, from_pretrained
-from model import belief as belief_of_model
-from model.evaluation import evaluate_retrieval
-from retrieval.encoder import remember
+from priorclip.data_shards import EvalBatches, ShardSet, eval_batches, load_tokenizer
+from priorclip.model import SceneClassifier, from_pretrained
+from priorclip.model.evaluation import evaluate_retrieval
+from priorclip.model.networks import belief as belief_of_model
+from priorclip.retrieval.encoder import remember
 
 
 def main() -> None:

@@ -25,10 +25,10 @@ import torch
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch import nn
 
-from cluster.config import CheckpointConfig, EngineConfig, OptimizerConfig, RunConfig
-from cluster.distributed import start
-from cluster.engine import build_engine
-from cluster.writer import Writer
+from priorclip.training.checkpoints.writer import Writer
+from priorclip.training.config import CheckpointConfig, EngineConfig, OptimizerConfig, RunConfig
+from priorclip.training.engine.build import build_engine
+from priorclip.training.ranks.distributed import start
 
 WIDTH = 1024
 

@@ -73,7 +73,7 @@ def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from open_clip.loss import ClipLoss
 
-    from model.losses import AttributionLoss, ContrastiveLoss
+    from priorclip.model.losses.retrieval_loss import AttributionLoss, ContrastiveLoss
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

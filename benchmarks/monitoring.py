@@ -20,11 +20,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from cluster import loop
-from cluster.metrics import MetricLog
-from options import parse, without_local_rank
-from pretrain.config import PretrainConfig, model_defaults
-from pretrain.train import pretrain
+from priorclip.common.options import parse, without_local_rank
+from priorclip.pretrain.config import PretrainConfig, model_defaults
+from priorclip.pretrain.train import pretrain
+from priorclip.training import loop
+from priorclip.training.monitoring.metric_log import MetricLog
 
 EVERY = 20  # steps; a record as often as by default in half of them
 WARM = 2  # records that do not count

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from data_shards.fingerprint import SYMMETRIES
-from data_shards.near import BLOCK, near_pairs
+from priorclip.data_shards.dedupe.image_hashes import SYMMETRIES
+from priorclip.data_shards.dedupe.near_hashes import BLOCK, near_pairs
 
 BRUTE = 1 << 27  # comparisons that the time of all is estimated from
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.build import build_model
-from model.convert import open_clip, transformers_clip
-from model.convert.checkpoint import Checkpoint
-from model.convert.family import CLIP_MEAN, CLIP_STD, Request
+from priorclip.model.build import build_model
+from priorclip.model.convert import open_clip, transformers_clip
+from priorclip.model.convert.checkpoint import Checkpoint
+from priorclip.model.convert.family import CLIP_MEAN, CLIP_STD, Request
 
 LIMIT = 1e-5
 SIZES = {  # transformers' arguments for the vision and the text tower; its defaults are B/32's

@@ -23,12 +23,12 @@ import torch
 import torch.distributed as dist
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from cluster.config import EngineConfig, OptimizerConfig, RunConfig
-from cluster.distributed import Rank, seed_everything, start
-from cluster.engine import build_engine, settings_file
-from model import RetrievalObjective, build_model, parameter_groups
-from model.config import LossConfig, load_preset
-from options import without_local_rank
+from priorclip.common.options import without_local_rank
+from priorclip.model import RetrievalObjective, build_model, parameter_groups
+from priorclip.model.config import LossConfig, load_preset
+from priorclip.training.config import EngineConfig, OptimizerConfig, RunConfig
+from priorclip.training.engine.build import build_engine, settings_file
+from priorclip.training.ranks.distributed import Rank, seed_everything, start
 
 STEPS = 2
 

@@ -24,11 +24,11 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.rank_memory import synthetic_batch, synthetic_run
-from cluster.config import EngineConfig
-from cluster.distributed import Rank, seed_everything, start
-from model import build_model
-from model.config import load_preset
-from options import without_local_rank
+from priorclip.common.options import without_local_rank
+from priorclip.model import build_model
+from priorclip.model.config import load_preset
+from priorclip.training.config import EngineConfig
+from priorclip.training.ranks.distributed import Rank, seed_everything, start
 
 WARM, COUNTED = 3, 9  # steps
 REPEATED = 15  # of each collective

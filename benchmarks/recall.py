@@ -61,7 +61,7 @@ def in_a_process(what: str, size: str) -> dict[str, Any]:
 def measure(what: str, size: str, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from model.recall import retrieval_metrics
+    from priorclip.model.recall import retrieval_metrics
 
     torch.set_num_threads(options.threads)
     count, captions = map(int, size.split("x"))

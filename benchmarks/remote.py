@@ -24,10 +24,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "data_shards")]
 import webdataset  # noqa: E402
 from remote_server import serving  # noqa: E402
 
-from data_shards import ShardSet  # noqa: E402
-from data_shards.order import EpochOrder  # noqa: E402
-from data_shards.pack import PackPlan, pack  # noqa: E402
-from data_shards.sources import synthetic  # noqa: E402
+from priorclip.data_shards import ShardSet  # noqa: E402
+from priorclip.data_shards.order.epoch_order import EpochOrder  # noqa: E402
+from priorclip.data_shards.pack.write_shards import PackPlan, pack  # noqa: E402
+from priorclip.data_shards.sources import synthetic  # noqa: E402
 
 BATCH = 64
 

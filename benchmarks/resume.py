@@ -28,8 +28,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_shards.index import Member, ShardIndex
-from data_shards.manifest import Manifest, ShardEntry
+from priorclip.data_shards.format.manifest import Manifest, ShardEntry
+from priorclip.data_shards.format.tar_index import Member, ShardIndex
 
 SAMPLE, SPOTS, DISTINCT = 100_000, 64, 128
 RANKS, WORKERS = 2, 2
@@ -37,8 +37,8 @@ RANKS, WORKERS = 2, 2
 CHILD = """
 import json, sys, time
 import psutil
-from data_shards import ShardSet, ShardStream
-from data_shards.config import DataConfig
+from priorclip.data_shards import ShardSet, ShardStream
+from priorclip.data_shards.config import DataConfig
 folder, share, workers, batches = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 def main():
     begun = time.perf_counter()

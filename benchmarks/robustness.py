@@ -4,7 +4,7 @@
 
 Once the places of ``--data`` are there (docs/evidence.md makes those of ``ucmerced``), this
 
-1. runs the studies ``finetune sweep caption-noise | prior-noise | label-noise`` (finetune/studies), all into one
+1. runs the studies ``finetune sweep caption-noise | prior-noise | label-noise`` (experiments/studies), all into one
    folder, so that they share the runs without noise;
 2. measures the models of these runs, each seed's on that seed's test images, on corrupted images (``retrieval
    robustness``);
@@ -27,18 +27,18 @@ from typing import Any
 
 import yaml
 
-from finetune.study import Study, load_study
-from finetune.study_table import draw, write_study
-from retrieval.config import CORRUPTIONS, RobustnessConfig
-from retrieval.robustness import draw as draw_cells
-from retrieval.robustness import means, measure, robustness_table
+from priorclip.experiments.study import Study, load_study
+from priorclip.experiments.study_table import draw, write_study
+from priorclip.retrieval.config import CORRUPTIONS, RobustnessConfig
+from priorclip.retrieval.robustness import draw as draw_cells
+from priorclip.retrieval.robustness import means, measure, robustness_table
 
 STUDIES = ("caption-noise", "prior-noise", "label-noise")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="ucmerced", help="a file of finetune/data, or a path")
+    parser.add_argument("--data", default="ucmerced", help="a file of experiments/data, or a path")
     parser.add_argument("--output", type=Path, default=Path("runs/noise"))
     parser.add_argument("--seeds", type=int, default=7)
     parser.add_argument("--jobs", type=int, default=1)

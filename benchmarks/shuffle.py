@@ -25,8 +25,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from data_shards.config import DataConfig
-from data_shards.order import EpochOrder
+from priorclip.data_shards.config import DataConfig
+from priorclip.data_shards.order.epoch_order import EpochOrder
 
 Order = Callable[[int], NDArray[np.int64]]  # epoch -> sample at each position
 

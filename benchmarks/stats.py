@@ -60,7 +60,7 @@ def write_shards(folder: Path, samples: int, words: int) -> None:
     """Tars of one tiny picture with captions of their own, and their index."""
     from small_data import encoded, picture
 
-    from data_shards.__main__ import main as data_shards
+    from priorclip.data_shards.__main__ import main as data_shards
 
     image = encoded(picture(0, 8, 8), quality=50)
     captions = texts(samples, words)
@@ -102,8 +102,8 @@ def measured(shards: Path, workers: int) -> dict[str, float]:
     import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401
 
-    from data_shards.commands import StatsConfig
-    from data_shards.stats import write_stats
+    from priorclip.data_shards.commands import StatsConfig
+    from priorclip.data_shards.inspect.stats import write_stats
 
     imports = peak_mb()
     begun = time.perf_counter()

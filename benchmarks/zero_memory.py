@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.launched import asked
-from cluster.memory import Setting, estimate
-from cluster.model_table import ModelTable, load_table
+from priorclip.cluster.plan.model_table import ModelTable, load_table
+from priorclip.cluster.plan.rank_memory import Setting, estimate
 
 STATES = ("parameters", "gradients", "optimizer")
 

@@ -6,9 +6,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from cluster.commands import CheckConfig, FaultsConfig, LaunchConfig, PlanConfig, SbatchConfig, SimulateConfig
-from cluster.secrecy import MaskedFormatter, masked_command, shut_out_others
-from options import parse_command
+from priorclip.cluster.commands import CheckConfig, FaultsConfig, LaunchConfig, PlanConfig, SbatchConfig, SimulateConfig
+from priorclip.common.masking import MaskedFormatter, masked_command, shut_out_others
+from priorclip.common.options import parse_command
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, config = parse_command(COMMANDS, own, prog="cluster", description=DESCRIPTION)
     try:
         if command == "check":
-            from cluster.check import check
+            from priorclip.cluster.check.host_table import check
 
             return check(config)
         if command in ("plan", "simulate"):
-            from cluster.plan import plan, simulate
+            from priorclip.cluster.plan.fit import plan, simulate
 
             print(plan(config) if command == "plan" else simulate(config))
             return 0
@@ -48,14 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             example = f"python -m cluster {' '.join(own)} -- pretrain --config FILE.yaml"
             raise ValueError(f"what to run is missing: {example}")
         if command == "launch":
-            from cluster.launch import launch
+            from priorclip.cluster.launch.deepspeed_launch import launch
 
             return launch(config, run)
         if command == "faults":
-            from cluster.faults import faults
+            from priorclip.cluster.faults.kill_run import faults
 
             return faults(config, run)
-        from cluster.sbatch import submit
+        from priorclip.cluster.launch.sbatch import submit
 
         return submit(config, run)
     except (OSError, ValueError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster.network import Network
+from priorclip.cluster.plan.network import Network
 
 
 @dataclass

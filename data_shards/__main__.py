@@ -10,7 +10,8 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_shards.commands import (
+from priorclip.common.options import parse_command
+from priorclip.data_shards.commands import (
     BenchConfig,
     IndexConfig,
     LeakageConfig,
@@ -19,12 +20,11 @@ from data_shards.commands import (
     TokenizerConfig,
     VerifyConfig,
 )
-from options import parse_command
 
 if TYPE_CHECKING:
-    from data_shards.crew import Crew, Share
-    from data_shards.leakage import Evaluation
-    from data_shards.sources import Record
+    from priorclip.data_shards.dedupe.leakage import Evaluation
+    from priorclip.data_shards.pack.packers import Crew, Share
+    from priorclip.data_shards.sources import Record
 
 COMMANDS = {
     "pack": PackConfig,
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_pack(config: PackConfig) -> int:
-    from data_shards.crew import Share, crew, own_share
+    from priorclip.data_shards.pack.packers import Share, crew, own_share
 
     share = own_share(os.environ) if config.array else Share()
     with crew(config.workers or os.cpu_count() or 1) as team:
@@ -76,9 +76,9 @@ def run_pack(config: PackConfig) -> int:
 
 
 def pack_with(team: Crew, share: Share, config: PackConfig) -> int:
-    from data_shards.pack import PackPlan, pack_share
-    from data_shards.selection import check_duplicate_options
-    from data_shards.sources.catalogue import read_source
+    from priorclip.data_shards.pack.selection import check_duplicate_options
+    from priorclip.data_shards.pack.write_shards import PackPlan, pack_share
+    from priorclip.data_shards.sources.catalogue import read_source
 
     relabel = config.caption_from == "relabel"
     if config.caption_from not in ("template", "none", "relabel"):
@@ -124,8 +124,8 @@ def pack_with(team: Crew, share: Share, config: PackConfig) -> int:
 
 def evaluation_of(config: PackConfig | LeakageConfig, team: Crew) -> Evaluation:
     """The images that --exclude names."""
-    from data_shards.leakage import read_evaluation
-    from data_shards.selection import check_distance
+    from priorclip.data_shards.dedupe.leakage import read_evaluation
+    from priorclip.data_shards.pack.selection import check_distance
 
     check_distance("--exclude-distance", config.exclude_distance)
     sets, folders, splits = (
@@ -138,10 +138,10 @@ def evaluation_of(config: PackConfig | LeakageConfig, team: Crew) -> Evaluation:
 def run_leakage(config: LeakageConfig) -> int:
     import json
 
-    from data_shards.crew import Crew
-    from data_shards.index import write_aside
-    from data_shards.leakage import leaks_of_shards
-    from data_shards.shards import ShardSet
+    from priorclip.data_shards.dedupe.leakage import leaks_of_shards
+    from priorclip.data_shards.format.tar_index import write_aside
+    from priorclip.data_shards.pack.packers import Crew
+    from priorclip.data_shards.shards import ShardSet
 
     team = Crew(config.workers or os.cpu_count() or 1)
     shards = ShardSet(config.shards)
@@ -159,7 +159,7 @@ def run_leakage(config: LeakageConfig) -> int:
 
 def chosen(records: list[Record], config: PackConfig) -> list[Record]:
     """The records of --classes, shuffled, the first --limit of them."""
-    from data_shards.sources.catalogue import shuffled
+    from priorclip.data_shards.sources.catalogue import shuffled
 
     if config.classes is not None:
         unknown = set(config.classes) - {scene for record in records for scene in record.scenes}
@@ -173,7 +173,7 @@ def chosen(records: list[Record], config: PackConfig) -> list[Record]:
 
 
 def run_index(config: IndexConfig) -> int:
-    from data_shards.build_index import build_index
+    from priorclip.data_shards.pack.index_tars import build_index
 
     for folder, manifest in build_index(config.shards, config.workers or os.cpu_count() or 1, config.overwrite):
         print(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {len(manifest.classes)} classes")
@@ -181,7 +181,7 @@ def run_index(config: IndexConfig) -> int:
 
 
 def run_verify(config: VerifyConfig) -> int:
-    from data_shards.verify import verify
+    from priorclip.data_shards.inspect.verify import verify
 
     if config.sizes:
         return run_sizes(config)
@@ -198,8 +198,8 @@ def run_sizes(config: VerifyConfig) -> int:
     import dataclasses
     import json
 
-    from data_shards.address import shown
-    from data_shards.sizes import look_at_sizes
+    from priorclip.data_shards.inspect.sizes import look_at_sizes
+    from priorclip.data_shards.remote.address import shown
 
     seen = look_at_sizes(config.shards)
     if config.json:
@@ -212,15 +212,15 @@ def run_sizes(config: VerifyConfig) -> int:
 
 
 def run_stats(config: StatsConfig) -> int:
-    from data_shards.stats import write_stats
+    from priorclip.data_shards.inspect.stats import write_stats
 
     print(write_stats(config))
     return 0
 
 
 def run_tokenizer(config: TokenizerConfig) -> int:
-    from data_shards.shards import ShardSet
-    from data_shards.tokenizer import all_captions, train_tokenizer
+    from priorclip.data_shards.shards import ShardSet
+    from priorclip.data_shards.tokenizer import all_captions, train_tokenizer
 
     fields = [name.strip() for name in config.caption_field.split(",")]
     captions = all_captions(ShardSet(config.shards), fields)
@@ -230,7 +230,7 @@ def run_tokenizer(config: TokenizerConfig) -> int:
 
 
 def run_bench(config: BenchConfig) -> int:
-    from data_shards.bench import bench
+    from priorclip.data_shards.inspect.bench import bench
 
     print(bench(config))
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from data_shards.corpus import Shards
+from priorclip.data_shards.corpus import Shards
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from data_shards.corpus import Shards, corpora
+from priorclip.data_shards.corpus import Shards, corpora
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -45,7 +45,8 @@ class DataConfig:
         read_ahead: requests for remote samples that each worker has under way (0: one sample after the other)
         timeout: seconds that one request to a remote shard may take, its body included
         caption_noise: share of the samples that get the captions of another one while training, the same in every
-            epoch: how robust is the training to wrong pairs? The share of the seed's order, see data_shards/noise.py
+            epoch: how robust is the training to wrong pairs? The share of the seed's order, see
+            data_shards/stream/semantic_noise.py
         label_noise: share of the samples that get another scene class while training
     """
 

@@ -9,7 +9,7 @@
 
 With a manifest nothing but that is opened at the start: the ``.idx`` of a shard is opened when a sample of the shard is
 read, and then read in place. Without one the headers of each tar are walked once. Remote shards are read in place too,
-see :mod:`data_shards.store`.
+see :mod:`priorclip.data_shards.remote.store`.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from urllib.parse import quote, urlsplit
 import numpy as np
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
-from data_shards.address import folder_of, inside, is_remote, shown
-from data_shards.class_names import distinct
-from data_shards.corpus import Corpus, Shards, corpora
-from data_shards.index import Member, ShardIndex, scan
-from data_shards.index_file import IndexFile
-from data_shards.manifest import Manifest, ShardEntry
-from data_shards.mixture import Part
-from data_shards.read_ahead import Need, ReadAhead
-from data_shards.remote import cached
-from data_shards.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, Sample, parse_sample, parse_text
-from data_shards.store import Access, LocalFile, RemoteFile, ShardFile, manifest_folder
-from data_shards.tar import BLOCK, check_header
-from data_shards.transport import RemoteError
+from priorclip.data_shards.corpus import Corpus, Shards, corpora
+from priorclip.data_shards.format.class_names import distinct
+from priorclip.data_shards.format.manifest import Manifest, ShardEntry
+from priorclip.data_shards.format.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, Sample, parse_sample, parse_text
+from priorclip.data_shards.format.tar import BLOCK, check_header
+from priorclip.data_shards.format.tar_index import Member, ShardIndex, scan
+from priorclip.data_shards.format.tar_index_file import IndexFile
+from priorclip.data_shards.order.mixture import Part
+from priorclip.data_shards.remote.address import folder_of, inside, is_remote, shown
+from priorclip.data_shards.remote.http_ranges import RemoteError
+from priorclip.data_shards.remote.pipe_shards import cached
+from priorclip.data_shards.remote.read_ahead import Need, ReadAhead
+from priorclip.data_shards.remote.store import Access, LocalFile, RemoteFile, ShardFile, manifest_folder
 
 log = logging.getLogger(__name__)
 

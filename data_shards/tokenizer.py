@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_shards.sample import BadSample
+from priorclip.data_shards.format.sample import BadSample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-    from data_shards.shards import ShardSet
+    from priorclip.data_shards.shards import ShardSet
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from demo.config import DemoConfig
 from demo.plans import synthetic_plan, ucmerced_plan
 from demo.steps import StepFailed, run_steps
-from options import parse
+from priorclip.common.options import parse
 
 PLANS = {"synthetic": synthetic_plan, "ucmerced": ucmerced_plan}
 

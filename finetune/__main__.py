@@ -4,43 +4,33 @@ from __future__ import annotations
 
 import sys
 
-from cluster.preemption import hear_early
-from finetune.config import COMMANDS, DEFAULTS
-from options import parse_command
+from priorclip.common.options import parse_command
+from priorclip.experiments.config import COMMANDS as EXPERIMENTS
+from priorclip.experiments.config import POSITIONAL
+from priorclip.finetune.config import COMMANDS, DEFAULTS
+from priorclip.training.ranks.preemption import hear_early
 
 
 def main() -> None:
     command, config = parse_command(
-        COMMANDS,
+        {**COMMANDS, **EXPERIMENTS},
         prog="finetune",
         description="Train what comes after stage one.",
-        positional={"sweep": "name"},
+        positional=POSITIONAL,
         defaults=DEFAULTS,
     )
     if command == "prior":
         hear_early()
-        from finetune.prior import train_prior
+        from priorclip.finetune.train_prior import train_prior
 
         train_prior(config)
-    elif command == "resplit":
-        from finetune.resplit import resplit
+    elif command in EXPERIMENTS:
+        from priorclip.experiments.__main__ import run
 
-        try:
-            print("\n".join(map(str, resplit(config))))
-        except (OSError, ValueError) as error:
-            sys.exit(f"finetune resplit: {error}")
-    elif command == "sweep":
-        from finetune.sweep import sweep
-
-        try:
-            sys.exit(sweep(config))
-        except ValueError as error:
-            sys.exit(f"finetune sweep: {error}")
-        except KeyboardInterrupt:
-            sys.exit("finetune sweep: interrupted: the same command goes on")
+        sys.exit(run(f"finetune {command}", config))
     else:
         hear_early()
-        from finetune.captions import train_on_captions
+        from priorclip.finetune.train_on_captions import train_on_captions
 
         train_on_captions(config)
 

@@ -1,6 +1,6 @@
 """The model package: encoders, belief, PAE, PriorITR and PriorCLIP, losses, recall, export.
 
-    from model import load_preset, build_model
+    from priorclip.model import load_preset, build_model
     model = build_model(load_preset("priorclip-tiny"), vocab_size=4096)
     outputs = model(images, input_ids, attention_mask)      # dict of features and scales
     loss, parts = RetrievalLoss(lambda_cs=1.0)(outputs, image_ids, labels)
@@ -17,8 +17,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model.build import build_model, parameter_groups
-    from model.config import (
+    from priorclip.model.build import build_model, parameter_groups
+    from priorclip.model.config import (
         BeliefConfig,
         EncoderConfig,
         FusionConfig,
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
         preset_names,
         to_dict,
     )
-    from model.export import from_pretrained, load_weights, save_pretrained
-    from model.losses import AttributionLoss, ContrastiveLoss, RetrievalLoss
-    from model.objective import RetrievalObjective
-    from model.prior import SceneClassifier
-    from model.priorclip import PriorCLIP
-    from model.prioritr import PriorITR
-    from model.recall import chance, recall_at_k, retrieval_metrics
+    from priorclip.model.export.folder import from_pretrained, load_weights, save_pretrained
+    from priorclip.model.losses.retrieval_loss import AttributionLoss, ContrastiveLoss, RetrievalLoss
+    from priorclip.model.networks.priorclip import PriorCLIP
+    from priorclip.model.networks.prioritr import PriorITR
+    from priorclip.model.networks.scene_classifier import SceneClassifier
+    from priorclip.model.objective import RetrievalObjective
+    from priorclip.model.recall import chance, recall_at_k, retrieval_metrics
 
 HOME = {
     "build": ("build_model", "parameter_groups"),
@@ -56,12 +56,12 @@ HOME = {
         "preset_names",
         "to_dict",
     ),
-    "export": ("from_pretrained", "load_weights", "save_pretrained"),
-    "losses": ("AttributionLoss", "ContrastiveLoss", "RetrievalLoss"),
+    "export.folder": ("from_pretrained", "load_weights", "save_pretrained"),
+    "losses.retrieval_loss": ("AttributionLoss", "ContrastiveLoss", "RetrievalLoss"),
     "objective": ("RetrievalObjective",),
-    "prior": ("SceneClassifier",),
-    "priorclip": ("PriorCLIP",),
-    "prioritr": ("PriorITR",),
+    "networks.scene_classifier": ("SceneClassifier",),
+    "networks.priorclip": ("PriorCLIP",),
+    "networks.prioritr": ("PriorITR",),
     "recall": ("chance", "recall_at_k", "retrieval_metrics"),
 }
 WHERE = {name: module for module, names in HOME.items() for name in names}
@@ -71,12 +71,14 @@ __all__ = sorted(WHERE)
 def __getattr__(name: str) -> Any:
     if name not in WHERE:
         raise AttributeError(f"module 'model' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"model.{WHERE[name]}"), name)
+    return getattr(importlib.import_module(f"priorclip.model.{WHERE[name]}"), name)
 
 
 def __dir__() -> list[str]:
     return __all__
 
 
-if "transformers" in sys.modules:  # AutoModel then knows our folders; else ``import model.auto`` tells it
-    importlib.import_module("model.auto")
+if (
+    "transformers" in sys.modules
+):  # AutoModel then knows our folders; else ``import priorclip.model.export.transformers_auto`` tells it
+    importlib.import_module("priorclip.model.export.transformers_auto")

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from model.commands import COMMANDS, BenchConfig, ConvertConfig, ExportConfig, SummaryConfig
-from options import parse_command
+from priorclip.common.options import parse_command
+from priorclip.model.commands import COMMANDS, BenchConfig, ConvertConfig, ExportConfig, SummaryConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_convert(config: ConvertConfig) -> None:
-    from model.convert import convert
+    from priorclip.model.convert import convert
 
     converted = convert(config)
     size = sum(tensor.numel() for tensor in converted.state.values()) / 1e6
@@ -45,19 +45,19 @@ def run_convert(config: ConvertConfig) -> None:
 
 
 def run_export(config: ExportConfig) -> None:
-    from model.export_formats import export
+    from priorclip.model.export.formats import export
 
     print(export(config))
 
 
 def run_summary(config: SummaryConfig) -> None:
-    from model.summary import report
+    from priorclip.model.cost.summary import report
 
     print(report(config))
 
 
 def run_bench(config: BenchConfig) -> None:
-    from model.bench import report
+    from priorclip.model.cost.step_bench import report
 
     print(report(config))
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from model.clip import PlainCLIP
-from model.config import ModelConfig
-from model.layers import layers_of
-from model.priorclip import PriorCLIP
-from model.prioritr import PriorITR
-from model.text import TextEncoder
-from model.vision import ImageEncoder
+from priorclip.model.config import ModelConfig
+from priorclip.model.encoders.layers import layers_of
+from priorclip.model.encoders.text import TextEncoder
+from priorclip.model.encoders.vision import ImageEncoder
+from priorclip.model.networks.clip import PlainCLIP
+from priorclip.model.networks.priorclip import PriorCLIP
+from priorclip.model.networks.prioritr import PriorITR
 
 log = logging.getLogger(__name__)
 

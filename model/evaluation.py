@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from model.recall import retrieval_metrics
+from priorclip.model.recall import retrieval_metrics
 
 Forward = Callable[..., Mapping[str, Any]]
 Gather = Callable[[Tensor], Tensor]

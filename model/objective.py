@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.belief_picture import belief_panel
-from model.config import LossConfig
-from model.evaluation import Batches, Forward, Gather, encode_images, encode_texts
-from model.losses import RetrievalLoss
-from model.recall import retrieval_metrics
-from model.retrieval_pictures import hard_negatives, hard_negatives_panel, similarity_panel
+from priorclip.model.config import LossConfig
+from priorclip.model.evaluation import Batches, Forward, Gather, encode_images, encode_texts
+from priorclip.model.losses.retrieval_loss import RetrievalLoss
+from priorclip.model.pictures.belief_maps import belief_panel
+from priorclip.model.pictures.retrieval_pictures import hard_negatives, hard_negatives_panel, similarity_panel
+from priorclip.model.recall import retrieval_metrics
 
 
 class RetrievalObjective:

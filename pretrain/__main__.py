@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from cluster.preemption import hear_early
-from options import parse
-from pretrain.config import PretrainConfig, model_defaults
+from priorclip.common.options import parse
+from priorclip.pretrain.config import PretrainConfig, model_defaults
+from priorclip.training.ranks.preemption import hear_early
 
 
 def main() -> None:
     hear_early()
     config = parse(PretrainConfig, prog="pretrain", defaults=model_defaults)
-    from pretrain.train import pretrain
+    from priorclip.pretrain.train import pretrain
 
     pretrain(config)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.config import RunConfig
-from data_shards.config import DataConfig, EvaluationConfig
-from model.config import LossConfig, ModelConfig, architecture
+from priorclip.data_shards.config import DataConfig, EvaluationConfig
+from priorclip.model.config import LossConfig, ModelConfig, architecture
+from priorclip.training.config import RunConfig
 
 
 @dataclass

@@ -10,14 +10,14 @@ import deepspeed
 import torch
 from PIL import Image
 
-from cluster.distributed import Rank, gather_rows
-from cluster.figures import Subject
-from cluster.task import Task, run_task
-from data_shards import ShardSet, ShardStream, eval_batches, load_tokenizer
-from model import RetrievalObjective, build_model, load_weights, parameter_groups, save_pretrained
-from model.peaks import peak_of
-from model.summary import pair_flops, tower_of
-from pretrain.config import PretrainConfig
+from priorclip.data_shards import ShardSet, ShardStream, eval_batches, load_tokenizer
+from priorclip.model import RetrievalObjective, build_model, load_weights, parameter_groups, save_pretrained
+from priorclip.model.cost.peak_tflops import peak_of
+from priorclip.model.cost.summary import pair_flops, tower_of
+from priorclip.pretrain.config import PretrainConfig
+from priorclip.training.monitoring.measure import Subject
+from priorclip.training.ranks.distributed import Rank, gather_rows
+from priorclip.training.task import Task, run_task
 
 
 def pretrain(config: PretrainConfig) -> dict[str, Any]:

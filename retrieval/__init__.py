@@ -5,7 +5,7 @@
     index + text or image                   -> search   -> ranked table
                                             -> serve    -> a page to look at
 
-    from retrieval import EmbeddingIndex, Encoder, Searcher
+    from priorclip.retrieval import EmbeddingIndex, Encoder, Searcher
     searcher = Searcher(EmbeddingIndex.load("runs/index"), Encoder.load("runs/demo/export"))
     for hit in searcher.by_text("four white storage tanks beside a river", k=10): ...
 
@@ -18,25 +18,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retrieval.encoder import Encoder as Encoder
-    from retrieval.evaluation import evaluate as evaluate
-    from retrieval.gallery import Gallery as Gallery
-    from retrieval.gallery import open_gallery as open_gallery
-    from retrieval.index import EmbeddingIndex as EmbeddingIndex
-    from retrieval.index import build_index as build_index
-    from retrieval.search import Hit as Hit
-    from retrieval.search import Searcher as Searcher
-    from retrieval.server import create_server as create_server
+    from priorclip.retrieval.embedding_index import EmbeddingIndex as EmbeddingIndex
+    from priorclip.retrieval.embedding_index import build_index as build_index
+    from priorclip.retrieval.encoder import Encoder as Encoder
+    from priorclip.retrieval.evaluate_export import evaluate as evaluate
+    from priorclip.retrieval.gallery import Gallery as Gallery
+    from priorclip.retrieval.gallery import open_gallery as open_gallery
+    from priorclip.retrieval.search import Hit as Hit
+    from priorclip.retrieval.search import Searcher as Searcher
+    from priorclip.retrieval.server import create_server as create_server
 
 EXPORTS = {
-    "EmbeddingIndex": "index",
+    "EmbeddingIndex": "embedding_index",
     "Encoder": "encoder",
     "Gallery": "gallery",
     "Hit": "search",
     "Searcher": "search",
-    "build_index": "index",
+    "build_index": "embedding_index",
     "create_server": "server",
-    "evaluate": "evaluation",
+    "evaluate": "evaluate_export",
     "open_gallery": "gallery",
 }
 
@@ -45,7 +45,7 @@ __all__ = sorted(EXPORTS)
 
 def __getattr__(name: str) -> Any:
     if name in EXPORTS:
-        return getattr(import_module(f"retrieval.{EXPORTS[name]}"), name)
+        return getattr(import_module(f"priorclip.retrieval.{EXPORTS[name]}"), name)
     raise AttributeError(f"module 'retrieval' has no attribute '{name}'")
 
 

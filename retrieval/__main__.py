@@ -9,11 +9,18 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from options import parse_command
-from retrieval.config import COMMANDS, EvaluateConfig, IndexConfig, RobustnessConfig, SearchConfig, ServeConfig
+from priorclip.common.options import parse_command
+from priorclip.retrieval.config import (
+    COMMANDS,
+    EvaluateConfig,
+    IndexConfig,
+    RobustnessConfig,
+    SearchConfig,
+    ServeConfig,
+)
 
 if TYPE_CHECKING:
-    from retrieval.search import Searcher
+    from priorclip.retrieval.search import Searcher
 
 
 LISTS = ("--models", "--severities", "--caption_shares", "--caption-shares")
@@ -60,7 +67,7 @@ def bracketed(words: Sequence[str], lists: Sequence[str]) -> list[str]:
 
 
 def run_robustness(config: RobustnessConfig) -> None:
-    from retrieval.robustness import measure, robustness_table
+    from priorclip.retrieval.robustness import measure, robustness_table
 
     report = measure(config)
     print(robustness_table(report))
@@ -68,8 +75,8 @@ def run_robustness(config: RobustnessConfig) -> None:
 
 
 def run_evaluate(config: EvaluateConfig) -> None:
-    from retrieval.evaluation import evaluate, write_report
-    from retrieval.table import tables
+    from priorclip.retrieval.evaluate_export import evaluate, write_report
+    from priorclip.retrieval.table import tables
 
     report = evaluate(config)
     print(tables(report))
@@ -81,7 +88,7 @@ def run_evaluate(config: EvaluateConfig) -> None:
 
 
 def run_index(config: IndexConfig) -> None:
-    from retrieval.index import build_index
+    from priorclip.retrieval.embedding_index import build_index
 
     index = build_index(config)
     print(f"{config.output}: {len(index)} images, {index.embeddings.shape[1]} {config.dtype} values each")
@@ -90,7 +97,7 @@ def run_index(config: IndexConfig) -> None:
 def run_search(config: SearchConfig) -> None:
     from pathlib import Path
 
-    from retrieval.table import hit_table
+    from priorclip.retrieval.table import hit_table
 
     data = Path(config.image).read_bytes() if config.image is not None else None
     searcher = open_searcher(config)
@@ -102,15 +109,15 @@ def run_search(config: SearchConfig) -> None:
 
 
 def run_serve(config: ServeConfig) -> None:
-    from retrieval.server import create_server, serve
+    from priorclip.retrieval.server import create_server, serve
 
     serve(create_server(open_searcher(config), config.host, config.port))
 
 
 def open_searcher(config: SearchConfig | ServeConfig) -> Searcher:
-    from retrieval.encoder import Encoder
-    from retrieval.index import EmbeddingIndex
-    from retrieval.search import Searcher
+    from priorclip.retrieval.embedding_index import EmbeddingIndex
+    from priorclip.retrieval.encoder import Encoder
+    from priorclip.retrieval.search import Searcher
 
     index = EmbeddingIndex.load(config.index)
     return Searcher(index, Encoder.load(config.model or index.model, config.device, config.precision))

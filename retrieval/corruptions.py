@@ -31,10 +31,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from data_shards.collate import SampleSource
-from data_shards.images import MAX_PIXELS, opened, upright_rgb
-from data_shards.sample import Sample
-from data_shards.seeds import mix
+from priorclip.data_shards.format.sample import Sample
+from priorclip.data_shards.images.decode import MAX_PIXELS, opened, upright_rgb
+from priorclip.data_shards.order.seeds import mix
+from priorclip.data_shards.stream.collate import SampleSource
 
 SEVERITIES = (1, 2, 3, 4, 5)
 WORKING_SIDE = 256  # pixels of the shorter side; larger images are shrunk to it

@@ -21,18 +21,18 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from data_shards import EvalBatches, eval_batches, load_tokenizer
-from data_shards.collate import tokenize
-from data_shards.sample import BadSample
-from data_shards.transforms import MAX_PIXELS, eval_transform
-from model import from_pretrained
-from model.belief_picture import paint_belief
-from model.evaluation import encode_texts
-from model.memo import Memo
-from model.text import TextEncoder
-from model.vision import ImageEncoder, normalisation
-from retrieval.config import Device, GalleryConfig, Precision
-from retrieval.gallery import Gallery, Skipped, note
+from priorclip.data_shards import EvalBatches, eval_batches, load_tokenizer
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.images.transforms import MAX_PIXELS, eval_transform
+from priorclip.data_shards.stream.collate import tokenize
+from priorclip.model import from_pretrained
+from priorclip.model.encoders.feature_cache import Memo
+from priorclip.model.encoders.text import TextEncoder
+from priorclip.model.encoders.vision import ImageEncoder, normalisation
+from priorclip.model.evaluation import encode_texts
+from priorclip.model.pictures.belief_maps import paint_belief
+from priorclip.retrieval.config import Device, GalleryConfig, Precision
+from priorclip.retrieval.gallery import Gallery, Skipped, note
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -26,12 +26,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_shards.shards import ShardSet
-from data_shards.store import LocalFile
-from retrieval.config import EvaluateConfig
-from retrieval.encoder import Encoder, reasons, remember
-from retrieval.gallery import Gallery, Skipped, refuse_too_many
-from retrieval.index import model_hash
+from priorclip.data_shards.remote.store import LocalFile
+from priorclip.data_shards.shards import ShardSet
+from priorclip.retrieval.config import EvaluateConfig
+from priorclip.retrieval.embedding_index import model_hash
+from priorclip.retrieval.encoder import Encoder, reasons, remember
+from priorclip.retrieval.gallery import Gallery, Skipped, refuse_too_many
 
 log = logging.getLogger(__name__)
 

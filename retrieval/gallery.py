@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_shards.manifest import NAME as MANIFEST
-from data_shards.sample import BadSample, Sample
-from data_shards.shards import ShardSet
-from data_shards.sources import IMAGE_SUFFIXES, Record, RecordSet, imagefolder, karpathy, keep_split
-from data_shards.sources.folder import walk_names
+from priorclip.data_shards.format.manifest import NAME as MANIFEST
+from priorclip.data_shards.format.sample import BadSample, Sample
+from priorclip.data_shards.shards import ShardSet
+from priorclip.data_shards.sources import IMAGE_SUFFIXES, Record, RecordSet, imagefolder, karpathy, keep_split
+from priorclip.data_shards.sources.folder import walk_names
 
 if TYPE_CHECKING:
-    from data_shards.collate import SampleSource
+    from priorclip.data_shards.stream.collate import SampleSource
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.recall import chance, hit_probability, standings, with_mean
-from retrieval.features import Features
-from retrieval.intervals import intervals
+from priorclip.model.recall import chance, hit_probability, standings, with_mean
+from priorclip.retrieval.features import Features
+from priorclip.retrieval.intervals import intervals
 
 KS = (1, 5, 10)
 

@@ -27,14 +27,14 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data_shards.noise import Noise
-from retrieval.config import EvaluateConfig, RobustnessConfig, TestSetConfig
-from retrieval.corruptions import CORRUPTIONS, CorruptedSource
-from retrieval.evaluation import write_report
-from retrieval.features import Features, LazyEncoder, data_digest, encoded
-from retrieval.gallery import Gallery, open_gallery, with_captions
-from retrieval.intervals import intervals
-from retrieval.ranking import figures, query_hits
+from priorclip.data_shards.stream.semantic_noise import Noise
+from priorclip.retrieval.config import EvaluateConfig, RobustnessConfig, TestSetConfig
+from priorclip.retrieval.corruptions import CORRUPTIONS, CorruptedSource
+from priorclip.retrieval.evaluate_export import write_report
+from priorclip.retrieval.features import Features, LazyEncoder, data_digest, encoded
+from priorclip.retrieval.gallery import Gallery, open_gallery, with_captions
+from priorclip.retrieval.intervals import intervals
+from priorclip.retrieval.ranking import figures, query_hits
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class Bench:
 
 
 def swapped(features: Features, share: float, seed: int) -> Features:
-    """A share of the images has the captions of another of them: exactly, and none is lost (data_shards/noise.py)."""
+    """A share of the images has the captions of another of them: exactly, and none is lost."""
     noise = Noise(seed, len(features.images), caption_share=share)
     new_owner = torch.empty(len(features.images), dtype=torch.long)
     for image in range(len(features.images)):

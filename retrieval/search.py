@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from retrieval.encoder import Encoder
-from retrieval.index import EmbeddingIndex, model_hash
+from priorclip.retrieval.embedding_index import EmbeddingIndex, model_hash
+from priorclip.retrieval.encoder import Encoder
 
 
 @dataclass(frozen=True)

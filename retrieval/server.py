@@ -28,10 +28,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
-from data_shards.images import UPRIGHT, opened, orientation, to_rgb
-from data_shards.sample import BadSample
-from data_shards.transforms import eval_transform
-from retrieval.search import Searcher
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.images.decode import UPRIGHT, opened, orientation, to_rgb
+from priorclip.data_shards.images.transforms import eval_transform
+from priorclip.retrieval.search import Searcher
 
 log = logging.getLogger(__name__)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from retrieval.published import NAMES
-from retrieval.ranking import KS
+from priorclip.retrieval.published_rows import NAMES
+from priorclip.retrieval.ranking import KS
 
 if TYPE_CHECKING:
-    from retrieval.search import Hit
+    from priorclip.retrieval.search import Hit
 
 WAYS = {"i2t": "image to text", "t2i": "text to image"}
 

@@ -8,7 +8,7 @@
 A class's feature is the normalised mean of its prompts' normalised features (Radford et al. 2021, section 3.1.4).
 Template sets: ``clip`` has the 18 that CLIP was evaluated with on RESISC45; ``remoteclip`` the one that RemoteCLIP's
 paper gives, "a satellite photo of {}."; ``scenes`` those that label-only training images were captioned with
-(data_shards/templates.py), with every wording of a scene; else a text file with one template a line.
+(data_shards/sources/templates.py), with every wording of a scene; else a text file with one template a line.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from data_shards.collate import tokenize
-from data_shards.templates import SCENES, TEMPLATES, scene_phrases
-from model.recall import Standing, hit_probability
-from retrieval.encoder import Encoder
-from retrieval.intervals import intervals
+from priorclip.data_shards.sources.templates import SCENES, TEMPLATES, scene_phrases
+from priorclip.data_shards.stream.collate import tokenize
+from priorclip.model.recall import Standing, hit_probability
+from priorclip.retrieval.encoder import Encoder
+from priorclip.retrieval.intervals import intervals
 
 CLIP_TEMPLATES = tuple(
     f"{view} {kind} of {article}{{}}."
@@ -48,7 +48,7 @@ def class_names(labels: Iterable[str], file: str | None = None) -> list[str]:
     """Classes as words, from the names that data sets give their folders.
 
     ``BaseballField``, ``baseball_field`` and ``baseballfield`` are all "baseball field"; the last is split where both
-    parts are words of the scenes in data_shards/templates.py. ``file`` is a JSON object of label -> name, which goes
+    parts are words of the scenes in sources/templates.py. ``file`` is a JSON object of label -> name, which goes
     first.
 
     Raises:

@@ -8,66 +8,127 @@ import subprocess
 import sys
 from pathlib import Path
 
+import networkx
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-TOOLS = {"model", "data_shards", "cluster"}
+GROUND = {"common"}
+TOOLS = {"common", "training", "data_shards", "model"}
 ALLOWED: dict[str, set[str]] = {
-    "model": set(),
-    "data_shards": set(),
-    "cluster": set(),
+    "common": set(),
+    "model": GROUND,
+    "data_shards": GROUND,
+    "training": GROUND,
+    "cluster": {"common", "training"},
     "pretrain": TOOLS,
-    "finetune": TOOLS,
-    "retrieval": {"model", "data_shards"},
-    "demo": set(),
+    "finetune": {*TOOLS, "pretrain", "experiments"},
+    "experiments": {"common", "data_shards", "model"},
+    "retrieval": {"common", "data_shards", "model"},
+    "demo": GROUND,
 }
+PACKAGES = [name for name in ALLOWED if name != "demo"]
 HEAVY = ("torch", "deepspeed", "transformers", "timm", "torchvision", "matplotlib", "scipy", "pandas")
 COMMANDS = ("data_shards", "pretrain", "finetune", "cluster", "retrieval", "model", "cluster launch", "cluster sbatch",
             "cluster check", "finetune closed")  # fmt: skip
 
 
-def imported(source: str, package: str) -> set[str]:
-    """Top-level names that a file of ``package`` imports, wherever in it they stand."""
+LOADERS = ("import_module", "__import__", "run_module")
+
+
+def modules_of(source: str) -> set[str]:
+    """Full names of the modules that a file imports, wherever in it they stand; relative imports as "."."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            names.add(package if node.level else (node.module or "").split(".")[0])
+            base = "." if node.level else node.module or ""
+            names |= {f"{base}.{alias.name}" for alias in node.names} | {base}
         elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in LOADERS:
-            names |= {str(arg.value).split(".")[0] for arg in node.args[:1] if isinstance(arg, ast.Constant)}
+            names |= {str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant)}
     return names
 
 
-LOADERS = ("import_module", "__import__", "run_module")
+def packages_of(source: str) -> set[str]:
+    """Packages of ours among them, by their folder. A package that is imported without ``priorclip.`` is an error."""
+    names = {name.removeprefix("priorclip.").split(".")[0] for name in modules_of(source)}
+    return names & {*ALLOWED, "tests", "benchmarks"} | {name for name in names if not name}
 
 
 @pytest.mark.parametrize("package", ALLOWED)
 def test_package_imports_only_what_it_may(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files, f"{package}/ has no code"
-    forbidden = (set(ALLOWED) | {"tests"}) - ALLOWED[package] - {package}
     found = {
-        f"{path.relative_to(ROOT)} imports {name}"
+        f"{path.relative_to(ROOT)} imports {name or 'by a relative name'}"
         for path in files
-        for name in imported(path.read_text(), package) & forbidden
+        for name in packages_of(path.read_text()) - ALLOWED[package] - {package}
     }
     assert not found
 
 
-def test_options_imports_none_of_ours() -> None:
-    assert not imported((ROOT / "options.py").read_text(), "options") & set(ALLOWED)
-
-
 def test_every_package_is_in_the_table() -> None:
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-    assert packages - {"tests"} <= set(ALLOWED)
+    assert packages - {"tests", "priorclip"} <= set(ALLOWED)
+
+
+def test_all_packages_are_in_the_namespace() -> None:
+    links = {path.name: path.resolve() for path in (ROOT / "priorclip").iterdir() if path.is_symlink()}
+    assert links == {name: ROOT / name for name in PACKAGES}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_modules_have_one_name(package: str) -> None:
+    """Imported as ``model.recall`` too, a module would exist twice: its classes and state would differ."""
+    wrong = {
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in [
+            *(ROOT / package).rglob("*.py"),
+            *(ROOT / "tests").rglob("test_*.py"),
+            *ROOT.glob("benchmarks/*.py"),
+        ]
+        for name in modules_of(path.read_text())
+        if name.split(".")[0] == package
+    }
+    assert not wrong
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> modules of ours that it imports when it is imported, or that only a type checker reads."""
+    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        imported = {each.removeprefix("priorclip.") for each in modules_of(path.read_text())}
+        # A package's own __init__ names its modules for type checkers and imports them on demand.
+        found[name] = set() if path.name == "__init__.py" else {each for each in imported & set(names) if each != name}
+    return found
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of nodes that reach each other, by Tarjan's algorithm as networkx has it."""
+    whole = networkx.DiGraph([(a, b) for a, targets in edges.items() for b in targets])
+    return sorted(sorted(group) for group in networkx.strongly_connected_components(whole) if len(group) > 1)
+
+
+def test_no_circles_between_files() -> None:
+    assert circles(graph()) == []
+
+
+def test_no_circles_between_packages() -> None:
+    assert circles({package: targets - {package} for package, targets in ALLOWED.items()}) == []
+
+
+def test_circles_are_seen() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
 
 
 def test_hidden_imports_are_seen() -> None:
-    source = "def f():\n    from pretrain.train import pretrain\n    importlib.import_module('finetune.prior')\n"
-    assert imported(source, "model") == {"pretrain", "finetune"}
-    assert imported("from . import x\nfrom .y import z\n", "model") == {"model"}
+    source = (
+        "def f():\n    from priorclip.pretrain.train import pretrain\n    importlib.import_module('finetune.prior')\n"
+    )
+    assert packages_of(source) == {"pretrain", "finetune"}
+    assert packages_of("from . import x\nfrom .y import z\n") == {""}
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from options import known_keys, nearest, parse, parse_command, plain_words, without_local_rank
+from priorclip.common.options import known_keys, nearest, parse, parse_command, plain_words, without_local_rank
 
 
 @dataclass
@@ -197,7 +197,7 @@ def test_nearest_prefers_the_own_group() -> None:
 
 
 def test_known_keys_are_leaves() -> None:
-    from options import Parser, fill_parser
+    from priorclip.common.options import Parser, fill_parser
 
     parser = Parser(prog="x")
     fill_parser(parser, Config, [], None)

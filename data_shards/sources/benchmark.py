@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards.sources.names import keep_split, labeller, sample_key
-from data_shards.sources.record import ImageFile, Record
-from data_shards.sources.table import label_table
+from priorclip.data_shards.sources.names import keep_split, labeller, sample_key
+from priorclip.data_shards.sources.record import ImageFile, Record
+from priorclip.data_shards.sources.table import label_table
 
 UCM_SCENES = (
     *("agricultural", "airplane", "baseballdiamond", "beach", "buildings", "chaparral", "denseresidential", "forest"),

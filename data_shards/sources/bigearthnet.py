@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_shards.images import opened
-from data_shards.sample import BadSample
-from data_shards.sources.folder import walk_names
-from data_shards.sources.names import keep_split
-from data_shards.sources.record import Record, read_file
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.images.decode import opened
+from priorclip.data_shards.sources.folder import walk_names
+from priorclip.data_shards.sources.names import keep_split
+from priorclip.data_shards.sources.record import Record, read_file
 
 RED_GREEN_BLUE = ("B04", "B03", "B02")
 REFLECTANCE_MAX = 2000
@@ -116,7 +116,7 @@ def _version_1(root: Path, reflectance_max: int) -> list[Record]:
 
 
 def _version_2(root: Path, table: Path, reflectance_max: int) -> list[Record]:
-    from data_shards.sources.parquet import column_rows
+    from priorclip.data_shards.sources.parquet import column_rows
 
     inner = root / "BigEarthNet-S2"
     root = inner if inner.is_dir() else root

@@ -12,21 +12,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from data_shards.class_names import distinct, plain
-from data_shards.seeds import mix, permutation
-from data_shards.sources.benchmark import karpathy, precomp
-from data_shards.sources.bigearthnet import bigearthnet
-from data_shards.sources.drawing import synthetic
-from data_shards.sources.fmow import fmow
-from data_shards.sources.folder import imagefolder, millionaid
-from data_shards.sources.names import listed, paired, prefixed
-from data_shards.sources.parquet import parquet
-from data_shards.sources.record import Record
-from data_shards.sources.table import csv, rs5m
-from data_shards.sources.tars import webdataset
+from priorclip.data_shards.format.class_names import distinct, plain
+from priorclip.data_shards.order.seeds import mix, permutation
+from priorclip.data_shards.sources.benchmark import karpathy, precomp
+from priorclip.data_shards.sources.bigearthnet import bigearthnet
+from priorclip.data_shards.sources.drawing import synthetic
+from priorclip.data_shards.sources.fmow import fmow
+from priorclip.data_shards.sources.folder import imagefolder, millionaid
+from priorclip.data_shards.sources.names import listed, paired, prefixed
+from priorclip.data_shards.sources.parquet import parquet
+from priorclip.data_shards.sources.record import Record
+from priorclip.data_shards.sources.table import csv, rs5m
+from priorclip.data_shards.sources.tars import webdataset
 
 if TYPE_CHECKING:
-    from data_shards.commands import PackConfig
+    from priorclip.data_shards.commands import PackConfig
 
 DRAWN_QUALITY = 90
 

@@ -9,7 +9,7 @@ import io
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from data_shards.sources.record import Record
+from priorclip.data_shards.sources.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Drawing:
     def load(self, record: Record) -> Record:
         from PIL import Image
 
-        from data_shards.synthetic import draw_scene
+        from priorclip.data_shards.synthetic import draw_scene
 
         scene = draw_scene(self.seed, self.index, self.size)
         extra: dict[str, Any] = {"attributes": scene.attributes}

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from data_shards.images import opened, upright_rgb
-from data_shards.sample import BadSample
-from data_shards.sources.folder import split_folder, walk_names
-from data_shards.sources.names import sample_key
-from data_shards.sources.record import ImageFile, Record, read_file
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.images.decode import opened, upright_rgb
+from priorclip.data_shards.sources.folder import split_folder, walk_names
+from priorclip.data_shards.sources.names import sample_key
+from priorclip.data_shards.sources.record import ImageFile, Record, read_file
 
 KINDS = {"rgb": ("_rgb",), "msrgb": ("_msrgb",), "both": ("_rgb", "_msrgb")}
 FACTS = ("gsd", "timestamp", "country_code", "cloud_cover", "utm", "location_id")

@@ -12,8 +12,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from data_shards.sources.names import IMAGE_SUFFIXES, sample_key, stem_label
-from data_shards.sources.record import ImageFile, Record
+from priorclip.data_shards.sources.names import IMAGE_SUFFIXES, sample_key, stem_label
+from priorclip.data_shards.sources.record import ImageFile, Record
 
 log = logging.getLogger(__name__)
 

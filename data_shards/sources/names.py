@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_shards.class_names import plain
+from priorclip.data_shards.format.class_names import plain
 
 if TYPE_CHECKING:
-    from data_shards.sources.record import Record
+    from priorclip.data_shards.sources.record import Record
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 

@@ -17,10 +17,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data_shards.sample import BadSample
-from data_shards.sources.names import sample_key
-from data_shards.sources.record import ImageFile, Place, Record
-from data_shards.sources.table import CAPTION_COLUMNS, FILE_COLUMNS, LABEL_COLUMNS, first_of
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.sources.names import sample_key
+from priorclip.data_shards.sources.record import ImageFile, Place, Record
+from priorclip.data_shards.sources.table import CAPTION_COLUMNS, FILE_COLUMNS, LABEL_COLUMNS, first_of
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "img_content", "image_bytes", "bytes")
 SUCCESS = (None, "success")  # what img2dataset's column "status" says of an image that is there

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from data_shards.class_names import distinct
-from data_shards.sample import BadSample, Sample, captions_of
-from data_shards.sources.names import find_image
+from priorclip.data_shards.format.class_names import distinct
+from priorclip.data_shards.format.sample import BadSample, Sample, captions_of
+from priorclip.data_shards.sources.names import find_image
 
 
 @runtime_checkable

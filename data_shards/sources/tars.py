@@ -18,11 +18,11 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
-from data_shards.sample import BadSample, Sample, captions_of
-from data_shards.shards import ShardSet
-from data_shards.sources.parquet import SUCCESS, Missing, column_rows
-from data_shards.sources.record import Place, Record
-from data_shards.store import LocalFile
+from priorclip.data_shards.format.sample import BadSample, Sample, captions_of
+from priorclip.data_shards.remote.store import LocalFile
+from priorclip.data_shards.shards import ShardSet
+from priorclip.data_shards.sources.parquet import SUCCESS, Missing, column_rows
+from priorclip.data_shards.sources.record import Place, Record
 
 log = logging.getLogger(__name__)
 

@@ -1,13 +1,13 @@
 """Sample data that the product ships: seeded aerial scenes with captions that state what they show.
 
->>> from data_shards.synthetic import SCENES, draw_scene
+>>> from priorclip.data_shards.synthetic import SCENES, draw_scene
 >>> draw_scene(seed=1, index=10).fine[0]
 'five blue umbrellas scattered around set in sand, next to the ocean and with trees behind the sand.'
 >>> "beach" in SCENES
 True
 """
 
-from .scene import Scene, draw_scene, label_of, sketch_scene
-from .scenes import SCENES
+from priorclip.data_shards.synthetic.scene import Scene, draw_scene, label_of, sketch_scene
+from priorclip.data_shards.synthetic.scenes import SCENES
 
 __all__ = ["SCENES", "Scene", "draw_scene", "label_of", "sketch_scene"]

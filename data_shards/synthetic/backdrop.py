@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from .dice import Rng, between, chance, count, pick
-from .objects import bush
-from .regions import band, blob
-from .sketch import Grid, Sketch
+from priorclip.data_shards.synthetic.dice import Rng, between, chance, count, pick
+from priorclip.data_shards.synthetic.objects import bush
+from priorclip.data_shards.synthetic.regions import band, blob
+from priorclip.data_shards.synthetic.sketch import Grid, Sketch
 
 # What shows through each ground where it is worn.
 WORN: dict[str, tuple[str, ...]] = {

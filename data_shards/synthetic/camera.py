@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from .dice import Rng, between, chance
-from .noise import patch
-from .sketch import Picture
+from priorclip.data_shards.synthetic.dice import Rng, between, chance
+from priorclip.data_shards.synthetic.noise_tiles import patch
+from priorclip.data_shards.synthetic.sketch import Picture
 
 HAZE = np.array((196, 206, 216), np.float32)
 REFERENCE = 128  # pixels at which blur is stated; a camera that resolves more also blurs less of the ground

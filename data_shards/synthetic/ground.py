@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .dice import Rng, between, chance
-from .noise import canopy_patch, patch
-from .palette import Rgb, blend
-from .sketch import Grid, Picture, Plane, Texture
+from priorclip.data_shards.synthetic.dice import Rng, between, chance
+from priorclip.data_shards.synthetic.noise_tiles import canopy_patch, patch
+from priorclip.data_shards.synthetic.palette import Rgb, blend
+from priorclip.data_shards.synthetic.sketch import Grid, Picture, Plane, Texture
 
 
 class Material(NamedTuple):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from .dice import Rng, between, pick
-from .palette import PAINT, Rgb, blend, shade
-from .sketch import Point, Sketch, box, line, oval, place
+from priorclip.data_shards.synthetic.dice import Rng, between, pick
+from priorclip.data_shards.synthetic.palette import PAINT, Rgb, blend, shade
+from priorclip.data_shards.synthetic.sketch import Point, Sketch, box, line, oval, place
 
 GLASS: Rgb = (44, 54, 66)
 WHITE: Rgb = (236, 237, 235)

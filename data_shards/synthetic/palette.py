@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .dice import Rng, between, pick
+from priorclip.data_shards.synthetic.dice import Rng, between, pick
 
 Rgb = tuple[float, float, float]
 

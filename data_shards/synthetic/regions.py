@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .dice import Rng, between
-from .sketch import Distance, Grid, Plane
+from priorclip.data_shards.synthetic.dice import Rng, between
+from priorclip.data_shards.synthetic.sketch import Distance, Grid, Plane
 
 
 def _away(grid: Grid, u: float, v: float) -> Plane:

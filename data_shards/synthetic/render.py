@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .dice import Rng
-from .ground import texture
-from .noise import patch
-from .sketch import Grid, Picture, Plane, Shape, Sketch
+from priorclip.data_shards.synthetic.dice import Rng
+from priorclip.data_shards.synthetic.ground import texture
+from priorclip.data_shards.synthetic.noise_tiles import patch
+from priorclip.data_shards.synthetic.sketch import Grid, Picture, Plane, Shape, Sketch
 
 OVERSAMPLE = 3
 SHADOW = (16, 20, 34)

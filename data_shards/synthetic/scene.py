@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backdrop import wear
-from .camera import photograph
-from .dice import between, generator
-from .facts import Facts
-from .render import render
-from .scenes import DRAW, SCENES
-from .sketch import Sketch
-from .wording import coarse_captions, fine_captions
+from priorclip.data_shards.synthetic.backdrop import wear
+from priorclip.data_shards.synthetic.camera import photograph
+from priorclip.data_shards.synthetic.dice import between, generator
+from priorclip.data_shards.synthetic.facts import Facts
+from priorclip.data_shards.synthetic.render import render
+from priorclip.data_shards.synthetic.scenes import DRAW, SCENES
+from priorclip.data_shards.synthetic.sketch import Sketch
+from priorclip.data_shards.synthetic.wording import coarse_captions, fine_captions
 
 SMALLEST, LARGEST = 16, 1024  # pixels; noise tiles of larger pictures would not fit in memory
 LABELS, DRAWING, GROUND, CAMERA, FINE, COARSE = range(6)  # what each stream of random numbers is for

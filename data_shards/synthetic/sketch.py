@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .noise import Plane
-from .palette import Rgb
+from priorclip.data_shards.synthetic.noise_tiles import Plane
+from priorclip.data_shards.synthetic.palette import Rgb
 
 Picture = NDArray[np.floating[Any]]
 Point = tuple[float, float]

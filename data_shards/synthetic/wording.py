@@ -13,10 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from .dice import Rng, chance, count, pick, shuffled
-from .facts import MANY, Company, Facts, Thing
-from .scenes import SCENES
-from .vocabulary import (
+from priorclip.data_shards.synthetic.dice import Rng, chance, count, pick, shuffled
+from priorclip.data_shards.synthetic.facts import MANY, Company, Facts, Thing
+from priorclip.data_shards.synthetic.scenes import SCENES
+from priorclip.data_shards.synthetic.vocabulary import (
     CARRYING,
     COARSE,
     GROUNDS,

@@ -16,13 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-from model.commands import ConvertConfig
-from model.config import ModelConfig, load_preset
-from model.convert import open_clip, pir, released, transformers_clip
-from model.convert.checkpoint import Checkpoint, read_checkpoint
-from model.convert.clip_tokenizer import write_clip_tokenizer
-from model.convert.family import Converted, Request, lacking_blocks
-from model.export import save_pretrained
+from priorclip.model.commands import ConvertConfig
+from priorclip.model.config import ModelConfig, load_preset
+from priorclip.model.convert import open_clip, pir, released, transformers_clip
+from priorclip.model.convert.checkpoint import Checkpoint, read_checkpoint
+from priorclip.model.convert.clip_tokenizer import write_clip_tokenizer
+from priorclip.model.convert.family import Converted, Request, lacking_blocks
+from priorclip.model.export.folder import save_pretrained
 
 log = logging.getLogger(__name__)
 

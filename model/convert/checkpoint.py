@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.convert.torchscript import is_torchscript, read_torchscript
-from model.weights import State
+from priorclip.model.convert.torchscript import is_torchscript, read_torchscript
+from priorclip.model.encoders.weights import State
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
 PREFIXES = ("module.", "_orig_mod.")

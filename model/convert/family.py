@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import timm
 import torch
 
-from model.build import build_model
-from model.config import EncoderConfig, ModelConfig, TextConfig
-from model.convert.checkpoint import Checkpoint
-from model.convert.rules import Rule, fill
-from model.weights import State
+from priorclip.model.build import build_model
+from priorclip.model.config import EncoderConfig, ModelConfig, TextConfig
+from priorclip.model.convert.checkpoint import Checkpoint
+from priorclip.model.convert.rules import Rule, fill
+from priorclip.model.encoders.weights import State
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]

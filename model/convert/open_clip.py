@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 
-from model.config import ModelConfig
-from model.convert.checkpoint import Checkpoint
-from model.convert.family import (
+from priorclip.model.config import ModelConfig
+from priorclip.model.convert.checkpoint import Checkpoint
+from priorclip.model.convert.family import (
     Converted,
     Request,
     assemble,
@@ -23,9 +23,9 @@ from model.convert.family import (
     clip_vit,
     need,
 )
-from model.convert.positions import first_positions, resampled
-from model.convert.rules import Rule, third, transposed, whole
-from model.weights import State
+from priorclip.model.convert.positions import first_positions, resampled
+from priorclip.model.convert.rules import Rule, third, transposed, whole
+from priorclip.model.encoders.weights import State
 
 OURS = r"visual\.encoder\.model\."
 LAYER = r"text\.model\.(?:text_model\.)?encoder\.layers\.(\d+)\."

@@ -11,11 +11,20 @@ differently: give an attention mask of ones to have theirs.
 
 from __future__ import annotations
 
-from model.config import BeliefConfig, EncoderConfig, ModelConfig, PAEConfig, TextConfig
-from model.convert.checkpoint import Checkpoint
-from model.convert.family import CLIP_MEAN, CLIP_STD, Converted, Request, assemble, attribution_scale, blocks, need
-from model.convert.rules import Rule, inverse_log, whole
-from model.weights import State
+from priorclip.model.config import BeliefConfig, EncoderConfig, ModelConfig, PAEConfig, TextConfig
+from priorclip.model.convert.checkpoint import Checkpoint
+from priorclip.model.convert.family import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Converted,
+    Request,
+    assemble,
+    attribution_scale,
+    blocks,
+    need,
+)
+from priorclip.model.convert.rules import Rule, inverse_log, whole
+from priorclip.model.encoders.weights import State
 
 FILTER_SIZE = 40
 MAX_TOKENS = 47

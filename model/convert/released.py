@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 
-from model.config import BeliefConfig, EncoderConfig
-from model.convert import open_clip
-from model.convert.checkpoint import Checkpoint
-from model.convert.family import CLIP_MEAN, CLIP_STD, Converted, Request, assemble, attribution_scale, need
-from model.convert.rules import Rule
-from model.weights import State
+from priorclip.model.config import BeliefConfig, EncoderConfig
+from priorclip.model.convert import open_clip
+from priorclip.model.convert.checkpoint import Checkpoint
+from priorclip.model.convert.family import CLIP_MEAN, CLIP_STD, Converted, Request, assemble, attribution_scale, need
+from priorclip.model.convert.rules import Rule
+from priorclip.model.encoders.weights import State
 
 PRIOR = r"prior\.model\."
 STRIDE = 32

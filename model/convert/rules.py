@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.weights import State, some
+from priorclip.model.encoders.weights import State, some
 
 Take = Callable[[Sequence[Tensor], torch.Size], Tensor]
 

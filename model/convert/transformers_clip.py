@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import math
 
-from model.config import ModelConfig
-from model.convert.checkpoint import Checkpoint
-from model.convert.family import Converted, Request, assemble, attribution_scale, blocks, clip_text, clip_vit, need
-from model.convert.positions import first_positions, resampled
-from model.convert.rules import Rule, stacked
-from model.weights import State
+from priorclip.model.config import ModelConfig
+from priorclip.model.convert.checkpoint import Checkpoint
+from priorclip.model.convert.family import (
+    Converted,
+    Request,
+    assemble,
+    attribution_scale,
+    blocks,
+    clip_text,
+    clip_vit,
+    need,
+)
+from priorclip.model.convert.positions import first_positions, resampled
+from priorclip.model.convert.rules import Rule, stacked
+from priorclip.model.encoders.weights import State
 
 OURS = r"visual\.encoder\.model\."
 THEIRS = "vision_model."

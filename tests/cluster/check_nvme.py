@@ -16,8 +16,8 @@ import torch
 from test_cluster_training import reference
 from toy_launches import ToyRun, assert_same, run_toys
 
-from cluster.engine import settings_file
-from cluster.preemption import REQUEUE_EXIT_CODE
+from priorclip.training.engine.build import settings_file
+from priorclip.training.ranks.preemption import REQUEUE_EXIT_CODE
 
 HIDDEN = 100_000
 

@@ -14,7 +14,7 @@ import pytest
 from network_hosts import Network
 from toy_launches import dying_with_us, environment, execute, needed, root_needed
 
-from cluster.ports import free_port
+from priorclip.common.ports import free_port
 
 JOB_SECONDS = 240
 REST_SECONDS = 5

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_shards.__main__ import main as data_shards
+from priorclip.data_shards.__main__ import main as data_shards
 
 SIZE, IMAGES, GLOBAL_BATCH, EPOCHS = 48, 48, 16, 2
 

@@ -26,11 +26,11 @@ from network_hosts import Network
 from small_pretraining import SmallPretraining
 from toy_launches import PYTHON, ROOT, execute, needed
 
-from cluster import check
-from cluster.commands import CheckConfig
-from cluster.findings import findings, speeds
-from cluster.ports import TORCH_PORT
-from cluster.probe import look_at_shards
+from priorclip.cluster.check import host_table as check
+from priorclip.cluster.check.host_probe import look_at_shards
+from priorclip.cluster.check.rules import findings, speeds
+from priorclip.cluster.commands import CheckConfig
+from priorclip.common.ports import TORCH_PORT
 
 # libfaketime would turn sleeps as well, and has them fail now and then on a busy machine.
 LATE_CLOCK = """

@@ -17,14 +17,14 @@ import pytest
 import torch
 from toy_launches import STOPPABLE, ToyRun, assert_same, root_needed, run_toys
 
-from cluster.checkpoint import best_of, fault, published, retire
-from cluster.comparison import losses
-from cluster.config import CheckpointConfig, MonitorConfig
-from cluster.generators import generator_states, set_generators
-from cluster.loop import recorded_speed
-from cluster.metrics import MetricLog
-from cluster.records import last_record, records
-from cluster.writer import Snapshot, save_file
+from priorclip.cluster.faults.compare_runs import losses
+from priorclip.training.checkpoints.files import best_of, fault, published, retire
+from priorclip.training.checkpoints.writer import Snapshot, save_file
+from priorclip.training.config import CheckpointConfig, MonitorConfig
+from priorclip.training.loop import recorded_speed
+from priorclip.training.monitoring.metric_log import MetricLog
+from priorclip.training.monitoring.read_metrics import last_record, records
+from priorclip.training.ranks.rng_state import generator_states, set_generators
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy_launches import PYTHON, ROOT, execute
 
-from cluster.commands import LaunchConfig, SbatchConfig
-from cluster.hostfile import read_hostfile
-from cluster.launch import deepspeed_command, through_pdsh
-from cluster.sbatch import TEMPLATES, render, seconds_of
+from priorclip.cluster.commands import LaunchConfig, SbatchConfig
+from priorclip.cluster.launch.deepspeed_launch import deepspeed_command, through_pdsh
+from priorclip.cluster.launch.hostfile import read_hostfile
+from priorclip.cluster.launch.sbatch import TEMPLATES, render, seconds_of
 
 CPU = {"DS_ACCELERATOR": "cpu"}
 RUN = ["pretrain", "--config", "my run.yaml", "--data.shards", "{pub11,rs3}-train-{0000..0031}.tar"]

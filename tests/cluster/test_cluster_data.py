@@ -7,17 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.ports import free_port
-from data_shards.pack import PackPlan, pack
-from data_shards.sources import synthetic
+from priorclip.common.ports import free_port
+from priorclip.data_shards.pack.write_shards import PackPlan, pack
+from priorclip.data_shards.sources import synthetic
 
 ROOT = Path(__file__).resolve().parents[2]
 RANK = """
 import sys
 import torch.distributed as dist
-from cluster.agreement import refuse_different_data
-from data_shards import ShardSet, ShardStream
-from data_shards.config import DataConfig
+from priorclip.training.ranks.same_data import refuse_different_data
+from priorclip.data_shards import ShardSet, ShardStream
+from priorclip.data_shards.config import DataConfig
 
 port, rank, whole, short = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config import EngineConfig, OptimizerConfig
-from cluster.distributed import rank_environment, ranks_here
-from cluster.engine import ZERO_FOLDER, batch_split, deepspeed_settings, schedule_shape
-from cluster.offload import prepare_nvme
-from cluster.preemption import Notice
+from priorclip.training.config import EngineConfig, OptimizerConfig
+from priorclip.training.engine.build import ZERO_FOLDER, batch_split, deepspeed_settings, schedule_shape
+from priorclip.training.engine.offload import prepare_nvme
+from priorclip.training.ranks.distributed import rank_environment, ranks_here
+from priorclip.training.ranks.preemption import Notice
 
 
 def settings_of(tmp_path: Path, content: str) -> EngineConfig:

@@ -11,8 +11,8 @@ from pathlib import Path
 from loopback_slurm import Slurm
 from toy_launches import BASE, PYTHON, execute
 
-from cluster.sbatch import TEMPLATES
-from cluster.victims import Ranks
+from priorclip.cluster.faults.run_processes import Ranks
+from priorclip.cluster.launch.sbatch import TEMPLATES
 
 KINDS = ("write", "daemon", "stop", "notice")
 STEPS = 24

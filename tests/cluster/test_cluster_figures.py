@@ -19,11 +19,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toy_launches import ToyRun
 from toy_run import LATE_SECONDS, TOY_FLOPS, ToyStream, toy_model
 
-from cluster.config import MonitorConfig
-from cluster.figures import Seen, skipped_figures
-from cluster.layout import LAYOUT, flat
-from cluster.ports import free_port
-from cluster.prometheus import open_endpoint
+from priorclip.common.ports import free_port
+from priorclip.training.config import MonitorConfig
+from priorclip.training.monitoring.measure import Seen, skipped_figures
+from priorclip.training.monitoring.prometheus import open_endpoint
+from priorclip.training.monitoring.tensorboard_layout import LAYOUT, flat
 
 BATCH = 16
 PARTS = ("0", "4")  # of the toy model: the layers that have parameters

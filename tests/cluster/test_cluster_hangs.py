@@ -15,11 +15,11 @@ import pytest
 import torch
 from toy_launches import PYTHON, ROOT, ToyRun, execute, toy_arguments
 
-from cluster.distributed import Rank
-from cluster.guardian import kernel_says
-from cluster.launch import free_port
-from cluster.preemption import HANG_EXIT_CODE
-from cluster.watchdog import Watchdog, verdict
+from priorclip.cluster.launch.deepspeed_launch import free_port
+from priorclip.training.ranks.distributed import Rank
+from priorclip.training.ranks.guardian import kernel_says
+from priorclip.training.ranks.preemption import HANG_EXIT_CODE
+from priorclip.training.ranks.watchdog import Watchdog, verdict
 
 GUARDIAN = ROOT / "cluster" / "guardian.py"
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from toy_launches import PYTHON, execute
 
-from cluster.memory import Setting, estimate
-from cluster.model_table import ModelTable, load_table
+from priorclip.cluster.plan.model_table import ModelTable, load_table
+from priorclip.cluster.plan.rank_memory import Setting, estimate
 
 BUCKET, BATCH = 200_000, 16
 PRESET = "priorclip-tiny"

@@ -13,11 +13,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.__main__ import main
-from cluster.memory import Setting, estimate, largest_micro_batch
-from cluster.model_table import ModelTable, Point
-from cluster.network import Network
-from cluster.simulate import Work, collectives, efficiency, expected_maximum, step_time, strong_scaling, weak_scaling
+from priorclip.cluster.__main__ import main
+from priorclip.cluster.plan.model_table import ModelTable, Point
+from priorclip.cluster.plan.network import Network
+from priorclip.cluster.plan.rank_memory import Setting, estimate, largest_micro_batch
+from priorclip.cluster.plan.simulate import (
+    Work,
+    collectives,
+    efficiency,
+    expected_maximum,
+    step_time,
+    strong_scaling,
+    weak_scaling,
+)
 
 MILLION = 1_000_000
 # 100 M trained in ten tensors and ten small ones, 20 M frozen; 10 MB of activations a pair as the backward pass begins.

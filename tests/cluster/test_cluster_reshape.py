@@ -12,8 +12,8 @@ import pytest
 import torch
 from toy_launches import HALF, PYTHON, SCALES, STOPPABLE, ToyRun, root_needed, run_toys
 
-from cluster.checkpoint import Shape
-from cluster.universal import convert, load_param
+from priorclip.training.checkpoints.files import Shape
+from priorclip.training.checkpoints.reshape import convert, load_param
 
 Conversion = Callable[[], None]
 ONE = (PYTHON, "-m", "tests.cluster.toy_runs")

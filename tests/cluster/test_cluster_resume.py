@@ -27,9 +27,9 @@ from toy_launches import (
     toy_arguments,
 )
 
-from cluster.checkpoint import published, recover
-from cluster.preemption import REQUEUE_EXIT_CODE
-from cluster.run_lock import hold
+from priorclip.training.checkpoints.files import published, recover
+from priorclip.training.ranks.preemption import REQUEUE_EXIT_CODE
+from priorclip.training.ranks.run_lock import hold
 
 LAUNCH = (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--")
 
@@ -144,7 +144,7 @@ def test_signal_to_the_launch_command_reaches_the_ranks(tmp_path: Path) -> None:
 def test_signal_to_a_process_that_is_ending_does_not_kill_it() -> None:
     program = """
 import os, signal
-from cluster.preemption import Notice
+from priorclip.training.ranks.preemption import Notice
 class Late:  # taken apart after Python's own handlers are
     def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR1):
         kill(pid, number)
@@ -174,7 +174,10 @@ sys.exit(subprocess.run([sys.executable, "-c", sys.argv[1]]).returncode)
 def test_signal_before_the_ranks_can_take_it_is_kept_for_them(number: signal.Signals) -> None:
     """DeepSpeed's launcher takes seconds until it starts the ranks, and they until they know of signals."""
     command = [PYTHON, "-c", LATE_LAUNCHER, LATE_RANK]
-    program = f"import sys; from cluster.launch import wait_for; sys.exit(wait_for({command}, 'local'))"
+    program = (
+        "import sys; from priorclip.cluster.launch.deepspeed_launch import wait_for;"
+        f" sys.exit(wait_for({command}, 'local'))"
+    )
     launch = subprocess.Popen([PYTHON, "-c", program], cwd=ROOT, env=environment(), stdout=subprocess.PIPE)
     assert launch.stdout
     assert launch.stdout.readline() == b"starting\n"
@@ -190,14 +193,14 @@ def test_signal_while_a_run_starts_is_kept_for_it() -> None:
     """Until its first step; a package's __main__ hears it before torch is there."""
     program = """
 import os, signal, sys
-from pretrain.__main__ import main
+from priorclip.pretrain.__main__ import main
 sys.argv[1:] = ["--config", "missing.yaml"]
 try:
     main()
 except SystemExit:
     os.kill(os.getpid(), signal.SIGUSR1)
 assert "torch" not in sys.modules
-from cluster.preemption import Notice
+from priorclip.training.ranks.preemption import Notice
 print(Notice().given, Notice().given, flush=True)
 """
     done = execute([PYTHON, "-c", program])
@@ -209,7 +212,7 @@ def test_second_run_in_a_run_directory_is_refused(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from cluster.run_lock import hold
+from priorclip.training.ranks.run_lock import hold
 print([hold(Path(sys.argv[1]))], flush=True)
 input()
 """
@@ -236,7 +239,7 @@ def test_checkpoint_that_was_being_replaced_is_not_lost(tmp_path: Path) -> None:
 
 def test_launch_that_is_killed_leaves_nothing_behind() -> None:
     command = [PYTHON, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
-    program = f"from cluster.launch import wait_for; wait_for({command}, 'local')"
+    program = f"from priorclip.cluster.launch.deepspeed_launch import wait_for; wait_for({command}, 'local')"
     launch = subprocess.Popen([PYTHON, "-c", program], cwd=ROOT, env=environment(), stdout=subprocess.PIPE)
     assert launch.stdout
     started = psutil.Process(int(launch.stdout.readline()))

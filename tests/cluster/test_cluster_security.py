@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from network_hosts import Host, Network
 from toy_launches import ToyRun, toy_arguments
 
-from cluster.commands import LaunchConfig, SbatchConfig
-from cluster.hostfile import read_hostfile
-from cluster.launch import deepspeed_command
-from cluster.ports import TORCH_PORT
-from cluster.preemption import REQUEUE_EXIT_CODE
-from cluster.sbatch import render
-from cluster.secrecy import MaskedFormatter, masked, masked_command, masked_values
+from priorclip.cluster.commands import LaunchConfig, SbatchConfig
+from priorclip.cluster.launch.deepspeed_launch import deepspeed_command
+from priorclip.cluster.launch.hostfile import read_hostfile
+from priorclip.cluster.launch.sbatch import render
+from priorclip.common.masking import MaskedFormatter, masked, masked_command, masked_values
+from priorclip.common.ports import TORCH_PORT
+from priorclip.training.ranks.preemption import REQUEUE_EXIT_CODE
 
 SECRETS = ("hunter2isnotgood", "9f86d081884c7d65", "AKIAIOSFODNN7EXAMPLE")
 NOTE = f"https://me:{SECRETS[0]}@host/a.tar?X-Amz-Signature={SECRETS[1]}&part=1 {SECRETS[2]}"

@@ -12,8 +12,8 @@ import torch
 from toy_launches import ToyRun, assert_same
 from toy_run import SAMPLES, ToyStream, toy_model
 
-from cluster.checkpoint import fault, published
-from cluster.preemption import REQUEUE_EXIT_CODE
+from priorclip.training.checkpoints.files import fault, published
+from priorclip.training.ranks.preemption import REQUEUE_EXIT_CODE
 
 LR, DECAY, BATCH = 5e-4, 0.2, 16
 

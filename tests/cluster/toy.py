@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.preemption import hear_early
+from priorclip.training.ranks.preemption import hear_early
 
 if __name__ == "__main__":
     hear_early()

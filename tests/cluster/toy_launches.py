@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.ports import free_port
+from priorclip.common.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable

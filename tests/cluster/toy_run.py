@@ -22,13 +22,13 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch import nn
 
-from cluster.config import RunConfig
-from cluster.distributed import seed_everything, start
-from cluster.engine import build_engine, full_state_dict
-from cluster.figures import Subject
-from cluster.loop import prepare_folder, total_steps, train
-from cluster.report import set_up_logging, write_report
-from options import parse
+from priorclip.common.options import parse
+from priorclip.training.config import RunConfig
+from priorclip.training.engine.build import build_engine, full_state_dict
+from priorclip.training.loop import prepare_folder, total_steps, train
+from priorclip.training.monitoring.measure import Subject
+from priorclip.training.monitoring.report import set_up_logging, write_report
+from priorclip.training.ranks.distributed import seed_everything, start
 
 SAMPLES = 96
 LATE_SECONDS = 0.3

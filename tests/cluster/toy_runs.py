@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from cluster.writer import CheckpointError
-from options import without_local_rank
+from priorclip.common.options import without_local_rank
+from priorclip.training.checkpoints.writer import CheckpointError
 from tests.cluster.toy_run import main
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_data import records
 
-from data_shards.pack import PackPlan, pack
+from priorclip.data_shards.pack.write_shards import PackPlan, pack
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from data_shards import train_tokenizer
+    from priorclip.data_shards import train_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer")
     texts = [text for record in records(46) for text in record.captions]

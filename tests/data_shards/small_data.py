@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_shards.sources import Record
+from priorclip.data_shards.sources import Record
 
 SCENES = ("airport", "beach", "denseresidential")
 

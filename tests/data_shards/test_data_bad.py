@@ -27,14 +27,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_data import encoded, picture, rows, write_tar
 
-from data_shards import BadSample, ShardSet, ShardStream, TooManyBadSamples, load_tokenizer
-from data_shards.__main__ import main
-from data_shards.config import DataConfig
-from data_shards.index import ShardIndex, scan
-from data_shards.quarantine import Quarantine
-from data_shards.sample import parse_text
-from data_shards.shards import index_path
-from data_shards.transforms import eval_transform
+from priorclip.data_shards import BadSample, ShardSet, ShardStream, TooManyBadSamples, load_tokenizer
+from priorclip.data_shards.__main__ import main
+from priorclip.data_shards.config import DataConfig
+from priorclip.data_shards.format.sample import parse_text
+from priorclip.data_shards.format.tar_index import ShardIndex, scan
+from priorclip.data_shards.images.transforms import eval_transform
+from priorclip.data_shards.shards import index_path
+from priorclip.data_shards.stream.quarantine import Quarantine
 
 SIDE, SOUND, EPOCHS, LIMIT_SECONDS = 16, 12, 3, 60
 CAPTION = b'{"captions": ["a field"]}'
@@ -767,7 +767,7 @@ def test_a_disk_that_fills_up_costs_the_list_and_not_the_run(
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("data_shards.quarantine.os.write", full)
+    monkeypatch.setattr("priorclip.data_shards.stream.quarantine.os.write", full)
     for number in range(3):
         book.add([row(number)], 0, 99)
     assert book.skipped["no image"] == 3

@@ -13,12 +13,20 @@ from PIL import Image
 from small_data import encoded, image_folder, picture
 from torchvision.transforms import Normalize
 
-from data_shards.__main__ import main
-from data_shards.bench import MEAN, STD, clip_tokenizer, make_shards, normalise, open_clip_batches, photographs
-from data_shards.collate import tokenize
-from data_shards.commands import BenchConfig
-from data_shards.shards import ShardSet
-from data_shards.sources import Record
+from priorclip.data_shards.__main__ import main
+from priorclip.data_shards.commands import BenchConfig
+from priorclip.data_shards.inspect.bench import (
+    MEAN,
+    STD,
+    clip_tokenizer,
+    make_shards,
+    normalise,
+    open_clip_batches,
+    photographs,
+)
+from priorclip.data_shards.shards import ShardSet
+from priorclip.data_shards.sources import Record
+from priorclip.data_shards.stream.collate import tokenize
 
 
 def test_the_peer_reads_every_batch_of_the_same_tars(tmp_path: Path) -> None:

@@ -14,18 +14,20 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 from small_data import encoded, picture, rows
 
-from data_shards import ShardSet, near, prints
-from data_shards.__main__ import main
-from data_shards.crew import Crew, Share
-from data_shards.duplicates import Duplicate, find_duplicates, merge_duplicates
-from data_shards.fingerprint import LOOK, SYMMETRIC, SYMMETRIES, fingerprint, fingerprints
-from data_shards.leakage import DEFAULT_DISTANCE, Evaluation, find_leaks
-from data_shards.manifest import Manifest
-from data_shards.near import Pieces, near_pairs
-from data_shards.pack import PackPlan, pack, records_digest
-from data_shards.prints import Prints
-from data_shards.sample import Sample
-from data_shards.sources import Record, load, synthetic
+from priorclip.data_shards import ShardSet
+from priorclip.data_shards.__main__ import main
+from priorclip.data_shards.dedupe import hash_columns as prints
+from priorclip.data_shards.dedupe import near_hashes as near
+from priorclip.data_shards.dedupe.duplicates import Duplicate, find_duplicates, merge_duplicates
+from priorclip.data_shards.dedupe.hash_columns import Prints
+from priorclip.data_shards.dedupe.image_hashes import LOOK, SYMMETRIC, SYMMETRIES, fingerprint, fingerprints
+from priorclip.data_shards.dedupe.leakage import DEFAULT_DISTANCE, Evaluation, find_leaks
+from priorclip.data_shards.dedupe.near_hashes import Pieces, near_pairs
+from priorclip.data_shards.format.manifest import Manifest
+from priorclip.data_shards.format.sample import Sample
+from priorclip.data_shards.pack.packers import Crew, Share
+from priorclip.data_shards.pack.write_shards import PackPlan, pack, records_digest
+from priorclip.data_shards.sources import Record, load, synthetic
 
 UCMERCED = Path(__file__).parents[3] / "shared/data/ucmerced/images"
 MAX_PIXELS = 100_000_000

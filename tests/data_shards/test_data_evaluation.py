@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import encoded, picture, records, write_tar
 
-from data_shards import Record, RecordSet, ShardSet, eval_batches, load_tokenizer
-from data_shards.pack import PackPlan, pack
-from data_shards.shared import warn_of_shared
-from data_shards.transforms import eval_transform
+from priorclip.data_shards import Record, RecordSet, ShardSet, eval_batches, load_tokenizer
+from priorclip.data_shards.dedupe.identical_images import warn_of_shared
+from priorclip.data_shards.images.transforms import eval_transform
+from priorclip.data_shards.pack.write_shards import PackPlan, pack
 
 
 @settings(deadline=None)

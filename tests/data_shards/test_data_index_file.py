@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_shards import ShardSet
-from data_shards.index import Member, ShardIndex
-from data_shards.index_file import IndexFile
-from data_shards.sample import BadSample
+from priorclip.data_shards import ShardSet
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.format.tar_index import Member, ShardIndex
+from priorclip.data_shards.format.tar_index_file import IndexFile
 
 KEYS = st.lists(st.text(st.characters(exclude_characters="\0./"), max_size=6), min_size=1, max_size=8, unique=True)
 
@@ -92,7 +92,7 @@ MEASURE = """
 import gc, sys
 from pathlib import Path
 import psutil
-from data_shards.shards import ShardSet
+from priorclip.data_shards.shards import ShardSet
 shards = ShardSet(sys.argv[1])
 gc.collect()
 before = psutil.Process().memory_full_info().uss
@@ -105,8 +105,8 @@ print(before, psutil.Process().memory_full_info().uss - before, len(shards._indi
 
 def test_a_process_keeps_no_index_in_memory(tmp_path: Path) -> None:
     """64 indices of 40,000 samples, 150 MB when held whole; all of RS5M is twice that."""
-    from data_shards.index import write_aside
-    from data_shards.manifest import Manifest, ShardEntry
+    from priorclip.data_shards.format.manifest import Manifest, ShardEntry
+    from priorclip.data_shards.format.tar_index import write_aside
 
     first = tmp_path / "s-000.tar"
     first.touch()

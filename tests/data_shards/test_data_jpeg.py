@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_data import encoded, picture
 
-from data_shards.jpeg import decoded, has_exif, jpeg_size
-from data_shards.sample import BadSample
-from data_shards.transforms import aligned, eval_transform, random_box, train_transform
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.images.jpeg import decoded, has_exif, jpeg_size
+from priorclip.data_shards.images.transforms import aligned, eval_transform, random_box, train_transform
 
 UCMERCED = Path(__file__).parents[3] / "shared/data/ucmerced/images"
 
@@ -80,8 +80,8 @@ def test_a_damaged_jpeg_is_bad_or_has_pillows_pixels(data: st.DataObject) -> Non
 @pytest.mark.skipif(not UCMERCED.is_dir(), reason="the UC Merced photographs are not here")
 @pytest.mark.parametrize(("side", "limit"), [(256, 0.5), (768, 2)])
 def test_photographs_are_within_two_grey_levels_of_pillow(side: int, limit: float) -> None:
-    from data_shards.bench import photographs
-    from data_shards.sources import imagefolder
+    from priorclip.data_shards.inspect.bench import photographs
+    from priorclip.data_shards.sources import imagefolder
 
     errors = []
     for seed, record in enumerate(photographs(imagefolder(UCMERCED), side, 12)):

@@ -20,14 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import records, write_tar
 
-from data_shards import ShardSet, ShardStream
-from data_shards.config import DataConfig
-from data_shards.corpus import Corpus, corpora
-from data_shards.mixture import Mixture, Part
-from data_shards.order import EpochOrder
-from data_shards.pack import PackPlan, pack
-from data_shards.seeds import mix, permutation
-from options import parse
+from priorclip.common.options import parse
+from priorclip.data_shards import ShardSet, ShardStream
+from priorclip.data_shards.config import DataConfig
+from priorclip.data_shards.corpus import Corpus, corpora
+from priorclip.data_shards.order.epoch_order import EpochOrder
+from priorclip.data_shards.order.mixture import Mixture, Part
+from priorclip.data_shards.order.seeds import mix, permutation
+from priorclip.data_shards.pack.write_shards import PackPlan, pack
 
 WORLDS = (1, 2, 3, 4, 8, 64)
 WEIGHTS = st.sampled_from(["1/3", "1/2", "1", "2", "2.5", "0.7", "10"]).map(Fraction)

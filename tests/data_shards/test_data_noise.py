@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import records
 
-from data_shards import RecordSet, ShardStream, load_tokenizer
-from data_shards.config import DataConfig
-from data_shards.noise import KeyedOrder, Noise
+from priorclip.data_shards import RecordSet, ShardStream, load_tokenizer
+from priorclip.data_shards.config import DataConfig
+from priorclip.data_shards.stream.semantic_noise import KeyedOrder, Noise
 
 SAMPLES = 40
 

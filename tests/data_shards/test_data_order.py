@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_shards import ShardStream
-from data_shards.config import DataConfig
-from data_shards.order import EpochOrder
-from data_shards.sample import Sample
-from data_shards.seeds import mix, mix_array, permutation
+from priorclip.data_shards import ShardStream
+from priorclip.data_shards.config import DataConfig
+from priorclip.data_shards.format.sample import Sample
+from priorclip.data_shards.order.epoch_order import EpochOrder
+from priorclip.data_shards.order.seeds import mix, mix_array, permutation
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 WORLDS = (1, 2, 3, 4, 8, 64)
@@ -220,7 +220,7 @@ def test_what_is_dropped_differs_from_epoch_to_epoch() -> None:
 def test_five_million_samples_resume_in_no_time_and_little_memory() -> None:
     code = (
         "import resource, time\n"
-        "from data_shards.order import EpochOrder\n"
+        "from priorclip.data_shards.order.epoch_order import EpochOrder\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "start = time.process_time()\n"
         "order = EpochOrder([1000] * 5070, 1, 3, 32, 2048)\n"

@@ -18,11 +18,11 @@ import webdataset
 from PIL import Image
 from small_data import encoded, image_folder, picture, records, rows
 
-from data_shards import ShardSet
-from data_shards.__main__ import main
-from data_shards.manifest import Manifest
-from data_shards.pack import PackPlan, pack
-from data_shards.sources import Record
+from priorclip.data_shards import ShardSet
+from priorclip.data_shards.__main__ import main
+from priorclip.data_shards.format.manifest import Manifest
+from priorclip.data_shards.pack.write_shards import PackPlan, pack
+from priorclip.data_shards.sources import Record
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -132,7 +132,7 @@ def test_synthetic_both_wordings(tmp_path: Path) -> None:
         "pack --source synthetic --count 6 --size 64 --seed 3 --first-index 100 --shard-size 4 --workers 1 --output"
     )
     assert main([*command.split(), str(tmp_path / "shards")]) == 0
-    from data_shards.synthetic import draw_scene
+    from priorclip.data_shards.synthetic import draw_scene
 
     opened = ShardSet(str(tmp_path / "shards"))
     assert len(opened) == 6
@@ -288,7 +288,7 @@ def test_keys_with_dots_unicode_and_doubles(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     (folder / "v1.2.final.jpg").write_bytes(made[0].image)
-    from data_shards.sources import imagefolder
+    from priorclip.data_shards.sources import imagefolder
 
     made += imagefolder(folder)
     pack(made, tmp_path / "shards", PackPlan())
@@ -313,7 +313,7 @@ def test_missing_options_and_columns_are_named(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_every_class_has_many_template_captions() -> None:
-    from data_shards import templates
+    from priorclip.data_shards.sources import templates
 
     for name in (*templates.SCENES, "SolarFarm", "wind_turbines", "dry grass"):
         texts = templates.captions(name, 20, seed=1)

@@ -17,10 +17,10 @@ import pytest
 from small_data import image_folder
 from test_data_pack import contents
 
-from data_shards.__main__ import main
-from data_shards.crew import Crew, Share, mpi_world, own_share
-from data_shards.half_packed import finish
-from data_shards.selection import Selection
+from priorclip.data_shards.__main__ import main
+from priorclip.data_shards.pack.packers import Crew, Share, mpi_world, own_share
+from priorclip.data_shards.pack.selection import Selection
+from priorclip.data_shards.pack.unfinished_folder import finish
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 300
@@ -215,7 +215,7 @@ def test_task_that_finishes_second_finds_it_done(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tasks come to the end at once: the other is done between two steps of this one."""
-    from data_shards import half_packed
+    from priorclip.data_shards.pack import unfinished_folder as half_packed
 
     folder = tmp_path / "o"
     assert ended(started(arguments, folder, **array_task(0, 2)))[0] == 0
@@ -244,7 +244,7 @@ def test_task_that_finishes_second_finds_it_done(
 
 def test_plain_pack_leaves_mpi_alone(arguments: list[str], tmp_path: Path) -> None:
     code = (
-        "import sys; from data_shards.__main__ import main; done = main(sys.argv[1:]); "
+        "import sys; from priorclip.data_shards.__main__ import main; done = main(sys.argv[1:]); "
         "sys.exit(done or 9 * ('mpi4py' in sys.modules) or 8 * ('torch' in sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code, *arguments, str(tmp_path / "o")], env=environment())

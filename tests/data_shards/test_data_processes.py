@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.build_index import parallel
-from data_shards.crew import Crew
-from data_shards.processes import pool
-from data_shards.workers import batches, start_forkserver
+from priorclip.common.processes import pool
+from priorclip.data_shards.pack.index_tars import parallel
+from priorclip.data_shards.pack.packers import Crew
+from priorclip.data_shards.stream.workers import batches, start_forkserver
 
 NAMES = ("AWS_ENDPOINT_URL", "HF_TOKEN", "https_proxy", "GONE")
 

@@ -28,14 +28,16 @@ from hypothesis import strategies as st
 from remote_server import Behaviour, RemoteServer, serving
 from small_data import records, rows
 
-from data_shards import ShardSet, ShardStream, address, chunk_cache, eval_batches, load_tokenizer, store, transport
-from data_shards.chunk_cache import ChunkCache
-from data_shards.config import DataConfig, byte_count
-from data_shards.pack import PackPlan, pack
-from data_shards.read_ahead import GAP, LONGEST, coalesced
-from data_shards.sample import BadSample
-from data_shards.store import Access, LocalFile, RemoteFile
-from data_shards.transport import RemoteError, Version
+from priorclip.data_shards import ShardSet, ShardStream, eval_batches, load_tokenizer
+from priorclip.data_shards.config import DataConfig, byte_count
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.pack.write_shards import PackPlan, pack
+from priorclip.data_shards.remote import address, chunk_cache, store
+from priorclip.data_shards.remote import http_ranges as transport
+from priorclip.data_shards.remote.chunk_cache import ChunkCache
+from priorclip.data_shards.remote.http_ranges import RemoteError, Version
+from priorclip.data_shards.remote.read_ahead import GAP, LONGEST, coalesced
+from priorclip.data_shards.remote.store import Access, LocalFile, RemoteFile
 
 ROOT = Path(__file__).parents[2]
 TAR = "train-000002.tar"
@@ -307,8 +309,8 @@ def test_no_secret_leaves_the_request(
 RANK = """
 import hashlib, sys
 from pathlib import Path
-from data_shards import ShardSet, store
-from data_shards.chunk_cache import locked
+from priorclip.data_shards import ShardSet, store
+from priorclip.data_shards.remote.chunk_cache import locked
 import numpy as np
 store.CHUNK = 8192
 url, cache, limit, seed = sys.argv[1:]

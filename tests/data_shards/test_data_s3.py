@@ -10,9 +10,9 @@ import pytest
 import torch
 from moto.server import ThreadedMotoServer
 
-from data_shards import DataConfig, ShardSet, ShardStream
-from data_shards.sizes import look_at_sizes
-from data_shards.workers import start_forkserver
+from priorclip.data_shards import DataConfig, ShardSet, ShardStream
+from priorclip.data_shards.inspect.sizes import look_at_sizes
+from priorclip.data_shards.stream.workers import start_forkserver
 
 BUCKET = "rs5m"
 

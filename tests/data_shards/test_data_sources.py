@@ -19,18 +19,29 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_data import encoded, image_folder, picture, rows, write_tar
 
-from data_shards import DataConfig, RecordSet, ShardSet, ShardStream, templates
-from data_shards.__main__ import main
-from data_shards.manifest import Manifest
-from data_shards.sample import BadSample
-from data_shards.sources import ImageFile, Record, karpathy, load, precomp, rs5m, sample_key, stem_label, webdataset
-from data_shards.sources.benchmark import UCM_SCENES, UCM_WORDS
-from data_shards.sources.bigearthnet import bigearthnet
-from data_shards.sources.catalogue import SOURCES, shuffled
-from data_shards.sources.fmow import fmow
-from data_shards.sources.folder import imagefolder
-from data_shards.sources.names import prefixed
-from data_shards.sources.parquet import parquet
+from priorclip.data_shards import DataConfig, RecordSet, ShardSet, ShardStream
+from priorclip.data_shards.__main__ import main
+from priorclip.data_shards.format.manifest import Manifest
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.sources import (
+    ImageFile,
+    Record,
+    karpathy,
+    load,
+    precomp,
+    rs5m,
+    sample_key,
+    stem_label,
+    templates,
+    webdataset,
+)
+from priorclip.data_shards.sources.benchmark import UCM_SCENES, UCM_WORDS
+from priorclip.data_shards.sources.bigearthnet import bigearthnet
+from priorclip.data_shards.sources.catalogue import SOURCES, shuffled
+from priorclip.data_shards.sources.fmow import fmow
+from priorclip.data_shards.sources.folder import imagefolder
+from priorclip.data_shards.sources.names import prefixed
+from priorclip.data_shards.sources.parquet import parquet
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the benchmarks' annotation files are not in {SHARED}")
@@ -360,7 +371,7 @@ def rs5m_tars(folder: Path) -> str:
 
 
 def test_published_shards_stream_index_resume_and_repack(tmp_path: Path) -> None:
-    from data_shards import DataConfig, ShardStream, load_tokenizer, train_tokenizer
+    from priorclip.data_shards import DataConfig, ShardStream, load_tokenizer, train_tokenizer
 
     train = rs5m_tars(tmp_path / "rs5m")
     val = train.replace("train", "val")
@@ -627,7 +638,7 @@ def test_parquet_with_binary_paths_and_failed_rows(tmp_path: Path, capsys: pytes
 
 
 def test_parquet_reads_each_row_group_about_once_when_shuffled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from data_shards.sources import parquet as module
+    from priorclip.data_shards.sources import parquet as module
 
     hugging_face(tmp_path / "a.parquet", 60, 10, ["harbor"])
     records = shuffled(parquet(tmp_path / "a.parquet"), seed=3)

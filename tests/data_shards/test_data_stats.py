@@ -16,10 +16,10 @@ from PIL import Image
 from remote_server import serving
 from small_data import encoded, picture, write_tar
 
-from data_shards import ShardSet
-from data_shards.__main__ import main
-from data_shards.stats import balance, quantiles, slope
-from data_shards.tally import Counts, TallyOptions, is_concept, tally
+from priorclip.data_shards import ShardSet
+from priorclip.data_shards.__main__ import main
+from priorclip.data_shards.inspect.counters import Counts, TallyOptions, is_concept, tally
+from priorclip.data_shards.inspect.stats import balance, quantiles, slope
 
 CAPTIONS = ["a red roof beside the river", "the river", "many trees", "Many trees", "a red roof", "2 planes"]
 
@@ -42,7 +42,7 @@ def out(tar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process says of the tar, which it counts in five pieces."""
     folder = tmp_path_factory.mktemp("stats") / "out"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("data_shards.stats.CHUNK", 7)
+        patch.setattr("priorclip.data_shards.inspect.stats.CHUNK", 7)
         assert main(["stats", str(tar), "--output", str(folder), "--images", "2", "--workers", "1"]) == 0
     return folder
 
@@ -71,7 +71,7 @@ def test_figures_are_those_of_plain_dictionaries(out: Path) -> None:
 
 
 def test_workers_change_nothing(tar: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_shards.stats.CHUNK", 9)
+    monkeypatch.setattr("priorclip.data_shards.inspect.stats.CHUNK", 9)
     assert main(["stats", str(tar), "--output", str(tmp_path), "--images", "2", "--workers", "2"]) == 0
     for name in ("stats.json", "stats.txt", "stats.png", "contact_sheet.png"):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes(), name
@@ -108,7 +108,7 @@ def test_a_remote_set_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.
 
 
 def test_tokens_are_counted_whole(packed: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
-    from data_shards import load_tokenizer
+    from priorclip.data_shards import load_tokenizer
 
     options = ["--output", str(tmp_path), "--tokenizer", str(tokenizer_folder), "--workers", "1"]
     assert main(["stats", str(packed), *options]) == 0

@@ -21,10 +21,10 @@ import pytest
 import torch
 from small_data import SCENES, encoded, picture, records, rows, write_tar
 
-from cluster.ports import free_port
-from data_shards import RecordSet, ShardSet, ShardStream, TooManyBadSamples, eval_batches, load_tokenizer
-from data_shards.config import DataConfig
-from data_shards.quarantine import allowance
+from priorclip.common.ports import free_port
+from priorclip.data_shards import RecordSet, ShardSet, ShardStream, TooManyBadSamples, eval_batches, load_tokenizer
+from priorclip.data_shards.config import DataConfig
+from priorclip.data_shards.stream.quarantine import allowance
 
 ROOT = Path(__file__).parents[2]
 
@@ -369,8 +369,8 @@ def test_remote_shards_come_through_the_cache(packed: Path, tmp_path: Path) -> N
 RANK = """
     import sys, torch
     import torch.distributed as dist
-    from data_shards import ShardSet, ShardStream
-    from data_shards.config import DataConfig
+    from priorclip.data_shards import ShardSet, ShardStream
+    from priorclip.data_shards.config import DataConfig
 
     def main():
         rank, folder, port, method = int(sys.argv[1]), *sys.argv[2:]
@@ -432,8 +432,8 @@ def alive(group: int) -> list[str]:
 PREEMPTED = """
     import os, signal, sys, threading, time
     sys.path.insert(0, sys.argv[4])  # not PYTHONPATH: the fork server must find the package all the same
-    from data_shards import ShardSet, ShardStream
-    from data_shards.config import DataConfig
+    from priorclip.data_shards import ShardSet, ShardStream
+    from priorclip.data_shards.config import DataConfig
 
     warned = []
 

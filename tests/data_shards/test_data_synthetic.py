@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from data_shards import synthetic
-from data_shards.synthetic import SCENES, draw_scene, label_of, sketch_scene
-from data_shards.synthetic.dice import generator
-from data_shards.synthetic.layout import Room, extent_for, spots
-from data_shards.synthetic.noise import tile
-from data_shards.synthetic.palette import PAINT
-from data_shards.synthetic.render import part_mask
-from data_shards.synthetic.vocabulary import GROUNDS, KINDS, LAYOUTS, MISTAKEN, NOUNS, SCENE_WORDS
-from data_shards.synthetic.wording import coarse_captions
+from priorclip.data_shards import synthetic
+from priorclip.data_shards.synthetic import SCENES, draw_scene, label_of, sketch_scene
+from priorclip.data_shards.synthetic.dice import generator
+from priorclip.data_shards.synthetic.noise_tiles import tile
+from priorclip.data_shards.synthetic.palette import PAINT
+from priorclip.data_shards.synthetic.placement import Room, extent_for, spots
+from priorclip.data_shards.synthetic.render import part_mask
+from priorclip.data_shards.synthetic.vocabulary import GROUNDS, KINDS, LAYOUTS, MISTAKEN, NOUNS, SCENE_WORDS
+from priorclip.data_shards.synthetic.wording import coarse_captions
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ["no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
@@ -260,7 +260,12 @@ def test_layouts_are_what_they_are_called(count: int, layout: str, seed: int) ->
         assert np.ptp(away) < 1e-9
 
 
-@pytest.mark.parametrize("module", [synthetic, synthetic.scene, synthetic.noise], ids=lambda module: module.__name__)
+MODULES = [synthetic, synthetic.scene, synthetic.noise_tiles]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+    "module", [synthetic, synthetic.scene, synthetic.noise_tiles], ids=lambda module: module.__name__
+)
 def test_examples_in_the_documentation_hold(module: ModuleType) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from data_shards import ShardSet, load_tokenizer, train_tokenizer
-from data_shards.__main__ import main
-from data_shards.collate import tokenize
-from data_shards.tokenizer import all_captions
+from priorclip.data_shards import ShardSet, load_tokenizer, train_tokenizer
+from priorclip.data_shards.__main__ import main
+from priorclip.data_shards.stream.collate import tokenize
+from priorclip.data_shards.tokenizer import all_captions
 
 
 def test_training_twice_gives_the_same_bytes(packed: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from small_data import encoded, picture
 
-from data_shards.sample import BadSample
-from data_shards.transforms import aligned, eval_transform, random_box, train_transform
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.images.transforms import aligned, eval_transform, random_box, train_transform
 
 
 @functools.cache

@@ -16,13 +16,13 @@ from PIL import Image
 from remote_server import serving
 from small_data import encoded, picture, write_tar
 
-from data_shards import ShardSet
-from data_shards.__main__ import main
-from data_shards.index import Member, ShardIndex, scan
-from data_shards.manifest import Manifest
-from data_shards.sample import split_name
-from data_shards.sizes import look_at_sizes
-from data_shards.verify import verify
+from priorclip.data_shards import ShardSet
+from priorclip.data_shards.__main__ import main
+from priorclip.data_shards.format.manifest import Manifest
+from priorclip.data_shards.format.sample import split_name
+from priorclip.data_shards.format.tar_index import Member, ShardIndex, scan
+from priorclip.data_shards.inspect.sizes import look_at_sizes
+from priorclip.data_shards.inspect.verify import verify
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import timm
 import torch
 
-from model.batch_norm import keep_statistics
+from priorclip.model.encoders.batch_norm import keep_statistics
 
 
 def test_half_weights_beside_float32_statistics() -> None:

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.belief import apply_belief, belief_map, belief_rank, soft_weights
-from model.config import BeliefConfig
+from priorclip.model.config import BeliefConfig
+from priorclip.model.networks.belief import apply_belief, belief_map, belief_rank, soft_weights
 
 
 def reference_rank(scores: list[float]) -> list[int]:

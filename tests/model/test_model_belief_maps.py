@@ -5,10 +5,10 @@ import pytest
 import torch
 from tiny_models import tiny
 
-from model.belief_picture import belief_panel, brightness, paint_belief
-from model.build import build_model
-from model.config import BeliefConfig, LossConfig
-from model.objective import RetrievalObjective
+from priorclip.model.build import build_model
+from priorclip.model.config import BeliefConfig, LossConfig
+from priorclip.model.objective import RetrievalObjective
+from priorclip.model.pictures.belief_maps import belief_panel, brightness, paint_belief
 
 
 def pixels(count: int = 2) -> torch.Tensor:

@@ -7,13 +7,13 @@ import pytest
 import torch
 from tiny_models import tiny
 
-from model.__main__ import main
-from model.bench import median_ratio
-from model.build import build_model
-from model.config import EncoderConfig
-from model.flops import count_flops, total, under
-from model.losses import RetrievalLoss
-from model.peaks import peak_of
+from priorclip.model.__main__ import main
+from priorclip.model.build import build_model
+from priorclip.model.config import EncoderConfig
+from priorclip.model.cost.flops import count_flops, total, under
+from priorclip.model.cost.peak_tflops import peak_of
+from priorclip.model.cost.step_bench import median_ratio
+from priorclip.model.losses.retrieval_loss import RetrievalLoss
 
 
 def flops_of_a_step(trainable: bool) -> tuple[int, int]:

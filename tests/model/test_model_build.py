@@ -8,9 +8,17 @@ import torch
 import torch.nn.functional as F
 from tiny_models import BERT, CLIP_TEXT, VISION, tiny
 
-from model.build import build_model, parameter_groups
-from model.config import BeliefConfig, EncoderConfig, TextConfig, from_dict, load_preset, preset_names, to_dict
-from model.losses import RetrievalLoss
+from priorclip.model.build import build_model, parameter_groups
+from priorclip.model.config import (
+    BeliefConfig,
+    EncoderConfig,
+    TextConfig,
+    from_dict,
+    load_preset,
+    preset_names,
+    to_dict,
+)
+from priorclip.model.losses.retrieval_loss import RetrievalLoss
 
 KINDS = [("priorclip", vision) for vision in VISION] + [("prioritr", vision) for vision in ("vit", "swin", "resnet")]
 

@@ -7,9 +7,9 @@ from tiny_models import CLIP_TEXT, tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model.build import build_model
-from model.config import BeliefConfig, TextConfig
-from model.losses import RetrievalLoss
+from priorclip.model.build import build_model
+from priorclip.model.config import BeliefConfig, TextConfig
+from priorclip.model.losses.retrieval_loss import RetrievalLoss
 
 CLIP = TextConfig(config=CLIP_TEXT, context_length=20, pooling="eos")
 

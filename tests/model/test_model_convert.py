@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-import model.config
-from model.__main__ import main
-from model.commands import ConvertConfig
-from model.config import to_dict
-from model.convert import convert
-from model.convert.checkpoint import read_checkpoint
-from model.convert.torchscript import read_torchscript
-from model.export import from_pretrained
+from priorclip.model import config
+from priorclip.model.__main__ import main
+from priorclip.model.commands import ConvertConfig
+from priorclip.model.config import to_dict
+from priorclip.model.convert import convert
+from priorclip.model.convert.checkpoint import read_checkpoint
+from priorclip.model.convert.torchscript import read_torchscript
+from priorclip.model.export.folder import from_pretrained
 
 pytest.importorskip("open_clip")
 
@@ -269,7 +269,7 @@ def test_preset_says_what_the_keys_do_not(theirs, words, tmp_path, monkeypatch):
     vision = {"name": "vit_base_patch32_clip_quickgelu_224", "kwargs": plain.vision.kwargs | {"num_heads": 8}}
     values = to_dict(plain) | {"vision": to_dict(plain)["vision"] | vision | {"weights": "hub"}, "kind": "priorclip"}
     (tmp_path / "mine.yaml").write_text(json.dumps(values))
-    monkeypatch.setattr(model.config, "PRESETS", tmp_path)
+    monkeypatch.setattr(config, "PRESETS", tmp_path)
     result = converted(tmp_path / "tiny.pt", tmp_path, words, preset="mine")
     assert (result.config.kind, result.config.vision.kwargs["num_heads"]) == ("clip", 8)
     assert "quickgelu" in result.config.vision.name

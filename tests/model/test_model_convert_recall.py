@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from foreign_models import open_clip_model
 from PIL import Image
 
-from data_shards.synthetic import draw_scene
-from model.__main__ import main as model_command
-from model.recall import retrieval_metrics
-from retrieval.__main__ import main as retrieval
+from priorclip.data_shards.synthetic import draw_scene
+from priorclip.model.__main__ import main as model_command
+from priorclip.model.recall import retrieval_metrics
+from priorclip.retrieval.__main__ import main as retrieval
 
 library = pytest.importorskip("open_clip")
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,7 +98,7 @@ def test_recall_equals_open_clips(theirs, gallery, tmp_path):
 
 def test_stage_two_starts_from_a_converted_clip(tmp_path):
     """One step of `finetune instruct` with a fresh prior, on a CLIP of two layers a tower."""
-    from data_shards.__main__ import main as data_shards
+    from priorclip.data_shards.__main__ import main as data_shards
 
     drawn = ["pack", "--source", "synthetic", "--count", "8", "--size", "64", "--workers", "1"]
     assert data_shards([*drawn, "--output", str(tmp_path / "shards")]) == 0
@@ -116,7 +116,7 @@ def test_stage_two_starts_from_a_converted_clip(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "is a plain CLIP: the instruction starts at random" in done.stdout + done.stderr
-    from model import from_pretrained
+    from priorclip.model import from_pretrained
 
     begun, ended = from_pretrained(out).state_dict(), from_pretrained(tmp_path / "run" / "export").state_dict()
     assert json.loads((tmp_path / "run" / "export" / "config.json").read_text())["kind"] == "priorclip"

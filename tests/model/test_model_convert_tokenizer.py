@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from model.convert import clip_tokenizer
+from priorclip.model.convert import clip_tokenizer
 
 open_clip = pytest.importorskip("open_clip")
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"

@@ -8,15 +8,15 @@ import pytest
 import torch
 from tiny_models import BERT, CLIP_TEXT, tiny
 
-from model.build import build_model
-from model.config import TextConfig
-from model.losses import RetrievalLoss
+from priorclip.model.build import build_model
+from priorclip.model.config import TextConfig
+from priorclip.model.losses.retrieval_loss import RetrievalLoss
 
 # (N, N) logits alone would be 256 MB.
 MEMORY = """
 from pathlib import Path
 import torch
-from model.losses import AttributionLoss, ContrastiveLoss
+from priorclip.model.losses.retrieval_loss import AttributionLoss, ContrastiveLoss
 
 def resident(name):
     lines = Path("/proc/self/status").read_text().splitlines()

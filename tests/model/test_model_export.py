@@ -7,13 +7,13 @@ import pytest
 import torch
 from tiny_models import tiny
 
-import model.export
-from model.build import build_model
-from model.config import EncoderConfig, SceneConfig
-from model.convert.positions import resampled
-from model.export import from_pretrained, load_weights, save_pretrained
-from model.prior import SceneClassifier
-from model.priorclip import PriorCLIP
+from priorclip.model.build import build_model
+from priorclip.model.config import EncoderConfig, SceneConfig
+from priorclip.model.convert.positions import resampled
+from priorclip.model.export import folder as export_folder
+from priorclip.model.export.folder import from_pretrained, load_weights, save_pretrained
+from priorclip.model.networks.priorclip import PriorCLIP
+from priorclip.model.networks.scene_classifier import SceneClassifier
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_crash_while_writing_leaves_the_old_export(made, folder, monkeypatch):
     def crash(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr(model.export, "save_file", crash)
+    monkeypatch.setattr(export_folder, "save_file", crash)
     with pytest.raises(OSError, match="disk full"):
         save_pretrained(made.state_dict(), made.config, folder)
     assert type(from_pretrained(folder)) is PriorCLIP

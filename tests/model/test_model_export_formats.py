@@ -12,12 +12,12 @@ import torch
 from foreign_models import images, normalised, texts, tiny_open_clip
 from tiny_models import tiny
 
-from model import PriorCLIP, from_pretrained, save_pretrained
-from model.__main__ import main
-from model.build import build_model
-from model.convert import open_clip
-from model.convert.checkpoint import Checkpoint
-from model.convert.family import Request
+from priorclip.model import PriorCLIP, from_pretrained, save_pretrained
+from priorclip.model.__main__ import main
+from priorclip.model.build import build_model
+from priorclip.model.convert import open_clip
+from priorclip.model.convert.checkpoint import Checkpoint
+from priorclip.model.convert.family import Request
 
 library = pytest.importorskip("open_clip")
 
@@ -66,11 +66,11 @@ def test_what_open_clip_cannot_hold_is_said(ours, tmp_path, capsys):
 def test_auto_model_loads_the_same_weights(ours):
     from transformers import AutoConfig, AutoModel
 
-    import model.auto
+    from priorclip.model.export import transformers_auto
 
     folder, made = ours
     found = AutoModel.from_pretrained(str(folder))
-    assert type(found) is model.auto.PriorCLIPModel
+    assert type(found) is transformers_auto.PriorCLIPModel
     assert not found.training
     assert AutoConfig.from_pretrained(str(folder)).ours() == made.config
     pixels, ids, mask = images(64), torch.randint(1, 60, (3, 20)), torch.ones(3, 20, dtype=torch.long)
@@ -127,7 +127,7 @@ def train(folder, data, zero):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    from data_shards.__main__ import main as data_shards
+    from priorclip.data_shards.__main__ import main as data_shards
 
     folder = tmp_path_factory.mktemp("data")
     drawn = ["pack", "--source", "synthetic", "--count", "16", "--size", "96", "--workers", "1"]

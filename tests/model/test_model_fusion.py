@@ -11,11 +11,11 @@ import torch
 from tiny_models import tiny
 from torch import nn
 
-from model.belief import apply_belief
-from model.build import build_model
-from model.config import BeliefConfig, FusionConfig, ModelConfig
-from model.instructed import InstructedBackbone
-from model.priorclip import PriorCLIP
+from priorclip.model.build import build_model
+from priorclip.model.config import BeliefConfig, FusionConfig, ModelConfig
+from priorclip.model.encoders.instructed import InstructedBackbone
+from priorclip.model.networks.belief import apply_belief
+from priorclip.model.networks.priorclip import PriorCLIP
 
 BELIEFS = {
     "soft": BeliefConfig(),
@@ -164,7 +164,7 @@ def test_gradients_reach_the_instruction_and_the_tokens_through_the_weights(reco
         return list(torch.autograd.grad(visual(images(), prior).square().sum(), inputs))
 
     whole = gradients()
-    from model import instructed
+    from priorclip.model.encoders import instructed
 
     weigh = instructed.weigh
     monkeypatch.setattr(instructed, "weigh", lambda tokens, weights, compat: weigh(tokens, weights.detach(), compat))

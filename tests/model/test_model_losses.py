@@ -6,8 +6,8 @@ import loss_reference as reference
 import pytest
 import torch
 
-from model.losses import AttributionLoss, ContrastiveLoss, RetrievalLoss, SymmetricCrossEntropy
-from model.scale import clamped_exp
+from priorclip.model.losses.logit_scale import clamped_exp
+from priorclip.model.losses.retrieval_loss import AttributionLoss, ContrastiveLoss, RetrievalLoss, SymmetricCrossEntropy
 
 
 def leaves(width: int = 6, size: int = 12):

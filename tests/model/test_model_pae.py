@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.pae import PAE, AttentionBlock, MultiHeadAttention, PAELayer
+from priorclip.model.networks.pae import PAE, AttentionBlock, MultiHeadAttention, PAELayer
 
 
 def slow_attention(mha: MultiHeadAttention, query, memory, mask=None):

@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from foreign_models import VOCABULARY, images, normalised, open_clip_model, shaken, texts
 
-from model.build import build_model
-from model.convert import open_clip, pir, released, transformers_clip
-from model.convert.checkpoint import Checkpoint
-from model.convert.family import Request
+from priorclip.model.build import build_model
+from priorclip.model.convert import open_clip, pir, released, transformers_clip
+from priorclip.model.convert.checkpoint import Checkpoint
+from priorclip.model.convert.family import Request
 
 pytest.importorskip("open_clip")
 CLOSE = {"rtol": 0, "atol": 1e-5}

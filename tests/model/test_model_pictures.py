@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from matplotlib import colormaps
 from tiny_models import tiny
 
-from model import retrieval_pictures
-from model.build import build_model
-from model.config import LossConfig
-from model.objective import RetrievalObjective, by_scene
-from model.recall import retrieval_metrics
-from model.retrieval_pictures import (
+from priorclip.model.build import build_model
+from priorclip.model.config import LossConfig
+from priorclip.model.cost.summary import tower_of
+from priorclip.model.objective import RetrievalObjective, by_scene
+from priorclip.model.pictures import retrieval_pictures
+from priorclip.model.pictures.retrieval_pictures import (
     HardNegative,
     fitted,
     hard_negatives,
@@ -22,7 +22,7 @@ from model.retrieval_pictures import (
     typeface,
     wrapped,
 )
-from model.summary import tower_of
+from priorclip.model.recall import retrieval_metrics
 
 
 def by_loop(images, texts, owners, captions, count):

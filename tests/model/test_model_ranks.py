@@ -15,9 +15,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-import model.gather
-from model.losses import AttributionLoss, ContrastiveLoss
-from model.scale import clamped_exp
+from priorclip.model.losses import gather
+from priorclip.model.losses.logit_scale import clamped_exp
+from priorclip.model.losses.retrieval_loss import AttributionLoss, ContrastiveLoss
 
 WIDTH = 6
 WORLDS = (4, 2, 1)
@@ -101,7 +101,7 @@ def traffic(loss: torch.nn.Module, key: Tensor, mine: slice) -> dict[str, int]:
     """Floating point numbers that the loss's forward and backward pass hand to each collective."""
     data, sent = reference.batch(), {}
     names = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 0}
-    places = {name: dist if name == "all_reduce" else model.gather for name in names}
+    places = {name: dist if name == "all_reduce" else gather for name in names}
     originals = {name: getattr(places[name], name) for name in names}
 
     def watch(name):

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import model.recall
-from model.recall import chance, retrieval_metrics
+from priorclip.model import recall
+from priorclip.model.recall import chance, retrieval_metrics
 
 
 def slow_recall(similarity: list[float], own: list[int], k: int) -> float:
@@ -55,12 +55,12 @@ def draw(seed: int, counts: list[int], levels: int):
 )
 def test_recall_equals_counting(seed: int, counts: list[int], levels: int, side: int):
     images, texts, index = draw(seed, counts, levels)
-    before = model.recall.SIDE
+    before = recall.SIDE
     try:
-        model.recall.SIDE = side
+        recall.SIDE = side
         found = retrieval_metrics(images, texts, index)
     finally:
-        model.recall.SIDE = before
+        recall.SIDE = before
     assert found == pytest.approx(slow_metrics(images, texts, index), abs=1e-9)
 
 
@@ -81,8 +81,8 @@ def test_ties_are_broken_at_random(k: int):
     )  # to image 0 a wrong text stands above, two beside its own
     orders = [order for order in itertools.permutations(range(5)) if order[0] == 3]
     expected = sum(any(index[t] == 0 for t in order[:k]) for order in orders) / len(orders)
-    standing = model.recall.standings(images, texts, index)["i2t"]
-    assert model.recall.hit_probability(standing, k)[0] == pytest.approx(expected)
+    standing = recall.standings(images, texts, index)["i2t"]
+    assert recall.hit_probability(standing, k)[0] == pytest.approx(expected)
 
 
 def test_names_of_the_figures():

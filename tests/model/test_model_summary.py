@@ -7,11 +7,11 @@ import torch
 from tiny_models import tiny
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from model.__main__ import main
-from model.build import build_model
-from model.config import load_preset
-from model.flops import count_flops, total
-from model.summary import Row, pair_flops, summarise
+from priorclip.model.__main__ import main
+from priorclip.model.build import build_model
+from priorclip.model.config import load_preset
+from priorclip.model.cost.flops import count_flops, total
+from priorclip.model.cost.summary import Row, pair_flops, summarise
 
 
 def count(module: torch.nn.Module) -> int:

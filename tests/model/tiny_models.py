@@ -2,7 +2,7 @@
 
 import copy
 
-from model.config import BeliefConfig, EncoderConfig, FusionConfig, ModelConfig, PAEConfig, TextConfig
+from priorclip.model.config import BeliefConfig, EncoderConfig, FusionConfig, ModelConfig, PAEConfig, TextConfig
 
 BERT = {
     "model_type": "bert",

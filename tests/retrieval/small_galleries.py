@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from data_shards import train_tokenizer
-from data_shards.__main__ import main as data_shards
-from model import build_model, load_preset, save_pretrained
+from priorclip.data_shards import train_tokenizer
+from priorclip.data_shards.__main__ import main as data_shards
+from priorclip.model import build_model, load_preset, save_pretrained
 
 SCENES = ("harbour", "river", "forest", "stadium")
 SIDE = 48

@@ -16,15 +16,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_galleries import SCENES, TestSet, write_karpathy
 
-from data_shards import eval_batches
-from data_shards.sources import karpathy
-from model import SceneClassifier, SceneConfig, retrieval_metrics, save_pretrained
-from model.config import EncoderConfig
-from model.evaluation import evaluate_retrieval
-from retrieval import Encoder, evaluate, open_gallery
-from retrieval.__main__ import main
-from retrieval.config import EvaluateConfig
-from retrieval.table import recall_table
+from priorclip.data_shards import eval_batches
+from priorclip.data_shards.sources import karpathy
+from priorclip.model import SceneClassifier, SceneConfig, retrieval_metrics, save_pretrained
+from priorclip.model.config import EncoderConfig
+from priorclip.model.evaluation import evaluate_retrieval
+from priorclip.retrieval import Encoder, evaluate, open_gallery
+from priorclip.retrieval.__main__ import main
+from priorclip.retrieval.config import EvaluateConfig
+from priorclip.retrieval.table import recall_table
 
 ROOT = Path(__file__).parents[2]
 FIGURES = {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)} | {"mean_recall"}
@@ -63,7 +63,7 @@ def slow_recall(similarity: list[list[float]], owner: list[int], ways=("i2t", "t
 
 def features(test_set: TestSet, entries: list[dict]) -> tuple[list[list[float]], list[int]]:
     """Similarities of the test images and captions, each encoded alone, without this package's batches."""
-    from data_shards.transforms import eval_transform
+    from priorclip.data_shards.images.transforms import eval_transform
 
     encoder = Encoder.load(test_set.export, "cpu")
     pixels = [eval_transform((test_set.images / entry["filename"]).read_bytes(), 64) for entry in entries]

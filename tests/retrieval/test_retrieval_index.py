@@ -13,12 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_galleries import TestSet, export_model
 
-import retrieval.index
-from data_shards.sample import BadSample
-from data_shards.shards import ShardSet
-from retrieval import EmbeddingIndex, Encoder, Searcher, build_index
-from retrieval.__main__ import main
-from retrieval.config import IndexConfig
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.shards import ShardSet
+from priorclip.retrieval import EmbeddingIndex, Encoder, Searcher, build_index, embedding_index
+from priorclip.retrieval.__main__ import main
+from priorclip.retrieval.config import IndexConfig
 
 
 def config(test_set: TestSet, output: Path, **changes) -> IndexConfig:
@@ -49,7 +48,7 @@ def test_nearest_is_the_order_of_a_full_sort(rows: int, k: int, chunk: int, seed
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     query = embeddings[rng.integers(rows)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(retrieval.index, "CHUNK", chunk)
+        patch.setattr(embedding_index, "CHUNK", chunk)
         scores, found = in_memory(torch.tensor(embeddings, dtype=torch.float32)).nearest(torch.tensor(query).float(), k)
     exact = embeddings @ query
     assert len(found) == len(set(found)) == min(k, rows)
@@ -160,7 +159,7 @@ def test_an_image_that_changed_place_is_not_taken_for_another(test_set: TestSet,
     first, second = (tmp_path / "shards" / f"test-00000{n}.tar" for n in (0, 1))
     shutil.copyfile(second, first)
     shutil.copyfile(f"{second}.idx", f"{first}.idx")
-    retrieval.index.open_shard.cache_clear()
+    embedding_index.open_shard.cache_clear()
     with pytest.raises(BadSample, match="shard has changed"):
         index.read_image(0)
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import retrieval.intervals
-from retrieval.intervals import intervals
+from priorclip.retrieval import intervals as module
+from priorclip.retrieval.intervals import intervals
 
 
 def test_equals_resampling_images_with_their_captions_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same draws, with the queries of each drawn image written out once for each time it was drawn."""
-    monkeypatch.setattr(retrieval.intervals, "CELLS", 37)  # a few resamples at a time
+    monkeypatch.setattr(module, "CELLS", 37)  # a few resamples at a time
     rng = np.random.default_rng(0)
     counts = [3, 0, 1, 5, 2, 2]
     of = np.repeat(np.arange(6), counts)

@@ -16,9 +16,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.recall import retrieval_metrics
-from retrieval.published import FILE, NAMES, SOURCES, comparison
-from retrieval.table import comparison_table
+from priorclip.model.recall import retrieval_metrics
+from priorclip.retrieval.published_rows import FILE, NAMES, SOURCES, comparison
+from priorclip.retrieval.table import comparison_table
 
 KS = (1, 5, 10)
 

@@ -17,13 +17,23 @@ from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from small_galleries import TestSet, export_model, picture, write_karpathy
 
-from model.recall import retrieval_metrics
-from retrieval import Encoder, evaluate, open_gallery
-from retrieval.__main__ import main
-from retrieval.config import CORRUPTIONS as NAMES
-from retrieval.config import EvaluateConfig, RobustnessConfig
-from retrieval.corruptions import AIR, CLOUD, CORRUPTIONS, HAZE, NOISE, CorruptedSource, corrupt, fractal, image_seed
-from retrieval.robustness import CELLS, measure
+from priorclip.model.recall import retrieval_metrics
+from priorclip.retrieval import Encoder, evaluate, open_gallery
+from priorclip.retrieval.__main__ import main
+from priorclip.retrieval.config import CORRUPTIONS as NAMES
+from priorclip.retrieval.config import EvaluateConfig, RobustnessConfig
+from priorclip.retrieval.corruptions import (
+    AIR,
+    CLOUD,
+    CORRUPTIONS,
+    HAZE,
+    NOISE,
+    CorruptedSource,
+    corrupt,
+    fractal,
+    image_seed,
+)
+from priorclip.retrieval.robustness import CELLS, measure
 
 FLAT = np.full((96, 112, 3), 128, np.uint8)
 PHOTO = np.asarray(picture(4).resize((112, 96)))
@@ -146,8 +156,8 @@ def test_cells_are_what_evaluating_by_hand_gives(test_set: TestSet, exports: lis
 
 
 def test_swapping_captions_of_a_perfect_model_costs_exactly_their_share() -> None:
-    from retrieval.features import Features
-    from retrieval.robustness import swapped
+    from priorclip.retrieval.features import Features
+    from priorclip.retrieval.robustness import swapped
 
     rows = torch.nn.functional.normalize(torch.randn(20, 16), dim=-1)
     owner = torch.arange(20).repeat_interleave(3)

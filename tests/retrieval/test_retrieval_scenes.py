@@ -14,13 +14,13 @@ from open_clip import build_zero_shot_classifier
 from PIL import Image
 from small_galleries import SCENES, TestSet, picture
 
-from data_shards.collate import tokenize
-from retrieval import Encoder, evaluate, open_gallery
-from retrieval.__main__ import main
-from retrieval.config import EvaluateConfig
-from retrieval.evaluation import write_report
-from retrieval.probe import CHOICES, probe_report, stratified
-from retrieval.zeroshot import CLIP_TEMPLATES, class_features, class_names, class_prompts, zero_shot_report
+from priorclip.data_shards.stream.collate import tokenize
+from priorclip.retrieval import Encoder, evaluate, open_gallery
+from priorclip.retrieval.__main__ import main
+from priorclip.retrieval.config import EvaluateConfig
+from priorclip.retrieval.evaluate_export import write_report
+from priorclip.retrieval.linear_probe import CHOICES, probe_report, stratified
+from priorclip.retrieval.zeroshot import CLIP_TEMPLATES, class_features, class_names, class_prompts, zero_shot_report
 
 UCM = "agricultural baseballdiamond denseresidential golfcourse mobilehomepark parkinglot storagetanks tenniscourt"
 UCM_NAMES = "agricultural|baseball diamond|dense residential|golf course|mobile home park|parking lot|storage tanks"

@@ -24,10 +24,10 @@ import torch
 from PIL import Image
 from small_galleries import TestSet, picture, write_karpathy
 
-from retrieval import Encoder, Searcher, build_index, create_server
-from retrieval.config import IndexConfig
-from retrieval.server import IDLE_SECONDS, SearchServer
-from retrieval.server import page as page_of
+from priorclip.retrieval import Encoder, Searcher, build_index, create_server
+from priorclip.retrieval.config import IndexConfig
+from priorclip.retrieval.server import IDLE_SECONDS, SearchServer
+from priorclip.retrieval.server import page as page_of
 
 ROOT = Path(__file__).parents[2]
 

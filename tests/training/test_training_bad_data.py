@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from real_trainings import IMAGES, ROOT, SMALL, VIT, environment
 
-from data_shards import ShardSet, ShardStream, TooManyBadSamples
-from data_shards.config import DataConfig
+from priorclip.data_shards import ShardSet, ShardStream, TooManyBadSamples
+from priorclip.data_shards.config import DataConfig
 
 BATCH, SEED = 8, 0
 LIMIT_SECONDS, START_SECONDS = 60, 240
@@ -120,7 +120,7 @@ def start(words: list[str], launched: bool) -> list[Watched]:
     """Two ranks: below ``cluster launch``, one process to watch, or each by itself."""
     if launched:
         return [Watched([sys.executable, "-m", "cluster", "launch", "--nproc", "2", "--", *words], {})]
-    from cluster.ports import free_port
+    from priorclip.common.ports import free_port
 
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "LOCAL_WORLD_SIZE": "2"}
     command = [sys.executable, "-m", *words]

@@ -17,12 +17,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from cluster.grad_cache import backward_cached
-from cluster.loop import micro_batch, optimize
-from model.build import build_model, parameter_groups
-from model.config import EncoderConfig, LossConfig, ModelConfig, PAEConfig, TextConfig
-from model.export_run import whole_state
-from model.objective import RetrievalObjective
+from priorclip.model.build import build_model, parameter_groups
+from priorclip.model.config import EncoderConfig, LossConfig, ModelConfig, PAEConfig, TextConfig
+from priorclip.model.export.from_checkpoint import whole_state
+from priorclip.model.objective import RetrievalObjective
+from priorclip.training.engine.grad_cache import backward_cached
+from priorclip.training.loop import micro_batch, optimize
 
 SIZE, RATE, STEPS = 8, 0.01, 2
 LOSS = LossConfig(lambda_cs=0.7, chunk=3)
@@ -182,8 +182,8 @@ def two_ranks(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     import deepspeed
 
-    from cluster.distributed import leave_out_shared_memory_op
-    from cluster.engine import full_state_dict
+    from priorclip.training.engine.build import full_state_dict
+    from priorclip.training.ranks.distributed import leave_out_shared_memory_op
 
     leave_out_shared_memory_op()
 

@@ -13,12 +13,12 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cluster.config import RunConfig
-from data_shards.config import DataConfig, EvaluationConfig
-from finetune.config import PriorConfig
-from finetune.confusion import figures_of, write_confusion
-from finetune.prior import refuse_unknown
-from finetune.scene_mixing import SceneTargets, soft_cross_entropy
+from priorclip.data_shards.config import DataConfig, EvaluationConfig
+from priorclip.finetune.config import PriorConfig
+from priorclip.finetune.confusion_matrix import figures_of, write_confusion
+from priorclip.finetune.scene_mixing import SceneTargets, soft_cross_entropy
+from priorclip.finetune.train_prior import refuse_unknown
+from priorclip.training.config import RunConfig
 
 
 def batch(count: int) -> Tensor:

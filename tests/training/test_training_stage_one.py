@@ -100,7 +100,7 @@ def test_zero_3_bfloat16_recomputation_and_accumulation(
     run_well("pretrain", *words, "--run.dir", tmp_path, "--run.max_steps", 3, "--run.engine.zero", 3,
              "--run.engine.precision", "bf16", "--run.engine.grad_checkpointing", "true",
              "--run.engine.micro_batch", 8, ranks=2)  # fmt: skip
-    from model import from_pretrained
+    from priorclip.model import from_pretrained
 
     model = from_pretrained(tmp_path / "export")
     features = model(images=torch.zeros(1, 3, 48, 48, dtype=torch.uint8))["image_features"]

@@ -14,8 +14,9 @@ import torch
 import yaml
 from real_trainings import run, run_well
 
-from finetune.config import COMMANDS, DEFAULTS, ResplitConfig, SweepConfig
-from finetune.experiment import (
+from priorclip.common.options import parse, parse_command
+from priorclip.experiments.config import ResplitConfig, SweepConfig
+from priorclip.experiments.experiment import (  # fmt: skip
     DATA,
     EXPERIMENTS,
     STUDIES,
@@ -26,16 +27,16 @@ from finetune.experiment import (
     load_experiment,
     merged,
     scale_filter,
-)  # fmt: skip
-from finetune.resplit import deal, resplit
-from finetune.study import Part, Study, load_study, part_of, study_names
-from finetune.study_table import write_study
-from finetune.sweep import Command, cross_validated, finished, run_plans, same_trainings, sweep
-from finetune.sweep_table import pm, summary, write_table
-from model import build_model
-from model.config import ModelConfig
-from options import parse, parse_command
-from pretrain.config import PretrainConfig, model_defaults
+)
+from priorclip.experiments.resplit import deal, resplit
+from priorclip.experiments.study import Part, Study, load_study, part_of, study_names
+from priorclip.experiments.study_table import write_study
+from priorclip.experiments.sweep import Command, cross_validated, finished, run_plans, same_trainings, sweep
+from priorclip.experiments.sweep_table import pm, summary, write_table
+from priorclip.finetune.config import COMMANDS, DEFAULTS
+from priorclip.model import build_model
+from priorclip.model.config import ModelConfig
+from priorclip.pretrain.config import PretrainConfig, model_defaults
 
 
 def parsed(words: list[str]):

@@ -15,9 +15,9 @@ import torch.multiprocessing as mp
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from cluster.config import AverageConfig, CheckpointConfig, EngineConfig, OptimizerConfig, RunConfig
-from model import build_model
-from model.config import EncoderConfig, LoraConfig, ModelConfig, TextConfig
+from priorclip.model import build_model
+from priorclip.model.config import EncoderConfig, LoraConfig, ModelConfig, TextConfig
+from priorclip.training.config import AverageConfig, CheckpointConfig, EngineConfig, OptimizerConfig, RunConfig
 
 STEPS, RATE, DECAY = 5, 0.1, 0.6
 # A large eps, lest AdamW make steps of rounding errors where a gradient is zero.
@@ -63,7 +63,7 @@ def two_ranks(rank: int, folder: str) -> None:
     os.environ.update(DS_ACCELERATOR="cpu", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    from cluster.distributed import leave_out_shared_memory_op
+    from priorclip.training.ranks.distributed import leave_out_shared_memory_op
 
     leave_out_shared_memory_op()
     for precision, stage in ENGINES:
@@ -86,8 +86,8 @@ def two_ranks(rank: int, folder: str) -> None:
 def average_by_hand(rank: int, folder: Path, precision: str, stage: int) -> None:
     import deepspeed
 
-    from cluster.averages import Averages, averages_name
-    from cluster.engine import full_state_dict
+    from priorclip.training.engine.averages import Averages, averages_name
+    from priorclip.training.engine.build import full_state_dict
 
     model = network()
     settings = {
@@ -131,10 +131,10 @@ def average_by_hand(rank: int, folder: Path, precision: str, stage: int) -> None
 
 def whole_run(rank: int, folder: Path, name: str, zero: str, **options: Any) -> None:
     """A run through the shared loop; its exported weights and what it says of them are left in NAME.pt."""
-    from cluster.distributed import Rank
-    from cluster.engine import build_engine, full_state_dict
-    from cluster.loop import prepare_folder, total_steps, train
-    from cluster.outcome import Outcome
+    from priorclip.training.engine.build import build_engine, full_state_dict
+    from priorclip.training.loop import prepare_folder, total_steps, train
+    from priorclip.training.model_selection import Outcome
+    from priorclip.training.ranks.distributed import Rank
 
     config = RunConfig(
         dir=f"{folder}/{name}", progress=False, average=AverageConfig(decay=DECAY),
@@ -167,8 +167,8 @@ def whole_run(rank: int, folder: Path, name: str, zero: str, **options: Any) -> 
 
 def adapted_model() -> tuple[Any, list[dict[str, Any]], LoraConfig]:
     """A plain CLIP with adapters in both towers and its optimizer groups."""
-    from model import parameter_groups
-    from model.lora import adapt
+    from priorclip.model import parameter_groups
+    from priorclip.model.encoders.lora import adapt
 
     torch.manual_seed(0)
     bert = {"model_type": "bert", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
@@ -192,8 +192,8 @@ def adapted_loss(model: Any, rows: slice) -> torch.Tensor:
 
 
 def adapted(rank: int, folder: Path, stage: int) -> None:
-    from cluster.engine import build_engine, full_state_dict
-    from model.lora import merge
+    from priorclip.model.encoders.lora import merge
+    from priorclip.training.engine.build import build_engine, full_state_dict
 
     model, groups, lora = adapted_model()
     settings = EngineConfig(zero=str(stage), global_batch=4, threads=1)
@@ -248,7 +248,7 @@ def test_a_resumed_run_exports_the_averages_of_the_whole_one(rank: int, runs: Pa
 
 @pytest.mark.parametrize("name", ["whole", "other"])  # ZeRO 2 and ZeRO 3
 def test_a_checkpoint_is_exported_with_its_averages_as_the_run_exports_itself(name: str, runs: Path) -> None:
-    from model.export_run import whole_state
+    from priorclip.model.export.from_checkpoint import whole_state
 
     exported = torch.load(runs / f"{name}-0.pt", weights_only=True)[0]
     found = whole_state(runs / name / "checkpoints" / "step_00000006")

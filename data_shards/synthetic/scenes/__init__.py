@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..dice import Rng
-from ..facts import Facts
-from ..sketch import Sketch
-from . import nature, town, transport, works
+from priorclip.data_shards.synthetic.dice import Rng
+from priorclip.data_shards.synthetic.facts import Facts
+from priorclip.data_shards.synthetic.scenes import nature, town, transport, works
+from priorclip.data_shards.synthetic.sketch import Sketch
 
 DRAW: dict[str, Callable[[Sketch, Rng], Facts]] = {
     "airport": transport.airport,

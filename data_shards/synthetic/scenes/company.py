@@ -8,14 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from ..dice import Rng, between, chance, count, pick
-from ..facts import Company, Thing
-from ..ground import field_of
-from ..layout import Room, along
-from ..objects import car, dashes, flat_roof, gable, rails, ship, train, tree, truck
-from ..palette import colour_on, paint
-from ..regions import band, beyond, blob, grown
-from ..sketch import Sketch
+from priorclip.data_shards.synthetic.dice import Rng, between, chance, count, pick
+from priorclip.data_shards.synthetic.facts import Company, Thing
+from priorclip.data_shards.synthetic.ground import field_of
+from priorclip.data_shards.synthetic.objects import car, dashes, flat_roof, gable, rails, ship, train, tree, truck
+from priorclip.data_shards.synthetic.palette import colour_on, paint
+from priorclip.data_shards.synthetic.placement import Room, along
+from priorclip.data_shards.synthetic.regions import band, beyond, blob, grown
+from priorclip.data_shards.synthetic.sketch import Sketch
 
 LINE = 0.36  # where the neighbour runs
 STRIP = Room(0.0, LINE, 0.58, 0.12)  # its part that is in the picture at any turn

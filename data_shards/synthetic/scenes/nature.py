@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 
-from ..dice import Rng, between, chance, count, pick, shuffled
-from ..facts import Company, Facts, Thing
-from ..ground import canopy, dunes, mountains
-from ..layout import MAIN, Room, along, extent_for, layout_for, spots
-from ..objects import boulder, car, gable, ship, tree, umbrella
-from ..palette import Rgb, colour_on, paint
-from ..regions import band, before, beyond, blob, grown, union
-from ..sketch import Sketch
+from priorclip.data_shards.synthetic.dice import Rng, between, chance, count, pick, shuffled
+from priorclip.data_shards.synthetic.facts import Company, Facts, Thing
+from priorclip.data_shards.synthetic.ground import canopy, dunes, mountains
+from priorclip.data_shards.synthetic.objects import boulder, car, gable, ship, tree, umbrella
+from priorclip.data_shards.synthetic.palette import Rgb, colour_on, paint
+from priorclip.data_shards.synthetic.placement import MAIN, Room, along, extent_for, layout_for, spots
+from priorclip.data_shards.synthetic.regions import band, before, beyond, blob, grown, union
+from priorclip.data_shards.synthetic.sketch import Sketch
 
 TREES: dict[str, tuple[Rgb, Rgb]] = {
     "dark green": ((30, 54, 34), (52, 82, 46)),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-from ..dice import Rng, between, chance, count, pick, shuffled
-from ..facts import Company, Facts, Thing
-from ..ground import mown
-from ..layout import MAIN, extent_for, layout_for, spots
-from ..objects import WHITE, car, court, dashes, gable, pool, stands, tree
-from ..palette import PAINT, colour_on, paint, shade
-from ..regions import band, blob, grown, sector, union
-from ..sketch import Sketch, box, line, oval, place
-from .company import neighbour
+from priorclip.data_shards.synthetic.dice import Rng, between, chance, count, pick, shuffled
+from priorclip.data_shards.synthetic.facts import Company, Facts, Thing
+from priorclip.data_shards.synthetic.ground import mown
+from priorclip.data_shards.synthetic.objects import WHITE, car, court, dashes, gable, pool, stands, tree
+from priorclip.data_shards.synthetic.palette import PAINT, colour_on, paint, shade
+from priorclip.data_shards.synthetic.placement import MAIN, extent_for, layout_for, spots
+from priorclip.data_shards.synthetic.regions import band, blob, grown, sector, union
+from priorclip.data_shards.synthetic.scenes.company import neighbour
+from priorclip.data_shards.synthetic.sketch import Sketch, box, line, oval, place
 
 LAWN = ((82, 130, 60), (100, 150, 74))
 

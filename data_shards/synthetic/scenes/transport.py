@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-from ..dice import Rng, between, chance, count, pick, shuffled
-from ..facts import Company, Facts, Thing
-from ..layout import MAIN, Room, along, extent_for, layout_for, spots
-from ..objects import (
+from priorclip.data_shards.synthetic.dice import Rng, between, chance, count, pick, shuffled
+from priorclip.data_shards.synthetic.facts import Company, Facts, Thing
+from priorclip.data_shards.synthetic.objects import (
     WHITE,
     car,
     dashes,
@@ -19,10 +18,11 @@ from ..objects import (
     tree,
     truck,
 )
-from ..palette import colour_on, paint
-from ..regions import band, beyond, disc, ray, rectangle, ring, union
-from ..sketch import Sketch, box, place
-from .company import CARS, LINE, STRIP, neighbour
+from priorclip.data_shards.synthetic.palette import colour_on, paint
+from priorclip.data_shards.synthetic.placement import MAIN, Room, along, extent_for, layout_for, spots
+from priorclip.data_shards.synthetic.regions import band, beyond, disc, ray, rectangle, ring, union
+from priorclip.data_shards.synthetic.scenes.company import CARS, LINE, STRIP, neighbour
+from priorclip.data_shards.synthetic.sketch import Sketch, box, place
 
 
 def airport(sketch: Sketch, rng: Rng) -> Facts:

@@ -7,15 +7,15 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..dice import Rng, between, chance, count, pick, shuffled
-from ..facts import Company, Facts, Thing
-from ..ground import field_of
-from ..layout import MAIN, WHOLE, Room, along, extent_for, layout_for, spots
-from ..objects import chimney, flat_roof, gable, panel_row, tank, turbine
-from ..palette import colour_on, paint
-from ..regions import disc, rectangle
-from ..sketch import Distance, Grid, Plane, Sketch, box, line
-from .company import neighbour
+from priorclip.data_shards.synthetic.dice import Rng, between, chance, count, pick, shuffled
+from priorclip.data_shards.synthetic.facts import Company, Facts, Thing
+from priorclip.data_shards.synthetic.ground import field_of
+from priorclip.data_shards.synthetic.objects import chimney, flat_roof, gable, panel_row, tank, turbine
+from priorclip.data_shards.synthetic.palette import colour_on, paint
+from priorclip.data_shards.synthetic.placement import MAIN, WHOLE, Room, along, extent_for, layout_for, spots
+from priorclip.data_shards.synthetic.regions import disc, rectangle
+from priorclip.data_shards.synthetic.scenes.company import neighbour
+from priorclip.data_shards.synthetic.sketch import Distance, Grid, Plane, Sketch, box, line
 
 
 def storage_tanks(sketch: Sketch, rng: Rng) -> Facts:

@@ -1,0 +1,1 @@
+"""`cluster check`: what each host has, and what would stop a run there."""

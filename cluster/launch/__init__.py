@@ -1,0 +1,1 @@
+"""Starting a run on several hosts: deepspeed, SLURM and MPI."""

@@ -1,0 +1,1 @@
+"""Duplicate images: within a pack, and between training and evaluation data."""

@@ -1,0 +1,154 @@
+"""The same picture twice in one pack: found by bytes, on request by look, and dropped or merged.
+
+    r0 dock.jpg   "a dock"      r1 copy.jpg  "boats"      r2 dock_q50.jpg  "a pier"
+    --duplicates drop                       r0 "a dock"                      r2 "a pier"
+    --duplicates merge                      r0 "a dock", "boats"             r2 "a pier"
+    --duplicates merge --near-duplicates 6  r0 "a dock", "boats", "a pier"
+
+Of each picture the first record stays, so that the result does not depend on who looked. A near duplicate is one of a
+record that stays: where a is like b and b like c, but a is not like c, then a and c stay.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from priorclip.data_shards.dedupe.hash_columns import Prints
+from priorclip.data_shards.dedupe.image_hashes import MIN_CORRELATION, correlation
+from priorclip.data_shards.dedupe.near_hashes import near_pairs
+from priorclip.data_shards.format.class_names import plain
+from priorclip.data_shards.format.sample import BadSample, captions_of
+from priorclip.data_shards.sources import Place, Record, load
+
+log = logging.getLogger(__name__)
+
+MODES = ("keep", "drop", "merge")
+CAPTION_FIELDS = ("coarse_captions",)  # lists of texts in Record.extra that are merged as the captions are
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """Record ``image`` is the same picture as record ``kept``, which stays. ``distance``: bits of the two hashes."""
+
+    image: int
+    kept: int
+    kind: str
+    distance: int
+
+
+def find_duplicates(prints: Prints, distance: int | None, candidates: NDArray[np.bool_]) -> list[Duplicate]:
+    """Duplicates among the candidates, in record order; near ones too where there is a distance."""
+    images = np.nonzero(candidates & prints.readable)[0]
+    _, first, inverse = np.unique(prints.sha256[images], return_index=True, return_inverse=True)
+    same = dict(zip(images.tolist(), images[first[inverse]].tolist(), strict=True))
+    near = near_duplicates(prints, images[np.unique(first)], distance) if distance is not None else {}
+    found = []
+    for image, original in same.items():
+        kept, bits = near.get(original, (original, 0))
+        if kept != image:
+            found.append(Duplicate(image, kept, "exact" if kept == original else "near", bits))
+    return found
+
+
+def near_duplicates(prints: Prints, images: NDArray[np.int64], distance: int) -> dict[int, tuple[int, int]]:
+    """Image -> (the first image that stays and looks the same, bits between them)."""
+    images = images[prints.textured[images]]
+    parts = list(confirmed(prints, images, distance))
+    left, right, bits = (np.concatenate(column) for column in zip(*parts, strict=True)) if parts else ((), (), ())
+    order = np.lexsort((left, right)) if parts else ()
+    gone: dict[int, tuple[int, int]] = {}
+    for place in order:
+        earlier, later = int(left[place]), int(right[place])
+        if earlier not in gone and later not in gone:
+            gone[later] = earlier, int(bits[place])
+    return gone
+
+
+def confirmed(prints: Prints, images: NDArray[np.int64], distance: int) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
+    for i, j, bits in near_pairs(prints.hash[images], None, distance):
+        left, right = images[i], images[j]
+        same = correlation(prints.thumbs(left), prints.thumbs(right)) >= MIN_CORRELATION
+        yield left[same], right[same], bits[same]
+
+
+def rows_of_duplicates(records: Sequence[Record], found: Sequence[Duplicate], merged: bool) -> list[dict[str, Any]]:
+    """Lines of duplicates.jsonl; both sides' labels stand where they contradict each other.
+
+    Where they are merged, a record without labels has those of its first duplicate that has some.
+    """
+    rows = []
+    inherited: dict[int, Record] = {}
+    for item in found:
+        gone, kept = records[item.image], records[item.kept]
+        row: dict[str, Any] = {"key": gone.key, "kept": kept.key, "kind": item.kind, "distance": item.distance}
+        if merged and gone.scenes and not kept.scenes:
+            kept = inherited.setdefault(item.kept, gone)
+        if gone.scenes and kept.scenes and {*map(plain, gone.scenes)} != {*map(plain, kept.scenes)}:
+            several = "labels" in gone.extra or "labels" in kept.extra
+            row |= (
+                {"labels": gone.scenes, "kept_labels": kept.scenes}
+                if several
+                else {"label": gone.label, "kept_label": kept.label}
+            )
+        rows.append(row)
+    return rows
+
+
+def count_duplicates(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Duplicates by kind, and how many of them have other labels than the record that stays."""
+    counts = Counter(row["kind"] for row in rows)
+    counts["label_conflicts"] = sum("label" in row or "labels" in row for row in rows)
+    return dict(sorted(counts.items()))
+
+
+def merge_duplicates(records: Sequence[Record], found: Sequence[Duplicate]) -> list[Record]:
+    """All records, those that stay with what their duplicates say; the records given are left as they are."""
+    gone: dict[int, list[Record]] = {}
+    for item in found:
+        gone.setdefault(item.kept, []).append(records[item.image])
+    merged = list(records)
+    for kept, others in gone.items():
+        merged[kept] = replace(records[kept], image=Together(records[kept].image, tuple(others)))
+    return merged
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """The place of an image that has duplicates: ``image`` is its own, the records ``gone`` are merged into it.
+
+    They are merged when the record is read, as some places say only then what there is beside the image.
+    """
+
+    image: Path | Place | bytes
+    gone: tuple[Record, ...]
+
+    def load(self, record: Record) -> Record:
+        found = load(replace(record, image=self.image))
+        for gone in self.gone:
+            try:
+                found = with_texts_of(found, load(gone))
+            except BadSample as error:
+                log.warning("%s, a duplicate of %s, cannot be read any more: %s", gone.key, record.key, error)
+                found = with_texts_of(found, gone)
+        return found
+
+
+def with_texts_of(kept: Record, gone: Record) -> Record:
+    """``kept`` with the captions of ``gone`` too, and with its labels where it has none itself."""
+    extra = dict(kept.extra)
+    for name in CAPTION_FIELDS:
+        if texts := [*captions_of(kept.extra, name), *captions_of(gone.extra, name)]:
+            extra[name] = list(dict.fromkeys(texts))
+    label = kept.label
+    if not kept.scenes:
+        label = gone.label
+        extra |= {"labels": gone.extra["labels"]} if "labels" in gone.extra else {}
+    return replace(kept, captions=list(dict.fromkeys([*kept.captions, *gone.captions])), label=label, extra=extra)

@@ -1,0 +1,66 @@
+"""Images that training and evaluation shards share byte for byte, by the hashes that packing left in their indices.
+
+    warn_of_shared(ShardSet("data/rsicd-train"), ShardSet("data/rsitmd-test"))     # reads no image
+
+It reads the indices alone, so that every training does it. What is re-encoded, resized or turned is found by
+`data_shards leakage`, and kept out by `pack --exclude`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from priorclip.data_shards.format.sample import IMAGE_MEMBERS
+from priorclip.data_shards.format.tar_index import ShardIndex
+from priorclip.data_shards.remote.store import LocalFile
+from priorclip.data_shards.shards import ShardSet, index_path
+
+log = logging.getLogger(__name__)
+
+NAMED = 5
+NONE = np.zeros(0, "S32")
+
+
+def warn_of_shared(training: ShardSet, held_out: ShardSet) -> list[str]:
+    """Warn where images of ``held_out`` are in ``training``; returns their keys. Remote shards are not looked at."""
+    parts = list(image_digests(held_out))
+    digests = np.concatenate([NONE, *(digests for digests, _ in parts)])
+    samples = np.concatenate([np.zeros(0, np.int64), *(samples for _, samples in parts)])
+    known = np.unique(digests)
+    # A shard at a time: the digests of a whole RS5M would take seconds to sort, and memory.
+    found = [own[among(own, known)] for own, _ in image_digests(training)]
+    there = np.isin(digests, np.concatenate([NONE, *found]))
+    keys = [held_out.key(sample) for sample in np.unique(samples[there]).tolist()]
+    if keys:
+        log.warning(
+            "%d of the %d images of %s are in the training data %s, byte for byte: %s%s. Pack it with --exclude, and "
+            "look for altered copies by `python -m data_shards leakage`",
+            len(keys), len(held_out), ", ".join(held_out.spec), ", ".join(training.spec), ", ".join(keys[:NAMED]),
+            ", ..." if len(keys) > NAMED else "",
+        )  # fmt: skip
+    return keys
+
+
+def among(values: NDArray[np.bytes_], known: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+    """Which of the values are in ``known``, which is sorted."""
+    if not len(known):
+        return np.zeros(len(values), bool)
+    return known[np.searchsorted(known, values).clip(max=len(known) - 1)] == values
+
+
+def image_digests(shards: ShardSet) -> Iterator[tuple[NDArray[np.bytes_], NDArray[np.int64]]]:
+    """Shard by shard: SHA-256 (N,) of the images whose index has it, and the sample of each."""
+    first = 0
+    for file, size in zip(shards.files, shards.sizes, strict=True):
+        if isinstance(file, LocalFile) and index_path(file.path).is_file():
+            index = ShardIndex.load(index_path(file.path))
+            if index.sha256 is not None and len(index) == size:
+                kinds = [kind for kind, extension in enumerate(index.extensions) if extension in IMAGE_MEMBERS]
+                rows = np.flatnonzero(np.isin(index.kind, kinds))
+                digests = np.ascontiguousarray(index.sha256[rows]).view("S32")[:, 0]
+                yield digests, first + np.searchsorted(index.first, rows, side="right").astype(np.int64) - 1
+        first += size

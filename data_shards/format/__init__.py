@@ -1,0 +1,1 @@
+"""The files of a shard folder: tar, index, manifest and samples."""

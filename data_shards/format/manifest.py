@@ -1,0 +1,120 @@
+"""``manifest.json``: what a folder of shards holds, so that nothing has to be opened to know its length and classes.
+
+    {"format": "data-shards", "version": 1, "samples": 2000, "captions": 10000, "bytes": ...,
+     "classes": ["airport", ...], "class_counts": {"airport": 125, ...}, "fields": ["captions", "coarse_captions"],
+     "skipped": {"unreadable image": 2}, "duplicates": {"exact": 3}, "excluded": {"near": 1},
+     "fingerprint": "...", "options": {...},
+     "shards": [{"name": "train-000000.tar", "samples": 1000, "bytes": ..., "sha256": "...", "index_sha256": "..."}]}
+
+It holds no date and no absolute path: the same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from priorclip.data_shards.format.tar_index import write_aside
+
+NAME, FORMAT, VERSION = "manifest.json", "data-shards", 1
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """One tar: its file name in the folder, sizes and hashes (hex SHA-256 of the tar and of its .idx)."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Counts, classes and shards of a folder. ``classes`` is sorted: a label's id is its place there."""
+
+    samples: int
+    captions: int
+    bytes: int
+    classes: list[str]
+    class_counts: dict[str, int]
+    fields: list[str]
+    shards: list[ShardEntry]
+    skipped: dict[str, int] = field(default_factory=dict)
+    duplicates: dict[str, int] = field(default_factory=dict)
+    excluded: dict[str, int] = field(default_factory=dict)
+    fingerprint: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> None:
+        text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
+        write_aside(folder / NAME, text.encode() + b"\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest | None:
+        """The manifest of a folder, None where there is none. ValueError, naming the file, where it is not ours."""
+        path = folder / NAME
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(f"{path} is not JSON: {error}") from error
+        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+            raise ValueError(f"{path} is not a manifest of data_shards: move it away, then run `data_shards index`")
+        version = content.pop("version", None)
+        if version != VERSION:
+            raise ValueError(f"{path} has version {version}; this program reads version {VERSION}")
+        try:
+            shards = [ShardEntry(**entry) for entry in content.pop("shards")]
+            return cls(shards=shards, **content)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} lacks or has an unknown field: {error}") from error
+
+
+@dataclass
+class ShardContent:
+    """What one shard adds to the manifest; collected while it is written or read."""
+
+    entry: ShardEntry
+    captions: int
+    class_counts: dict[str, int]
+    fields: list[str]
+    bad: list[dict[str, str]]
+
+
+def combine(
+    contents: Iterable[ShardContent],
+    fingerprint: str = "",
+    options: dict[str, Any] | None = None,
+    counts: Mapping[str, dict[str, int]] | None = None,
+) -> Manifest:
+    """The manifest of all shards, in the order given; shards that hold no sample are left out.
+
+    ``counts`` are of records that were left out on purpose: ``duplicates`` and ``excluded``, by kind.
+    """
+    kept = list(contents)
+    classes: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    for content in kept:
+        classes.update(content.class_counts)
+        skipped.update(row["reason"] for row in content.bad)
+    shards = [content.entry for content in kept if content.entry.samples]
+    return Manifest(
+        samples=sum(entry.samples for entry in shards),
+        captions=sum(content.captions for content in kept),
+        bytes=sum(entry.bytes for entry in shards),
+        classes=sorted(classes),
+        class_counts=dict(sorted(classes.items())),
+        fields=sorted({name for content in kept for name in content.fields}),
+        shards=shards,
+        skipped=dict(sorted(skipped.items())),
+        fingerprint=fingerprint,
+        options=options or {},
+        **(counts or {}),
+    )

@@ -1,0 +1,85 @@
+"""A ``NAME.tar.idx`` read in place: a few bytes a sample, none of it kept.
+
+    index = IndexFile(Path("train-000000.tar.idx"))
+    index.members(7)    # three members of sample 7: six positioned reads of a few bytes each
+
+Every worker of every rank of a node reads the same pages of the kernel's cache, so that 5 million samples (300 MB of
+indices) cost no process anything; nor does a resume wait for indices to be read whole. Mapping the file would do as
+well until somebody cuts it short, which ends a process that has it mapped; a read that fails is an error to handle.
+The layout is that of :mod:`priorclip.data_shards.format.tar_index`.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+from priorclip.data_shards.format.tar_index import HEADER_BYTES, Layout, Member, not_an_index
+
+
+class IndexFile:
+    """``len(index)``, ``index.key(sample)`` and ``index.members(sample)`` as of ShardIndex, without hashes.
+
+    Raises OSError where the file cannot be read, ValueError, naming it, where it is damaged or of another format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        line, newline, _ = os.pread(self._file, HEADER_BYTES, 0).partition(b"\n")
+        self._layout = layout = Layout.parse(line, path)
+        if not newline or os.fstat(self._file).st_size != len(line) + 1 + layout.size:
+            raise not_an_index(path)
+        self._first = len(line) + 1
+        self._key_end = self._first + 4 * (layout.samples + 1)
+        self._offset = self._key_end + 4 * layout.samples
+        self._size = self._offset + 8 * layout.members
+        self._kind = self._size + 8 * layout.members
+        self._keys = self._kind + (2 + 32 * layout.hashed) * layout.members
+
+    def __len__(self) -> int:
+        return self._layout.samples
+
+    def key(self, sample: int) -> str:
+        if not 0 <= sample < len(self):
+            raise IndexError(f"sample {sample} is outside the {len(self)} of {self.path}")
+        place = self._key_end + 4 * sample
+        start, end = self._read("II", place - 4) if sample else (0, *self._read("I", place))
+        if not start <= end <= self._layout.key_bytes:
+            raise not_an_index(self.path)
+        return self._bytes(self._keys + start, end - start).decode("utf-8", "surrogateescape")
+
+    def members(self, sample: int) -> list[Member]:
+        """Members of one sample in tar order."""
+        key = self.key(sample)
+        start, end = self._read("II", self._first + 4 * sample)
+        count = end - start
+        if not 0 <= count <= self._layout.members or end > self._layout.members:
+            raise not_an_index(self.path)
+        offsets = self._read(f"{count}Q", self._offset + 8 * start)
+        sizes = self._read(f"{count}Q", self._size + 8 * start)
+        kinds = self._read(f"{count}H", self._kind + 2 * start)
+        extensions = self._layout.extensions
+        if any(kind >= len(extensions) for kind in kinds):
+            raise not_an_index(self.path)
+        return [Member(key, extensions[k], o, s) for k, o, s in zip(kinds, offsets, sizes, strict=True)]
+
+    def close(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self.close()
+
+    def _read(self, form: str, place: int) -> tuple[int, ...]:
+        """Little-endian numbers at a byte of the file."""
+        return struct.unpack(f"<{form}", self._bytes(place, struct.calcsize(f"<{form}")))
+
+    def _bytes(self, place: int, count: int) -> bytes:
+        data = os.pread(self._file, count, place)
+        if len(data) < count:
+            raise not_an_index(self.path)
+        return data

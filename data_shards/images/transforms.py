@@ -1,0 +1,148 @@
+"""Image bytes -> uint8 (3, S, S), by way of as few pixels as the result needs.
+
+    bytes -> header -> pixel limit -> crop box -> decode at 1/1 .. 1/8 -> resize the crop -> flips, turns
+
+The crop is chosen from the header, so that a JPEG is decoded at the smallest scale that still exceeds the result, and
+only the crop is resampled. Both steps run on vector units: libjpeg-turbo, and torch's antialiased bicubic on uint8,
+which computes what Pillow's does (0.004 / 255 apart). Normalisation is the model's, on the device: batches stay uint8.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.functional import interpolate
+
+from priorclip.data_shards.images.decode import MAX_PIXELS, check_pixels, opened, upright_rgb, upright_size
+from priorclip.data_shards.images.jpeg import check_whole, decoded, jpeg_size
+
+RATIO = (3 / 4, 4 / 3)  # width to height of a random crop, as torchvision's RandomResizedCrop
+CROP_ATTEMPTS = 10
+SCALES = (8, 4, 2)  # denominators that JPEG decoding offers
+MARGIN = 1.1  # a JPEG is decoded at no less than this times the resolution needed: docs/data.md has the error
+
+Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the upright image
+
+
+def train_transform(
+    data: bytes,
+    size: int,
+    rng: random.Random,
+    *,
+    scale: float = 0.5,
+    hflip: bool = True,
+    vflip: bool = True,
+    rot90: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> NDArray[np.uint8]:
+    """Random resized crop, flips and quarter turns: uint8 (3, size, size), a view that is not contiguous.
+
+    Args:
+        data: encoded image
+        size: side of the result in pixels
+        rng: source of all choices, consumed in the same order whatever the options are
+        scale: smallest share of the area that a crop keeps; 1 keeps the whole image, squeezed to a square
+        hflip: mirror left to right half of the time
+        vflip: mirror top to bottom half of the time
+        rot90: turn by a random multiple of 90 degrees
+        max_pixels: larger images are refused before decoding
+
+    Raises:
+        BadSample: the image cannot be read, or is too large
+    """
+    found = resampled(data, size, lambda wide, high: aligned(random_box(wide, high, scale, rng), size), max_pixels)
+    choices = rng.random(), rng.random(), rng.randrange(4)
+    pixels = found  # flips and turns of it are views: the pixels are moved once, into the batch
+    if hflip and choices[0] < 0.5:
+        pixels = pixels[:, :, ::-1]
+    if vflip and choices[1] < 0.5:
+        pixels = pixels[:, ::-1]
+    return turned(pixels, choices[2]) if rot90 else pixels
+
+
+def eval_transform(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """The largest centred square, resized: uint8 (3, size, size). Raises BadSample as ``train_transform`` does."""
+    return np.ascontiguousarray(resampled(data, size, centred_square, max_pixels))
+
+
+def centred_square(width: int, height: int) -> Box:
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
+
+
+def random_box(width: int, height: int, scale: float, rng: random.Random) -> Box:
+    """A random crop of ``scale``..1 of the area, as torchvision's RandomResizedCrop draws it."""
+    if scale >= 1:
+        return 0, 0, width, height
+    for _ in range(CROP_ATTEMPTS):
+        area = width * height * rng.uniform(scale, 1)
+        ratio = math.exp(rng.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        wide, high = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < wide <= width and 0 < high <= height:
+            left, top = rng.randint(0, width - wide), rng.randint(0, height - high)
+            return left, top, left + wide, top + high
+    wide, high = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+    left, top = (width - wide) // 2, (height - high) // 2
+    return left, top, left + wide, top + high
+
+
+def aligned(box: Box, size: int) -> Box:
+    """The box with its edges on whole pixels of the scale it is decoded at: moved by under a pixel of the result."""
+    step = denominator(box, size)
+    left, top, right, bottom = (edge // step * step for edge in box)
+    return left, top, right, bottom
+
+
+def denominator(box: Box, size: int) -> int:
+    """The largest scale 1/8, 1/4, 1/2 or 1 at which the box still has MARGIN times the pixels of the result."""
+    spare = min(box[2] - box[0], box[3] - box[1]) / (MARGIN * size)
+    return next((step for step in SCALES if step <= spare), 1)
+
+
+def decoding_scale(box: Box, size: int, width: int, height: int) -> int:
+    """As ``denominator``, but only where the box lies on whole pixels of that scale, or on the image's edge."""
+    step = denominator(box, size)
+    left, top, right, bottom = box
+    inner = [left, top, 0 if right == width else right, 0 if bottom == height else bottom]
+    return math.gcd(step, *inner)
+
+
+def resampled(data: bytes, size: int, choose: Callable[[int, int], Box], max_pixels: int) -> NDArray[np.uint8]:
+    """The box that ``choose`` takes of (width, height), as uint8 (3, size, size). Raises BadSample."""
+    box = None
+    plain = jpeg_size(data)
+    if plain:
+        check_pixels(*plain, max_pixels)
+        box = choose(*plain)
+        step = decoding_scale(box, size, *plain)
+        try:
+            return resized(decoded(data, plain, step), box, step, size)
+        except ValueError:
+            pass  # damaged: whether it is bad is for Pillow to say, as for all other formats
+    with opened(data, max_pixels) as image:
+        check_whole(data)
+        box = box or choose(*upright_size(image))
+        return resized(np.array(upright_rgb(image)), box, 1, size)
+
+
+def resized(pixels: NDArray[np.uint8], box: Box, step: int, size: int) -> NDArray[np.uint8]:
+    """The box, in pixels of the whole image, of pixels decoded at 1/step, (H, W, 3), as uint8 (3, size, size)."""
+    left, top, right, bottom = (-(-edge // step) for edge in box)
+    crop = np.ascontiguousarray(pixels[top:bottom, left:right])[None]  # a dense one saves torch a third of its time
+    channels_last = torch.from_numpy(crop.transpose(0, 3, 1, 2))
+    return interpolate(channels_last, (size, size), mode="bicubic", antialias=True).numpy()[0]
+
+
+def turned(pixels: NDArray[np.uint8], quarters: int) -> NDArray[np.uint8]:
+    """A view of (3, S, S) turned by quarters, 0 to 3, counter-clockwise, as ``np.rot90`` turns it."""
+    if quarters == 2:
+        return pixels[:, ::-1, ::-1]
+    if quarters == 1:
+        return pixels[:, :, ::-1].swapaxes(1, 2)
+    return pixels.swapaxes(1, 2)[:, :, ::-1] if quarters else pixels

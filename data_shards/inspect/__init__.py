@@ -1,0 +1,1 @@
+"""Looking at shards: verify, sizes, statistics and speed."""

@@ -1,0 +1,280 @@
+"""`data_shards stats`: what is in the shards, as text, as JSON and as pictures.
+
+shards -> tallies of CHUNK samples, by --workers processes -> one tally -> stats.json -> stats.txt, stats.png
+                                                                        contact_sheet.png
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from tqdm import tqdm
+
+from priorclip.common.processes import pool
+from priorclip.data_shards.commands import StatsConfig
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.format.tar_index import write_aside
+from priorclip.data_shards.images.transforms import eval_transform
+from priorclip.data_shards.inspect.counters import Counts, Tally, TallyOptions, is_concept, tally, text_hash
+from priorclip.data_shards.inspect.stats_page import FITTED, draw_page
+from priorclip.data_shards.shards import ShardSet
+
+CHUNK = 4096
+WORDS_SHOWN, SIZES_SHOWN, SIZES_LISTED, BAR = 25, 8, 1000, 40
+COVERAGE = (10, 100, 1000)
+TILE, TEXT_LINES, LINE, COLUMNS = 176, 4, 12, 6  # of the contact sheet, in pixels but for the counts
+LETTERS = TILE // 6  # of Pillow's default font in a tile's width
+
+_state: tuple[ShardSet, TallyOptions] | None = None  # of a worker process
+
+
+def write_stats(config: StatsConfig) -> str:
+    """Count, write stats.txt, stats.json, stats.png and contact_sheet.png to the output folder; returns the text."""
+    shards = ShardSet(config.shards)
+    total = Tally()
+    chosen = selection(len(shards), config)
+    with tqdm(total=len(chosen), unit="img", desc="stats", disable=None) as bar:
+        for part in tallies(shards, chosen, config):
+            total.merge(part)
+            bar.update(part.samples)
+    numbers = as_dict(total.join())
+    text = describe(numbers, len(shards.files), len(shards))
+    folder = Path(config.output or ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_aside(folder / "stats.txt", text.encode() + b"\n")
+    write_aside(folder / "stats.json", json.dumps(numbers, indent=1, ensure_ascii=False).encode() + b"\n")
+    draw_page(numbers, folder / "stats.png")
+    contact_sheet(shards, config).save(folder / "contact_sheet.png")
+    return f"{text}\npage of plots: {folder / 'stats.png'}\ncontact sheet: {folder / 'contact_sheet.png'}"
+
+
+def selection(samples: int, config: StatsConfig) -> Sequence[int]:
+    """All samples, or --limit of them drawn by --seed, in order."""
+    if config.limit is None or config.limit >= samples:
+        return range(samples)
+    if config.limit < 1:
+        raise ValueError(f"--limit must be at least 1, not {config.limit}")
+    return sorted(random.Random(config.seed).sample(range(samples), config.limit))
+
+
+def tallies(shards: ShardSet, chosen: Sequence[int], config: StatsConfig) -> Iterator[Tally]:
+    """Tallies of CHUNK samples each, in order."""
+    jobs = [chosen[start : start + CHUNK] for start in range(0, len(chosen), CHUNK)]
+    arguments = (shards, config.caption_field, config.tokenizer)
+    workers = min(config.workers or multiprocessing.cpu_count(), len(jobs))
+    if workers <= 1:
+        prepare(*arguments)
+        yield from map(count, jobs)
+        return
+    with pool(workers, prepare, *arguments) as team:
+        yield from team.map(count, jobs)
+
+
+def prepare(shards: ShardSet, caption_field: str, tokenizer: str | None) -> None:
+    """What a process needs for all of its jobs."""
+    global _state
+    _state = shards, TallyOptions(caption_field, token_counter(tokenizer) if tokenizer else None)
+
+
+def count(samples: Sequence[int]) -> Tally:
+    assert _state is not None
+    return tally(_state[0], samples, _state[1])
+
+
+def token_counter(name: str) -> Any:
+    """Numbers of tokens of texts, special tokens included and nothing cut off."""
+    from priorclip.data_shards.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(name, 77)
+    return lambda texts: [len(ids) for ids in tokenizer(texts, truncation=False, padding=False)["input_ids"]]
+
+
+def as_dict(total: Tally) -> dict[str, Any]:
+    """JSON-able figures of a tally."""
+    sizes = {f"{int(value) >> 32} x {int(value) & 0xFFFFFFFF}": int(number)
+             for value, number in ((total.sizes.values[i], total.sizes.counts[i])
+                                   for i in total.sizes.ranked()[:SIZES_LISTED])}  # fmt: skip
+    labels = Counter({name: number for name, number in total.classes.items() if name != "(none)"})
+    concepts = total.top(total.words, 1000, is_concept)
+    return {
+        "samples": total.samples,
+        "captions": total.captions,
+        "unique_captions": len(total.texts.values),
+        "most_repeated_captions": {text: n for text, n in total.top(total.texts, 5).items() if n > 1},
+        "caption_words": quantiles(total.lengths),
+        "caption_tokens": quantiles(total.token_lengths) if total.token_lengths else None,
+        "caption_words_histogram": histogram(total.lengths),
+        "caption_tokens_histogram": histogram(total.token_lengths),
+        "vocabulary": len(total.words.values),
+        "words_seen_once": once(total.words),
+        "top_words": total.top(total.words, WORDS_SHOWN),
+        "top_concepts": dict(list(concepts.items())[:WORDS_SHOWN]),
+        "bigrams": len(total.bigrams.values),
+        "bigrams_seen_once": once(total.bigrams),
+        "top_bigrams": total.top(total.bigrams, WORDS_SHOWN),
+        "rank_frequency": rank_frequency(total.words),
+        "rank_frequency_slope": slope(total.words),
+        "captions_naming_a_top_concept": coverage(total.sampled, list(concepts)),
+        "classes": dict(sorted(total.classes.items())),
+        "label_balance": balance(labels),
+        "image_sizes": sizes,
+        "different_image_sizes": len(total.sizes.values),
+        "image_sides": sides(total.sizes),
+        "exact_duplicates": int((total.images.counts.astype(np.int64) - 1).sum()),
+        "duplicate_groups": int((total.images.counts > 1).sum()),
+        "largest_duplicate_group": int(total.images.counts.max(initial=0)),
+        "images_with_a_hash": int(total.images.counts.sum()),
+        "bad": dict(sorted(total.bad.items())),
+    }
+
+
+def quantiles(lengths: Counter[int]) -> dict[str, float]:
+    """Mean and quantiles of a histogram, as numpy has them of the list."""
+    values = np.array(sorted(lengths) or [0])
+    ends = np.cumsum([lengths[value] or 1 for value in values.tolist()])
+    last = int(ends[-1]) - 1
+
+    def at(share: float) -> float:
+        place = share / 100 * last
+        below, above = (values[np.searchsorted(ends, side, side="right")] for side in (int(place), -int(-place // 1)))
+        return float(below + (above - below) * (place % 1))
+
+    mean = sum(value * lengths[value] for value in lengths) / max(1, lengths.total())
+    return {"mean": mean, **{f"p{share}": at(share) for share in (0, 5, 50, 95, 100)}}
+
+
+def histogram(lengths: Counter[int]) -> dict[str, int]:
+    return {str(length): lengths[length] for length in sorted(lengths)}
+
+
+def once(counts: Counts) -> int:
+    return int((counts.counts == 1).sum())
+
+
+def rank_frequency(counts: Counts) -> list[list[int]]:
+    """[rank, count] at about a hundred ranks, evenly apart on a logarithmic scale."""
+    falling = np.sort(counts.counts)[::-1]
+    if not len(falling):
+        return []
+    ranks = np.unique(np.geomspace(1, len(falling), 100).round().astype(int))
+    return [[int(rank), int(falling[rank - 1])] for rank in ranks]
+
+
+def slope(counts: Counts) -> float | None:
+    """Exponent of count ~ rank ** slope by least squares on logarithms, between FITTED ranks; Zipf's law has -1."""
+    points = np.array([point for point in rank_frequency(counts) if FITTED[0] <= point[0] <= FITTED[1]], float)
+    return float(np.polyfit(np.log(points[:, 0]), np.log(points[:, 1]), 1)[0]) if len(points) > 2 else None
+
+
+def coverage(sampled: list[tuple[int, ...]], concepts: list[str]) -> dict[str, float]:
+    """Share of the sampled captions that name at least one of the k most frequent concepts."""
+    shares = {}
+    for k in COVERAGE:
+        top = {text_hash(word) for word in concepts[:k]}
+        shares[f"top_{k}"] = sum(not top.isdisjoint(words) for words in sampled) / max(1, len(sampled))
+    return shares
+
+
+def balance(labels: Counter[str]) -> dict[str, float] | None:
+    """Entropy in bits, of it the share that equal classes would have, and largest class : smallest class."""
+    if not labels:
+        return None
+    shares = np.array(sorted(labels.values())) / labels.total()
+    entropy = float(-(shares * np.log2(shares)).sum()) + 0.0
+    most = float(np.log2(len(shares)))
+    evenness = entropy / most if most else 1.0
+    return {"entropy_bits": entropy, "evenness": evenness, "imbalance_ratio": float(shares[-1] / shares[0])}
+
+
+def sides(sizes: Counts) -> dict[str, int]:
+    """Images by their longer side, in bins of half an octave: the lower edge in pixels -> count."""
+    longer = np.maximum(sizes.values >> np.uint64(32), sizes.values & np.uint64(0xFFFFFFFF)).astype(float)
+    bins: NDArray[np.int64] = np.floor(np.log2(np.maximum(longer, 1)) * 2).astype(int)
+    counts = np.bincount(bins, weights=sizes.counts) if len(bins) else np.empty(0)
+    return {str(round(2 ** (number / 2))): int(value) for number, value in enumerate(counts) if value}
+
+
+def describe(numbers: dict[str, Any], shards: int, available: int) -> str:
+    words, tokens = numbers["caption_words"], numbers["caption_tokens"]
+    part = f" (drawn from {available})" if numbers["samples"] < available else ""
+    lines = [
+        f"samples          {numbers['samples']}{part} in {shards} shards",
+        f"captions         {numbers['captions']}, {numbers['unique_captions']} of them different",
+        f"caption length   {spread(words, 'words')}",
+    ]
+    lines += [f"                 {spread(tokens, 'tokens')}"] if tokens else []
+    repeated = numbers["most_repeated_captions"]
+    lines += [f"repeated most    {textwrap.shorten(text, 70)!r} {count}" for text, count in list(repeated.items())[:1]]
+    slope_text = f", slope {numbers['rank_frequency_slope']:.2f}" if numbers["rank_frequency_slope"] else ""
+    named = ", ".join(f"{k.removeprefix('top_')}: {v:.1%}" for k, v in numbers["captions_naming_a_top_concept"].items())
+    lines += [
+        f"vocabulary       {numbers['vocabulary']} words, {numbers['words_seen_once']} of them seen once{slope_text}",
+        f"most frequent    {listed(numbers['top_words'])}",
+        f"concepts         {listed(numbers['top_concepts'])}",
+        f"concept pairs    {numbers['bigrams']}, {numbers['bigrams_seen_once']} of them seen once; "
+        f"{listed(numbers['top_bigrams'], 10)}",
+        f"long tail        captions that name one of the top concepts, {named}",
+        f"duplicates       {numbers['exact_duplicates']} images are byte for byte another one "
+        f"({numbers['duplicate_groups']} groups, the largest of {numbers['largest_duplicate_group']}; "
+        f"{numbers['images_with_a_hash']} images have a recorded hash)",
+    ]
+    sizes = list(numbers["image_sizes"].items())
+    more = numbers["different_image_sizes"] - SIZES_SHOWN
+    shown = ", ".join(f"{size}: {count}" for size, count in sizes[:SIZES_SHOWN])
+    lines.append(f"image sizes      {shown}{f' and {more} more' if more > 0 else ''}")
+    if numbers["bad"]:
+        lines.append(f"bad samples      {', '.join(f'{reason}: {count}' for reason, count in numbers['bad'].items())}")
+    return "\n".join([*lines, *class_lines(numbers)])
+
+
+def spread(length: dict[str, float], unit: str) -> str:
+    places = " / ".join(f"{length[name]:.0f}" for name in ("p0", "p5", "p50", "p95", "p100"))
+    return f"{length['mean']:.1f} {unit} on average, {places} (min, 5 %, median, 95 %, max)"
+
+
+def listed(counts: dict[str, int], number: int = WORDS_SHOWN) -> str:
+    return ", ".join(f"{name} {count}" for name, count in list(counts.items())[:number])
+
+
+def class_lines(numbers: dict[str, Any]) -> list[str]:
+    classes, even = numbers["classes"], numbers["label_balance"]
+    largest = max(classes.values(), default=1)
+    width = max((len(name) for name in classes), default=0)
+    text = f", evenness {even['evenness']:.3f}, largest : smallest {even['imbalance_ratio']:.1f}" if even else ""
+    lines = [f"scene classes    {len(classes)}{text}"]
+    for name, number in sorted(classes.items(), key=lambda item: (-item[1], item[0])):
+        lines.append(f"  {name:<{width}} {number:>8} {'#' * max(1, round(BAR * number / largest))}")
+    return lines
+
+
+def contact_sheet(shards: ShardSet, config: StatsConfig) -> Image.Image:
+    """Random samples with their label and a caption."""
+    chosen = random.Random(config.seed).sample(range(len(shards)), min(config.images, len(shards)))
+    columns = min(COLUMNS, len(chosen)) or 1
+    rows = -(-len(chosen) // columns)
+    high = TILE + (TEXT_LINES + 1) * LINE + 6
+    sheet = Image.new("RGB", (columns * (TILE + 6) + 6, rows * high + 6), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, sample in enumerate(sorted(chosen)):
+        left, top = 6 + place % columns * (TILE + 6), 6 + place // columns * high
+        try:
+            entry = shards.read(sample)
+            pixels = eval_transform(entry.image, TILE)
+            lines = [entry.label or "", *textwrap.wrap(entry.texts(config.caption_field)[0], LETTERS)]
+        except BadSample as error:
+            pixels, lines = np.full((3, TILE, TILE), 128, np.uint8), ["bad sample", *textwrap.wrap(str(error), LETTERS)]
+        sheet.paste(Image.fromarray(pixels.transpose(1, 2, 0)), (left, top))
+        for row, line in enumerate(lines[: TEXT_LINES + 1]):
+            plain = line.encode("latin-1", "replace").decode("latin-1")
+            draw.text((left, top + TILE + row * LINE), plain, fill="black" if row else "navy")
+    return sheet

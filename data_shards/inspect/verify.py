@@ -1,0 +1,118 @@
+"""`data_shards verify`: is every byte what packing wrote?
+
+For each shard of the manifest: the tar and its .idx are there, have their size and SHA-256, the .idx says where each
+member really lies, each member has its SHA-256, and KEY.json has that of its image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import partial
+from pathlib import Path
+
+from priorclip.data_shards.format.manifest import Manifest, ShardEntry
+from priorclip.data_shards.format.sample import IMAGE_MEMBERS, JSON_MEMBER, split_name
+from priorclip.data_shards.format.tar import walk
+from priorclip.data_shards.format.tar_index import Member, ShardIndex
+from priorclip.data_shards.pack.index_tars import parallel
+from priorclip.data_shards.shards import index_path
+
+
+def verify(folder: Path, workers: int = 1) -> tuple[list[str], int]:
+    """(problems, samples checked). A problem names shard and member. Raises FileNotFoundError without a manifest."""
+    manifest = Manifest.load(folder)
+    if manifest is None:
+        raise FileNotFoundError(f"{folder} has no manifest.json: `data_shards index` writes one")
+    found = parallel(partial(verify_shard, folder), manifest.shards, workers, "verify")
+    problems = [problem for part in found for problem in part]
+    listed = {entry.name for entry in manifest.shards}
+    problems += [f"{tar.name}: not in the manifest" for tar in sorted(folder.glob("*.tar")) if tar.name not in listed]
+    if sum(entry.samples for entry in manifest.shards) != manifest.samples:
+        problems.append(f"manifest.json: its shards do not add up to {manifest.samples} samples")
+    return problems, manifest.samples
+
+
+def verify_shard(folder: Path, entry: ShardEntry) -> list[str]:
+    """Problems of one shard, each beginning with its name."""
+    path = folder / entry.name
+    if not path.is_file():
+        return [f"{entry.name}: missing"]
+    problems = []
+    size = path.stat().st_size
+    if size != entry.bytes:
+        problems.append(f"{entry.name}: {size} bytes, the manifest says {entry.bytes}")
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
+            problems.append(f"{entry.name}: SHA-256 differs from the manifest")
+    index, complaint = checked_index(path, entry)
+    problems += complaint
+    if index is not None:
+        problems += verify_members(path, index)
+    return problems
+
+
+def checked_index(path: Path, entry: ShardEntry) -> tuple[ShardIndex | None, list[str]]:
+    """The shard's index, if it can be read, and what is wrong with it."""
+    place = index_path(path)
+    if not place.is_file():
+        return None, [f"{place.name}: missing"]
+    problems = []
+    if hashlib.sha256(place.read_bytes()).hexdigest() != entry.index_sha256:
+        problems.append(f"{place.name}: SHA-256 differs from the manifest")
+    try:
+        index = ShardIndex.load(place)
+    except ValueError as error:
+        return None, [*problems, f"{place.name}: {error}"]
+    if len(index) != entry.samples:
+        problems.append(f"{place.name}: {len(index)} samples, the manifest says {entry.samples}")
+    return index, problems
+
+
+def verify_members(path: Path, index: ShardIndex) -> list[str]:
+    """Compare each member of the tar with its row in the index, and each image with its KEY.json."""
+    rows: dict[tuple[str, str], list[Member]] = {}  # by key and extension; several where a name stands twice
+    for sample in range(len(index)):
+        for member in index.members(sample):
+            rows.setdefault((member.key, member.extension), []).append(member)
+    problems: list[str] = []
+    images: dict[str, str] = {}  # key -> hash of its image; a key's members lie together
+    damage: list[str] = []
+    for info, data in walk(path, True, damage.append):
+        assert data is not None
+        key, extension = split_name(info.name)
+        digest = hashlib.sha256(data)
+        place = f"{path.name}: member {info.name}"
+        found = Member(key, extension, info.offset_data, info.size, digest.digest())
+        known = rows.get((key, extension))
+        problems += [f"{place}: {text}" for text in differences(found, known.pop(0) if known else None)]
+        if extension in IMAGE_MEMBERS:
+            images = {key: digest.hexdigest()}
+        elif extension == JSON_MEMBER and key in images:
+            problems += [f"{place}: {text}" for text in json_differences(data, images[key])]
+    problems += [f"{path.name}: {text}" for text in damage]
+    lost = [member for members in rows.values() for member in members]
+    if lost:
+        first = min(lost, key=lambda member: member.offset)
+        problems.append(f"{path.name}: {len(lost)} members are lost, the first is {first.key}.{first.extension}")
+    return problems
+
+
+def differences(found: Member, row: Member | None) -> list[str]:
+    """What distinguishes a member from its row in the index."""
+    if row is None:
+        return ["not in the index"]
+    problems = []
+    if (found.offset, found.size) != (row.offset, row.size):
+        problems.append(f"at byte {found.offset}, {found.size} long; the index says {row.offset} and {row.size}")
+    if row.sha256 is not None and found.sha256 != row.sha256:
+        problems.append("SHA-256 differs from the index")
+    return problems
+
+
+def json_differences(data: bytes, image_sha256: str) -> list[str]:
+    try:
+        recorded = json.loads(data).get("sha256")
+    except (ValueError, AttributeError):
+        return ["not a JSON object"]
+    return ["its sha256 is not that of the image"] if recorded not in (None, image_sha256) else []

@@ -1,0 +1,1 @@
+"""Packing: records become shards, with the same bytes for any number of workers."""

@@ -1,0 +1,98 @@
+"""`data_shards index`: a manifest and .idx files for tars that others wrote (RS5M, img2dataset, any WebDataset)."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from priorclip.common.processes import pool
+from priorclip.data_shards.format.manifest import NAME, Manifest, ShardContent, ShardEntry, combine
+from priorclip.data_shards.format.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, parse_text
+from priorclip.data_shards.format.tar_index import ShardIndex, scan
+from priorclip.data_shards.remote.address import is_remote, shown
+from priorclip.data_shards.remote.store import LocalFile
+from priorclip.data_shards.shards import expand, index_path
+
+log = logging.getLogger(__name__)
+
+
+def build_index(spec: str | Sequence[str], workers: int, overwrite: bool = False) -> list[tuple[Path, Manifest]]:
+    """Index the tars of a specification; returns each folder with its new manifest.
+
+    Raises ValueError for remote tars, FileExistsError where a folder has a manifest, unless ``overwrite``.
+    """
+    pieces = [spec] if isinstance(spec, str) else list(spec)
+    remote = [piece for piece in pieces if is_remote(piece)]
+    if remote:
+        raise ValueError(f"{shown(remote[0])} is remote: an index is written beside local tars")
+    folders: dict[Path, list[Path]] = {}
+    for path in (file.path for file in expand(pieces) if isinstance(file, LocalFile)):
+        folders.setdefault(path.parent, []).append(path)
+    for folder in folders:
+        if (folder / NAME).exists() and not overwrite:
+            raise FileExistsError(f"{folder} has a manifest already: --overwrite replaces it")
+    done = []
+    for folder, paths in folders.items():
+        contents = parallel(index_shard, paths, workers, "index")
+        manifest = combine(contents)
+        manifest.save(folder)
+        done.append((folder, manifest))
+    return done
+
+
+def index_shard(path: Path) -> ShardContent:
+    """Write the .idx of one tar; returns what it adds to the manifest. Bad samples stay in and are warned of."""
+    index = scan(path, hashes=True)
+    digest = index.save(index_path(path)).hex()
+    classes: Counter[str] = Counter()
+    fields: set[str] = set()
+    captions, bad = 0, Counter[str]()
+    with open(path, "rb") as file:
+        for sample in range(len(index)):
+            try:
+                texts, label, info = sample_text(file, index, sample)
+            except BadSample as error:
+                bad[error.reason] += 1
+                continue
+            captions += len(texts)
+            classes.update([label] if label is not None else [])
+            fields |= {"captions"} if texts else set()
+            fields |= {"coarse_captions"} if info.get("coarse_captions") else set()
+        file.seek(0)
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    for reason, count in bad.items():
+        log.warning("%s: %d samples are bad (%s); streaming will skip them", path, count, reason)
+    entry = ShardEntry(path.name, len(index), path.stat().st_size, sha256, digest)
+    return ShardContent(entry, captions, dict(classes), sorted(fields), [])
+
+
+def sample_text(file: Any, index: ShardIndex, sample: int) -> tuple[list[str], str | None, dict[str, Any]]:
+    """Captions, label and JSON of a sample. Raises BadSample where it has no image or its text does not parse."""
+    members = index.members(sample)
+    if not any(member.extension in IMAGE_MEMBERS for member in members):
+        raise BadSample("no image", index.key(sample))
+    texts: dict[str, bytes] = {}
+    for member in members:
+        if member.extension in USED_MEMBERS and member.extension not in IMAGE_MEMBERS:
+            file.seek(member.offset)
+            texts[member.extension] = file.read(member.size)
+    return parse_text(texts)
+
+
+def parallel(work: Callable, items: Iterable, workers: int, title: str) -> list:
+    """Results of ``work`` for each item, in order, with a progress bar."""
+    jobs = list(items)
+
+    def bar(results: Iterable) -> Iterator:
+        return iter(tqdm(results, total=len(jobs), unit="shard", desc=title, disable=None))
+
+    if workers <= 1 or len(jobs) <= 1:
+        return list(bar(map(work, jobs)))
+    with pool(min(workers, len(jobs))) as team:
+        return list(bar(team.map(work, jobs)))

@@ -1,0 +1,96 @@
+"""Which records are packed: not those of an evaluation, and each picture once. See leakage.py and duplicates.py.
+
+    records -> fingerprints (.pack/prints, where they are needed) -> excluded.jsonl, duplicates.jsonl -> the rest
+
+It depends on the records and the options alone: each task of an array comes to the same, as does a run that goes on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from priorclip.data_shards.dedupe.duplicates import (
+    MODES,
+    count_duplicates,
+    find_duplicates,
+    merge_duplicates,
+    rows_of_duplicates,
+)
+from priorclip.data_shards.dedupe.hash_columns import prints_of_records
+from priorclip.data_shards.dedupe.image_hashes import EXACT, LOOK
+from priorclip.data_shards.dedupe.leakage import Evaluation, count_leaks, find_leaks, rows_of_leaks
+from priorclip.data_shards.dedupe.near_hashes import MAX_DISTANCE
+from priorclip.data_shards.pack.packers import Crew, Share
+from priorclip.data_shards.sources import Record
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The records to pack, and a row for each that is not; None where it was not asked for."""
+
+    records: list[Record]
+    duplicates: list[dict[str, Any]] | None = None
+    excluded: list[dict[str, Any]] | None = None
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def check_duplicate_options(mode: str, near: int | None) -> None:
+    """ValueError for a mode that there is not, or a distance that makes no sense."""
+    if mode not in MODES:
+        raise ValueError(f"--duplicates: {', '.join(MODES)}, not {mode!r}")
+    if near is not None and mode == "keep":
+        raise ValueError("--near-duplicates finds them for --duplicates drop or merge: say which")
+    check_distance("--near-duplicates", near)
+
+
+def check_distance(option: str, distance: int | None) -> None:
+    if distance is not None and not 0 <= distance <= MAX_DISTANCE:
+        raise ValueError(f"{option} is a number of bits of 64 that may differ, 0 to {MAX_DISTANCE}, not {distance}")
+
+
+def select(
+    records: list[Record],
+    folder: Path,
+    mode: str,
+    near: int | None,
+    evaluation: Evaluation | None,
+    max_pixels: int,
+    team: Crew,
+    share: Share,
+) -> Selection:
+    """Leave out the images of the evaluation, then duplicates.
+
+    Args:
+        records: all that could be packed
+        folder: keeps the fingerprints, for a run that goes on
+        mode: keep, drop or merge duplicates
+        near: bits up to which two images are duplicates; None compares bytes only
+        evaluation: images to leave out
+        max_pixels: larger images are not compared by their look
+        team: takes the fingerprints
+        share: of this task
+    """
+    if mode == "keep" and evaluation is None:
+        return Selection(records)
+    look = near is not None or (evaluation is not None and evaluation.kind == LOOK)
+    prints = prints_of_records(records, folder, LOOK if look else EXACT, max_pixels, team, share)
+    keep = np.ones(len(records), bool)
+    excluded = duplicates = None
+    counts: dict[str, dict[str, int]] = {}
+    if evaluation is not None:
+        leaks = find_leaks(prints, evaluation)
+        excluded = rows_of_leaks({leak.image: records[leak.image].key for leak in leaks}, leaks, evaluation)
+        counts["excluded"] = count_leaks(excluded)
+        keep[[leak.image for leak in leaks]] = False
+    if mode != "keep":
+        found = find_duplicates(prints, near, keep)
+        duplicates = rows_of_duplicates(records, found, mode == "merge")
+        counts["duplicates"] = count_duplicates(duplicates)
+        if mode == "merge":
+            records = merge_duplicates(records, found)
+        keep[[item.image for item in found]] = False
+    return Selection([records[place] for place in np.nonzero(keep)[0].tolist()], duplicates, excluded, counts)

@@ -1,0 +1,325 @@
+"""Records -> shards, the same bytes for any number of workers, ranks and tasks, and after being killed half way.
+
+    records  r0 r1 r2 ...                        without duplicates and images of an evaluation, see selection.py
+    job k    records k*1000 .. k*1000+999    ->  train-00000k.tar.HOST~PID.tmp -> fsync -> train-00000k.tar
+                                             ->  train-00000k.tar.idx
+                                             ->  .pack/train-00000k.json  (this shard is done; its part of the manifest)
+    end      all parts -> manifest.json, quarantine.jsonl; .pack/ goes
+
+Who does the jobs is told by crew.py, what a folder looks like meanwhile by half_packed.py.
+
+A record that cannot be packed (missing, unreadable or oversized image, no caption and no label) is left out of its
+shard, counted, and written to quarantine.jsonl. The fingerprint of options and records guards a half-finished folder:
+other options, or a finished folder, are refused unless --overwrite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import tarfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+from tqdm import tqdm
+
+from priorclip.data_shards.dedupe.leakage import Evaluation
+from priorclip.data_shards.format.manifest import Manifest, ShardContent, ShardEntry
+from priorclip.data_shards.format.sample import BadSample, captions_of
+from priorclip.data_shards.format.tar_index import Member, ShardIndex, temporary_path
+from priorclip.data_shards.images.decode import opened, upright_rgb, upright_size
+from priorclip.data_shards.images.jpeg import check_whole
+from priorclip.data_shards.order.seeds import mix
+from priorclip.data_shards.pack.packers import Crew, Share
+from priorclip.data_shards.pack.selection import select
+from priorclip.data_shards.pack.unfinished_folder import PRINTS, claim, finish, finished, unfinished, write_part
+from priorclip.data_shards.shards import PROGRESS, index_path
+from priorclip.data_shards.sources import Record, load, templates
+
+log = logging.getLogger(__name__)
+
+KEPT_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+DEFAULT_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """How records become shards.
+
+    Args:
+        prefix: shards are named PREFIX-000000.tar
+        shard_size: records a shard
+        max_side: images whose longer side exceeds this many pixels are shrunk to it; None keeps them
+        quality: re-encode every image as JPEG of this quality; None keeps the bytes of jpg, png and webp
+        max_pixels: larger images are left out
+        template_captions: caption images that have a label and no caption from templates
+        captions_per_image: template captions an image
+        seed: of the template captions
+        duplicates: keep, drop or merge records of the same picture
+        near_duplicates: bits of 64 in which their perceptual hashes may differ; None compares bytes only
+    """
+
+    prefix: str = "shard"
+    shard_size: int = 1000
+    max_side: int | None = None
+    quality: int | None = None
+    max_pixels: int = 100_000_000
+    template_captions: bool = True
+    captions_per_image: int = 1
+    seed: int = 0
+    duplicates: str = "keep"
+    near_duplicates: int | None = None
+
+
+def pack(
+    records: list[Record],
+    folder: Path,
+    plan: PackPlan,
+    workers: int = 1,
+    overwrite: bool = False,
+    evaluation: Evaluation | None = None,
+) -> Manifest:
+    """Write the shards, their indices and the manifest with ``workers`` processes of this machine.
+
+    Raises FileExistsError where the folder holds other things, ValueError where no record can be packed.
+    """
+    manifest = pack_share(records, folder, plan, Crew(workers), Share(), overwrite, evaluation)
+    assert manifest is not None, "there are no other tasks to wait for"
+    return manifest
+
+
+def pack_share(
+    records: list[Record],
+    folder: Path,
+    plan: PackPlan,
+    team: Crew,
+    share: Share,
+    overwrite: bool = False,
+    evaluation: Evaluation | None = None,
+) -> Manifest | None:
+    """This task's part of packing; the manifest where every shard is done now, None where others have some left.
+
+    Args:
+        records: all of them, the same for every task
+        folder: to write; all tasks share it
+        plan: how records become shards
+        team: does the work of this task
+        share: which shards are this task's
+        overwrite: remove what an earlier pack wrote; refused where there are several tasks
+        evaluation: images to leave out
+    """
+    unique_keys(records)
+    options = {**asdict(plan), "exclude": evaluation.digest if evaluation else None}
+    fingerprint = hashlib.sha256(json.dumps(options).encode() + records_digest(records)).hexdigest()
+    alone = share.count == 1
+    try:
+        if not alone and (manifest := finished(folder, fingerprint)):
+            return manifest
+        progress = claim(folder, fingerprint, overwrite, alone)
+        selection = select(
+            records, progress / PRINTS, plan.duplicates, plan.near_duplicates, evaluation, plan.max_pixels, team, share
+        )
+        names = pack_shards(selection.records, folder, plan, team, share)
+        missing = unfinished(progress, names)
+    except (FileNotFoundError, FileExistsError):
+        # Another task has finished the folder meanwhile, and with it what was to be read here.
+        if alone or not (manifest := finished(folder, fingerprint)):
+            raise
+        return manifest
+    if missing and progress.is_dir():
+        log.info("%d of %d shards are left to other tasks, the first is %s", len(missing), len(names), missing[0])
+        return None
+    return finish(folder, names, fingerprint, options, selection)
+
+
+def pack_shards(records: list[Record], folder: Path, plan: PackPlan, team: Crew, share: Share) -> list[str]:
+    """Pack those of the share that are not done yet; returns the names of all shards."""
+    names = [f"{plan.prefix}-{number:06d}" for number in range(-(-len(records) // plan.shard_size))]
+    if not names:
+        raise ValueError("there is nothing to pack: no record, or each is an image of the evaluation")
+
+    def chunk(number: int) -> list[Record]:
+        return records[number * plan.shard_size : (number + 1) * plan.shard_size]
+
+    missing = set(unfinished(folder / PROGRESS, names))
+    own = [number for number in range(len(names)) if share.has(number)]
+    todo = [number for number in own if names[number] in missing]
+    if len(todo) < len(own):
+        log.info("%d of %d shards are there already", len(own) - len(todo), len(own))
+    jobs = ((folder, plan, names[number], chunk(number)) for number in todo)
+    total = sum(len(chunk(number)) for number in own)
+    with tqdm(total=total, unit="img", desc="pack", disable=None) as bar:
+        bar.update(total - sum(len(chunk(number)) for number in todo))
+        for done in team.run(pack_shard, jobs, len(todo)):
+            bar.update(done)
+    return names
+
+
+def pack_shard(folder: Path, plan: PackPlan, name: str, records: list[Record]) -> int:
+    """Write one tar with its index and its part of the manifest; returns the number of records taken.
+
+    Raises OSError, naming the tar, where it cannot be written: on a full disk what was begun is removed.
+    """
+    path = folder / f"{name}.tar"
+    temporary = temporary_path(path)
+    try:
+        return write_shard(folder, plan, path, temporary, records)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.filename is None:  # a write does not say where
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def write_shard(folder: Path, plan: PackPlan, path: Path, temporary: Path, records: list[Record]) -> int:
+    bad: list[dict[str, str]] = []
+    with open(temporary, "wb") as file:
+        writer = ShardWriter(file)
+        for record in records:
+            try:
+                writer.add(*members_of(record, plan))
+            except BadSample as error:
+                bad.append({"shard": path.name, "key": record.key, "reason": error.reason, "detail": error.detail})
+        digest, size = writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+    if writer.samples:
+        index_digest = ShardIndex.build(writer.members).save(index_path(path))
+        os.replace(temporary, path)
+    else:
+        index_digest, size = b"", 0
+        temporary.unlink()
+    entry = ShardEntry(path.name, writer.samples, size, digest, index_digest.hex())
+    content = ShardContent(entry, writer.captions, dict(writer.classes), sorted(writer.fields), bad)
+    write_part(folder / PROGRESS, path.stem, content)
+    return len(records)
+
+
+class HashingFile:
+    """A file that hashes what is written to it, so that a shard is not read again for its SHA-256."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+
+class ShardWriter:
+    """Appends samples to a tar whose bytes depend on the samples alone: no time, no owner, a fixed mode."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.output = HashingFile(file)
+        self.tar = tarfile.open(fileobj=self.output, mode="w", format=tarfile.PAX_FORMAT)  # type: ignore[call-overload]  # noqa: SIM115
+        self.members: list[Member] = []
+        self.samples = self.captions = 0
+        self.classes: Counter[str] = Counter()
+        self.fields: set[str] = set()
+
+    def add(self, key: str, members: dict[str, bytes], info: dict) -> None:
+        for extension, data in members.items():
+            header = tarfile.TarInfo(f"{key}.{extension}")
+            header.size, header.mode, header.mtime = len(data), 0o644, 0
+            self.tar.addfile(header, io.BytesIO(data))
+            padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+            offset = self.output.size - padded
+            self.members.append(Member(key, extension, offset, len(data), hashlib.sha256(data).digest()))
+        self.tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
+        self.samples += 1
+        self.captions += len(info["captions"])
+        self.fields |= {name for name in ("captions", "coarse_captions") if info.get(name)}
+        if info["label"] is not None:
+            self.classes[info["label"]] += 1
+
+    def close(self) -> tuple[str, int]:
+        """(hex SHA-256, size) of the tar."""
+        self.tar.close()
+        return self.output.sha256.hexdigest(), self.output.size
+
+
+def members_of(record: Record, plan: PackPlan) -> tuple[str, dict[str, bytes], dict]:
+    """(key, members by extension, JSON content) of a record. Raises BadSample where it cannot be used."""
+    record = load(record)
+    assert isinstance(record.image, bytes)
+    extension, data, width, height = encoded(record.image, plan)
+    captions = captions_of({"captions": record.captions}, "captions")
+    if not captions and plan.template_captions and record.scenes:
+        captions = templates.captions(record.scenes, plan.captions_per_image, mix(plan.seed, text_seed(record.key)))
+    if not captions and not record.scenes:
+        raise BadSample("no caption", "neither caption nor label")
+    info = {
+        **record.extra,
+        "captions": captions,
+        "label": record.label,
+        "source": record.source,
+        "url": record.url,
+        "width": width,
+        "height": height,
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    try:
+        text = json.dumps(info, ensure_ascii=False, sort_keys=True).encode("utf-8")
+        members = {extension: data, "json": text}
+        if len(captions) == 1:
+            members["txt"] = captions[0].encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadSample("text is not UTF-8", str(error)) from error
+    return record.key, members, info
+
+
+def encoded(data: bytes, plan: PackPlan) -> tuple[str, bytes, int, int]:
+    """(extension, bytes, width, height) as stored: the same bytes unless the plan or the format asks for others.
+
+    The image is decoded in any case, so that what is packed can be read.
+    """
+    with opened(data, plan.max_pixels) as image:
+        check_whole(data)
+        width, height = upright_size(image)
+        known = KEPT_FORMATS.get(image.format or "")
+        large = plan.max_side is not None and max(width, height) > plan.max_side
+        if known and not large and plan.quality is None:
+            image.load()
+            return known, data, width, height
+        picture = upright_rgb(image)
+        if large and plan.max_side is not None:
+            picture.thumbnail((plan.max_side, plan.max_side), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=plan.quality or DEFAULT_QUALITY)
+        return "jpg", buffer.getvalue(), picture.width, picture.height
+
+
+def unique_keys(records: list[Record]) -> None:
+    """Give a second record of the same key the suffix -2, and so on: a key is one sample."""
+    taken: set[str] = set()
+    for record in records:
+        key, number = record.key, 1
+        while record.key in taken:
+            number += 1
+            record.key = f"{key}-{number}"
+        taken.add(record.key)
+
+
+def records_digest(records: list[Record]) -> bytes:
+    """Changes with all that a record says, and with the name of its image; not with where the folder lies."""
+    digest = hashlib.sha256()
+    for record in records:
+        image = record.image.name if isinstance(record.image, Path) else repr(record.image)
+        extra = json.dumps(record.extra, sort_keys=True, default=repr)
+        row = (record.key, image, record.captions, record.label, record.split, record.source, record.url, extra)
+        digest.update(repr(row).encode("utf-8", "surrogateescape"))
+    return digest.digest()
+
+
+def text_seed(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:8], "little")

@@ -1,0 +1,1 @@
+"""Shards on other machines: addresses, range requests, and the cache on this node."""

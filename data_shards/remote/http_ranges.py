@@ -1,0 +1,349 @@
+"""Ranges of a remote file over HTTP, whatever the network does meanwhile.
+
+    for data in stream("https://host/a.tar", 4096, 1 << 20, version, timeout=60): ...
+
+    refused, reset, timed out, cut short, 408, 429, 5xx   again, after 0.5, 1, 2, ... s with jitter, or Retry-After's
+    cut in the middle                                     again from the byte where it stopped
+    401, 403, 404, 410 and the like                       RemoteError at once
+    another size or ETag than before                      RemoteError "shard has changed"
+
+A request takes ``timeout`` seconds at most, its body included, so that a server which trickles cannot hold the run up.
+Attempts count from the last one that brought at least ``PROGRESS`` bytes. A host that used up all attempts gets single
+ones until it answers again. Connections are kept open per process, and are never shared over a fork.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import os
+import random
+import re
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import urllib3
+
+from priorclip.data_shards.remote.address import shown
+from priorclip.data_shards.remote.request import request_for
+
+log = logging.getLogger(__name__)
+logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)  # its debug lines give addresses, signatures too
+
+ATTEMPTS = 6
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; doubling in between
+CONNECT_TIMEOUT = 10.0
+PROGRESS = 1 << 16  # bytes
+PIECE = 1 << 18  # bytes taken from the connection at a time
+DRAINED = 1 << 16  # a longer rest of a body is cut off with its connection instead of being read
+TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504, 509))
+REDIRECT_KEPT = 300.0  # seconds for which the end of a redirection is asked directly
+NOT_CARRIED_OVER = frozenset(("authorization", "cookie"))
+
+
+class RemoteError(OSError):
+    """A remote file that cannot be read. ``reason`` is a phrase to count by; the text has no secrets."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+
+@dataclass(frozen=True)
+class Version:
+    """What tells one state of a remote file from another; ``ranges``: the server gives parts of it."""
+
+    size: int
+    etag: str = ""
+    modified: str = ""
+    ranges: bool = True
+
+    def same(self, other: Version) -> bool:
+        """Servers behind one address may give their own ETags each: an equal date counts as well."""
+        if self.size != other.size:
+            return False
+        return not (self.etag and other.etag) or self.etag == other.etag or bool(self.modified == other.modified != "")
+
+
+class Transient(Exception):
+    """An attempt that failed and may be repeated, after ``pause`` seconds where the server said so."""
+
+    def __init__(self, text: str, pause: float | None = None) -> None:
+        super().__init__(text)
+        self.pause = pause
+
+
+class _Process:
+    """Connections, and what is known of hosts, of one process."""
+
+    def __init__(self) -> None:
+        self.pools: dict[str, urllib3.PoolManager] = {}
+        self.redirects: dict[str, tuple[str, float]] = {}
+        self.down: set[str] = set()
+        self.jitter = random.Random()  # its own: the global generator belongs to the run
+
+    def pool(self, address: str) -> urllib3.PoolManager:
+        """Connections to the host, through the proxy of http_proxy, https_proxy and no_proxy."""
+        parts = urlsplit(address)
+        bypass = urllib.request.proxy_bypass(parts.hostname or "")
+        proxy = "" if bypass else urllib.request.getproxies().get(parts.scheme, "")
+        if proxy not in self.pools:
+            options: dict[str, Any] = {"num_pools": 32, "maxsize": 64, "block": False, "retries": False}
+            self.pools[proxy] = urllib3.ProxyManager(proxy, **options) if proxy else urllib3.PoolManager(**options)
+        return self.pools[proxy]
+
+
+_process = _Process()
+
+
+def _start_over() -> None:
+    global _process
+    _process = _Process()
+
+
+os.register_at_fork(after_in_child=_start_over)
+
+
+def probe(url: str, timeout: float) -> Version:
+    """Size, ETag and date of a remote file, by a request for its first byte. Raises RemoteError."""
+    return _repeated(url, lambda limit: _probe(url, limit), timeout)
+
+
+def _probe(url: str, timeout: float) -> Version:
+    response = _open(url, {"Range": "bytes=0-0"}, time.monotonic() + timeout)
+    try:
+        return _version(url, response)
+    finally:
+        _done(response)
+
+
+def fetch(url: str, timeout: float, known: Version | None = None) -> tuple[bytes, Version] | None:
+    """A small file whole, and its state; None where it still is in the state ``known``. Raises RemoteError."""
+    asked = {"If-None-Match": known.etag} if known and known.etag else {}
+    asked = {"If-Modified-Since": known.modified} if known and known.modified and not known.etag else asked
+
+    def attempt(limit: float) -> tuple[bytes, Version] | None:
+        until = time.monotonic() + limit
+        response = _open(url, asked, until)
+        try:
+            if response.status == 304:
+                return None
+            data = b"".join(_body(response, until))
+            return data, Version(len(data), response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
+        finally:
+            _done(response)
+
+    return _repeated(url, attempt, timeout)
+
+
+def stream(url: str, start: int, length: int, version: Version, timeout: float) -> Iterator[bytes]:
+    """Bytes start .. start + length - 1 in pieces, each byte once. Raises RemoteError.
+
+    A file whose server gives no ranges is read from its beginning, and is asked for as a whole only.
+    """
+    if not version.ranges and (start, length) != (0, version.size):
+        raise RemoteError("remote cannot be read", f"{shown(url)}: its server gives no parts of a file")
+    taken = since_failure = failures = 0
+    while taken < length:
+        try:
+            until = time.monotonic() + timeout
+            headers = {"Range": f"bytes={start + taken}-{start + length - 1}"} if version.ranges else {}
+            response = _open(url, headers, until)
+            skip = 0 if version.ranges else taken  # without ranges what is there already passes by again
+            try:
+                _check(url, response, version, start + taken)
+                for data in _body(response, until):
+                    passed, skip = data[skip:], max(0, skip - len(data))
+                    passed = passed[: length - taken]
+                    taken += len(passed)
+                    since_failure += len(passed)
+                    yield passed
+                    if taken == length:
+                        break
+            finally:
+                _done(response)
+            if taken < length:
+                raise Transient(f"the body ended after {taken} of {length} bytes")
+        except Transient as error:
+            failures = 1 if since_failure >= PROGRESS else failures + 1
+            since_failure = 0
+            _pause_or_give_up(url, failures, error)
+    _process.down.discard(_host(url))
+
+
+def _repeated(url: str, attempt, timeout: float):
+    failures = 0
+    while True:
+        try:
+            result = attempt(timeout)
+        except Transient as error:
+            failures += 1
+            _pause_or_give_up(url, failures, error)
+        else:
+            _process.down.discard(_host(url))
+            return result
+
+
+def _pause_or_give_up(url: str, failures: int, error: Transient) -> None:
+    host = _host(url)
+    if failures >= (1 if host in _process.down else ATTEMPTS):
+        _process.down.add(host)
+        raise RemoteError("remote cannot be read", f"{shown(url)}: {error} ({failures} attempts)") from None
+    pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)) * _process.jitter.uniform(0.5, 1)
+    pause = min(LONGEST_PAUSE, max(pause, error.pause or 0))
+    log.info("%s: %s; again in %.1f s", shown(url), error, pause)
+    time.sleep(pause)
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).netloc
+
+
+def _open(url: str, headers: dict[str, str], until: float) -> urllib3.BaseHTTPResponse:
+    """The answer's head: 200, 206 or 304. Raises RemoteError for a final refusal, Transient for a passing fault."""
+    address, own = request_for(url)
+    kept, kept_until = _process.redirects.get(url, ("", 0.0))
+    if kept_until > time.monotonic():
+        response = _get(kept, headers, until)
+        if response.status in (200, 206, 304) or response.status in TRANSIENT:
+            return _judged(url, response)
+        _done(response)  # the signature of the place may have run out: ask anew
+    _process.redirects.pop(url, None)
+    headers = {**own, **headers}
+    for _ in range(6):
+        response = _get(address, headers, until)
+        place = response.get_redirect_location()
+        if not place:
+            return _judged(url, response)
+        _done(response)
+        target = urllib.parse.urljoin(address, str(place))
+        if urlsplit(target).scheme not in ("http", "https"):
+            break
+        if urlsplit(target).netloc != urlsplit(address).netloc:
+            headers = {name: value for name, value in headers.items() if name.lower() not in NOT_CARRIED_OVER}
+        address = target
+        if not set(headers) & {"Authorization"}:
+            _process.redirects[url] = (address, time.monotonic() + REDIRECT_KEPT)
+    raise RemoteError("remote cannot be read", f"{shown(url)}: redirected without end")
+
+
+def _get(address: str, headers: dict[str, str], until: float) -> urllib3.BaseHTTPResponse:
+    left = max(0.1, until - time.monotonic())
+    try:
+        return _process.pool(address).request(
+            "GET",
+            address,
+            headers={"Accept-Encoding": "identity", "User-Agent": "priorclip-data-shards", **headers},
+            timeout=urllib3.Timeout(connect=min(left, CONNECT_TIMEOUT), read=left),
+            preload_content=False,
+            redirect=False,
+            retries=False,
+            decode_content=False,
+        )
+    except urllib3.exceptions.HTTPError as error:
+        raise Transient(_fault(error)) from None
+
+
+def _judged(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.BaseHTTPResponse:
+    status = response.status
+    if status in (200, 206, 304):
+        return response
+    said = f"{status} {response.reason or ''}".strip()
+    wait = response.headers.get("Retry-After")
+    try:
+        code = re.search(rb"<Code>(\w{1,40})</Code>", response.read1(4096) or b"")
+    except (urllib3.exceptions.HTTPError, OSError):
+        code = None
+    _done(response)
+    said += f" ({code[1].decode()})" if code else ""
+    if status in TRANSIENT or (code and code[1] in (b"RequestTimeout", b"SlowDown")):
+        raise Transient(said, _seconds(wait))
+    if status in (404, 410):
+        raise RemoteError("shard is missing", f"{shown(url)}: {said}")
+    if status == 416:
+        raise RemoteError("shard has changed", f"{shown(url)}: {said}, it is shorter than it was, or empty")
+    advice = ": check the credentials, or whether the link has run out" if status in (401, 403) else ""
+    raise RemoteError("remote cannot be read", f"{shown(url)}: {said}{advice}")
+
+
+def _version(url: str, response: urllib3.BaseHTTPResponse) -> Version:
+    headers = response.headers
+    ranges = response.status == 206
+    size = headers.get("Content-Range", "").rpartition("/")[2] if ranges else headers.get("Content-Length", "")
+    if not size.isdigit():
+        raise RemoteError("remote cannot be read", f"{shown(url)}: its server does not say how long it is")
+    return Version(int(size), headers.get("ETag", ""), headers.get("Last-Modified", ""), ranges)
+
+
+def _check(url: str, response: urllib3.BaseHTTPResponse, version: Version, start: int) -> None:
+    """The answer is of the file that was seen first, and of the place that was asked for."""
+    if version.ranges and response.status != 206:
+        raise Transient(f"{response.status} in place of a part of the file")
+    found = _version(url, response)
+    if not version.same(found):
+        raise RemoteError(
+            "shard has changed", f"{shown(url)}: {found.size} bytes {found.etag}, before {version.size} {version.etag}"
+        )
+    if version.ranges and not re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")):
+        raise Transient("another part of the file than was asked for")
+
+
+def _body(response: urllib3.BaseHTTPResponse, until: float) -> Iterator[bytes]:
+    """Pieces of a body as they arrive. Raises Transient where it stops early or takes too long."""
+    try:
+        while data := response.read1(PIECE):
+            yield data
+            if time.monotonic() > until:
+                raise Transient("time-out: the body comes too slowly")
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        raise Transient(_fault(error)) from None
+
+
+def _done(response: urllib3.BaseHTTPResponse) -> None:
+    """Give the connection back if little is left to read on it, else end it."""
+    left = getattr(response, "length_remaining", None)
+    try:
+        if left is not None and left == 0:
+            response.release_conn()
+            return
+        if left is not None and left <= DRAINED and response.status not in (200, 206):
+            response.drain_conn()
+            response.release_conn()
+            return
+    except (urllib3.exceptions.HTTPError, OSError):
+        pass
+    response.close()
+
+
+def _seconds(text: str | None) -> float | None:
+    """Retry-After, in seconds or as a date."""
+    if not text:
+        return None
+    if text.strip().isdigit():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError):
+        return None
+
+
+def _fault(error: BaseException) -> str:
+    """What went wrong, without the address that urllib3 puts in its texts."""
+    cause = error.__cause__ or error.__context__ or error
+    kinds = {
+        urllib3.exceptions.NameResolutionError: "the host name is not known",
+        urllib3.exceptions.NewConnectionError: "no connection (refused, or the host cannot be reached)",
+        urllib3.exceptions.TimeoutError: "time-out",
+        urllib3.exceptions.SSLError: "TLS failed (is the certificate valid here? SSL_CERT_FILE names more authorities)",
+        urllib3.exceptions.ProxyError: "the proxy cannot be reached",
+        urllib3.exceptions.IncompleteRead: "the body was cut short",
+    }
+    for kind, text in kinds.items():
+        if isinstance(error, kind):
+            return text
+    return f"the connection broke ({type(cause).__name__})"

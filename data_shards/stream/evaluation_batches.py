@@ -1,0 +1,203 @@
+"""Every image once with all its captions, the same number of batches on every rank.
+
+    batches = eval_batches(shards, tokenizer, 224, 64, rank, world_size)
+    for batch in batches.images(): ...   # images uint8 (b, 3, S, S), index (b,), labels (b,)
+    for batch in batches.texts(): ...    # input_ids, attention_mask (b, T), index (b,), image_index (b,)
+    batches.text_image                   # (captions,) the image of each caption
+
+Rank r takes items r, r + W, ...; the last batches are filled up with index -1, so that collectives stay in step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from priorclip.data_shards.dedupe.identical_images import warn_of_shared
+from priorclip.data_shards.format.class_names import ClassIds
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.images.transforms import MAX_PIXELS, eval_transform
+from priorclip.data_shards.shards import ShardSet
+from priorclip.data_shards.sources import Record, RecordSet
+from priorclip.data_shards.stream.collate import SampleSource, announce, tokenize
+from priorclip.data_shards.stream.workers import batches
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+PADDING = -1
+READ_TOGETHER = 1024  # captions asked for together
+
+
+class ImageFetcher(Dataset):
+    """Batches of images by index; -1 gives a black image. With ``skip_bad`` a bad image is one of those too."""
+
+    def __init__(self, source: SampleSource, size: int, classes: list[str], max_pixels: int, skip_bad: bool) -> None:
+        self.source, self.size, self.max_pixels, self.skip_bad = source, size, max_pixels, skip_bad
+        self.class_ids = ClassIds(classes)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        images = np.zeros((len(indices), 3, self.size, self.size), np.uint8)
+        labels = np.full(len(indices), -1, np.int64)
+        kept = np.array(indices, dtype=np.int64)
+        announce(self.source, (index for index in indices if index != PADDING))
+        for row, index in enumerate(indices):
+            if index == PADDING:
+                continue
+            try:
+                sample = self.source.read(index)
+                images[row] = eval_transform(sample.image, self.size, max_pixels=self.max_pixels)
+                labels[row] = self.class_ids[sample.label]
+            except BadSample as error:
+                shard, key = self.source.name(index)
+                if not self.skip_bad:
+                    raise ValueError(f"evaluation image {key} of {shard} cannot be used: {error}") from error
+                log.warning("evaluation image %s of %s is left out: %s", key, shard, error)
+                kept[row] = PADDING
+        return {
+            "images": torch.from_numpy(images),
+            "index": torch.from_numpy(kept),
+            "labels": torch.from_numpy(labels),
+        }
+
+
+class EvalBatches:
+    """Batches of one rank over all images, and over all captions.
+
+    Attributes:
+        captions: every caption, those of an image side by side
+        text_image: int64 (captions,), the image index of each
+        classes: scene classes in the order of the label ids
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        tokenizer: PreTrainedTokenizerBase | None,
+        fetcher: ImageFetcher,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        caption_field: str,
+        workers: int,
+    ) -> None:
+        self.source, self.tokenizer, self.fetcher, self.batch_size = source, tokenizer, fetcher, batch_size
+        self.rank, self.world_size, self.workers = rank, world_size, workers
+        self.classes = fetcher.class_ids.names
+        self.captions: list[str] = []
+        owners: list[int] = []
+        if tokenizer is not None:
+            for index in range(len(source)):
+                if index % READ_TOGETHER == 0:
+                    announce(source, range(index, min(index + READ_TOGETHER, len(source))), images=False)
+                texts = captions_or_error(source, index, caption_field)
+                self.captions += texts
+                owners += [index] * len(texts)
+        self.text_image = np.array(owners, dtype=np.int64)
+
+    @property
+    def image_count(self) -> int:
+        return len(self.source)
+
+    @property
+    def text_count(self) -> int:
+        return len(self.captions)
+
+    def keys(self) -> list[str]:
+        """Key of each image."""
+        return [self.source.name(index)[1] for index in range(len(self.source))]
+
+    def images(self) -> Iterator[dict[str, torch.Tensor]]:
+        """images uint8 (b, 3, S, S), index int64 (b,), labels int64 (b,); the same number of batches on all ranks."""
+        yield from batches(self.fetcher, self._plan(self.image_count), self.workers)
+
+    def texts(self) -> Iterator[dict[str, torch.Tensor]]:
+        """input_ids, attention_mask int64 (b, T), index and image_index int64 (b,)."""
+        assert self.tokenizer is not None, "texts() needs a tokenizer"
+        for indices in self._plan(self.text_count):
+            index = np.array(indices, dtype=np.int64)
+            texts = [self.captions[i] if i != PADDING else "" for i in indices]
+            owner = np.where(index == PADDING, PADDING, self.text_image[index])
+            extra = {"index": torch.from_numpy(index), "image_index": torch.from_numpy(owner)}
+            yield tokenize(self.tokenizer, texts) | extra
+
+    def pixels(self, images: list[int]) -> torch.Tensor:
+        """uint8 (n, 3, S, S) of a few images, read by this process."""
+        return self.fetcher.__getitems__(images)["images"]
+
+    def scenes(self, images: list[int]) -> list[str]:
+        """Scene names of a few images, from their metadata alone; empty for none."""
+        return [self.source.text(image).label or "" for image in images]
+
+    def _plan(self, count: int) -> list[list[int]]:
+        """Indices of this rank's batches, filled up with -1 to the same number on every rank."""
+        batches = -(-count // (self.batch_size * self.world_size))
+        mine = list(range(self.rank, count, self.world_size))
+        mine += [PADDING] * (batches * self.batch_size - len(mine))
+        return [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
+
+
+def eval_batches(
+    source: SampleSource | Iterable[Record],
+    tokenizer: PreTrainedTokenizerBase | None,
+    image_size: int,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    *,
+    caption_field: str = "captions",
+    classes: list[str] | None = None,
+    workers: int = 0,
+    skip_bad: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    training: SampleSource | None = None,
+) -> EvalBatches:
+    """Batches for an evaluation: every image once, by the centred square, with all its captions.
+
+    Args:
+        source: ShardSet, RecordSet, or records of an annotation file (``sources.karpathy(...)``)
+        tokenizer: transformers tokenizer; None for images and labels only
+        image_size: side in pixels
+        batch_size: of one rank
+        rank, world_size: of this process
+        caption_field: captions or coarse_captions
+        classes: label ids; None takes the source's
+        workers: decoding processes
+        skip_bad: give a bad image the index -1 instead of raising; an evaluation that leaves out images is another
+            evaluation, so this is off
+        max_pixels: larger images are bad
+        training: what is trained on; rank 0 warns of images that are in both
+
+    Raises:
+        ValueError: a bad image or a sample without caption, with its name
+    """
+    samples = source if hasattr(source, "read") else RecordSet(list(source))  # type: ignore[arg-type]
+    names = classes if classes is not None else samples.classes  # type: ignore[union-attr]
+    if rank == 0 and isinstance(samples, ShardSet) and isinstance(training, ShardSet):
+        warn_of_shared(training, samples)
+    fetcher = ImageFetcher(samples, image_size, names, max_pixels, skip_bad)  # type: ignore[arg-type]
+    return EvalBatches(
+        samples,  # type: ignore[arg-type]
+        tokenizer,
+        fetcher,
+        batch_size,
+        rank,
+        world_size,
+        caption_field,
+        workers,
+    )
+
+
+def captions_or_error(source: SampleSource, index: int, caption_field: str) -> list[str]:
+    try:
+        return source.captions(index, caption_field)
+    except BadSample as error:
+        shard, key = source.name(index)
+        raise ValueError(f"evaluation sample {key} of {shard} has no caption: {error}") from error

@@ -1,0 +1,1 @@
+"""Experiments by name: sweeps over seeds, studies over levels, and their tables."""

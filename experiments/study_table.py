@@ -1,0 +1,129 @@
+"""The tables of a study: mean recall by level, and its difference to other rows, level by level and seed by seed.
+
+    write_study(study, {"0": results, "0.4": results}, Path("runs/noise"), note, command)    # STUDY.md, .json, .png
+
+The last line of a table says what the highest level does to the figure, less the lowest, taken seed by seed too: in
+the first table what the noise costs, in the others whether one row gains on another as the noise grows.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from priorclip.experiments.study import Study
+from priorclip.experiments.sweep_table import FIGURES, Results, main_figure, pm, spread
+
+Runs = dict[int, float]  # by seed
+
+
+def write_study(study: Study, results: Mapping[str, Results], folder: Path, note: str, command: str) -> dict[str, Any]:
+    """Write STUDY.md, STUDY.json and STUDY.png; returns what the JSON holds."""
+    done = [run for rows in results.values() for runs in rows.values() for run in runs.values()]
+    figure = main_figure(dict(enumerate(done)))
+    labels = {row: label for row, label in study.rows.items() if any(rows.get(row) for rows in results.values())}
+    found = {
+        row: {level: {seed: run[figure] for seed, run in rows[row].items()} for level, rows in results.items()}
+        for row in labels
+    }
+    table = {
+        "study": study.name, "asks": study.asks, "axis": study.axis, "command": command, "note": note,
+        "figure": FIGURES[figure], "levels": list(results), "labels": labels,
+        "rows": {row: line(runs) for row, runs in found.items()},
+        "against": {
+            other: {row: line(less(found[row], found[other])) for row in list(labels)[list(labels).index(other) + 1 :]}
+            for other in study.against if other in labels
+        },
+    }  # fmt: skip
+    (folder / f"{study.name}.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{study.name}.md").write_text(markdown(table), encoding="utf-8")
+    if labels:
+        draw([table], folder / f"{study.name}.png")
+    return table
+
+
+def less(runs: Mapping[str, Runs], other: Mapping[str, Runs]) -> dict[str, Runs]:
+    """Differences of the runs that have the same level and seed."""
+    return {
+        level: {seed: value - other[level][seed] for seed, value in each.items() if seed in other[level]}
+        for level, each in runs.items()
+    }
+
+
+def line(runs: Mapping[str, Runs]) -> dict[str, Any]:
+    """By level: mean, spread, count and the runs; ``change``: of the last level less the first."""
+    first, last = next(iter(runs)), list(runs)[-1]
+    change = {seed: value - runs[first][seed] for seed, value in runs[last].items() if seed in runs[first]}
+    return {level: {**spread(list(each.values())), "runs": each} for level, each in runs.items() if each} | (
+        {"change": {**spread(list(change.values())), "runs": change}} if change and first != last else {}
+    )
+
+
+def markdown(table: Mapping[str, Any]) -> str:
+    """The tables for people."""
+    lines = [f"# {table['study']}", "", f"`{table['command']}`", "", table["asks"], ""]
+    if table["note"]:
+        lines += [table["note"], ""]
+    lines += block(table, table["rows"], table["axis"])
+    for other, rows in table["against"].items():
+        lines += block(table, rows, f"less '{table['labels'][other]}'", sign=True) if rows else []
+    lines += [
+        f"{table['figure']}, percent: mean and standard deviation over the seeds, and how many. Differences are taken",
+        "seed by seed, and behind them stands in how many of them they are above zero.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def block(table: Mapping[str, Any], rows: Mapping[str, Any], title: str, sign: bool = False) -> list[str]:
+    """One table, with an empty line behind."""
+    levels = table["levels"]
+    lines = [f"| {title} | {' | '.join(table['labels'][row] for row in rows)} |", f"|---|{'---:|' * len(rows)}"]
+    lines += [f"| {level} | {' | '.join(cell(row.get(level), sign) for row in rows.values())} |" for level in levels]
+    if len(levels) > 1:
+        changes = " | ".join(cell(row.get("change"), sign=True) for row in rows.values())
+        lines.append(f"| {levels[-1]} less {levels[0]} | {changes} |")
+    return [*lines, ""]
+
+
+def cell(value: Mapping[str, Any] | None, sign: bool) -> str:
+    """A difference with the share of seeds in which it is above zero, a figure with their number."""
+    if value is None:
+        return ""
+    above = f"{sum(each > 0 for each in value['runs'].values())}/" if sign else ""
+    return f"{pm(dict(value), sign)} ({above}{value['count']})"
+
+
+def draw(tables: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A column a study: the figure, and below it the difference to the first row of ``against``."""
+    from matplotlib.figure import Figure
+
+    width = max(5.0, *(0.9 * len(table["levels"]) for table in tables))  # levels may be words
+    figure = Figure(figsize=(width * len(tables), 7), dpi=110, layout="constrained")
+    axes = figure.subplots(2, len(tables), sharex="col", sharey="row", squeeze=False)
+    for (above, below), table in zip(axes.T, tables, strict=True):
+        draw_lines(above, table, table["rows"])
+        for other, rows in list(table["against"].items())[:1]:
+            draw_lines(below, table, rows)
+            below.axhline(0, color="0.6", linewidth=0.8)
+            below.set_ylabel(f"less '{table['labels'][other]}', seed by seed")
+        below.set_xlabel(table["axis"])
+    axes[0, 0].set_ylabel(f"{tables[0]['figure']}, %")
+    axes[0, 0].legend()
+    figure.savefig(path, metadata={"Software": None})
+
+
+def draw_lines(axes: Any, table: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
+    """A line a row, of the colour that it has in every plot of the study; bars are the standard deviation."""
+    levels, names = table["levels"], list(table["labels"])
+    for name, row in rows.items():
+        place = names.index(name)
+        held = [level for level in levels if level in row]
+        axes.errorbar(
+            [levels.index(level) + 0.04 * (place - (len(names) - 1) / 2) for level in held],
+            [row[level]["mean"] for level in held], [row[level]["spread"] for level in held],
+            marker="o", markersize=4, capsize=3, linewidth=1.2, color=f"C{place}", label=table["labels"][name],
+        )  # fmt: skip
+    axes.set_xticks(range(len(levels)), levels)
+    axes.grid(alpha=0.3)

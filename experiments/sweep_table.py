@@ -1,0 +1,141 @@
+"""The table of a sweep: each row's mean and spread over its seeds, and its difference to the baseline, seed by seed.
+
+    write_table("belief", rows, results, Path("runs/belief"), note, command)    # belief.md, belief.json, belief.png
+
+Spread is the sample standard deviation. The difference is paired: each seed's figure less the baseline's of that seed
+(the same data split, the same order of samples), so that what all rows share does not blur it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from priorclip.experiments.experiment import Experiment
+
+FIGURES = {  # of retrieval, and of a scene prior
+    "mean_recall": "mean recall",
+    "i2t_r1": "i2t R@1",
+    "t2i_r1": "t2i R@1",
+    "i2t_r10": "i2t R@10",
+    "t2i_r10": "t2i R@10",
+    "accuracy": "accuracy",
+}
+Results = dict[str, dict[int, dict[str, Any]]]
+
+
+def write_table(
+    name: str, rows: Sequence[Experiment], results: Results, folder: Path, note: str, command: str
+) -> dict[str, Any]:
+    """Write NAME.md, NAME.json and NAME.png; returns what the JSON holds."""
+    known = [row for row in rows if results[row.name]]
+    table = {
+        "family": name, "command": command, "note": note, "rows": [summary(row, known, results) for row in known],
+        "not_run": [row.name for row in rows if not results[row.name]],
+    }  # fmt: skip
+    (folder / f"{name}.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    (folder / f"{name}.md").write_text(markdown(table), encoding="utf-8")
+    if known:
+        draw(table, folder / f"{name}.png")
+    return table
+
+
+def summary(row: Experiment, rows: Sequence[Experiment], results: Results) -> dict[str, Any]:
+    """A row: its figures by seed, their mean and spread, and the paired difference to the first row's, where both are
+    tested on the same images."""
+    runs, baseline = results[row.name], results[rows[0].name]
+    main = main_figure(runs)
+    figures = {
+        figure: {
+            **spread([run[figure] for run in runs.values()]),
+            "runs": {str(seed): run[figure] for seed, run in runs.items()},
+        }
+        for figure in FIGURES
+        if all(figure in run for run in runs.values())
+    }  # fmt: skip
+    same_test = test_of(row) == test_of(rows[0])
+    both = [seed for seed in runs if same_test and main in baseline.get(seed, {})]  # a prior's figures are others
+    pairs = [runs[seed][main] - baseline[seed][main] for seed in both]
+    return {
+        "name": row.name, "label": row.label, "reproduces": row.reproduces, "published": row.published,
+        "seeds": sorted(runs), "main": main, "figures": figures,
+        "difference": None if row is rows[0] or not pairs else spread(pairs),
+    }  # fmt: skip
+
+
+def test_of(row: Experiment) -> Any:
+    """The shards that the row names to be tested on; None for those of the data file."""
+    return row.steps[-1].options.get("test", {}).get("shards")
+
+
+def main_figure(runs: dict[int, dict[str, Any]]) -> str:
+    return next(figure for figure in FIGURES if all(figure in run for run in runs.values()))
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "spread": deviation, "count": len(values)}
+
+
+def markdown(table: dict[str, Any]) -> str:
+    """The table for people."""
+    lines = [f"# {table['family']}", "", f"`{table['command']}`", ""]
+    if table["note"]:
+        lines += [table["note"], ""]
+    rows = table["rows"]
+    if rows:
+        shown = [figure for figure in FIGURES if any(figure in row["figures"] for row in rows)]
+        first = rows[0]["label"]
+        lines += [
+            "| | " + " | ".join(FIGURES[figure] for figure in shown) + f" | less {first} | seeds | published |",
+            "|---|" + "---:|" * (len(shown) + 2) + "---|",
+        ]
+        for row in rows:
+            cells = [pm(row["figures"].get(figure)) for figure in shown]
+            lines.append(
+                f"| {row['label']} | {' | '.join(cells)} | {pm(row['difference'], sign=True)} | {len(row['seeds'])} | "
+                f"{published(row['published'])} |"
+            )
+        lines += ["", "Percent, mean and standard deviation over the seeds; differences are taken seed by seed.", ""]
+        lines += [f"* {row['label']}: {row['reproduces']}" for row in rows]
+    if table["not_run"]:
+        lines += ["", f"Not run: {', '.join(table['not_run'])}."]
+    return "\n".join(lines) + "\n"
+
+
+def pm(value: dict[str, float] | None, sign: bool = False) -> str:
+    if value is None:
+        return ""
+    mean = f"{value['mean']:+.1f}" if sign else f"{value['mean']:.1f}"
+    return f"{mean} ± {value['spread']:.1f}" if value["count"] > 1 else mean
+
+
+def published(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    figures = ", ".join(f"{FIGURES.get(name, name)} {figure}" for name, figure in value.items() if name != "source")
+    return f"{figures} ({value['source']})" if "source" in value else figures
+
+
+def draw(table: dict[str, Any], path: Path) -> None:
+    """Each run as a point, the mean and its spread as a bar."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    rows = table["rows"][::-1]
+    figure = Figure(figsize=(8, 1.2 + 0.5 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(rows):
+        values = row["figures"][row["main"]]
+        axes.errorbar(values["mean"], place, xerr=values["spread"], fmt="o", capsize=4, color="C0")
+        axes.plot(list(values["runs"].values()), [place - 0.18] * len(values["runs"]), ".", color="0.6")
+    axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.4)
+    axes.set_xlabel(f"{FIGURES[rows[0]['main']]}, %: mean ± standard deviation, runs")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,1 @@
+"""What a model costs: FLOPs, parameters, activation memory and measured step time."""

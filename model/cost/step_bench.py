@@ -1,0 +1,244 @@
+"""Speed of a training step: PriorCLIP against open_clip's model of the same towers, in one run.
+
+    python -m model bench --batch 8                     # float32, the GPU where there is one
+    python -m model bench --batch 512 --dtype bf16 --compile
+
+Each step is forward, contrastive loss and backward (and AdamW where asked) on the same pairs; both models take turns,
+so that a noisy machine is noisy for both. The question is whether the prior costs more than its work: the ratio of
+times should not be over the ratio of FLOPs. FLOPs are counted on the warm-up step (model.flops), the backward pass
+with them. PriorCLIP normalises uint8 pixels itself, within its time; open_clip gets pixels that are normalised already.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from priorclip.model.build import build_model, parameter_groups
+from priorclip.model.config import load_preset
+from priorclip.model.cost.flops import count_flops, total
+from priorclip.model.cost.peak_tflops import peak_of
+from priorclip.model.losses.retrieval_loss import RetrievalLoss
+
+if TYPE_CHECKING:
+    from priorclip.model.commands import BenchConfig
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Contender:
+    """One model in the comparison.
+
+    Args:
+        name: what it is
+        step: one training step
+        flops: of a step
+        seconds: of each timed step
+        cpu_seconds: of all this process's threads in it; what others do on the machine counts less in them
+    """
+
+    name: str
+    step: Callable[[], None]
+    flops: int
+    seconds: list[float]
+    cpu_seconds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+@dataclass
+class Figures:
+    """What a model did.
+
+    Args:
+        name: preset or open_clip architecture
+        seconds: of a step, median
+        images_per_second: pairs by that
+        gflops: of a step, forward and backward
+        tflops_per_second: those by the seconds
+        mfu: share of the GPU's peak, or None where it is not known
+    """
+
+    name: str
+    seconds: float
+    images_per_second: float
+    gflops: float
+    tflops_per_second: float
+    mfu: float | None
+
+
+def report(config: BenchConfig) -> str:
+    """Time the steps; the comparison as a table or JSON."""
+    device = pick_device(config.device)
+    contenders = [ours(config, device)]
+    if config.peer is not None:
+        contenders.append(peers(config, device))
+    take_turns(contenders, config.runs, device)
+    found = compare(contenders, config, device)
+    return json.dumps(found, indent=2) if config.format == "json" else table(found)
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no GPU on this machine, use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def ours(config: BenchConfig, device: torch.device) -> Contender:
+    """The preset with random weights, ready to step."""
+    settings = load_preset(config.preset)
+    settings.vision.weights = settings.prior.weights = settings.text.weights = None
+    with torch.device(device):
+        model = build_model(settings).train()
+    for parameter in model.parameters():  # as DeepSpeed casts: parameters alone, buffers keep their type
+        parameter.data = parameter.data.to(DTYPES[config.dtype])
+    side, text = settings.vision.image_size, model.config.text
+    vocabulary = (text.config or {})["vocab_size"]
+    tokens = draw_tokens(config.batch, text.context_length, vocabulary, device)
+    pixels = torch.randint(0, 256, (config.batch, 3, side, side), dtype=torch.uint8, device=device)
+    run = torch.compile(model) if config.compile else model
+    mask = torch.ones_like(tokens)
+    return contender(
+        config.preset, model, lambda: run(pixels, tokens, mask), lambda: model(pixels, tokens, mask), config
+    )
+
+
+def peers(config: BenchConfig, device: torch.device) -> Contender:
+    """open_clip's model with random weights, ready to step. ValueError where it is not installed or not known."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise ValueError(
+            "open_clip, to compare with, is not installed: pip install open_clip_torch, or --peer null"
+        ) from error
+    assert config.peer is not None
+    if config.peer not in open_clip.list_models():
+        raise ValueError(f"--peer {config.peer}: open_clip has no such model; see open_clip.list_models()")
+    model = open_clip.create_model(config.peer, device=device).to(DTYPES[config.dtype]).train()
+    visual: Any = model.visual
+    tokens = draw_tokens(config.batch, model.context_length, model.vocab_size, device)
+    pixels = torch.randn(config.batch, 3, *visual.image_size, dtype=DTYPES[config.dtype], device=device)
+    run = torch.compile(model) if config.compile else model
+
+    def outputs(forward: Any) -> dict[str, Tensor]:
+        image, text, scale = forward(pixels, tokens)[:3]
+        return {"image_features": image, "text_features": text, "logit_scale": scale, "attribution_scale": scale}
+
+    return contender(config.peer, model, lambda: outputs(run), lambda: outputs(model), config)
+
+
+def draw_tokens(batch: int, length: int, vocabulary: int, device: torch.device) -> Tensor:
+    """Full texts, the highest entry (CLIP's end of text) last."""
+    tokens = torch.randint(1, vocabulary - 1, (batch, length), device=device)
+    tokens[:, -1] = vocabulary - 1
+    return tokens
+
+
+def contender(
+    name: str, model: nn.Module, run: Callable[[], Any], eager: Callable[[], Any], config: BenchConfig
+) -> Contender:
+    """The model with its step, warmed up, its FLOPs counted on the way."""
+    loss = RetrievalLoss()
+    ids = torch.arange(config.batch, device=next(model.parameters()).device)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-6) if config.optimizer else None
+
+    def backward(forward: Callable[[], Any]) -> None:
+        loss(forward(), ids)[0].backward()
+        if optimizer is not None:
+            optimizer.step()
+        model.zero_grad()
+
+    with count_flops() as counter:
+        backward(eager)
+    for _ in range(2 if config.compile else 1):
+        backward(run)
+    return Contender(name, lambda: backward(run), total(counter), [], [])
+
+
+def take_turns(contenders: list[Contender], runs: int, device: torch.device) -> None:
+    """Time one step of each, again and again."""
+    for turn in range(runs):
+        # Whoever goes first finds another machine than who follows: the order changes from turn to turn.
+        for one in contenders if turn % 2 == 0 else contenders[::-1]:
+            synchronise(device)
+            begun, begun_cpu = time.perf_counter(), time.process_time()
+            one.step()
+            synchronise(device)
+            one.seconds.append(time.perf_counter() - begun)
+            one.cpu_seconds.append(time.process_time() - begun_cpu)
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def compare(contenders: list[Contender], config: BenchConfig, device: torch.device) -> dict[str, Any]:
+    """The figures of each, and of the first against the second."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    peak = config.peak_tflops or (peak_of(name, config.dtype) if device.type == "cuda" else None)
+    if device.type == "cuda" and peak is None:
+        log.warning("the peak of %s is not known, so there is no MFU: give it with --peak_tflops", name)
+    found: dict[str, Any] = {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "dtype": config.dtype,
+        "batch": config.batch,
+        "runs": config.runs,
+        "compile": config.compile,
+        "optimizer": config.optimizer,
+        "peak_tflops": peak,
+        "models": [asdict(figures(one, config.batch, peak)) for one in contenders],
+    }
+    if len(contenders) == 2:
+        first, second = contenders
+        found["time_ratio"] = median_ratio(first.seconds, second.seconds)
+        if device.type == "cpu":
+            found["cpu_time_ratio"] = median_ratio(first.cpu_seconds, second.cpu_seconds)
+        found["flops_ratio"] = first.flops / second.flops
+    return found
+
+
+def median_ratio(some: list[float], others: list[float]) -> float:
+    """Of steps that were timed side by side."""
+    return statistics.median(a / b for a, b in zip(some, others, strict=True))
+
+
+def figures(one: Contender, batch: int, peak: float | None) -> Figures:
+    speed = one.flops / one.median / 1e12
+    return Figures(
+        one.name, one.median, batch / one.median, one.flops / 1e9, speed, None if peak is None else speed / peak
+    )
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures for people."""
+    extra = [name for name in ("compile", "optimizer") if found[name]]
+    lines = [
+        f"{found['device']}, {found['threads']} threads, {found['dtype']}, batch {found['batch']}, "
+        f"median of {found['runs']}" + "".join(f", {name}" for name in extra),
+        f"{'model':24} {'ms a step':>10} {'images/s':>9} {'GFLOPs a step':>14} {'TFLOP/s':>8} {'MFU':>6}",
+    ]
+    for one in found["models"]:
+        mfu = "-" if one["mfu"] is None else f"{100 * one['mfu']:.1f}%"
+        lines.append(
+            f"{one['name']:24} {1000 * one['seconds']:>10.1f} {one['images_per_second']:>9.1f} "
+            f"{one['gflops']:>14.4g} {one['tflops_per_second']:>8.3g} {mfu:>6}"
+        )
+    if "time_ratio" in found:
+        cpu = f" (CPU times {found['cpu_time_ratio']:.3f})" if "cpu_time_ratio" in found else ""
+        lines.append(f"ratio of times {found['time_ratio']:.3f}{cpu}, ratio of FLOPs {found['flops_ratio']:.3f}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Image and text encoders, their pretrained weights, and low-rank adapters."""

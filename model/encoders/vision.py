@@ -1,0 +1,196 @@
+"""Image encoders: any timm backbone as a source of visual tokens or of one pooled feature.
+
+    images uint8 (B, 3, H, W) -> [0, 1] -> this encoder's mean and std -> timm -> tokens (B, L, C) and global (B, C)
+
+Layouts that timm gives: (B, L, C) with prefix tokens before the patches (ViT), NCHW (convolutional nets), NHWC (Swin).
+Each encoder normalises on the device by its own mean and standard deviation, so that vision and prior encoders of
+different schooling share one batch of uint8 pixels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from priorclip.model.config import EncoderConfig
+from priorclip.model.encoders.batch_norm import keep_statistics
+from priorclip.model.encoders.feature_cache import Memo
+from priorclip.model.encoders.layers import keep_locked, lock
+from priorclip.model.encoders.weights import load_exactly, read_image_weights, scene_backbone
+
+
+class VisualTokens(NamedTuple):
+    """What a backbone sees: tokens (B, L, C) in row-major order, global feature (B, C), grid (h, w) with h*w = L."""
+
+    tokens: Tensor
+    pooled: Tensor
+    grid: tuple[int, int]
+
+
+class ImageEncoder(nn.Module):
+    """A timm model without classifier, with its normalisation, freezing and weights as configured.
+
+    Args:
+        config: what to build
+        pool: true: forward gives the pooled feature (B, C). false: timm's unpooled features
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: EncoderConfig, pool: bool):
+        super().__init__()
+        self.config, self.pool = config, pool
+        backbone: Any
+        backbone, self.clip_projection = create_backbone(config, pool)
+        keep_statistics(backbone)
+        self.model = backbone
+        self.width: int = config.projection or getattr(backbone, "head_hidden_size", None) or backbone.num_features
+        mean, std = normalisation(config)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        facts = (config.name, config.image_size, mean, std, pool)
+        self.memo = Memo(config.remember, self.model, facts) if config.remember else None
+        if not config.trainable:
+            self.requires_grad_(False)
+        elif config.unlocked is not None:
+            lock(self, config.unlocked)
+        self.train()
+
+    def train(self, mode: bool = True) -> ImageEncoder:
+        """Training mode, except for what the configuration freezes."""
+        super().train(mode and self.config.trainable)
+        if self.config.unlocked is not None:
+            keep_locked(self.model)
+        if self.config.freeze_batch_norm:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8, or float in [0, 1], (B, 3, H, W) -> normalised, in the dtype of the weights."""
+        weights = next(self.parameters()).dtype
+        dtype = torch.promote_types(weights, torch.float32)
+        pixels = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
+        size = (self.config.image_size, self.config.image_size)
+        if self.pool and pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
+        if pixels.shape[-2:] != size:
+            got = "x".join(map(str, pixels.shape[-2:]))
+            raise ValueError(f"images are {got} pixels, but image_size of '{self.config.name}' is {size[0]}")
+        # Channels last: convolutions take a third less time in it, on CPUs and on tensor cores; others do not mind.
+        normalised = ((pixels - self.mean.to(dtype)) / self.std.to(dtype)).to(weights)
+        return normalised.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> pooled feature (B, C) or timm's unpooled features."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trainable):
+            if self.memo is not None:
+                return self.memo(lambda new: self.model(self.normalise(new)), images)
+            return self.model(self.normalise(images))
+
+    def tokens(self, images: Tensor) -> VisualTokens:
+        """The unpooled features as tokens, whatever their layout. The global feature is the class token or the mean."""
+        features = self(images)
+        if features.ndim == 3:
+            prefix = getattr(self.model, "num_prefix_tokens", 0)
+            tokens = features[:, prefix:]
+            has_class = prefix > 0 and getattr(self.model, "cls_token", None) is not None
+            pooled = features[:, 0] if has_class else tokens.mean(1)
+            return VisualTokens(tokens, pooled, grid_of(tokens.shape[1]))
+        if getattr(self.model, "output_fmt", "NCHW") == "NHWC":
+            features = features.permute(0, 3, 1, 2)
+        tokens = features.flatten(2).transpose(1, 2)
+        return VisualTokens(tokens, tokens.mean(1), (features.shape[2], features.shape[3]))
+
+
+def create_backbone(config: EncoderConfig, pool: bool) -> tuple[nn.Module, Tensor | None]:
+    """The timm model with its weights, without classifier, and CLIP's projection where those weights hold one.
+
+    Raises ValueError that says what timm did not like.
+    """
+    if config.projection is not None and not pool:
+        raise ValueError(
+            f"projection {config.projection} of '{config.name}': only a prior can have one, vision needs tokens"
+        )
+    hub = config.weights in ("hub", "timm")
+    known = known_config(config.name)
+    refuse_other_scene_backbone(config)
+    # timm keeps the projection into CLIP's embedding space where other models have their classifier.
+    is_clip = "_clip_" in config.name
+    classes = known.num_classes if hub and known and is_clip and config.projection is None else 0
+    size = {"img_size": config.image_size} if known and known.fixed_input_size else {}
+    head = {} if pool else {"global_pool": ""}
+    try:
+        model: Any = timm.create_model(
+            config.name, pretrained=hub, num_classes=config.projection or classes, **{**size, **head, **config.kwargs}
+        )
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f"timm cannot build the encoder '{config.name}' ({config.kwargs}): {error}") from error
+    projection = model.get_classifier().weight.detach() if classes else None
+    if classes:
+        model.reset_classifier(0)
+    if config.weights is not None and not hub:
+        state, classifier = read_image_weights(config.weights, model)
+        load_exactly(model, state, config.weights)
+        projection = classifier if is_clip else None
+    return model, projection
+
+
+def known_config(name: str) -> Any:
+    """What timm knows of the model's weights and input. ValueError that names the nearest where there is no such."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise ValueError(
+            f"timm has no encoder '{architecture}'" + (f": did you mean {', '.join(near)}?" if near else "")
+        )
+    tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
+    if tag and tag not in tags:
+        raise ValueError(f"timm's '{architecture}' has no weights '{tag}': it has {', '.join(tags) or 'none'}")
+    return timm.get_pretrained_cfg(name)
+
+
+def refuse_other_scene_backbone(config: EncoderConfig) -> None:
+    """ValueError where the weights are a scene classifier's of another backbone."""
+    trained = scene_backbone(config.weights)
+    if trained and architecture_of(trained["name"]) != architecture_of(config.name):
+        told = f"'{trained['name']}'" + (f" with kwargs {trained['kwargs']}" if trained.get("kwargs") else "")
+        raise ValueError(
+            f"the weights of {config.weights} are those of {told}, but this encoder is '{config.name}': "
+            f"give it that name (prior.name, or vision.name, of the model), or train a prior of its own"
+        )
+
+
+def architecture_of(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def normalisation(config: EncoderConfig) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the encoder's input, by channel: its own, those its weights were trained with in
+    `finetune prior`, or timm's."""
+    own, trained = known_config(config.name), scene_backbone(config.weights)
+    mean, std = (own.mean, own.std) if own else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
+    return list(config.mean or trained.get("mean") or mean), list(config.std or trained.get("std") or std)
+
+
+def grid_of(length: int) -> tuple[int, int]:
+    """The square grid of so many tokens."""
+    side = math.isqrt(length)
+    if side * side != length:
+        raise ValueError(f"{length} visual tokens are no square grid; the encoders take square images")
+    return side, side
+
+
+def is_plain_vit(model: nn.Module) -> bool:
+    """Whether the instruction can go in before the blocks: timm's VisionTransformer with its own forward."""
+    return isinstance(model, VisionTransformer) and type(model).forward_features is VisionTransformer.forward_features

@@ -1,0 +1,1 @@
+"""Export folders: writing and reading them, and other formats made from them."""

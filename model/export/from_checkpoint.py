@@ -1,0 +1,183 @@
+"""A run's checkpoint, of any ZeRO stage, as an export folder, without the GPUs or ranks that wrote it.
+
+    RUN/config.yaml                      the resolved configuration, among it the model's
+        checkpoints/step_00000100/       DeepSpeed's files, one set a rank
+        report.json                      figures, where the run has ended
+
+Every run exports when it ends; this is for one that did not, or for an older checkpoint. The shards of all ranks are
+put together by DeepSpeed's own offline code, which unpickles them: convert checkpoints of your own runs only.
+Batch-norm statistics, which each rank gathered alone, are averaged, as they are before an evaluation. Where the run
+keeps a moving average of its weights, that is what is exported, as the run itself does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from priorclip.model.build import build_model
+from priorclip.model.config import ModelConfig, from_dict
+from priorclip.model.encoders.weights import State
+from priorclip.model.export.folder import save_pretrained
+
+log = logging.getLogger(__name__)
+
+
+def export_run(
+    run: str | Path, folder: str | Path, checkpoint: str | None = None, tokenizer: str | None = None
+) -> Path:
+    """Write the export folder.
+
+    Args:
+        run: run directory
+        folder: where to
+        checkpoint: name of one under ``checkpoints``; None takes the newest
+        tokenizer: hub id or folder; None takes the one that the run was told
+    Raises:
+        OSError, ValueError: no run, no such checkpoint, a damaged one, no tokenizer
+    """
+    run = Path(run)
+    settings = read_settings(run)
+    chosen = find_checkpoint(run, checkpoint)
+    state = whole_state(chosen)
+    config = from_dict(ModelConfig, settings["model"])
+    vocabulary = vocabulary_of(state, config)
+    with torch.device("meta"):
+        config.vision.weights = config.prior.weights = config.text.weights = None
+        model = build_model(config, vocabulary)
+        own = model.state_dict()
+    state = {name: value.to(own[name].dtype) if name in own else value for name, value in state.items()}
+    extra: dict[str, Any] = {"checkpoint": chosen.name}
+    report = run / "report.json"
+    if checkpoint is None and report.is_file():
+        extra |= json.loads(report.read_text(encoding="utf-8"))
+    with tempfile.TemporaryDirectory() as files:
+        save_tokenizer(run, settings, model.config, tokenizer, Path(files))
+        return save_pretrained(state, model.config, folder, files, extra)
+
+
+def read_settings(run: Path) -> Mapping[str, Any]:
+    """config.yaml of the run. ValueError where it is a run without a model of ours, such as a scene prior's."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"--input {run} is neither an export folder nor a run: it has no config.yaml")
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(settings, Mapping) or "model" not in settings:
+        raise ValueError(f"{path} configures no model with two towers")
+    return settings
+
+
+def find_checkpoint(run: Path, name: str | None) -> Path:
+    """The checkpoint of that name, or the newest whose checksums hold.
+
+    Raises:
+        FileNotFoundError: there is none
+        ValueError: the one named, or each of them, is damaged
+    """
+    folder = run / "checkpoints"
+    found = sorted((path for path in folder.glob("step_*") if path.is_dir() and "." not in path.name), reverse=True)
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no checkpoint")
+    if name is not None:
+        if folder / name not in found:
+            raise FileNotFoundError(
+                f"{folder} has no checkpoint '{name}': there are {', '.join(p.name for p in reversed(found))}"
+            )
+        found = [folder / name]
+    for path in found:
+        problem = damage(path)
+        if problem is None:
+            return path
+        log.warning("%s is not used: %s", path, problem)
+    raise ValueError(f"{found[0]} cannot be exported: {damage(found[0])}")
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files by its checksums.json, which the run wrote; None where nothing is."""
+    try:
+        expected = json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8"))["sha256"]
+        for name, wanted in expected.items():
+            with (checkpoint / name).open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
+                    return f"{name} does not match its checksum"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, KeyError) as error:
+        return f"its files cannot be read: {error}"
+    return None
+
+
+def whole_state(checkpoint: Path) -> State:
+    """All weights as float32: moving averages, else what the optimizer holds as masters, else the module's."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    if list(checkpoint.glob("*_optim_states.pt")):
+        found = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    else:  # stage 0 keeps the module whole, on rank 0
+        files = sorted(checkpoint.glob("mp_rank_00_model_states.pt"))
+        if not files:
+            raise FileNotFoundError(f"{checkpoint} holds no weights of DeepSpeed's")
+        found = torch.load(files[0], map_location="cpu", weights_only=False)["module"]
+    found = {**found, **mean_buffers(checkpoint)}
+    return {name: whole_tensor(value) for name, value in {**found, **moving_averages(checkpoint, found)}.items()}
+
+
+def mean_buffers(checkpoint: Path) -> State:
+    """Batch-norm statistics, averaged over the ranks that wrote them; of counts the largest."""
+    ranks = [torch.load(path, weights_only=True) for path in sorted(checkpoint.glob("buffers_rank_*.pt"))]
+    stacked = {name: torch.stack([rank[name] for rank in ranks]) for name in (ranks[0] if ranks else ())}
+    return {name: values.mean(0) if values.is_floating_point() else values.amax(0) for name, values in stacked.items()}
+
+
+def moving_averages(checkpoint: Path, weights: State) -> State:
+    """The moving averages of the weights that the run trains, put together from the ranks' pieces; none: empty."""
+    ranks = [torch.load(path, weights_only=True) for path in sorted(checkpoint.glob("averages_rank_*.pt"))]
+    averages: State = {}
+    for name in ranks[0] if ranks else ():
+        pieces, count = [rank[name].flatten() for rank in ranks], weights[name].numel()
+        # Without ZeRO each rank has the whole; ZeRO 3 pads the last piece.
+        whole = pieces[0] if len(pieces[0]) == count else torch.cat(pieces)[:count]
+        averages[name] = whole.view_as(weights[name])
+    return averages
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    return value.detach().cpu().float() if value.is_floating_point() else value.detach().cpu()
+
+
+def vocabulary_of(state: State, config: ModelConfig) -> int | None:
+    """The size of the text encoder's vocabulary: the run's tokenizer set it."""
+    rows = [value.shape[0] for name, value in state.items() if name.startswith("text.") and is_vocabulary(name)]
+    return rows[0] if rows else None
+
+
+def is_vocabulary(name: str) -> bool:
+    return name.endswith(("token_embedding.weight", "word_embeddings.weight", "embed_tokens.weight", "wte.weight"))
+
+
+def save_tokenizer(
+    run: Path, settings: Mapping[str, Any], config: ModelConfig, tokenizer: str | None, files: Path
+) -> None:
+    """The tokenizer that the run wrote when it ended, or else the one that it was told."""
+    from transformers import AutoTokenizer
+
+    own = run / "tokenizer"
+    told = tokenizer or settings.get("tokenizer") or settings.get("init_from") or config.text.name
+    name = str(own) if tokenizer is None and own.is_dir() else told
+    if name is None:
+        raise ValueError(f"{run / 'config.yaml'} names no tokenizer: give --tokenizer")
+    try:
+        loaded = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise OSError(f"the tokenizer '{name}' of the run cannot be loaded: give --tokenizer ({error})") from error
+    loaded.model_max_length = config.text.context_length
+    loaded.save_pretrained(str(files))

@@ -1,0 +1,123 @@
+"""The plain CLIP part of a model in open_clip's format, as its hub folders are.
+
+    FOLDER/open_clip_model.safetensors    visual.*, transformer.*, ... by open_clip's names
+           open_clip_config.json          sizes and preprocessing
+
+    open_clip.create_model_and_transforms("local-dir:FOLDER")
+
+A ViT of CLIP's layout with CLIP's text tower can be written. open_clip has no place for a prior: of a PriorCLIP the
+towers are written without it, and its image features, which the prior's token carries, are other ones there.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from priorclip.model.convert.open_clip import text_rules, vision_rules
+from priorclip.model.convert.rules import Take, their_names, transposed
+from priorclip.model.encoders.weights import State
+from priorclip.model.export.folder import publish, write_json
+
+log = logging.getLogger(__name__)
+
+LEFT_OUT = ("prior.", "visual.instruction.", "attribution_scale")
+
+
+def export_open_clip(model: Any, folder: str | Path) -> Path:
+    """Write the folder, replacing one that is there.
+
+    Raises ValueError where open_clip has no such model: the message names what does not fit.
+    """
+    config = open_clip_config(model)
+    state = open_clip_state(model)
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        write_json(aside / "open_clip_config.json", config)
+        save_file(state, aside / "open_clip_model.safetensors", metadata={"format": "pt"})
+        publish(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return folder
+
+
+def open_clip_state(model: Any) -> State:
+    """The towers' tensors by open_clip's names: the rules of the way in, backwards."""
+    rules = [*vision_rules(), *text_rules()]
+    made: State = {"logit_scale": model.logit_scale.detach().reshape(()).clone()}
+    parts: dict[str, list[Tensor]] = {}
+    for name, value in model.state_dict().items():
+        if name.startswith(LEFT_OUT) or name == "logit_scale":
+            continue
+        (theirs,), take = their_names(name, rules)
+        parts.setdefault(theirs, []).append(value)
+        made[theirs] = backwards(theirs, parts[theirs], value, take)
+    queries = {name for name, values in parts.items() if len(values) > 1}
+    own = model.state_dict()
+    for theirs in queries:
+        made[theirs] = torch.cat([own[name] for name in in_order(own, theirs, rules)])
+    return {name: value.detach().float().cpu().contiguous().clone() for name, value in made.items()}
+
+
+def backwards(theirs: str, values: list[Tensor], value: Tensor, take: Take) -> Tensor:
+    """Our tensor as theirs."""
+    if take is transposed:
+        return value.T
+    if theirs in ("visual.class_embedding", "visual.positional_embedding"):
+        return value.reshape(value.shape[-1]) if theirs.endswith("class_embedding") else value[0]
+    return value
+
+
+def in_order(own: State, theirs: str, rules: list[Any]) -> list[str]:
+    """Our names of queries, keys and values that stand on top of each other in theirs."""
+    names = [name for name in own if not name.startswith(LEFT_OUT) and name != "logit_scale"]
+    stacked = [name for name in names if their_names(name, rules)[0] == [theirs]]
+    return sorted(stacked, key=lambda name: "qkv".index(name.split("self_attn.")[1][0]))
+
+
+def open_clip_config(model: Any) -> dict[str, Any]:
+    """open_clip_config.json of the model. ValueError where a tower is none of CLIP's."""
+    config, vit = model.config, getattr(getattr(model.visual, "encoder", None), "model", None)
+    text = config.text.config or {}
+    if vit is None or "_clip_" not in config.vision.name or not hasattr(vit, "blocks"):
+        raise ValueError(f"open_clip's format holds ViTs of CLIP; the visual encoder is '{config.vision.name}'")
+    if text.get("model_type") != "clip_text_model" or config.text.pooling != "eos":
+        raise ValueError(f"open_clip's format holds CLIP's text tower; this one is '{text.get('model_type')}'")
+    if config.kind != "clip":
+        log.warning("open_clip has no place for a prior: prior and instruction of the model are left out")
+    width, quick = vit.embed_dim, "quickgelu" in config.vision.name
+    if quick != (text.get("hidden_act", "quick_gelu") == "quick_gelu"):
+        raise ValueError("open_clip's models have one activation in both towers; this model's differ")
+    return {
+        "model_cfg": {
+            "embed_dim": config.embed_dim,
+            "quick_gelu": quick,
+            "vision_cfg": {
+                "image_size": config.vision.image_size,
+                "layers": len(vit.blocks),
+                "width": width,
+                "head_width": width // vit.blocks[0].attn.num_heads,
+                "mlp_ratio": vit.blocks[0].mlp.fc1.out_features / width,
+                "patch_size": vit.patch_embed.patch_size[0],
+            },
+            "text_cfg": {
+                "context_length": text.get("max_position_embeddings", 77),
+                "vocab_size": text["vocab_size"],
+                "width": text["hidden_size"],
+                "heads": text["num_attention_heads"],
+                "layers": text["num_hidden_layers"],
+                "mlp_ratio": text["intermediate_size"] / text["hidden_size"],
+            },
+        },
+        "preprocess_cfg": {"mean": config.vision.mean, "std": config.vision.std},
+    }

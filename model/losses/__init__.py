@@ -1,0 +1,1 @@
+"""Losses over the global batch, and what they gather from other ranks."""

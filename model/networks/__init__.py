@@ -1,0 +1,1 @@
+"""The models: belief, progressive attention encoders, CLIP, PriorCLIP, PriorITR and the scene classifier."""

@@ -1,0 +1,90 @@
+"""Belief: how much a scene instruction believes in each visual token.
+
+    M = softmax over l of <F_l, f>          belief of token l under the instruction f
+    R = rank of l by M, 1 is the highest
+    soft: F_l * (M_l + 1 / sqrt(R_l))       hard: the k tokens of highest M, highest first
+
+Example, L = 3 tokens with <F, f> = (0, 2, 1): M = (.09, .67, .24), R = (3, 1, 2), soft weights (.67, 1.67, .95).
+
+Source: PriorCLIP, arXiv 2405.10160, section III (soft and hard belief). The authors' released code differs: its weight
+is 1/sqrt(index + 1) with the l-th entry of the argsort where the rank should stand, and the weighted tokens are
+L2-normalised over the token axis; ``compat="released"`` computes that.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.amp.autocast_mode import is_autocast_available
+
+from priorclip.model.config import BeliefConfig
+
+
+def affinity(tokens: Tensor, instruction: Tensor) -> Tensor:
+    """<F_l, f> in float32 at least: tokens (B, L, d), instruction (B, d) -> (B, L)."""
+    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    device = tokens.device.type
+    # The meta device, on which a model is only counted, has no autocast to turn off.
+    with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
+        return torch.einsum("bld,bd->bl", tokens.to(dtype), instruction.to(dtype))
+
+
+def belief_map(tokens: Tensor, instruction: Tensor) -> Tensor:
+    """M: belief of each token, (B, L), rows sum to 1, float32 at least."""
+    return affinity(tokens, instruction).softmax(dim=-1)
+
+
+def descending(scores: Tensor) -> Tensor:
+    """Indices that sort each row of scores (B, L) from high to low; equal scores keep their order."""
+    return scores.argsort(dim=-1, descending=True, stable=True)
+
+
+def belief_rank(scores: Tensor) -> Tensor:
+    """R: 1-based rank of each entry of scores (B, L) within its row, 1 is the highest, ties by position."""
+    order = descending(scores)
+    ranks = torch.arange(1, scores.shape[-1] + 1, device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, ranks)
+
+
+def soft_weights(tokens: Tensor, instruction: Tensor, compat: str = "paper") -> Tensor:
+    """The factor of each token under soft belief, (B, L)."""
+    scores = affinity(tokens, instruction)
+    # Ranked by the logits, not by M: the same order, but it survives where small beliefs underflow to equal zeros.
+    place = belief_rank(scores) if compat == "paper" else descending(scores) + 1
+    return scores.softmax(dim=-1) + place.to(scores.dtype).rsqrt()
+
+
+def apply_belief(tokens: Tensor, instruction: Tensor, config: BeliefConfig) -> Tensor:
+    """Weigh or filter the tokens by belief.
+
+    Args:
+        tokens: F, (B, L, d)
+        instruction: f, (B, d)
+    Returns:
+        (B, L, d) for soft and none, (B, k, d) for hard
+    Raises:
+        ValueError: hard belief is asked for more tokens than there are
+    """
+    if config.mode == "none":
+        return tokens
+    if config.mode == "hard":
+        return keep_top(tokens, instruction, config.k or 0)
+    return weigh(tokens, soft_weights(tokens, instruction, config.compat), config.compat)
+
+
+def weigh(tokens: Tensor, weights: Tensor, compat: str = "paper") -> Tensor:
+    """Tokens (B, L, d) times their factors (B, L)."""
+    weighted = tokens * weights.to(tokens.dtype).unsqueeze(-1)
+    # Over the tokens, as the released code does.
+    return F.normalize(weighted, dim=1) if compat == "released" else weighted
+
+
+def keep_top(tokens: Tensor, instruction: Tensor, k: int) -> Tensor:
+    """The k tokens of highest belief, highest first, (B, k, d)."""
+    if not 1 <= k <= tokens.shape[1]:
+        raise ValueError(f"belief.k is {k}, but the visual encoder gives {tokens.shape[1]} tokens")
+    order = descending(affinity(tokens, instruction))[:, :k]
+    return tokens.gather(1, order.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

@@ -1,0 +1,69 @@
+"""Plain CLIP: the two towers of PriorCLIP without a prior. What published CLIP checkpoints become, and a baseline.
+
+    images -> visual encoder -> its global feature -> linear -> L2-norm     (B, d)
+    tokens -> text encoder -> pooled -> linear -> L2-norm                   (B, d)
+
+Its weights carry the names that they have in PriorCLIP, so a PriorCLIP starts from a plain CLIP's export folder:
+
+    finetune instruct --init_from converted --model.kind priorclip --model.prior.weights runs/prior/export
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from priorclip.model.config import ModelConfig
+from priorclip.model.encoders.text import TextEncoder
+from priorclip.model.encoders.vision import ImageEncoder
+from priorclip.model.losses.logit_scale import log_scale
+from priorclip.model.networks.priorclip import start_projection
+from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, unit
+
+
+class PlainVision(nn.Module):
+    """The visual encoder alone, under the name that it has inside PriorCLIP."""
+
+    def __init__(self, encoder: ImageEncoder):
+        super().__init__()
+        self.encoder, self.width = encoder, encoder.width
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> (B, width)."""
+        return self.encoder.tokens(images).pooled
+
+
+class PlainCLIP(TwoTowers):
+    """``kind: clip``. ``prior``, ``belief`` and ``fusion`` of the configuration are not used."""
+
+    has_belief = False
+
+    def __init__(self, config: ModelConfig, vocab_size: int | None = None):
+        super().__init__()
+        self.config = copy.deepcopy(config)
+        encoder = ImageEncoder(self.config.vision, pool=False)
+        self.visual = PlainVision(encoder)
+        self.text = TextEncoder(self.config.text, vocab_size)
+        self.image_projection = nn.Linear(self.visual.width, config.embed_dim, bias=False)
+        self.text_projection = nn.Linear(self.text.width, config.embed_dim, bias=False)
+        self.logit_scale = log_scale(config.logit_scale_init, config.learn_logit_scale)
+        self.attribution_scale = log_scale(config.attribution_scale_init, config.learn_attribution_scale)
+        start_projection(self.image_projection, encoder.clip_projection)
+        start_projection(self.text_projection, self.text.clip_projection)
+        fill_resolved(self.config, self.text)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> L2-normalised (B, d), float32 at least."""
+        return unit(self.image_projection(self.visual(images)))
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Token ids (B, T) -> L2-normalised (B, d), float32 at least."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return unit(self.text_projection(self.text.pool(self.text(input_ids, mask), mask)))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass: less memory, a third more time."""
+        self.visual.encoder.model.set_grad_checkpointing(enable)
+        self.text.set_grad_checkpointing(enable)

@@ -1,0 +1,82 @@
+"""PriorCLIP: a CLIP-style image-text model whose visual encoder is instructed by a scene recognition prior.
+
+    images -> prior encoder -> instruction f -> instructed visual encoder -> linear -> L2-norm  (B, d)
+    tokens -> text encoder -> pooled -> linear -> L2-norm                                       (B, d)
+
+Example:
+    model = build_model(load_preset("priorclip-tiny"), vocab_size=4096)
+    outputs = model(images, input_ids, attention_mask)
+    similarity = outputs["logit_scale"] * outputs["image_features"] @ outputs["text_features"].T
+
+Source: PriorCLIP, arXiv 2405.10160, section III (open domain).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from priorclip.model.config import ModelConfig
+from priorclip.model.encoders.instructed import InstructedBackbone, InstructedViT
+from priorclip.model.encoders.text import TextEncoder
+from priorclip.model.encoders.vision import ImageEncoder, is_plain_vit
+from priorclip.model.losses.logit_scale import log_scale
+from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, unit
+
+
+class PriorCLIP(TwoTowers):
+    """The open domain model. ``config`` is resolved: it rebuilds this model without hub or packages.
+
+    Raises:
+        ValueError: the configuration names an encoder or weights that do not fit
+        FileNotFoundError: weights are not there
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int | None = None):
+        super().__init__()
+        self.config = copy.deepcopy(config)
+        encoder = ImageEncoder(self.config.vision, pool=False)
+        self.prior = ImageEncoder(self.config.prior, pool=True)
+        self.visual: InstructedViT | InstructedBackbone
+        if is_plain_vit(encoder.model):
+            self.visual = InstructedViT(encoder, self.prior.width, config.belief)
+        else:
+            self.visual = InstructedBackbone(encoder, self.prior.width, config.belief, config.fusion)
+        self.text = TextEncoder(self.config.text, vocab_size)
+        self.image_projection = nn.Linear(self.visual.width, config.embed_dim, bias=False)
+        self.text_projection = nn.Linear(self.text.width, config.embed_dim, bias=False)
+        self.logit_scale = log_scale(config.logit_scale_init, config.learn_logit_scale)
+        self.attribution_scale = log_scale(config.attribution_scale_init, config.learn_attribution_scale)
+        start_projection(self.image_projection, encoder.clip_projection)
+        start_projection(self.text_projection, self.text.clip_projection)
+        fill_resolved(self.config, self.text)
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> L2-normalised (B, d), float32 at least."""
+        return unit(self.image_projection(self.visual(images, self.prior(images))))
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Token ids (B, T) -> L2-normalised (B, d), float32 at least."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return unit(self.text_projection(self.text.pool(self.text(input_ids, mask), mask)))
+
+    def belief_map(self, images: Tensor) -> Tensor:
+        """M: the belief of the instruction in each place of the image, (B, h, w), sums to 1."""
+        return self.visual.belief_map(images, self.prior(images))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute activations in the backward pass: less memory, a third more time."""
+        self.visual.set_grad_checkpointing(enable)
+        self.text.set_grad_checkpointing(enable)
+        if self.config.prior.trainable:
+            self.prior.model.set_grad_checkpointing(enable)
+
+
+def start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
+    """CLIP's own projection where the weights hold one that fits, so that its two towers still agree; else random."""
+    nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+    if pretrained is not None and pretrained.shape == projection.weight.shape:
+        with torch.no_grad():
+            projection.weight.copy_(pretrained)

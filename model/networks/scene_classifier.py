@@ -1,0 +1,48 @@
+"""The scene prior: a classifier trained on scene labels, whose backbone's pooled feature becomes the instruction.
+
+    finetune prior:  images -> backbone -> pooled (B, P) -> linear -> scene logits (B, C)
+    PriorCLIP/ITR:   images -> backbone (frozen or not) -> pooled (B, P) -> projected: instruction f (B, d)
+
+An export folder of a `SceneClassifier` is a valid `EncoderConfig.weights` of any model with the same backbone.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from priorclip.model.config import SceneConfig
+from priorclip.model.encoders.vision import ImageEncoder, normalisation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class SceneClassifier(nn.Module):
+    """A timm backbone with a linear head over scene classes."""
+
+    def __init__(self, config: SceneConfig):
+        super().__init__()
+        if not config.classes:
+            raise ValueError("SceneConfig.classes is empty: a scene classifier needs the names of its classes")
+        self.config = copy.deepcopy(config)
+        self.backbone = ImageEncoder(self.config.backbone, pool=True)
+        self.config.backbone.mean, self.config.backbone.std = normalisation(config.backbone)
+        self.head = nn.Linear(self.backbone.width, len(config.classes))
+
+    @property
+    def classes(self) -> Sequence[str]:
+        return self.config.classes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) uint8 or float in [0, 1] -> logits (B, C), in the order of ``classes``."""
+        return self.head(self.backbone(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features (B, P)."""
+        return self.backbone(images)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        self.backbone.model.set_grad_checkpointing(enable)

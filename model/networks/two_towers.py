@@ -1,0 +1,100 @@
+"""What PriorCLIP and PriorITR have in common: two encoders to one space, two learned scales, loading and decay.
+
+A subclass has ``config``, ``logit_scale``, ``attribution_scale``, ``encode_image`` and ``encode_text``, and with a
+prior ``belief_map``; without one ``has_belief`` is false.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from priorclip.model.config import ModelConfig
+from priorclip.model.encoders.text import TextEncoder
+from priorclip.model.encoders.vision import normalisation
+from priorclip.model.losses.logit_scale import clamped_exp
+
+Outputs = dict[str, Tensor | None]
+
+
+class TwoTowers(nn.Module):
+    """An image and a text encoder whose L2-normalised features are compared."""
+
+    config: ModelConfig
+    has_belief: bool = True
+    logit_scale: nn.Parameter
+    attribution_scale: nn.Parameter
+
+    def forward(
+        self,
+        images: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_belief: bool = False,
+    ) -> Outputs:
+        """Features and scales, what the losses take.
+
+        Args:
+            images: (B, 3, H, W), uint8 or float in [0, 1], or None
+            input_ids: (B, T) token ids, or None
+            attention_mask: (B, T), 1 on real tokens; None: all are real
+            return_belief: the belief map of the images as well
+        Returns:
+            image_features (B, d) or None, text_features (B, d) or None, logit_scale (), attribution_scale (), and where
+            asked for belief (B, h, w), which a plain CLIP does not have
+        """
+        limit = math.log(self.config.logit_scale_max)
+        outputs: Outputs = {
+            "image_features": None if images is None else self.encode_image(images),
+            "text_features": None if input_ids is None else self.encode_text(input_ids, attention_mask),
+            "logit_scale": clamped_exp(self.logit_scale, limit),
+            "attribution_scale": clamped_exp(self.attribution_scale, limit),
+        }
+        if return_belief and self.has_belief and images is not None:
+            outputs["belief"] = self.belief_map(images)
+        return outputs
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> L2-normalised (B, d), float32 at least."""
+        raise NotImplementedError
+
+    def belief_map(self, images: Tensor) -> Tensor:
+        """M over the grid of visual tokens, (B, h, w), each sums to 1: row-major places of the image (B, 3, H, W).
+
+        It is the belief itself, whatever the mode makes of it: ``hard`` keeps the k highest places, ``none`` none.
+        """
+        raise NotImplementedError
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Token ids (B, T) -> L2-normalised (B, d), float32 at least."""
+        raise NotImplementedError
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay leaves alone."""
+        from priorclip.model.build import undecayed
+
+        return undecayed(self)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **hub: Any) -> Any:
+        """The model of an export folder, or of one on the hub by its id, in eval mode."""
+        from priorclip.model.export.folder import from_pretrained
+
+        return from_pretrained(folder, **hub)
+
+
+def unit(x: Tensor) -> Tensor:
+    """L2-normalised over the last axis, float32 at least: the losses need the digits that half precision lacks."""
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
+
+
+def fill_resolved(config: ModelConfig, text: TextEncoder) -> None:
+    """Write into the configuration what was looked up while building: input normalisation and text architecture."""
+    for encoder in (config.vision, config.prior):
+        encoder.mean, encoder.std = normalisation(encoder)
+    config.text.config = text.config.config

@@ -1,0 +1,1 @@
+"""Pictures of a model's results: belief maps, mistakes and similarities."""

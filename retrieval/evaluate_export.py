@@ -1,0 +1,196 @@
+"""Everything that is measured of an exported model on a test set, from features that are encoded once.
+
+    gallery -> images -> features (I, d) -\\
+            -> captions -> features (T, d) -> retrieval: recall@1, 5, 10, both directions, mean -> report.json
+                                           -> zeroshot, probe: scene classification
+
+An image that cannot be used leaves the test set with its captions, and the report lists it: figures with a non-empty
+``skipped`` are of another, smaller test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from priorclip.data_shards.format.class_names import ClassIds
+from priorclip.retrieval.config import EvaluateConfig
+from priorclip.retrieval.encoder import pick_device
+from priorclip.retrieval.features import Features, LazyEncoder, encoded
+from priorclip.retrieval.gallery import Gallery, Skipped, open_gallery, with_captions
+from priorclip.retrieval.hard_negatives import draw_retrieval_confusions, draw_scene_confusions
+from priorclip.retrieval.linear_probe import probe_report, stratified
+from priorclip.retrieval.published_rows import comparison
+from priorclip.retrieval.ranking import recall_report
+from priorclip.retrieval.zeroshot import class_features, class_prompts, zero_shot_report
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """The report: what was evaluated, and the figures of each task in percent.
+
+    Returns:
+        ``images``, ``model``, ``data``, ``split``, ``precision``, ``device``, ``skipped`` (reason -> keys) and
+        ``seconds``; of the task retrieval, at the top: ``mean_recall``, ``i2t_r1`` ... ``t2i_r10`` as model.recall
+        names them, ``captions``, ``caption_field``, and ``chance``, ``intervals``, ``classes`` as
+        ``ranking.recall_report`` has them; ``comparison`` (published.py) and ``confusions`` on request; ``zeroshot``
+        and ``probe`` as ``zeroshot.zero_shot_report`` and ``probe.probe_report`` give them
+    Raises:
+        OSError, ValueError: bad input; the message names the file or key, and what to do
+    """
+    started = time.perf_counter()
+    refuse_places(config)
+    retrieval = "retrieval" in config.chosen
+    gallery, skipped = open_gallery(config.data, config.images, config.split, config.limit), Skipped()
+    if retrieval:
+        gallery, skipped = with_captions(gallery, config.caption_field)
+    model, device = LazyEncoder(config), pick_device(config.device)
+    features = encoded(config, gallery, skipped, model, config.caption_field if retrieval else None)
+    report: dict[str, Any] = {}
+    if retrieval:
+        report |= recall_report(features, config.bootstrap, config.seed)
+        report |= {"captions": len(features.texts), "caption_field": config.caption_field}
+    report |= {
+        "images": len(features.images),
+        "model": str(config.model),
+        "data": str(config.data),
+        "split": gallery.split,
+        "precision": config.precision,
+        "device": str(device),
+        "skipped": features.skipped,
+    }
+    if retrieval and config.benchmark:
+        report["comparison"] = comparison(config.benchmark, report)
+    classified = {
+        task: run(config, features, model, gallery)
+        for task, run in (("zeroshot", zero_shot), ("probe", probe))
+        if task in config.chosen
+    }
+    report |= {task: found.report for task, found in classified.items()}
+    if config.confusions and retrieval:
+        report["confusions"] = draw_retrieval_confusions(config.confusions, gallery, features)
+    elif config.confusions:
+        draw_confused_scenes(config.confusions, gallery, features, classified[config.chosen[0]])
+    return {**report, "seconds": round(time.perf_counter() - started, 3)}
+
+
+def refuse_places(config: EvaluateConfig) -> None:
+    """Raises OSError for what could not be written at the end, before hours of encoding are lost to it."""
+    if config.output and Path(config.output).is_dir():
+        raise IsADirectoryError(f"--output {config.output} is a folder: name the report, {config.output}/report.json")
+    if config.confusions and Path(config.confusions).is_dir():
+        raise IsADirectoryError(f"--confusions {config.confusions} is a folder: name the picture, confusions.png")
+    parents = [Path(place).parent for place in (config.output, config.confusions) if place]
+    for folder in (*parents, *([Path(config.features)] if config.features else [])):
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is a file, and a folder was expected there")
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+class Classified(NamedTuple):
+    """What came of a classification: the rows of ``features`` that were tested, and the class given to each."""
+
+    report: dict[str, Any]
+    tested: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+
+
+def zero_shot(config: EvaluateConfig, features: Features, model: LazyEncoder, gallery: Gallery) -> Classified:
+    prompts = class_prompts(features.classes, config.templates, config.class_names)
+    heads = class_features(model.encoder, prompts)
+    report, predicted = zero_shot_report(
+        features.images, features.labels, features.classes, heads, config.bootstrap, config.seed
+    )
+    firsts = {name: texts[0] for name, texts in zip(features.classes, prompts, strict=True)}
+    about = {"templates": config.templates, "prompts": sum(map(len, prompts)), "first_prompts": firsts}
+    return Classified({**report, **about}, labelled(features), predicted)
+
+
+def probe(config: EvaluateConfig, features: Features, model: LazyEncoder, gallery: Gallery) -> Classified:
+    """Learns from ``probe_data``, or from a part of each class of the test set itself."""
+    tested = labelled(features)
+    if config.probe_data is None:
+        learned, held_out = stratified(features.labels.numpy()[tested], 1 - config.train_share, config.seed)
+        learn = rows_of(features, tested[learned])
+        tested = tested[held_out]
+        if len(learned) and not len(tested):
+            raise ValueError(
+                f"--train_share {config.train_share:g} leaves no image to test the probe with: give images to learn "
+                "from as --probe_data"
+            )
+    else:
+        learn = learning_set(config, features.classes, model, gallery)
+    test = rows_of(features, tested)
+    report, predicted = probe_report(*learn, *test, features.classes, config.bootstrap, config.seed)
+    return Classified(report, tested, predicted)
+
+
+def learning_set(
+    config: EvaluateConfig, classes: list[str], model: LazyEncoder, tested: Gallery
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Features and labels of ``probe_data``; scenes that the test does not have are left out.
+
+    Raises ValueError where it lacks a scene of the test, which could never be right, or has images of the test.
+    """
+    assert config.probe_data is not None
+    data, images, split = config.probe_data, config.probe_images, config.probe_split
+    other = replace(config, data=data, images=images, split=split, limit=None)
+    learned = open_gallery(data, images, split)
+    shared = places(tested) & places(learned)
+    if shared:
+        raise ValueError(
+            f"--probe_data {data} has {len(shared)} of the images that --data {config.data} tests: the probe would be "
+            "asked what it learned. Name other images, e.g. by --probe_split train"
+        )
+    found = encoded(other, learned, {}, model, None)
+    ids = ClassIds(classes)
+    known = [ids[name] for name in found.classes]
+    missing = [name for place, name in enumerate(classes) if place not in known]
+    if missing:
+        raise ValueError(
+            f"--probe_data {data} has no image of {', '.join(missing[:5])}, which --data {config.data} has: are the "
+            "classes spelt alike?"
+        )
+    return found.images.numpy(), np.array([*known, -1])[found.labels.numpy()]
+
+
+def places(gallery: Gallery) -> set[tuple[Any, ...]]:
+    return {tuple(gallery.place(sample).values()) for sample in range(len(gallery.source))}
+
+
+def labelled(features: Features) -> NDArray[np.int64]:
+    """Rows of the images whose scene is known."""
+    return (features.labels >= 0).nonzero().flatten().numpy()
+
+
+def rows_of(features: Features, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    return features.images[rows].numpy(), features.labels[rows].numpy()
+
+
+def draw_confused_scenes(path: str, gallery: Gallery, features: Features, found: Classified) -> None:
+    samples, labels = features.samples[found.tested].numpy(), features.labels[found.tested].numpy()
+    pairs = found.report["confusions"]
+    draw_scene_confusions(path, gallery, samples, labels, found.predicted, features.classes, pairs)
+
+
+def write_report(path: str | Path, report: dict[str, Any]) -> None:
+    """Write the report as JSON, whole or not at all; folders on the way are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # what UTF-8 cannot hold, of a file name in Latin-1, say, becomes \\udce9, which JSON reads as the same again
+        with open(aside, "w", encoding="utf-8", errors="backslashreplace") as handle:
+            json.dump(report, handle, indent=2, ensure_ascii=False)
+            handle.write("\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,144 @@
+"""The hardest confusions as one picture to look at: where a model is most sure of a wrong answer.
+
+    draw_retrieval_confusions("confusions.png", gallery, features)      # a row: an image and what it is taken for
+    draw_scene_confusions("confusions.png", gallery, samples, ...)      # a row: one scene taken for another
+
+A contact sheet is a list of rows, each a heading and some pictures with a few lines below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.images.transforms import eval_transform
+from priorclip.model.pictures.retrieval_pictures import fitted, typeface
+from priorclip.retrieval.features import Features
+from priorclip.retrieval.gallery import Gallery
+from priorclip.retrieval.ranking import hardest
+
+SIDE, GAP, LINE = 176, 14, 15  # pixels
+ROWS, ACROSS = 12, 6
+HEADING, BELOW = 2, 4  # lines above the pictures of a row, and below each
+LONGEST = 40  # letters of a name in a heading; its end tells more than its folders
+SURE = 1e-6  # less is how float32 rounds the same caption twice
+INK, FAINT, WRONG, PAPER = "#202020", "#707070", "#b3261e", "#ffffff"
+
+
+class Cell(NamedTuple):
+    """A picture with a text below; ``wrong`` frames it."""
+
+    sample: int
+    text: str
+    wrong: bool = False
+
+
+class Row(NamedTuple):
+    heading: str
+    cells: Sequence[Cell]
+
+
+def draw_retrieval_confusions(
+    path: str, gallery: Gallery, features: Features, rows: int = ROWS
+) -> list[dict[str, Any]]:
+    """The images whose most similar wrong caption lies furthest above their best own one, each with both captions.
+
+    Returns what is drawn: ``image`` and ``taken_for`` (keys), ``caption`` (the wrong one), ``margin``.
+    """
+    wrong, alike, own = hardest(features)
+    margin = torch.where(own.isnan() | (alike == -torch.inf), -torch.inf, alike - own)
+    order = [image for image in margin.argsort(descending=True, stable=True)[:rows].tolist() if margin[image] > SURE]
+    sheet: list[Row] = []
+    found: list[dict[str, Any]] = []
+    for image in order:
+        text = int(wrong[image])
+        other = int(features.owner[text])
+        mine = (features.owner == image).nonzero().flatten()
+        best = int(mine[(features.texts[mine] @ features.images[image]).argmax()])
+        here, there = (int(features.samples[place]) for place in (image, other))
+        keys = [gallery.source.name(sample)[1] for sample in (here, there)]
+        sheet.append(
+            Row(
+                f"{short(keys[0])} is more like a caption of {short(keys[1])}, by {margin[image]:.3f}",
+                [
+                    Cell(here, f"{own[image]:.3f} {features.captions[best]}"),
+                    Cell(there, f"{alike[image]:.3f} {features.captions[text]}", wrong=True),
+                ],
+            )
+        )
+        row = {"image": keys[0], "taken_for": keys[1], "caption": features.captions[text]}
+        found.append({**row, "margin": round(float(margin[image]), 4)})
+    draw_sheet(path, gallery, sheet, across=2, columns=3)
+    return found
+
+
+def draw_scene_confusions(
+    path: str,
+    gallery: Gallery,
+    samples: NDArray[np.int64],
+    wanted: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    classes: list[str],
+    confusions: Sequence[Sequence[Any]],
+) -> None:
+    """The pairs of scenes most often confused, with pictures of each.
+
+    Args:
+        path: PNG to write
+        gallery: that the pictures come from
+        samples, wanted, predicted: (I,) index in the gallery, class and class given of each image
+        classes: names
+        confusions: [class, taken for, images], as a classification report has them
+    """
+    sheet = []
+    for name, other, count in list(confusions)[:ROWS]:
+        chosen = samples[(wanted == classes.index(name)) & (predicted == classes.index(other))][:ACROSS]
+        names = [gallery.source.name(int(sample))[1].rpartition("/")[2] for sample in chosen]
+        cells = [Cell(int(sample), text, wrong=True) for sample, text in zip(chosen, names, strict=True)]
+        sheet.append(Row(f"{short(name)}, taken for {short(other)}: {count}", cells))
+    draw_sheet(path, gallery, sheet, across=ACROSS, columns=1)
+
+
+def short(name: str) -> str:
+    return name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+
+
+def draw_sheet(path: str, gallery: Gallery, sheet: Sequence[Row], across: int, columns: int) -> None:
+    """Write the PNG: rows of ``across`` pictures, in so many columns side by side."""
+    wide = across * (SIDE + GAP) + GAP
+    high = SIDE + (HEADING + BELOW) * LINE + 2 * GAP
+    down = max(1, -(-len(sheet) // columns))
+    page = Image.new("RGB", (wide * min(columns, max(1, len(sheet))), high * down + GAP), PAPER)
+    pen, font = ImageDraw.Draw(page), typeface(11)
+    if not sheet:
+        pen.text((GAP, GAP), "nothing is confused", INK, font)
+    for place, row in enumerate(sheet):
+        left, top = wide * (place % columns) + GAP, high * (place // columns) + GAP
+        heading = fitted(row.heading, font, wide - 2 * GAP, HEADING)
+        for at, line in enumerate(heading):
+            pen.text((left, top + (HEADING - len(heading) + at) * LINE), line, INK, font)
+        for number, cell in enumerate(row.cells):
+            x, y = left + number * (SIDE + GAP), top + HEADING * LINE + 4
+            page.paste(picture(gallery, cell.sample), (x, y))
+            if cell.wrong:
+                pen.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline=WRONG, width=2)
+            for at, line in enumerate(fitted(cell.text, font, SIDE, BELOW)):
+                pen.text((x, y + SIDE + 2 + at * LINE), line, FAINT, font)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    page.save(path, "PNG")
+
+
+def picture(gallery: Gallery, sample: int) -> Image.Image:
+    """The centred square of an image; a grey one where it cannot be read any more."""
+    try:
+        pixels = eval_transform(gallery.source.read(sample).image, SIDE)
+    except BadSample:
+        return Image.new("RGB", (SIDE, SIDE), "#cccccc")
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))

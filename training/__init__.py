@@ -1,0 +1,1 @@
+"""What every training run shares: configuration, ranks, engine, checkpoints, monitoring and the loop."""

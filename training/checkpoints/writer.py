@@ -1,0 +1,334 @@
+"""Writing checkpoints while the run goes on: a copy in host memory, a thread of each rank, published by rank 0.
+
+    writer = Writer(engine, folder / "checkpoints", config.checkpoint)
+    writer.save({"stream": ...}, evaluation)     # returns when the copy is made; the next step may begin
+    writer.finish()                              # waits until it is published, or known to have failed
+
+DeepSpeed asks a ``CheckpointEngine`` to save each of its files; ours copies the tensors and hands them to the thread.
+Its own decoupled engine would hold back the next optimizer step until the files are written, takes a process more a
+rank, and ends the run where one cannot be written. Ranks tell rank 0 what they wrote through the store that they met
+at, which needs no collective, so that nothing of this crosses the training's own. A save that fails is said and the run
+goes on, until so many in a row have failed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import hashlib
+import itertools
+import json
+import logging
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from pathlib import Path
+from typing import IO, Any, cast
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from priorclip.training.checkpoints.files import (
+    Shape,
+    best_of,
+    buffers_name,
+    buffers_of,
+    digest,
+    publish,
+    published,
+    record_of,
+    score,
+    sync_folder,
+)
+from priorclip.training.config import CheckpointConfig
+from priorclip.training.engine.averages import Averages, averages_name
+from priorclip.training.engine.nvme import states_in_memory
+from priorclip.training.ranks.rng_state import generator_states, generators_name
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.05
+LEAVE_SECONDS = 30
+# Saves of this process; all ranks count alike. It tells their keys in the store apart.
+SAVES = itertools.count()
+
+
+class CheckpointError(RuntimeError):
+    """Checkpoints could not be written so many times in a row that the run ends."""
+
+
+class Snapshot:
+    """Copies in host memory that are used again by the next checkpoint, page-locked where they come from a GPU."""
+
+    def __init__(self) -> None:
+        self.hosts: list[torch.Tensor] = []
+        self.used = 0
+        # By place in memory. The reference keeps a place that is freed meanwhile from becoming another tensor's.
+        self.made: dict[Any, tuple[StorageWeakRef, torch.Tensor]] = {}
+
+    def begin(self) -> None:
+        self.used = 0
+        self.made = {}
+
+    def of(self, value: Any) -> Any:
+        """``value`` as it is now. Tensors that are one in memory (tied weights) stay one."""
+        if isinstance(value, torch.Tensor):
+            storage = StorageWeakRef(value.untyped_storage())
+            key = (storage.cdata, value.storage_offset(), value.dtype, tuple(value.shape), value.stride())
+            if key not in self.made:
+                self.made[key] = storage, self.host_copy(value.detach())
+            return self.made[key][1]
+        if type(value) in (list, tuple):
+            return type(value)(self.of(each) for each in value)
+        if type(value) in (dict, OrderedDict):
+            return type(value)((name, self.of(each)) for name, each in value.items())
+        return copy.deepcopy(value)
+
+    def host_copy(self, value: torch.Tensor) -> torch.Tensor:
+        while self.used < len(self.hosts) and not fits(self.hosts[self.used], value):
+            del self.hosts[self.used]
+        if self.used == len(self.hosts):
+            pinned = value.device.type == "cuda"
+            self.hosts.append(torch.empty(value.shape, dtype=value.dtype, pin_memory=pinned))
+        host = self.hosts[self.used]
+        self.used += 1
+        host.copy_(value, non_blocking=True)
+        return host
+
+
+def fits(host: torch.Tensor, value: torch.Tensor) -> bool:
+    return host.shape == value.shape and host.dtype == value.dtype
+
+
+class StagingEngine(TorchCheckpointEngine):
+    """DeepSpeed's files of one checkpoint, kept in memory by their names instead of written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.snapshot = Snapshot()
+        self.files: dict[str, Any] = {}
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """The thread makes the folder: here a full disk would stop one rank and leave the others waiting for it."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        self.files[os.path.basename(path)] = self.snapshot.of(state_dict)
+
+    def preserves_storage_sharing(self) -> bool:
+        return False  # else DeepSpeed makes a copy of its own first
+
+
+class Writer:
+    """Saves one checkpoint at a time. Every rank has one, and calls the same methods at the same steps."""
+
+    def __init__(
+        self,
+        engine: deepspeed.DeepSpeedEngine,
+        folder: Path,
+        config: CheckpointConfig,
+        averages: Averages | None = None,
+    ) -> None:
+        self.engine, self.folder, self.config, self.averages = engine, folder, config, averages
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.staging = StagingEngine()
+        self.copy_scripts = engine._copy_recovery_script
+        self.thread: threading.Thread | None = None
+        self.leaving = threading.Event()
+        atexit.register(self.leave)
+        self.outcome = ""
+        self.failures = 0
+        self.stalls: list[float] = []
+        engine.checkpoint_engine = self.staging
+        engine._copy_recovery_script = lambda folder: None
+        # Folders of a run that was shot may still be written to for a moment by what is left of it.
+        token = [uuid.uuid4().hex[:8]]
+        dist.broadcast_object_list(token)
+        self.token = token[0]
+
+    def save(self, state: dict[str, Any], evaluation: dict[str, float]) -> None:
+        """Take a copy of the engine's state and begin to write it as the engine's step. A collective.
+
+        Args:
+            state: what the run adds (data position, epoch)
+            evaluation: figures of an evaluation at this very step, by which the best checkpoint is found
+
+        Raises:
+            CheckpointError: the save before this one failed, and as many before it as the run was told to bear.
+        """
+        begun = time.perf_counter()
+        self.finish()
+        step = self.engine.global_steps
+        partial = self.folder / f"step_{step:08d}.partial-{self.token}"
+        self.staging.files = {}
+        self.staging.snapshot.begin()
+        client = {"run": state, "parameters": parameter_names(self.engine)}
+        with states_in_memory(self.engine):
+            self.engine.save_checkpoint(str(self.folder), tag=partial.name, client_state=client, save_latest=False)
+        buffers = buffers_of(self.engine.module)
+        if buffers:
+            self.staging.files[buffers_name(self.rank)] = self.staging.snapshot.of(buffers)
+        if self.averages is not None:
+            self.staging.files[averages_name(self.rank)] = self.staging.snapshot.of(self.averages.named())
+        self.staging.files[generators_name(self.rank)] = generator_states()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        shape = Shape.of(self.engine)
+        record = {"step": step, "world_size": shape.world_size, "zero_stage": shape.zero_stage}
+        number = next(SAVES)
+        arguments = (partial, {**record, "evaluation": evaluation}, number)
+        self.thread = threading.Thread(target=self.write, args=arguments, name="checkpoint", daemon=True)
+        self.thread.start()
+        if not self.config.background:
+            self.finish()
+        self.stalls.append(time.perf_counter() - begun)
+
+    def is_best(self, evaluation: dict[str, float]) -> bool:
+        """Whether no checkpoint there is has a better evaluation than this one, made just now. A collective."""
+        new = score(evaluation, self.config)
+        better = [False]
+        if self.rank == 0 and new is not None:
+            best = best_of(published(self.folder), self.config)
+            # The thread may be removing it just now: then it is none to be measured by.
+            old = score(record_of(best).get("evaluation", {}), self.config) if best else None
+            better = [old is None or new > old]
+        dist.broadcast_object_list(better)
+        return better[0]
+
+    def finish(self) -> None:
+        """Wait for the save at hand. A collective, as are the errors that it raises.
+
+        Raises:
+            CheckpointError: it failed, and as many before it as the run was told to bear.
+        """
+        if self.thread is None:
+            return
+        self.thread.join()
+        self.thread = None
+        self.failures = self.failures + 1 if self.outcome else 0
+        if self.failures and self.failures >= self.config.failures:
+            raise CheckpointError(
+                f"{self.failures} checkpoints in a row could not be written, the last because of {self.outcome}: the"
+                f" run ends. Make room in {self.folder} and run the same command again"
+            )
+
+    def leave(self) -> None:
+        """At the process's end, whatever ends it: Python cannot end a thread that is in a store's code."""
+        self.leaving.set()
+        if self.thread:
+            self.thread.join(timeout=LEAVE_SECONDS)
+
+    def write(self, partial: Path, record: dict[str, Any], number: int) -> None:
+        """What comes of the save is ``outcome`` on every rank."""
+        try:
+            self.write_and_publish(partial, record, number)
+        except Exception as error:
+            self.outcome = f"the ranks could not agree: {error}"
+            if not self.leaving.is_set():
+                logger.exception("%s is not written", partial)
+
+    def write_and_publish(self, partial: Path, record: dict[str, Any], number: int) -> None:
+        """This rank's files; then rank 0 publishes those of all."""
+        store = dist.distributed_c10d._get_default_store().clone()
+        keys = [f"checkpoint/{number}/{rank}" for rank in range(self.world_size)]
+        done = f"checkpoint/{number}/done"
+        try:
+            report: dict[str, Any] = {"sha256": self.write_own(partial)}
+        except Exception as error:
+            report = {"error": f"{kind_of(error)} (rank {self.rank} on {socket.gethostname()})"}
+        store.set(keys[self.rank], json.dumps(report))
+        if self.rank == 0:
+            self.outcome = self.publish_all(partial, record, [read_soon(store, key, self.leaving) for key in keys])
+            for key in keys:
+                store.delete_key(key)
+            store.set(done, self.outcome)
+        else:
+            self.outcome = read_soon(store, done, self.leaving)
+
+    def write_own(self, partial: Path) -> dict[str, str]:
+        """sha256 of each file that this rank wrote, by its name in the checkpoint."""
+        if self.rank == 0:
+            for torn in self.folder.glob("step_*.*"):
+                if torn.name != partial.name:
+                    shutil.rmtree(torn, ignore_errors=True)
+        partial.mkdir(parents=True, exist_ok=True)
+        sums = {name: save_file(state, partial / name) for name, state in self.staging.files.items()}
+        if self.rank == 0 and self.engine.zero_optimization():
+            self.copy_scripts(str(partial))
+            sums |= {path.name: digest(path) for path in partial.glob("zero_to_*.py")}
+        return sums
+
+    def publish_all(self, partial: Path, record: dict[str, Any], reports: list[str]) -> str:
+        """Rank 0's part; returns what went wrong, or nothing."""
+        parts = [json.loads(report) for report in reports]
+        errors = [part["error"] for part in parts if "error" in part]
+        if not errors:
+            try:
+                sums = {name: value for part in parts for name, value in part["sha256"].items()}
+                publish(partial, {**record, "sha256": dict(sorted(sums.items()))}, self.config)
+                return ""
+            except Exception as error:
+                errors = [kind_of(error)]
+        shutil.rmtree(partial, ignore_errors=True)
+        good = published(self.folder)
+        left = self.config.failures - self.failures - 1
+        logger.error(
+            "the checkpoint of step %d could not be written: %s. The run goes on, and would resume from %s; %s",
+            record["step"], "; ".join(errors), good[0].name if good else "its beginning",
+            f"{left} more in a row end it" if left > 0 else "it ends at the next one",
+        )  # fmt: skip
+        return "; ".join(errors)
+
+
+def save_file(state: Any, path: Path) -> str:
+    """Write and fsync; returns the sha256 of what was to be written."""
+    with path.open("wb") as file:
+        hashing = HashingFile(file)
+        torch.save(state, cast(IO[bytes], hashing))
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+    return hashing.sha256.hexdigest()
+
+
+class HashingFile:
+    """A file that is written from end to end, and its checksum. Python's own writing lets the training's thread run."""
+
+    def __init__(self, file: Any) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def read_soon(store: Any, key: str, leaving: threading.Event | None = None) -> str:
+    """The value once it is there. It looks now and then, for a store that waits shuts out this process's threads."""
+    while not store.check([key]):
+        if leaving and leaving.is_set():
+            raise RuntimeError("the process ends")
+        time.sleep(POLL_SECONDS)
+    return store.get(key).decode()
+
+
+def kind_of(error: Exception) -> str:
+    """torch wraps what went wrong with a file: the first cause is the one to name."""
+    while error.__context__ is not None and isinstance(error.__context__, Exception):
+        error = error.__context__
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+
+
+def parameter_names(engine: deepspeed.DeepSpeedEngine) -> list[list[str]]:
+    """Names by optimizer group: without ZeRO, the optimizer's state knows its parameters by number only."""
+    names = {parameter: name for name, parameter in engine.module.named_parameters()}
+    groups = engine.optimizer.param_groups
+    return [[names[parameter] for parameter in group["params"] if parameter in names] for group in groups]

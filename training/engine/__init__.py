@@ -1,0 +1,1 @@
+"""The DeepSpeed engine: settings, offload, gradient caching, gradient norms and moving averages."""

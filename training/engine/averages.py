@@ -1,0 +1,159 @@
+"""An exponential moving average of the trained weights, under any ZeRO stage: each rank averages its own piece.
+
+    averages = Averages(engine, AverageConfig(decay=0.999))
+    averages.update()                          # after each step
+    weights = averages.state_dict()            # whole, on the CPU; a collective
+    with averages.in_place(): evaluate()       # the engine computes with the averages meanwhile; a collective
+    averages.load(checkpoint)                  # what the run had there, of any world size and ZeRO stage
+
+What is averaged is the float32 master that the optimizer keeps, never the bfloat16 copy in the module, in which a step
+of (1 - decay) of a difference would be rounded away. Under ZeRO 1 to 3 a rank holds a shard of the masters, and
+averages that: memory is one more float32 shard, and an update needs no communication. Buffers (batch-norm
+statistics) are the model's own. timm's ModelEmaV3 does the arithmetic, on the shards in place of a model.
+
+ZeRO has no place where its weights could be swapped for others, so `in_place` gathers both whole, on the CPU, and
+copies them into the module and back: for evaluations, not for every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from priorclip.training.config import AverageConfig
+from priorclip.training.engine.build import full_state_dict
+
+
+class Averages:
+    """Moving averages of an engine's trained parameters.
+
+    Args:
+        engine: whose weights; made before its first step
+        config: decay, and whether it grows from nothing
+    """
+
+    def __init__(self, engine: deepspeed.DeepSpeedEngine, config: AverageConfig) -> None:
+        self.engine = engine
+        trained = {name: each for name, each in engine.module.named_parameters() if each.requires_grad}
+        self.names, self.parameters = list(trained), list(trained.values())
+        self.kept = ModelEmaV3(
+            Pieces(self.parameters), decay=config.decay, use_warmup=config.warmup, dtype=torch.float32
+        )
+
+    def update(self) -> None:
+        """Move the averages towards the weights. Call it after each step."""
+        self.kept.update(Pieces(self.parameters), step=self.engine.global_steps)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The averages as `full_state_dict` gives the weights. A collective."""
+        with self.swapped():
+            return full_state_dict(self.engine)
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """The optimizer's masters hold the averages; the module, where it has weights of its own, does not."""
+        held = [value.detach().clone() for value in Pieces(self.parameters).values]
+        self.write(list(self.kept.module.values))
+        try:
+            yield
+        finally:
+            self.write(held)
+
+    @torch.no_grad()
+    def write(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            if hasattr(parameter, "ds_id"):
+                safe_set_local_fp32_param(parameter, value.detach())
+            elif value.numel():
+                piece(parameter).copy_(value)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The engine computes with the averages. A collective, at entry and at exit."""
+        own, averaged = full_state_dict(self.engine), self.state_dict()
+        put(self.engine.module, averaged)
+        try:
+            yield
+        finally:
+            put(self.engine.module, own)
+
+    def named(self) -> dict[str, Tensor]:
+        """This rank's pieces by the parameter's name: what a checkpoint keeps of them."""
+        return dict(zip(self.names, self.kept.module.values, strict=True))
+
+    @torch.no_grad()
+    def load(self, checkpoint: Path) -> bool:
+        """Go on from the averages of a checkpoint; false, and from the weights as they are, where it has none.
+
+        A collective.
+        """
+        files = sorted(checkpoint.glob("averages_rank_*.pt"))
+        if not files:
+            self.kept.set(Pieces(self.parameters))
+            return False
+        ranks = [torch.load(path, map_location="cpu", weights_only=True) for path in files]
+        # Without ZeRO each rank has the whole; else the ranks' pieces, one after the other, are the whole.
+        for name, parameter, kept in zip(self.names, self.parameters, self.kept.module.values, strict=True):
+            count = getattr(parameter, "ds_numel", parameter.numel())
+            pieces = [rank[name].flatten() for rank in ranks]
+            whole = pieces[0] if len(pieces[0]) == count else torch.cat(pieces)[:count]
+            kept.copy_(own_part(whole, parameter, kept).view_as(kept))
+        return True
+
+
+class Pieces(nn.Module):
+    """The pieces of parameters that this rank holds, float32, as views where they can be; empty where it holds none."""
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        super().__init__()
+        self.values = nn.ParameterList(nn.Parameter(piece(each), requires_grad=False) for each in parameters)
+
+
+def piece(parameter: nn.Parameter) -> Tensor:
+    """What this rank holds of a parameter's float32 master."""
+    if hasattr(parameter, "ds_id"):
+        return safe_get_local_fp32_param(parameter)
+    if hasattr(parameter, "_hp_mapping"):
+        mapping = parameter._hp_mapping
+        return torch.empty(0, device=parameter.device) if mapping is None else mapping.hp_fragment.data
+    return parameter.data
+
+
+@torch.no_grad()
+def put(module: nn.Module, state: dict[str, Tensor], buffers: bool = False) -> None:
+    """Copy whole weights into the module's parameters, sharded or not, in their own dtype; not into the masters."""
+    for name, buffer in module.named_buffers():
+        if buffers and name in state:
+            buffer.copy_(state[name])
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        sharded = [parameter] if hasattr(parameter, "ds_id") else []
+        with GatheredParameters(sharded, modifier_rank=0, enabled=bool(sharded)):
+            if not sharded or dist.get_rank() == 0:
+                parameter.data.copy_(state[name].to(parameter.dtype))
+
+
+def own_part(whole: Tensor, parameter: nn.Parameter, piece: Tensor) -> Tensor:
+    """This rank's piece of a whole flat tensor; ZeRO 3 pads the last ones."""
+    if hasattr(parameter, "ds_id"):
+        start = dist.get_rank() * piece.numel()
+        own = whole[start : start + piece.numel()]
+        return torch.cat([own, own.new_zeros(piece.numel() - own.numel())])
+    if hasattr(parameter, "_hp_mapping") and piece.numel():
+        address = parameter._hp_mapping.lp_fragment_address
+        return whole[address.start : address.start + address.numel]
+    return whole[: piece.numel()]
+
+
+def averages_name(rank: int) -> str:
+    return f"averages_rank_{rank:05d}.pt"

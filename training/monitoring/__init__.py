@@ -1,0 +1,1 @@
+"""The figures of a run: measured on each rank, written to files, TensorBoard and Prometheus."""

@@ -1,0 +1,137 @@
+"""The figures of a run for Prometheus, which asks for them over HTTP.
+
+    python -m pretrain ... --run.monitor.prometheus_port 9464
+    curl -s http://127.0.0.1:9464/metrics
+
+    priorclip_train_loss{run="rs5m-b32"} 3.21                  as in metrics.jsonl, / becomes _
+    priorclip_data_skipped_total{run=...,reason="image"} 4
+    priorclip_rank_own_seconds{run=...,rank="5",host="node-b"} 0.31
+    priorclip_record_timestamp_seconds{run=...} 1.76e9         stands still when the run does: worth an alert
+
+Rank 0 serves what all ranks have told it, so that there is one address a run. Nothing is computed when it is asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from priorclip.training.config import MonitorConfig
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from priorclip.training.monitoring.measure import Seen
+
+logger = logging.getLogger(__name__)
+
+SKIPPED = "data/skipped/"
+BYTES_A_GB = 1e9
+
+
+def open_endpoint(monitor: MonitorConfig, run: str, serves: bool) -> Endpoint | None:
+    """The endpoint that is configured, on the rank that serves it; a port in use is no reason to end the run.
+
+    Raises:
+        ValueError: on every rank, where the library is not installed
+    """
+    if monitor.prometheus_port is None:
+        return None
+    if find_spec("prometheus_client") is None:
+        raise ValueError(
+            "run.monitor.prometheus_port needs prometheus_client: pip install 'priorclip-pretraining[prometheus]', or"
+            " set it to null"
+        )
+    if not serves:
+        return None
+    try:
+        return Endpoint(monitor.prometheus_port, monitor.prometheus_address, run)
+    except OSError as error:
+        logger.warning(
+            "no Prometheus endpoint: %s port %d cannot be listened on (%s); the run goes on without it. Set"
+            " run.monitor.prometheus_port to another, or run.monitor.prometheus_address to an address of this host",
+            monitor.prometheus_address, monitor.prometheus_port, error.strerror or error,
+        )  # fmt: skip
+        return None
+
+
+class Endpoint:
+    """A server in a thread of its own; what it answers is replaced as a whole by each record."""
+
+    def __init__(self, port: int, address: str, run: str) -> None:
+        from prometheus_client import CollectorRegistry, start_http_server
+
+        self.run = run
+        self.values: dict[str, Any] = {}
+        self.ranks: Sequence[Seen] = ()
+        self.told = time.time()
+        self.lock = threading.Lock()
+        registry = CollectorRegistry()
+        registry.register(self)  # type: ignore[arg-type]
+        self.server, self.thread = start_http_server(port, address, registry)
+        logger.info("Prometheus endpoint: http://%s:%d/metrics", address, self.server.server_port)
+
+    def update(self, step: int, values: Mapping[str, Any], ranks: Sequence[Seen]) -> None:
+        """The figures of a step; those that this record has not stay as they were."""
+        with self.lock:
+            self.values |= {"step": step, **values}
+            self.ranks = ranks or self.ranks
+            self.told = time.time()
+
+    def collect(self) -> Iterator[Metric]:
+        """What prometheus_client asks for at each scrape."""
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        with self.lock:
+            values, ranks, told = dict(self.values), self.ranks, self.told
+        skipped = CounterMetricFamily("priorclip_data_skipped", "Bad samples by reason.", labels=["run", "reason"])
+        for name, value in values.items():
+            if not isinstance(value, int | float):
+                continue
+            if name.startswith(SKIPPED):
+                skipped.add_metric([self.run, name.removeprefix(SKIPPED)], value)
+            elif name != SKIPPED.rstrip("/"):
+                yield self._gauge(GaugeMetricFamily, name, value)
+        yield skipped
+        yield self._gauge(GaugeMetricFamily, "record_timestamp_seconds", told)
+        for name, by_rank in rank_figures(ranks).items():
+            family = GaugeMetricFamily(
+                f"priorclip_rank_{name}", f"{name} of each rank.", labels=["run", "rank", "host"]
+            )
+            for number, value in enumerate(by_rank):
+                family.add_metric([self.run, str(number), ranks[number].host], value)
+            yield family
+
+    def _gauge(self, family: type, name: str, value: float) -> Any:
+        gauge = family(f"priorclip_{clean(name)}", f"{name} of metrics.jsonl.", labels=["run"])
+        gauge.add_metric([self.run], value if math.isfinite(value) else math.nan)
+        return gauge
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+def rank_figures(ranks: Sequence[Seen]) -> dict[str, list[float]]:
+    """Figure of each rank, by name."""
+    if not ranks:
+        return {}
+    found = {
+        "own_seconds": [seen.own_seconds for seen in ranks],
+        "data_wait_seconds": [seen.wait_seconds for seen in ranks],
+    }
+    for name in ranks[0].memory:
+        found[f"{name.removesuffix('_gb')}_bytes"] = [seen.memory[name] * BYTES_A_GB for seen in ranks]
+    return found
+
+
+def clean(name: str) -> str:
+    """``train/loss`` -> ``train_loss``."""
+    return re.sub(r"[^a-zA-Z0-9_]", "_", name)
