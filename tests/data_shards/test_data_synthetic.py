@@ -264,8 +264,6 @@ MODULES = [synthetic, synthetic.scene, synthetic.noise_tiles]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-    "module", [synthetic, synthetic.scene, synthetic.noise_tiles], ids=lambda module: module.__name__
-)
 def test_examples_in_the_documentation_hold(module: ModuleType) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0
