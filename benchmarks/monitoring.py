@@ -21,7 +21,7 @@ from typing import Any
 import torch.distributed as dist
 
 from priorclip.common.options import parse, without_local_rank
-from priorclip.pretrain.config import PretrainConfig, model_defaults
+from priorclip.pretrain.commands import PretrainConfig, model_defaults
 from priorclip.pretrain.train import pretrain
 from priorclip.training import loop
 from priorclip.training.monitoring.metric_log import MetricLog

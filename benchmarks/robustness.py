@@ -29,7 +29,7 @@ import yaml
 
 from priorclip.experiments.study import Study, load_study
 from priorclip.experiments.study_table import draw, write_study
-from priorclip.retrieval.config import CORRUPTIONS, RobustnessConfig
+from priorclip.retrieval.commands import CORRUPTIONS, RobustnessConfig
 from priorclip.retrieval.robustness import draw as draw_cells
 from priorclip.retrieval.robustness import means, measure, robustness_table
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from priorclip.common.options import parse_command
-from priorclip.experiments.config import COMMANDS, POSITIONAL, ResplitConfig
+from priorclip.experiments.commands import COMMANDS, POSITIONAL, ResplitConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:

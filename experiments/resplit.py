@@ -23,7 +23,7 @@ from typing import Any
 
 from priorclip.data_shards.sources.benchmark import annotated_label, read_karpathy
 from priorclip.data_shards.sources.names import stem_label
-from priorclip.experiments.config import ResplitConfig
+from priorclip.experiments.commands import ResplitConfig
 
 
 def resplit(config: ResplitConfig) -> list[Path]:

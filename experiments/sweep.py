@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from priorclip.common.command_names import module_of
-from priorclip.experiments.config import SweepConfig
+from priorclip.experiments.commands import SweepConfig
 from priorclip.experiments.experiment import Experiment, family, load_data
 from priorclip.experiments.study import Part, load_study, part_of, study_names
 from priorclip.experiments.study_table import write_study

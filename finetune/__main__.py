@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 from priorclip.common.options import parse_command
-from priorclip.experiments.config import COMMANDS as EXPERIMENTS
-from priorclip.experiments.config import POSITIONAL
-from priorclip.finetune.config import COMMANDS, DEFAULTS
+from priorclip.experiments.commands import COMMANDS as EXPERIMENTS
+from priorclip.experiments.commands import POSITIONAL
+from priorclip.finetune.commands import COMMANDS, DEFAULTS
 from priorclip.training.ranks.preemption import hear_early
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from priorclip.data_shards import EvalBatches, ShardSet, ShardStream, eval_batches, load_tokenizer
 from priorclip.data_shards.config import EvaluationConfig
-from priorclip.finetune.config import ClosedConfig, InstructConfig
+from priorclip.finetune.commands import ClosedConfig, InstructConfig
 from priorclip.model import RetrievalObjective, build_model, load_weights, parameter_groups, save_pretrained
 from priorclip.model.cost.peak_tflops import peak_of
 from priorclip.model.cost.summary import pair_flops, tower_of

@@ -18,7 +18,7 @@ import torch
 
 from priorclip.data_shards import ShardSet, ShardStream, eval_batches
 from priorclip.data_shards.format.class_names import ClassIds
-from priorclip.finetune.config import PriorConfig
+from priorclip.finetune.commands import PriorConfig
 from priorclip.finetune.confusion_matrix import confusion, figures_of, write_confusion
 from priorclip.finetune.scene_mixing import SceneTargets, soft_cross_entropy
 from priorclip.model import SceneClassifier, SceneConfig, parameter_groups, save_pretrained

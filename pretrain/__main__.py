@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from priorclip.common.options import parse
-from priorclip.pretrain.config import PretrainConfig, model_defaults
+from priorclip.pretrain.commands import PretrainConfig, model_defaults
 from priorclip.training.ranks.preemption import hear_early
 
 

@@ -14,7 +14,7 @@ from priorclip.data_shards import ShardSet, ShardStream, eval_batches, load_toke
 from priorclip.model import RetrievalObjective, build_model, load_weights, parameter_groups, save_pretrained
 from priorclip.model.cost.peak_tflops import peak_of
 from priorclip.model.cost.summary import pair_flops, tower_of
-from priorclip.pretrain.config import PretrainConfig
+from priorclip.pretrain.commands import PretrainConfig
 from priorclip.training.monitoring.measure import Subject
 from priorclip.training.ranks.distributed import Rank, gather_rows
 from priorclip.training.task import Task, run_task

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from priorclip.common.options import parse_command
-from priorclip.retrieval.config import (
+from priorclip.retrieval.commands import (
     COMMANDS,
     EvaluateConfig,
     IndexConfig,

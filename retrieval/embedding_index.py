@@ -34,7 +34,7 @@ from torch import Tensor
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.shards import ShardSet
 from priorclip.model.export.folder import publish
-from priorclip.retrieval.config import IndexConfig
+from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.encoder import EncodedImages, Encoder, reasons
 from priorclip.retrieval.gallery import Gallery, open_gallery, refuse_too_many
 

@@ -31,7 +31,7 @@ from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import ImageEncoder, normalisation
 from priorclip.model.evaluation import encode_texts
 from priorclip.model.pictures.belief_maps import paint_belief
-from priorclip.retrieval.config import Device, GalleryConfig, Precision
+from priorclip.retrieval.commands import Device, GalleryConfig, Precision
 from priorclip.retrieval.gallery import Gallery, Skipped, note
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from priorclip.data_shards.format.class_names import ClassIds
-from priorclip.retrieval.config import EvaluateConfig
+from priorclip.retrieval.commands import EvaluateConfig
 from priorclip.retrieval.encoder import pick_device
 from priorclip.retrieval.features import Features, LazyEncoder, encoded
 from priorclip.retrieval.gallery import Gallery, Skipped, open_gallery, with_captions

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from priorclip.data_shards.remote.store import LocalFile
 from priorclip.data_shards.shards import ShardSet
-from priorclip.retrieval.config import EvaluateConfig
+from priorclip.retrieval.commands import EvaluateConfig
 from priorclip.retrieval.embedding_index import model_hash
 from priorclip.retrieval.encoder import Encoder, reasons, remember
 from priorclip.retrieval.gallery import Gallery, Skipped, refuse_too_many

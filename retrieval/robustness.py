@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 from priorclip.data_shards.stream.semantic_noise import Noise
-from priorclip.retrieval.config import EvaluateConfig, RobustnessConfig, TestSetConfig
+from priorclip.retrieval.commands import EvaluateConfig, RobustnessConfig, TestSetConfig
 from priorclip.retrieval.corruptions import CORRUPTIONS, CorruptedSource
 from priorclip.retrieval.evaluate_export import write_report
 from priorclip.retrieval.features import Features, LazyEncoder, data_digest, encoded

@@ -12,13 +12,13 @@ import torch
 from tiny_models import tiny
 
 from priorclip.common.options import parse, parse_command
-from priorclip.finetune.config import COMMANDS, DEFAULTS
+from priorclip.finetune.commands import COMMANDS, DEFAULTS
 from priorclip.model.build import build_model, parameter_groups
 from priorclip.model.config import BeliefConfig, EncoderConfig, FusionConfig, LossConfig, ModelConfig, PAEConfig
 from priorclip.model.export.folder import save_pretrained
 from priorclip.model.losses import retrieval_loss as losses
 from priorclip.model.losses.retrieval_loss import AttributionLoss, ContrastiveLoss, RetrievalLoss
-from priorclip.pretrain.config import PretrainConfig, model_defaults
+from priorclip.pretrain.commands import PretrainConfig, model_defaults
 
 REQUIRED = ["--run.dir", "runs/x", "--data.shards", "data/x"]
 ABLATIONS: dict[str, Any] = {

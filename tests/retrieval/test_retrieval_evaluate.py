@@ -23,7 +23,7 @@ from priorclip.model.config import EncoderConfig
 from priorclip.model.evaluation import evaluate_retrieval
 from priorclip.retrieval import Encoder, evaluate, open_gallery
 from priorclip.retrieval.__main__ import main
-from priorclip.retrieval.config import EvaluateConfig
+from priorclip.retrieval.commands import EvaluateConfig
 from priorclip.retrieval.table import recall_table
 
 ROOT = Path(__file__).parents[2]
@@ -275,5 +275,5 @@ def test_help_is_quick_and_loads_no_torch() -> None:
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("evaluate", "index", "search", "serve"))
     loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
-    assert "retrieval.config" in loaded
-    assert not loaded & {"torch", "transformers", "deepspeed", "data_shards.shards"}
+    assert "priorclip.retrieval.commands" in loaded
+    assert not loaded & {"torch", "transformers", "deepspeed", "priorclip.data_shards.shards"}

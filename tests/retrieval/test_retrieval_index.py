@@ -17,7 +17,7 @@ from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.shards import ShardSet
 from priorclip.retrieval import EmbeddingIndex, Encoder, Searcher, build_index, embedding_index
 from priorclip.retrieval.__main__ import main
-from priorclip.retrieval.config import IndexConfig
+from priorclip.retrieval.commands import IndexConfig
 
 
 def config(test_set: TestSet, output: Path, **changes) -> IndexConfig:

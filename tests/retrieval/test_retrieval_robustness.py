@@ -20,8 +20,8 @@ from small_galleries import TestSet, export_model, picture, write_karpathy
 from priorclip.model.recall import retrieval_metrics
 from priorclip.retrieval import Encoder, evaluate, open_gallery
 from priorclip.retrieval.__main__ import main
-from priorclip.retrieval.config import CORRUPTIONS as NAMES
-from priorclip.retrieval.config import EvaluateConfig, RobustnessConfig
+from priorclip.retrieval.commands import CORRUPTIONS as NAMES
+from priorclip.retrieval.commands import EvaluateConfig, RobustnessConfig
 from priorclip.retrieval.corruptions import (
     AIR,
     CLOUD,

@@ -17,7 +17,7 @@ from small_galleries import SCENES, TestSet, picture
 from priorclip.data_shards.stream.collate import tokenize
 from priorclip.retrieval import Encoder, evaluate, open_gallery
 from priorclip.retrieval.__main__ import main
-from priorclip.retrieval.config import EvaluateConfig
+from priorclip.retrieval.commands import EvaluateConfig
 from priorclip.retrieval.evaluate_export import write_report
 from priorclip.retrieval.linear_probe import CHOICES, probe_report, stratified
 from priorclip.retrieval.zeroshot import CLIP_TEMPLATES, class_features, class_names, class_prompts, zero_shot_report

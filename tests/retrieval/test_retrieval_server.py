@@ -25,7 +25,7 @@ from PIL import Image
 from small_galleries import TestSet, picture, write_karpathy
 
 from priorclip.retrieval import Encoder, Searcher, build_index, create_server
-from priorclip.retrieval.config import IndexConfig
+from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.server import IDLE_SECONDS, SearchServer
 from priorclip.retrieval.server import page as page_of
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from priorclip.data_shards.config import DataConfig, EvaluationConfig
-from priorclip.finetune.config import PriorConfig
+from priorclip.finetune.commands import PriorConfig
 from priorclip.finetune.confusion_matrix import figures_of, write_confusion
 from priorclip.finetune.scene_mixing import SceneTargets, soft_cross_entropy
 from priorclip.finetune.train_prior import refuse_unknown

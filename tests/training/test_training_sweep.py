@@ -15,7 +15,7 @@ import yaml
 from real_trainings import run, run_well
 
 from priorclip.common.options import parse, parse_command
-from priorclip.experiments.config import ResplitConfig, SweepConfig
+from priorclip.experiments.commands import ResplitConfig, SweepConfig
 from priorclip.experiments.experiment import (  # fmt: skip
     DATA,
     EXPERIMENTS,
@@ -33,10 +33,10 @@ from priorclip.experiments.study import Part, Study, load_study, part_of, study_
 from priorclip.experiments.study_table import write_study
 from priorclip.experiments.sweep import Command, cross_validated, finished, run_plans, same_trainings, sweep
 from priorclip.experiments.sweep_table import pm, summary, write_table
-from priorclip.finetune.config import COMMANDS, DEFAULTS
+from priorclip.finetune.commands import COMMANDS, DEFAULTS
 from priorclip.model import build_model
 from priorclip.model.config import ModelConfig
-from priorclip.pretrain.config import PretrainConfig, model_defaults
+from priorclip.pretrain.commands import PretrainConfig, model_defaults
 
 
 def parsed(words: list[str]):
