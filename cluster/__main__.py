@@ -35,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, config = parse_command(COMMANDS, own, prog="cluster", description=DESCRIPTION)
     try:
         if command == "check":
-            from priorclip.cluster.check.host_table import check
+            from priorclip.cluster.check.check_hosts import check
 
             return check(config)
         if command in ("plan", "simulate"):
-            from priorclip.cluster.plan.fit import plan, simulate
+            from priorclip.cluster.plan.plan_run import plan, simulate
 
             print(plan(config) if command == "plan" else simulate(config))
             return 0
@@ -48,11 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             example = f"python -m cluster {' '.join(own)} -- pretrain --config FILE.yaml"
             raise ValueError(f"what to run is missing: {example}")
         if command == "launch":
-            from priorclip.cluster.launch.deepspeed_launch import launch
+            from priorclip.cluster.launch.start_run import launch
 
             return launch(config, run)
         if command == "faults":
-            from priorclip.cluster.faults.kill_run import faults
+            from priorclip.cluster.faults.inject import faults
 
             return faults(config, run)
         from priorclip.cluster.launch.sbatch import submit

@@ -1,1 +1,1 @@
-"""Starting a run on several hosts: deepspeed, SLURM and MPI."""
+"""Starts a run: the command line of DeepSpeed, SLURM or MPI, and the wait for its end."""

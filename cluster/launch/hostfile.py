@@ -1,11 +1,11 @@
-"""The hostfile that deepspeed and mpirun read: one host a line, with the ranks that it takes.
+"""The hostfile that deepspeed and mpirun read: one host a line with its number of ranks.
 
     worker-0 slots=8
     worker-1 slots=8      # comments and blank lines are skipped
 
     read_hostfile("hosts")  ->  {"worker-0": 8, "worker-1": 8}
 
-Host names go into the command lines of ssh and pdsh, so only the characters of names and addresses pass.
+Host names go into the command lines of ssh and pdsh, so only characters of names and addresses are allowed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LINE = re.compile(r"(?P<host>\S+)\s+slots=(?P<slots>\d+)")
 
 
 def read_hostfile(path: str | Path) -> dict[str, int]:
-    """Slots of each host, in the order of the file, which is the order of the ranks.
+    """Returns the slots of each host in the order of the file, which is the order of the ranks.
 
     Raises:
         ValueError: the file is missing, empty, or has a line that is not ``HOST slots=N``; the message names the line.
@@ -38,10 +38,14 @@ def read_hostfile(path: str | Path) -> dict[str, int]:
                 f"{path}, line {number}: '{line}' is not 'HOST slots=N' with a plain host name or IPv4 address"
             )
         if int(found["slots"]) < 1:
-            raise ValueError(f"{path}, line {number}: {found['host']} has no slots; remove the line or give it some")
+            raise ValueError(
+                f"{path}, line {number}: {found['host']} has no slots; remove the line or write slots=1 or more"
+            )
         if found["host"] in hosts:
-            raise ValueError(f"{path}, line {number}: {found['host']} is there twice; add its slots up in one line")
+            raise ValueError(
+                f"{path}, line {number}: {found['host']} is there twice; write one line with the sum of its slots"
+            )
         hosts[found["host"]] = int(found["slots"])
     if not hosts:
-        raise ValueError(f"{path} names no host: one 'HOST slots=N' a line")
+        raise ValueError(f"{path} names no host: write one 'HOST slots=N' a line")
     return hosts

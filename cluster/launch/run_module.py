@@ -1,6 +1,6 @@
 """``python run_module.py MODULE ARGS``: ``python -m MODULE ARGS`` for launchers that start script files only.
 
-DeepSpeed's SLURM launcher drops its ``--module``; ``cluster launch --launcher slurm`` hands it this file instead.
+DeepSpeed's SLURM launcher drops its ``--module``; ``cluster launch --launcher slurm`` passes this file instead.
 """
 
 from __future__ import annotations

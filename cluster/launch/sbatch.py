@@ -1,10 +1,9 @@
-"""``python -m cluster sbatch``: the batch script of a run from ``cluster/slurm/*.sbatch``, and its submission.
+"""``python -m cluster sbatch``: writes the batch script of a run from ``cluster/slurm/*.sbatch`` and submits it.
 
     python -m cluster sbatch --nodes 4 --gpus-per-node 8 --partition gpu -- pretrain --config c.yaml
 
-A template is text with ``{{names}}``. A line with a name that has no value is left out, so that ``--partition`` is only
-there if one was given. Values of #SBATCH lines may hold only characters of names, times and paths; what goes to the
-shell is quoted.
+A template is text with ``{{names}}``. A line whose name has no value is left out: ``--partition`` appears only if the
+user gave one. Values of #SBATCH lines may hold only characters of names, times and paths. Shell words are quoted.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from priorclip.cluster.commands import SbatchConfig
-from priorclip.cluster.launch.deepspeed_launch import CPU_RANKS, MODULE
+from priorclip.cluster.launch.command_line import CPU_RANKS, MODULE
 from priorclip.common.command_names import module_of
 from priorclip.training.ranks.preemption import REQUEUE_EXIT_CODE
 
@@ -30,7 +29,7 @@ TEMPLATES = {
     name: Path(__file__).parents[1] / "slurm" / f"{file}.sbatch" for name, file in (("srun", "run"), ("node", "node"))
 }
 PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
-# What #SBATCH lines take; they are not read by a shell and know no quoting that all versions share.
+# Allowed values of #SBATCH lines. No shell reads these lines, and no quoting works in all versions of SLURM.
 NAME = re.compile(r"[\w.+-]+")
 LIST = re.compile(r"[\w.+,@-]+")
 PATH = re.compile(r"[\w.+@=:/-]+")
@@ -38,36 +37,36 @@ TIME = re.compile(r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2}")
 
 
 def submit(config: SbatchConfig, run: Sequence[str]) -> int:
-    """Submit ``run`` (a module and its options) and print the job's number; returns sbatch's exit code.
+    """Submits ``run`` (a module and its options) and prints the job's number. Returns sbatch's exit code.
 
     Raises:
-        ValueError: an option has characters that have no place in it, or sbatch is not installed.
+        ValueError: an option has characters that are not allowed, or sbatch is not installed.
     """
-    script = render(config, run)
+    script = render_script(config, run)
     if config.dry_run:
         print(script, end="")
         return 0
     if not shutil.which("sbatch"):
-        raise ValueError("sbatch is not installed here: run this on a login node, or see the script with --dry-run")
+        raise ValueError("sbatch is not installed here: run this on a login node, or print the script with --dry-run")
     Path(config.logs).mkdir(parents=True, exist_ok=True)
     return subprocess.run(["sbatch"], input=script, text=True, check=False).returncode
 
 
-def render(config: SbatchConfig, run: Sequence[str]) -> str:
-    """The batch script."""
+def render_script(config: SbatchConfig, run: Sequence[str]) -> str:
+    """Returns the batch script of ``run``."""
     path = Path(config.template) if config.template else TEMPLATES[config.launcher]
     try:
         template = path.read_text()
     except OSError as error:
         raise ValueError(f"--template {path} cannot be read: {error.strerror}") from error
-    return fill(template, values(config, run), str(path))
+    return fill_template(template, template_values(config, run), str(path))
 
 
-def values(config: SbatchConfig, run: Sequence[str]) -> dict[str, str]:
-    """The text of each name in the template; empty where the line is to be left out."""
+def template_values(config: SbatchConfig, run: Sequence[str]) -> dict[str, str]:
+    """Returns the text of each name in the template. An empty text leaves the line out."""
     module, *words = module_of(run[0]), *run[1:]
     if not MODULE.fullmatch(module):
-        raise ValueError(f"'{module}' is not the name of a module: pretrain, or finetune with its sub-command first")
+        raise ValueError(f"'{module}' is not the name of a module: write pretrain, or finetune and its sub-command")
     for name, least in (
         ("nodes", 1),
         ("gpus_per_node", 0),
@@ -77,37 +76,37 @@ def values(config: SbatchConfig, run: Sequence[str]) -> dict[str, str]:
     ):
         if getattr(config, name) < least:
             raise ValueError(f"--{name.replace('_', '-')} is {getattr(config, name)}: at least {least} is needed")
-    time = plain("time", config.time, TIME)
+    time = checked("time", config.time, TIME)
     if 0 < seconds_of(time) <= config.signal_seconds:
         raise ValueError(
-            f"--time {time} is no more than --signal-seconds {config.signal_seconds}: the run would be told to end as"
-            " it begins, and go back into the queue for ever"
+            f"--time {time} is no more than --signal-seconds {config.signal_seconds}: the run would get the signal to"
+            " end when it starts, and go back into the queue forever"
         )
     ranks = config.ranks_per_node or config.gpus_per_node or CPU_RANKS
     logs = os.path.abspath(config.logs)
     return {
-        "job_name": plain("job_name", config.job_name, NAME),
+        "job_name": checked("job_name", config.job_name, NAME),
         "nodes": str(config.nodes),
         "ranks_per_node": str(ranks),
         "gpus_per_node": str(config.gpus_per_node or ""),
         "cpus_per_task": str(config.cpus_per_task),
         "cpus_per_node": str(config.cpus_per_task * ranks),
         "time": time,
-        "partition": plain("partition", config.partition, LIST),
-        "account": plain("account", config.account, LIST),
-        "qos": plain("qos", config.qos, LIST),
-        "folder": plain("chdir (the working folder)", os.getcwd(), PATH),
-        "logs": plain("logs", logs, PATH),
+        "partition": checked("partition", config.partition, LIST),
+        "account": checked("account", config.account, LIST),
+        "qos": checked("qos", config.qos, LIST),
+        "folder": checked("chdir (the working folder)", os.getcwd(), PATH),
+        "logs": checked("logs", logs, PATH),
         "signal_seconds": str(config.signal_seconds),
         "requeue_code": str(REQUEUE_EXIT_CODE),
         "retries": str(config.retries),
-        **in_container(config),
+        **interpreter(config),
         "command": shlex.join([module, *words]),
     }
 
 
 def seconds_of(time: str) -> int:
-    """Of a SLURM time limit: minutes, minutes:seconds, hours:minutes:seconds, or days-hours[:minutes[:seconds]]."""
+    """Seconds of a SLURM limit: minutes, minutes:seconds, hours:minutes:seconds, or days-hours[:minutes[:seconds]]."""
     days, dash, clock = time.rpartition("-")
     numbers = [int(number) for number in clock.split(":")]
     if dash:
@@ -117,8 +116,8 @@ def seconds_of(time: str) -> int:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def in_container(config: SbatchConfig) -> dict[str, str]:
-    """srun's options, the words before the interpreter, and the interpreter. The working folder is mounted as it is."""
+def interpreter(config: SbatchConfig) -> dict[str, str]:
+    """srun's options, the words before the interpreter, and the interpreter. A container mounts the working folder."""
     python = shlex.quote(config.python or ("python3" if config.container else sys.executable))
     if config.container is None:
         return {"srun_options": "", "prefix": "", "python": python}
@@ -131,14 +130,15 @@ def in_container(config: SbatchConfig) -> dict[str, str]:
     return {"srun_options": "", "prefix": shlex.join(words), "python": python}
 
 
-def plain(name: str, value: str | None, allowed: re.Pattern[str]) -> str:
+def checked(name: str, value: str | None, allowed: re.Pattern[str]) -> str:
+    """Returns the value of the option, "" for None. Raises ValueError if an #SBATCH line cannot hold it."""
     if value and not allowed.fullmatch(value):
-        raise ValueError(f"--{name.replace('_', '-')} '{value}' has characters that an #SBATCH line cannot take")
+        raise ValueError(f"--{name.replace('_', '-')} '{value}' has characters that an #SBATCH line cannot hold")
     return value or ""
 
 
-def fill(template: str, known: Mapping[str, str], path: str) -> str:
-    """The template with its names replaced; lines with an empty one left out."""
+def fill_template(template: str, known: Mapping[str, str], path: str) -> str:
+    """Replaces the names of the template by their values and drops lines with an empty value."""
     lines = []
     for number, line in enumerate(template.splitlines(), start=1):
         names = PLACEHOLDER.findall(line)

@@ -26,7 +26,7 @@ from network_hosts import Network
 from small_pretraining import SmallPretraining
 from toy_launches import PYTHON, ROOT, execute, needed
 
-from priorclip.cluster.check import host_table as check
+from priorclip.cluster.check import check_hosts as check
 from priorclip.cluster.check.host_probe import look_at_shards
 from priorclip.cluster.check.rules import findings, speeds
 from priorclip.cluster.commands import CheckConfig

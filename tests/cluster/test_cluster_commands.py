@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from toy_launches import PYTHON, ROOT, execute
 
 from priorclip.cluster.commands import LaunchConfig, SbatchConfig
-from priorclip.cluster.launch.deepspeed_launch import deepspeed_command, through_pdsh
+from priorclip.cluster.launch.command_line import deepspeed_command, quote_for_pdsh
 from priorclip.cluster.launch.hostfile import read_hostfile
-from priorclip.cluster.launch.sbatch import TEMPLATES, render, seconds_of
+from priorclip.cluster.launch.sbatch import TEMPLATES, render_script, seconds_of
 
 CPU = {"DS_ACCELERATOR": "cpu"}
 RUN = ["pretrain", "--config", "my run.yaml", "--data.shards", "{pub11,rs3}-train-{0000..0031}.tar"]
@@ -66,7 +66,7 @@ def test_local_launch_starts_deepspeeds_launcher_of_this_python() -> None:
     assert command[:4] == [sys.executable, "-u", "-m", "deepspeed.launcher.launch"]
     assert world_of(command) == {"node0": [0, 1, 2]}
     assert {"--master_addr=127.0.0.1", "--master_port=1234", "--node_rank=0"} < set(command)
-    assert command[command.index("--module") + 1 :] == RUN
+    assert command[command.index("--module") + 1 :] == ["priorclip.pretrain", *RUN[1:]]
 
 
 def test_local_launch_finds_a_port_and_two_cpu_ranks() -> None:
@@ -101,7 +101,7 @@ def test_hostfile_launch(hosts: str) -> None:
     command = deepspeed_command(LaunchConfig(hostfile=hosts, ssh_port=2222, master_port=29512), RUN, CPU)
     text = shlex.join(command)
     assert f"--hostfile {hosts} --force_multi --launcher pdsh --ssh_port 2222 --master_port 29512" in text
-    assert command[command.index("--module") + 1] == "pretrain"
+    assert command[command.index("--module") + 1] == "priorclip.pretrain"
 
 
 def test_openmpi_launch_tells_mpirun_what_deepspeed_does_not(hosts: str) -> None:
@@ -116,8 +116,8 @@ def test_openmpi_launch_tells_mpirun_what_deepspeed_does_not(hosts: str) -> None
 
 def test_slurm_launch_runs_the_module(hosts: str, tmp_path: Path) -> None:
     command = deepspeed_command(LaunchConfig(hostfile=hosts, launcher="slurm"), RUN, CPU)
-    script = ROOT / "cluster" / "run_module.py"
-    assert command[command.index(str(script)) + 1 :] == RUN
+    script = ROOT / "priorclip" / "cluster" / "launch" / "run_module.py"
+    assert command[command.index(str(script)) + 1 :] == ["priorclip.pretrain", *RUN[1:]]
     (tmp_path / "shown.py").write_text("import sys; print(sys.path[0], sys.argv[1:], __name__)")
     ran = execute([PYTHON, str(script), "shown", *RUN[1:]], cwd=tmp_path)
     assert ran.stdout.strip() == f"{tmp_path} {RUN[1:]} __main__"
@@ -165,7 +165,7 @@ WORDS = st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs
 @given(words=st.lists(WORDS, min_size=1, max_size=6))
 def test_words_arrive_whole_over_pdsh(words: list[str]) -> None:
     """What DeepSpeed's pdsh runner does to the words, then pdsh's %, then a real shell."""
-    through = [through_pdsh(word) for word in words]
+    through = [quote_for_pdsh(word) for word in words]
     deepspeed = ['"{}"'.format(word.replace('"', '\\"')) if " " in word else word for word in through]
     line = " ".join(deepspeed).replace("%%", "%")
     shown = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
@@ -173,30 +173,32 @@ def test_words_arrive_whole_over_pdsh(words: list[str]) -> None:
 
 
 def test_batch_script_of_a_gpu_cluster() -> None:
-    script = render(SbatchConfig(nodes=4, gpus_per_node=8, partition="gpu", account="rs", time="2-00:00:00"), RUN)
+    script = render_script(
+        SbatchConfig(nodes=4, gpus_per_node=8, partition="gpu", account="rs", time="2-00:00:00"), RUN
+    )
     for line in ("--nodes=4", "--ntasks-per-node=8", "--gpus-per-node=8", "--partition=gpu", "--account=rs",
                  "--time=2-00:00:00", "--requeue", "--signal=USR1@300"):  # fmt: skip
         assert f"#SBATCH {line}\n" in script
     assert "--qos" not in script
     assert "container" not in script.partition("srun --")[2]
-    assert f"{sys.executable} -u -m pretrain --config 'my run.yaml'" in script
+    assert f"{sys.executable} -u -m priorclip.pretrain --config 'my run.yaml'" in script
     assert '[ "$code" = 75 ]' in script
     assert "{{" not in script.replace("{{names}}", "")
     subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
 def test_batch_script_of_a_cpu_cluster() -> None:
-    script = render(SbatchConfig(gpus_per_node=0, ranks_per_node=4), RUN)
+    script = render_script(SbatchConfig(gpus_per_node=0, ranks_per_node=4), RUN)
     assert "#SBATCH --ntasks-per-node=4\n" in script
     assert "--gpus-per-node" not in script
 
 
 def test_batch_script_with_a_container() -> None:
-    apptainer = render(SbatchConfig(container="my images/rs.sif"), RUN)
+    apptainer = render_script(SbatchConfig(container="my images/rs.sif"), RUN)
     assert (
         f"apptainer exec --nv --bind {Path.cwd()} --pwd {Path.cwd()} 'my images/rs.sif' \\\n    python3 -u" in apptainer
     )
-    pyxis = render(SbatchConfig(container="nvcr.io#rs:1", container_runtime="pyxis"), RUN)
+    pyxis = render_script(SbatchConfig(container="nvcr.io#rs:1", container_runtime="pyxis"), RUN)
     assert "'--container-image=nvcr.io#rs:1'" in pyxis
     assert "apptainer" not in pyxis
     subprocess.run(["bash", "-n"], input=apptainer + pyxis, text=True, check=True)
@@ -206,10 +208,10 @@ def test_batch_script_with_a_container() -> None:
 @given(words=st.lists(WORDS, max_size=5))
 def test_batch_script_hands_the_words_on(words: list[str]) -> None:
     """The srun line, run by a real bash in which srun prints its words."""
-    script = render(SbatchConfig(), ["pretrain", *words])
+    script = render_script(SbatchConfig(), ["pretrain", *words])
     printing = 'srun() { printf "%s\\0" "$@"; }\n' + script
     shown = subprocess.run(["bash", "-c", printing], capture_output=True, check=True).stdout.decode().split("\0")[:-1]
-    assert shown[shown.index("-m") + 1 :] == ["pretrain", *words]
+    assert shown[shown.index("-m") + 1 :] == ["priorclip.pretrain", *words]
 
 
 @pytest.mark.parametrize(
@@ -224,7 +226,7 @@ def test_time_limits_are_read_as_slurm_does(limit: str, seconds: int) -> None:
 @pytest.mark.parametrize(("code", "retries", "requeued"), [(0, 2, 0), (75, 0, 4), (3, 0, 0), (137, 2, 2)])
 def test_job_goes_back_into_the_queue(code: int, retries: int, requeued: int, launcher: str, tmp_path: Path) -> None:
     """Four runs of the job: after a stop at a checkpoint always, after a failure as often as it was told."""
-    script = render(SbatchConfig(launcher=launcher, retries=retries, logs=str(tmp_path)), RUN)
+    script = render_script(SbatchConfig(launcher=launcher, retries=retries, logs=str(tmp_path)), RUN)
     programs = f'srun() {{ return {code}; }}\nscontrol() {{ [ "$1" = requeue ] && echo "requeued $2"; }}\n'
     variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x"}
     done = [execute(["bash", "-c", programs + script], variables) for _ in range(4)]
@@ -240,7 +242,7 @@ def test_job_goes_back_into_the_queue(code: int, retries: int, requeued: int, la
         (SbatchConfig(account="$(reboot)"), "--account"),
         (SbatchConfig(time="tomorrow"), "--time 'tomorrow'"),
         (SbatchConfig(time="5"), "--time 5 is no more than --signal-seconds 300"),
-        (SbatchConfig(time="0-1", signal_seconds=3600), "the run would be told to end as it begins"),
+        (SbatchConfig(time="0-1", signal_seconds=3600), "the run would get the signal to end when it starts"),
         (SbatchConfig(logs="my logs"), "--logs"),
         (SbatchConfig(nodes=0), "--nodes is 0: at least 1"),
         (SbatchConfig(template="missing.sbatch"), "--template missing.sbatch cannot be read"),
@@ -248,7 +250,7 @@ def test_job_goes_back_into_the_queue(code: int, retries: int, requeued: int, la
 )
 def test_sbatch_refuses(config: SbatchConfig, message: str) -> None:
     with pytest.raises(ValueError, match=r".") as raised:
-        render(config, RUN)
+        render_script(config, RUN)
     assert message in str(raised.value)
 
 
@@ -257,10 +259,10 @@ def test_template_of_a_user(tmp_path: Path) -> None:
     path.write_text(
         TEMPLATES["srun"].read_text().replace("#SBATCH --requeue", "#SBATCH --requeue\n#SBATCH --constraint=a100")
     )
-    assert "#SBATCH --constraint=a100\n" in render(SbatchConfig(template=str(path)), RUN)
+    assert "#SBATCH --constraint=a100\n" in render_script(SbatchConfig(template=str(path)), RUN)
     path.write_text("#!/bin/bash\nsrun {{comand}}\n")
     with pytest.raises(ValueError, match=r"mine.sbatch, line 2: \{\{comand\}\} is not one of .*command"):
-        render(SbatchConfig(template=str(path)), RUN)
+        render_script(SbatchConfig(template=str(path)), RUN)
 
 
 def test_nothing_to_run_is_said() -> None:
@@ -275,4 +277,4 @@ def test_dry_run_prints_the_command() -> None:
     )
     assert done.returncode == 0
     printed = shlex.split(done.stdout)
-    assert printed[printed.index("--module") + 1 :] == RUN
+    assert printed[printed.index("--module") + 1 :] == ["priorclip.pretrain", *RUN[1:]]

@@ -15,7 +15,7 @@ import pytest
 import torch
 from toy_launches import PYTHON, ROOT, ToyRun, execute, toy_arguments
 
-from priorclip.cluster.launch.deepspeed_launch import free_port
+from priorclip.common.ports import free_port
 from priorclip.training.ranks.distributed import Rank
 from priorclip.training.ranks.guardian import kernel_says
 from priorclip.training.ranks.preemption import HANG_EXIT_CODE

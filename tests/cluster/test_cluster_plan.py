@@ -17,7 +17,7 @@ from priorclip.cluster.__main__ import main
 from priorclip.cluster.plan.model_table import ModelTable, Point
 from priorclip.cluster.plan.network import Network
 from priorclip.cluster.plan.rank_memory import Setting, estimate, largest_micro_batch
-from priorclip.cluster.plan.simulate import (
+from priorclip.cluster.plan.step_time import (
     Work,
     collectives,
     efficiency,

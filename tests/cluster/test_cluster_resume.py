@@ -175,8 +175,7 @@ def test_signal_before_the_ranks_can_take_it_is_kept_for_them(number: signal.Sig
     """DeepSpeed's launcher takes seconds until it starts the ranks, and they until they know of signals."""
     command = [PYTHON, "-c", LATE_LAUNCHER, LATE_RANK]
     program = (
-        "import sys; from priorclip.cluster.launch.deepspeed_launch import wait_for;"
-        f" sys.exit(wait_for({command}, 'local'))"
+        f"import sys; from priorclip.cluster.launch.start_run import wait_for; sys.exit(wait_for({command}, 'local'))"
     )
     launch = subprocess.Popen([PYTHON, "-c", program], cwd=ROOT, env=environment(), stdout=subprocess.PIPE)
     assert launch.stdout
@@ -239,7 +238,7 @@ def test_checkpoint_that_was_being_replaced_is_not_lost(tmp_path: Path) -> None:
 
 def test_launch_that_is_killed_leaves_nothing_behind() -> None:
     command = [PYTHON, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
-    program = f"from priorclip.cluster.launch.deepspeed_launch import wait_for; wait_for({command}, 'local')"
+    program = f"from priorclip.cluster.launch.start_run import wait_for; wait_for({command}, 'local')"
     launch = subprocess.Popen([PYTHON, "-c", program], cwd=ROOT, env=environment(), stdout=subprocess.PIPE)
     assert launch.stdout
     started = psutil.Process(int(launch.stdout.readline()))

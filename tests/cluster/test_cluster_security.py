@@ -19,9 +19,9 @@ from network_hosts import Host, Network
 from toy_launches import ToyRun, toy_arguments
 
 from priorclip.cluster.commands import LaunchConfig, SbatchConfig
-from priorclip.cluster.launch.deepspeed_launch import deepspeed_command
+from priorclip.cluster.launch.command_line import deepspeed_command
 from priorclip.cluster.launch.hostfile import read_hostfile
-from priorclip.cluster.launch.sbatch import render
+from priorclip.cluster.launch.sbatch import render_script
 from priorclip.common.masking import MaskedFormatter, masked, masked_command, masked_values
 from priorclip.common.ports import TORCH_PORT
 from priorclip.training.ranks.preemption import REQUEUE_EXIT_CODE
@@ -192,7 +192,7 @@ def test_names_in_a_batch_script_run_nothing(name: str, option: str, tmp_path: P
     trap = tmp_path / "touched"
     assume("\0" not in name)
     try:
-        script = render(
+        script = render_script(
             SbatchConfig(**{option: name.replace("{}", str(trap))}), ["pretrain", name.replace("{}", str(trap))]
         )
         script.encode()

@@ -1,8 +1,8 @@
-"""``deepspeed``, which ends with an error where what it started was killed: DeepSpeed's own runner then ends with 0.
+"""The ``deepspeed`` command with a correct exit code: its own runner exits with 0 if a signal ends pdsh or srun.
 
-    python -m priorclip.cluster.launch.runner --hostfile hosts --launcher pdsh --module pretrain --config c.yaml
+    python -m priorclip.cluster.launch.deepspeed_runner --hostfile hosts --launcher pdsh --module pretrain ...
 
-Of pdsh, mpirun or srun, DeepSpeed hands on exit codes above 0, and a process that a signal ended has one below.
+DeepSpeed passes on only exit codes above 0 of pdsh, mpirun or srun. A process that a signal ended has one below 0.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 STARTED: list[subprocess.Popen[Any]] = []
 
 
-class Started(subprocess.Popen[Any]):
-    """A process that is remembered, so that how it ended can be asked afterwards."""
+class RecordedPopen(subprocess.Popen[Any]):
+    """A process that adds itself to STARTED, so that ``main`` can read its return code."""
 
     def __init__(self, *words: Any, **options: Any) -> None:
         super().__init__(*words, **options)
@@ -24,8 +24,8 @@ class Started(subprocess.Popen[Any]):
 
 
 def main() -> int:
-    """DeepSpeed's runner on this process's arguments; 128 + N where signal N ended what it started."""
-    subprocess.Popen = Started  # type: ignore[misc]
+    """Runs DeepSpeed's runner with this process's arguments. Returns 128 + N if signal N ended what it started."""
+    subprocess.Popen = RecordedPopen  # type: ignore[misc]
     from deepspeed.launcher import runner
 
     runner.main()

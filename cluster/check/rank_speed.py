@@ -1,4 +1,4 @@
-"""``python -m cluster launch ... -- priorclip.cluster.check.rank_rates``.
+"""``python -m cluster launch ... -- priorclip.cluster.check.rank_speed``.
 
 Measures how fast the ranks compute and talk, for ``cluster check``.
 

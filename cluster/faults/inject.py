@@ -31,8 +31,9 @@ import psutil
 from priorclip.cluster.commands import FaultsConfig, SbatchConfig
 from priorclip.cluster.faults.compare_runs import compare
 from priorclip.cluster.faults.run_processes import Ranks
-from priorclip.cluster.launch.deepspeed_launch import MODULE, alive
-from priorclip.cluster.launch.sbatch import render
+from priorclip.cluster.launch.command_line import MODULE
+from priorclip.cluster.launch.sbatch import render_script
+from priorclip.cluster.launch.start_run import is_alive
 from priorclip.training.monitoring.read_metrics import last_record
 
 logger = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class Trial:
     def look(self, ranks: Ranks) -> None:
         """Kill, where the next one is due, and note where the run has come back to."""
         if self.shot:
-            self.shot, self.gone = [process for process in self.shot if alive(process)], time.time()
+            self.shot, self.gone = [process for process in self.shot if is_alive(process)], time.time()
             return
         record = last_record(self.folder) or {"step": 0, "time": 0.0}
         step = record["step"]
@@ -206,7 +207,7 @@ def on_slurm(config: FaultsConfig, words: Sequence[str], folder: Path) -> Iterat
         time=config.time, partition=config.partition, account=config.account, job_name=f"faults-{folder.name}",
         logs=str(logs), retries=2 * config.kills + 1, template=config.template,
     )  # fmt: skip
-    done = subprocess.run(["sbatch"], input=render(settings, words), text=True, check=False, capture_output=True)
+    done = subprocess.run(["sbatch"], input=render_script(settings, words), text=True, check=False, capture_output=True)
     if done.returncode:
         raise ValueError(f"sbatch refuses the job: {done.stderr.strip()}")
     job = done.stdout.split()[-1]

@@ -20,7 +20,7 @@ from typing import Any
 from priorclip.cluster.commands import PlanConfig, SimulateConfig
 from priorclip.cluster.plan.model_table import ModelTable, load_table
 from priorclip.cluster.plan.rank_memory import BYTES, PERSISTENT, Memory, Setting, estimate, largest_micro_batch
-from priorclip.cluster.plan.simulate import (
+from priorclip.cluster.plan.step_time import (
     PARTS,
     StepTime,
     Work,
@@ -30,7 +30,7 @@ from priorclip.cluster.plan.simulate import (
     strong_scaling,
     weak_scaling,
 )
-from priorclip.cluster.plan.simulate import table as scaling_table
+from priorclip.cluster.plan.step_time import table as scaling_table
 
 GB = 1e9
 GPUS = re.compile(r"(?P<count>\d+)x(?P<memory>\d+(\.\d+)?)GB", re.IGNORECASE)

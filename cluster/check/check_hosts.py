@@ -30,7 +30,7 @@ from typing import Any
 from priorclip.cluster.check.hosts import Hosts, here, over_srun, over_ssh
 from priorclip.cluster.check.rules import Finding, Row, findings, speeds
 from priorclip.cluster.commands import CheckConfig, LaunchConfig
-from priorclip.cluster.launch.deepspeed_launch import CPU_RANKS, deepspeed_command
+from priorclip.cluster.launch.command_line import CPU_RANKS, deepspeed_command
 from priorclip.cluster.launch.hostfile import read_hostfile
 from priorclip.common.ports import TORCH_PORT, job_port
 
@@ -169,17 +169,17 @@ def measure(plan: Plan, rows: list[Row], config: CheckConfig) -> tuple[dict[str,
 
 
 def ranks_command(plan: Plan, rows: list[Row], config: CheckConfig, hostfile: Path) -> list[str]:
-    """Starts ``priorclip.cluster.check.rank_rates`` the way that a run would be started."""
+    """Starts ``priorclip.cluster.check.rank_speed`` the way that a run would be started."""
     if config.hostfile:
         hostfile.write_text("".join(f"{name} slots={slots}\n" for name, slots in plan.slots.items()))
         master = rows[0].get("master", plan.master_addr)
         launch = LaunchConfig(hostfile=str(hostfile), ssh_port=config.ssh_port, master_addr=master,
                               master_port=plan.master_port)  # fmt: skip
-        return deepspeed_command(launch, ["priorclip.cluster.check.rank_rates"], os.environ)
+        return deepspeed_command(launch, ["priorclip.cluster.check.rank_speed"], os.environ)
     if "SLURM_JOB_ID" in os.environ:
         tasks = [f"--nodes={len(rows)}", f"--ntasks-per-node={rows[0]['slots']}", "--overlap"]
-        return ["srun", *tasks, sys.executable, "-u", "-m", "priorclip.cluster.check.rank_rates"]
-    return deepspeed_command(LaunchConfig(nproc=rows[0]["slots"]), ["priorclip.cluster.check.rank_rates"], os.environ)
+        return ["srun", *tasks, sys.executable, "-u", "-m", "priorclip.cluster.check.rank_speed"]
+    return deepspeed_command(LaunchConfig(nproc=rows[0]["slots"]), ["priorclip.cluster.check.rank_speed"], os.environ)
 
 
 def output_of(
