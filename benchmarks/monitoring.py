@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from priorclip.common.options import parse, without_local_rank
 from priorclip.pretrain.commands import PretrainConfig, model_defaults
-from priorclip.pretrain.train import pretrain
+from priorclip.pretrain.train_retrieval import train_retrieval
 from priorclip.training import loop
 from priorclip.training.monitoring.metric_log import MetricLog
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> float:
              "--run.max_steps", str((args.pairs + WARM) * EVERY + EVERY), "--run.log_every", str(EVERY),
              "--run.progress", "false", "--run.engine.zero", args.zero, "--run.engine.global_batch", str(args.batch),
              "--run.checkpoint.every", "1000000000", "--run.optimizer.lr", "1e-4"]  # fmt: skip
-    report = pretrain(parse(PretrainConfig, words, prog="monitoring", defaults=model_defaults))
+    report = train_retrieval(parse(PretrainConfig, words, prog="monitoring", defaults=model_defaults))
     return report["images_per_second"]
 
 

@@ -21,7 +21,7 @@ class DataConfig:
             several corpora and how often an epoch passes over each: {"data/pub11": 1, "data/rs3": 2.5}, or
             [{shards: data/pub11, weight: 1}, ...]
         caption_field: list in KEY.json that captions are drawn from: captions or coarse_captions
-        image_size: side of the square image given to the model, in pixels
+        image_size: side of the square image given to the model, in pixels; null takes the model's
         scale: smallest share of the image's area that a random crop keeps (1.0: no random crop)
         hflip: mirror left to right half of the time
         vflip: mirror top to bottom half of the time
@@ -38,7 +38,8 @@ class DataConfig:
         check_hashes: compare each image with the sha256 that packing recorded
         max_bad_share: the run stops when more than this share of an epoch's samples is bad; counted from the start or
             resume of the run, and for several ranks on each, which allows for the luck of the draw
-        quarantine: JSON-lines file that bad samples are appended to once (shard, key, reason); null keeps counts only
+        quarantine: JSON-lines file to which each bad sample is appended once (shard, key, reason); null is
+            quarantine.jsonl in the run directory
         cache: folder for the node's copies of remote shards, shared by its ranks; null is ~/.cache/data_shards
         cache_limit: bytes of image data kept there, e.g. 50GB or 200GiB; what was used longest ago goes first; 0 keeps
             none, so that each sample travels once an epoch over all nodes
@@ -52,7 +53,7 @@ class DataConfig:
 
     shards: Shards
     caption_field: str = "captions"
-    image_size: int = 224
+    image_size: int | None = None
     scale: float = 0.5
     hflip: bool = True
     vflip: bool = True
@@ -79,7 +80,7 @@ class DataConfig:
         corpora(self.shards)
         positive = ("image_size", "block_size", "window_blocks", "prefetch", "max_pixels")
         for name in positive:
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.scale <= 1:
             raise ValueError(f"data.scale is a share of the image's area: 0 < scale <= 1, not {self.scale}")
@@ -95,6 +96,16 @@ class DataConfig:
             raise ValueError(f"data.workers must not be negative, but is {self.workers}")
         if self.start_method not in ("forkserver", "fork", "spawn"):
             raise ValueError(f"data.start_method: forkserver, fork or spawn, not {self.start_method!r}")
+
+    def follow(self, image_size: int, run_dir: str) -> None:
+        """Sets the options that are null and follow from others of the run: the image size and the quarantine file."""
+        self.image_size = self.image_size or image_size
+        self.quarantine = self.quarantine or f"{run_dir}/quarantine.jsonl"
+
+    @property
+    def side(self) -> int:
+        """``image_size`` in pixels; 224 if it is null, as it is without a model."""
+        return self.image_size or 224
 
     @property
     def access(self) -> dict[str, Any]:

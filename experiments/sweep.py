@@ -41,7 +41,7 @@ from priorclip.experiments.sweep_table import write_table
 
 logger = logging.getLogger(__name__)
 
-PRELOAD = ["deepspeed", "timm", "transformers", "torch.utils.tensorboard", "priorclip.finetune.train_on_captions",
+PRELOAD = ["deepspeed", "timm", "transformers", "torch.utils.tensorboard", "priorclip.pretrain.train_retrieval",
            "priorclip.finetune.train_prior"]  # fmt: skip
 WORDS = "sweep.json"  # the words of a run, beside its report
 MEASURED = {"--test.shards", "--evaluation.shards", "--config"}  # a configuration file may name them too

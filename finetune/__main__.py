@@ -30,9 +30,9 @@ def main() -> None:
         sys.exit(run(f"finetune {command}", config))
     else:
         hear_early()
-        from priorclip.finetune.train_on_captions import train_on_captions
+        from priorclip.pretrain.train_retrieval import train_retrieval
 
-        train_on_captions(config)
+        train_retrieval(config, config.lora, config.test)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ class PriorConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        self.data.follow(self.backbone.image_size, self.run.dir)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing is a share: 0 <= label_smoothing < 1, not {self.label_smoothing}")
         for name in ("mixup", "cutmix"):
@@ -68,6 +69,9 @@ class InstructConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     test: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    def __post_init__(self) -> None:
+        self.data.follow(self.model.vision.image_size, self.run.dir)
+
 
 @dataclass
 class ClosedConfig:
@@ -96,6 +100,9 @@ class ClosedConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     test: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        self.data.follow(self.model.vision.image_size, self.run.dir)
 
 
 COMMANDS: dict[str, type[Any]] = {

@@ -59,7 +59,7 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
         tested = ShardSet(config.evaluation.shards, **config.data.access)
         refuse_unknown(tested.classes, classes, config)
         held_out = eval_batches(
-            tested, None, config.data.image_size, config.evaluation.batch_size,
+            tested, None, config.data.side, config.evaluation.batch_size,
             rank=rank.rank, world_size=rank.world_size, classes=classes, training=shards,
         )  # fmt: skip
 
@@ -92,7 +92,7 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
         return SceneClassifier(settings)
 
     groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.lr, run.optimizer.layer_decay)
-    subject = Subject(flops=partial(training_flops, build, config.data.image_size), peak_tflops=peak_of)
+    subject = Subject(flops=partial(training_flops, build, config.data.side), peak_tflops=peak_of)
     return Task(model, groups, stream, step, evaluate, export, test=test if held_out else None, subject=subject)
 
 

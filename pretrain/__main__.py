@@ -10,9 +10,9 @@ from priorclip.training.ranks.preemption import hear_early
 def main() -> None:
     hear_early()
     config = parse(PretrainConfig, prog="pretrain", defaults=model_defaults)
-    from priorclip.pretrain.train import pretrain
+    from priorclip.pretrain.train_retrieval import train_retrieval
 
-    pretrain(config)
+    train_retrieval(config)
 
 
 if __name__ == "__main__":

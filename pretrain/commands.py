@@ -34,6 +34,9 @@ class PretrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    def __post_init__(self) -> None:
+        self.data.follow(self.model.vision.image_size, self.run.dir)
+
 
 def model_defaults(given: dict[str, Any]) -> dict[str, Any]:
     """Defaults of ``model.*`` that follow from ``--init_from`` or ``--preset``."""

@@ -1,6 +1,6 @@
 """A picture of TensorBoard's health page, of a run directory, by a real server and a real browser.
 
-    python tests/training/tensorboard_page.py runs/tiny docs/tensorboard.png
+    python tests/pretrain/tensorboard_page.py runs/tiny docs/tensorboard.png
 
 Needs Chromium (packages.txt). The picture in docs/monitoring.md is made so.
 """

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 IMAGES, HELD_OUT = 96, 24
 
 # A plain ViT, which has no batch statistics: what ranks compute together is what one process computes alone.

@@ -168,7 +168,7 @@ def whole_run(rank: int, folder: Path, name: str, zero: str, **options: Any) -> 
 def adapted_model() -> tuple[Any, list[dict[str, Any]], LoraConfig]:
     """A plain CLIP with adapters in both towers and its optimizer groups."""
     from priorclip.model import parameter_groups
-    from priorclip.model.encoders.lora import adapt
+    from priorclip.model.lora import adapt
 
     torch.manual_seed(0)
     bert = {"model_type": "bert", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
@@ -192,7 +192,7 @@ def adapted_loss(model: Any, rows: slice) -> torch.Tensor:
 
 
 def adapted(rank: int, folder: Path, stage: int) -> None:
-    from priorclip.model.encoders.lora import merge
+    from priorclip.model.lora import merge
     from priorclip.training.engine.build import build_engine, full_state_dict
 
     model, groups, lora = adapted_model()
