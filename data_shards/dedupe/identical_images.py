@@ -1,6 +1,6 @@
 """Images that training and evaluation shards share byte for byte, by the hashes that packing left in their indices.
 
-    warn_of_shared(ShardSet("data/rsicd-train"), ShardSet("data/rsitmd-test"))     # reads no image
+    warn_of_shared_images(ShardSet("data/rsicd-train"), ShardSet("data/rsitmd-test"))     # reads no image
 
 It reads the indices alone, so that every training does it. What is re-encoded, resized or turned is found by
 `data_shards leakage`, and kept out by `pack --exclude`.
@@ -10,14 +10,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS
-from priorclip.data_shards.format.tar_index import ShardIndex
-from priorclip.data_shards.remote.store import LocalFile
+from priorclip.data_shards.format.shard_index import ShardIndex
+from priorclip.data_shards.remote.shard_files import LocalFile
 from priorclip.data_shards.shards import ShardSet, index_path
+
+if TYPE_CHECKING:
+    from priorclip.data_shards.stream.batch_fetcher import SampleSource
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +29,10 @@ NAMED = 5
 NONE = np.zeros(0, "S32")
 
 
-def warn_of_shared(training: ShardSet, held_out: ShardSet) -> list[str]:
-    """Warn where images of ``held_out`` are in ``training``; returns their keys. Remote shards are not looked at."""
+def warn_of_shared_images(training: SampleSource, held_out: SampleSource, rank: int = 0) -> list[str]:
+    """Warns on rank 0 if images of ``held_out`` are in ``training``; returns their keys. It reads local shards only."""
+    if rank or not isinstance(training, ShardSet) or not isinstance(held_out, ShardSet):
+        return []
     parts = list(image_digests(held_out))
     digests = np.concatenate([NONE, *(digests for digests, _ in parts)])
     samples = np.concatenate([np.zeros(0, np.int64), *(samples for _, samples in parts)])

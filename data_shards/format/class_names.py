@@ -16,16 +16,16 @@ from collections.abc import Iterable, Sequence
 UNKNOWN = -1
 
 
-def plain(name: str) -> str:
+def normalized(name: str) -> str:
     """Letters and digits of any script, in one case; the name itself where it has none."""
     return re.sub(r"[\W_]", "", name).casefold() or name
 
 
-def distinct(names: Iterable[str]) -> list[str]:
+def unique_classes(names: Iterable[str]) -> list[str]:
     """Sorted names, of several spellings of one class the first."""
     found: dict[str, str] = {}
     for name in sorted(names):
-        found.setdefault(plain(name), name)
+        found.setdefault(normalized(name), name)
     return list(found.values())
 
 
@@ -35,7 +35,7 @@ class ClassIds:
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)
         self._exact = {name: place for place, name in enumerate(self.names)}
-        self._plain = {plain(name): place for place, name in reversed(list(enumerate(self.names)))}
+        self._plain = {normalized(name): place for place, name in reversed(list(enumerate(self.names)))}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -43,4 +43,4 @@ class ClassIds:
     def __getitem__(self, name: str | None) -> int:
         if name is None:
             return UNKNOWN
-        return self._exact.get(name, self._plain.get(plain(name), UNKNOWN))
+        return self._exact.get(name, self._plain.get(normalized(name), UNKNOWN))

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from priorclip.data_shards.format.tar_index import write_aside
+from priorclip.data_shards.format.shard_index import write_aside
 
 NAME, FORMAT, VERSION = "manifest.json", "data-shards", 1
 
@@ -88,7 +88,7 @@ class ShardContent:
     bad: list[dict[str, str]]
 
 
-def combine(
+def combine_contents(
     contents: Iterable[ShardContent],
     fingerprint: str = "",
     options: dict[str, Any] | None = None,

@@ -93,7 +93,7 @@ def parse_text(members: Mapping[str, bytes]) -> tuple[list[str], str | None, dic
     captions = captions_of(info, "captions")
     for name in TEXT_MEMBERS:
         if not captions and name in members:
-            captions = [text] if (text := clean(_utf8(members[name], name), name)) else []
+            captions = [text] if (text := clean_caption(_utf8(members[name], name), name)) else []
     if not captions:
         captions = captions_of(info, "caption")
     if NAME_MEMBER in members:
@@ -108,7 +108,7 @@ def _label(value: Any) -> str | None:
     """A scene class as text; numbers count as names, and a blank is none."""
     if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
         text = "" if value is None else str(value).strip()
-        return encodable(text, "label") or None
+        return require_encodable(text, "label") or None
     raise BadSample("bad json", f"'label' is a {type(value).__name__}, not a name")
 
 
@@ -118,15 +118,15 @@ def captions_of(info: Mapping[str, Any], name: str) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise BadSample("bad json", f"'{name}' is not a list of strings")
-    return [stripped for text in texts if (stripped := clean(text, name))]
+    return [stripped for text in texts if (stripped := clean_caption(text, name))]
 
 
-def clean(text: str, name: str) -> str:
+def clean_caption(text: str, name: str) -> str:
     """A caption without NUL bytes and the blanks around it. Raises BadSample where it cannot be encoded."""
-    return encodable(text.replace("\0", " ").strip(), name)
+    return require_encodable(text.replace("\0", " ").strip(), name)
 
 
-def encodable(text: str, name: str) -> str:
+def require_encodable(text: str, name: str) -> str:
     """The text itself; BadSample where it holds half a surrogate pair, which JSON can write and UTF-8 cannot."""
     try:
         text.encode()

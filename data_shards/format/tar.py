@@ -28,7 +28,9 @@ MAGIC = slice(257, 262)
 DAMAGE = (tarfile.TarError, ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError, struct.error)
 
 
-def walk(path: Path, read: bool, damage: Callable[[str], object]) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
+def read_members(
+    path: Path, read: bool, damage: Callable[[str], object]
+) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
     """Regular members that belong to samples, with their bytes if asked; ``damage`` is told of what is wrong.
 
     A member that reaches past the end of the file comes without its bytes being read, and with ``b""`` if asked.
@@ -44,7 +46,7 @@ def walk(path: Path, read: bool, damage: Callable[[str], object]) -> Iterator[tu
         count, place = 0, 0
         while place < size:
             begun = place
-            for info, place in stretch(file, begun):
+            for info, place in read_intact_run(file, begun):
                 fits = info.issparse() or not info.isreg() or info.offset_data + info.size <= size
                 if not fits:
                     damage(f"damaged or cut short after {count} members: {info.name} reaches past the end of the file")
@@ -68,7 +70,7 @@ def walk(path: Path, read: bool, damage: Callable[[str], object]) -> Iterator[tu
             place = following
 
 
-def stretch(file: BinaryIO, start: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
+def read_intact_run(file: BinaryIO, start: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """Members from ``start`` on, each with the place of the next, to the first place that holds no sound header."""
     headers = HeaderFile(file)
     headers.seek(start)

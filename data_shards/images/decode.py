@@ -44,7 +44,7 @@ TURNED = (5, 6, 7, 8)  # those that swap width and height
 
 
 @contextmanager
-def opened(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """A Pillow image whose header is read and whose size is allowed; what goes wrong inside becomes BadSample."""
     try:
         with warnings.catch_warnings():

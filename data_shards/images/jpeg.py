@@ -14,7 +14,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.images.decode import opened, orientation
+from priorclip.data_shards.images.decode import open_image, orientation
 
 START, SCAN, EXIF = b"\xff\xd8\xff", b"\xda", b"Exif\0\0"
 PLAIN = ("YCbCr", "Gray")
@@ -29,16 +29,16 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    if colours not in PLAIN or turned(data, width * height):
+    if colours not in PLAIN or is_rotated(data, width * height):
         return None
     return width, height
 
 
-def turned(data: bytes, pixels: int) -> bool:
+def is_rotated(data: bytes, pixels: int) -> bool:
     """Does the EXIF block say that the picture is not upright? Few JPEGs have one, and only these are looked into."""
     if not has_exif(data):
         return False
-    with opened(data, pixels) as image:
+    with open_image(data, pixels) as image:
         return orientation(image) != 1
 
 
@@ -52,7 +52,7 @@ def has_exif(data: bytes) -> bool:
     return False
 
 
-def decoded(data: bytes, size: tuple[int, int], denominator: int) -> NDArray[np.uint8]:
+def decode_jpeg(data: bytes, size: tuple[int, int], denominator: int) -> NDArray[np.uint8]:
     """RGB pixels, uint8 (ceil(H / d), ceil(W / d), 3).
 
     Args:
@@ -69,7 +69,7 @@ def decoded(data: bytes, size: tuple[int, int], denominator: int) -> NDArray[np.
     return simplejpeg.decode_jpeg(data, min_height=height, min_width=width)
 
 
-def check_whole(data: bytes) -> None:
+def check_complete(data: bytes) -> None:
     """Refuse a JPEG that was cut and then closed by an end mark. Raises BadSample.
 
     libjpeg fills what is missing with grey and warns; Pillow, which finds every other cut, passes over the warning.

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
-from priorclip.data_shards.images.decode import MAX_PIXELS, check_pixels, opened, upright_rgb, upright_size
-from priorclip.data_shards.images.jpeg import check_whole, decoded, jpeg_size
+from priorclip.data_shards.images.decode import MAX_PIXELS, check_pixels, open_image, upright_rgb, upright_size
+from priorclip.data_shards.images.jpeg import check_complete, decode_jpeg, jpeg_size
 
 RATIO = (3 / 4, 4 / 3)  # width to height of a random crop, as torchvision's RandomResizedCrop
 CROP_ATTEMPTS = 10
@@ -55,19 +55,21 @@ def train_transform(
     Raises:
         BadSample: the image cannot be read, or is too large
     """
-    found = resampled(data, size, lambda wide, high: aligned(random_box(wide, high, scale, rng), size), max_pixels)
+    found = crop_and_resize(
+        data, size, lambda wide, high: align_box(random_box(wide, high, scale, rng), size), max_pixels
+    )
     choices = rng.random(), rng.random(), rng.randrange(4)
     pixels = found  # flips and turns of it are views: the pixels are moved once, into the batch
     if hflip and choices[0] < 0.5:
         pixels = pixels[:, :, ::-1]
     if vflip and choices[1] < 0.5:
         pixels = pixels[:, ::-1]
-    return turned(pixels, choices[2]) if rot90 else pixels
+    return rotate(pixels, choices[2]) if rot90 else pixels
 
 
 def eval_transform(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """The largest centred square, resized: uint8 (3, size, size). Raises BadSample as ``train_transform`` does."""
-    return np.ascontiguousarray(resampled(data, size, centred_square, max_pixels))
+    return np.ascontiguousarray(crop_and_resize(data, size, centred_square, max_pixels))
 
 
 def centred_square(width: int, height: int) -> Box:
@@ -92,7 +94,7 @@ def random_box(width: int, height: int, scale: float, rng: random.Random) -> Box
     return left, top, left + wide, top + high
 
 
-def aligned(box: Box, size: int) -> Box:
+def align_box(box: Box, size: int) -> Box:
     """The box with its edges on whole pixels of the scale it is decoded at: moved by under a pixel of the result."""
     step = denominator(box, size)
     left, top, right, bottom = (edge // step * step for edge in box)
@@ -113,7 +115,7 @@ def decoding_scale(box: Box, size: int, width: int, height: int) -> int:
     return math.gcd(step, *inner)
 
 
-def resampled(data: bytes, size: int, choose: Callable[[int, int], Box], max_pixels: int) -> NDArray[np.uint8]:
+def crop_and_resize(data: bytes, size: int, choose: Callable[[int, int], Box], max_pixels: int) -> NDArray[np.uint8]:
     """The box that ``choose`` takes of (width, height), as uint8 (3, size, size). Raises BadSample."""
     box = None
     plain = jpeg_size(data)
@@ -122,16 +124,16 @@ def resampled(data: bytes, size: int, choose: Callable[[int, int], Box], max_pix
         box = choose(*plain)
         step = decoding_scale(box, size, *plain)
         try:
-            return resized(decoded(data, plain, step), box, step, size)
+            return resize_crop(decode_jpeg(data, plain, step), box, step, size)
         except ValueError:
             pass  # damaged: whether it is bad is for Pillow to say, as for all other formats
-    with opened(data, max_pixels) as image:
-        check_whole(data)
+    with open_image(data, max_pixels) as image:
+        check_complete(data)
         box = box or choose(*upright_size(image))
-        return resized(np.array(upright_rgb(image)), box, 1, size)
+        return resize_crop(np.array(upright_rgb(image)), box, 1, size)
 
 
-def resized(pixels: NDArray[np.uint8], box: Box, step: int, size: int) -> NDArray[np.uint8]:
+def resize_crop(pixels: NDArray[np.uint8], box: Box, step: int, size: int) -> NDArray[np.uint8]:
     """The box, in pixels of the whole image, of pixels decoded at 1/step, (H, W, 3), as uint8 (3, size, size)."""
     left, top, right, bottom = (-(-edge // step) for edge in box)
     crop = np.ascontiguousarray(pixels[top:bottom, left:right])[None]  # a dense one saves torch a third of its time
@@ -139,7 +141,7 @@ def resized(pixels: NDArray[np.uint8], box: Box, step: int, size: int) -> NDArra
     return interpolate(channels_last, (size, size), mode="bicubic", antialias=True).numpy()[0]
 
 
-def turned(pixels: NDArray[np.uint8], quarters: int) -> NDArray[np.uint8]:
+def rotate(pixels: NDArray[np.uint8], quarters: int) -> NDArray[np.uint8]:
     """A view of (3, S, S) turned by quarters, 0 to 3, counter-clockwise, as ``np.rot90`` turns it."""
     if quarters == 2:
         return pixels[:, ::-1, ::-1]

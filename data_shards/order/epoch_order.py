@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from priorclip.data_shards.order.seeds import mix, permutation
+from priorclip.data_shards.order.hashing import hash_integers, permutation
 
 BLOCK_ORDER, WINDOW_ORDER = 1, 2
 WINDOWS_KEPT = 4
@@ -41,11 +41,11 @@ class EpochOrder:
             raise ValueError(f"block_size {block_size} and window_blocks {window_blocks} must be at least 1")
         counts = np.asarray(sizes, dtype=np.int64)
         starts = np.cumsum(counts) - counts
-        self._key = mix(seed, epoch, WINDOW_ORDER)
+        self._key = hash_integers(seed, epoch, WINDOW_ORDER)
         blocks = -(-counts // block_size)  # of each shard, the last one shorter
         shard = np.repeat(np.arange(len(counts)), blocks)
         number = np.arange(blocks.sum()) - np.repeat(np.cumsum(blocks) - blocks, blocks)
-        shuffled = permutation(mix(seed, epoch, BLOCK_ORDER), len(shard))
+        shuffled = permutation(hash_integers(seed, epoch, BLOCK_ORDER), len(shard))
         self._first = (starts[shard] + number * block_size)[shuffled]
         self._length = np.minimum(block_size, counts[shard] - number * block_size)[shuffled]
         self._window_blocks = window_blocks
@@ -76,7 +76,7 @@ class EpochOrder:
         first, length = self._first[blocks], self._length[blocks]
         offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
         samples = np.repeat(first, length) + offset
-        self._windows[window] = samples[permutation(mix(self._key, window), len(samples))]
+        self._windows[window] = samples[permutation(hash_integers(self._key, window), len(samples))]
         if len(self._windows) > WINDOWS_KEPT:
             self._windows.popitem(last=False)
         return self._windows[window]

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from priorclip.data_shards.order.epoch_order import EpochOrder
-from priorclip.data_shards.order.seeds import mix, permutation
+from priorclip.data_shards.order.hashing import hash_integers, permutation
 
 CORPUS, TURNS = 5, 6
 TURN_BLOCK = 64
@@ -37,7 +37,7 @@ PASSES_KEPT = 2  # of each corpus: prefetching crosses into the next
 
 
 @dataclass(frozen=True)
-class Part:
+class MixturePart:
     """A corpus as the mixture needs it: samples of each of its shards, and passes an epoch."""
 
     sizes: Sequence[int]
@@ -77,7 +77,7 @@ class Mixture:
         ValueError: a weight so small that an epoch has no sample of the corpus
     """
 
-    def __init__(self, parts: Sequence[Part], seed: int, block_size: int, window_blocks: int) -> None:
+    def __init__(self, parts: Sequence[MixturePart], seed: int, block_size: int, window_blocks: int) -> None:
         self.parts, self.seed = list(parts), seed
         self.quotas = [part.quota for part in self.parts]
         for part, quota in zip(self.parts, self.quotas, strict=True):
@@ -125,7 +125,7 @@ class Mixture:
         key = epoch, block
         if key not in self._turns:
             length = min(TURN_BLOCK, self.samples - block * TURN_BLOCK)
-            self._turns[key] = permutation(mix(self.seed, epoch, TURNS, block), length)
+            self._turns[key] = permutation(hash_integers(self.seed, epoch, TURNS, block), length)
             if len(self._turns) > BLOCKS_KEPT:
                 self._turns.popitem(last=False)
         return block * TURN_BLOCK + int(self._turns[key][place])
@@ -133,7 +133,7 @@ class Mixture:
     def _order(self, corpus: int, passage: int) -> EpochOrder:
         key = corpus, passage
         if key not in self._orders:
-            seed = self.seed if len(self.parts) == 1 else mix(self.seed, CORPUS, corpus)
+            seed = self.seed if len(self.parts) == 1 else hash_integers(self.seed, CORPUS, corpus)
             self._orders[key] = EpochOrder(self.parts[corpus].sizes, seed, passage, *self._shape)
             if len(self._orders) > PASSES_KEPT * len(self.parts):
                 self._orders.popitem(last=False)

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 CHUNK = 4 << 20  # bytes
 KEPT_SHARE = 0.9  # of the limit: what an eviction leaves, so that it is not due again at once
 POLL = 0.01  # seconds
-_told: set[Path] = set()  # folders without room that this process has remarked upon
+_warned_folders: set[Path] = set()  # folders without room that this process has remarked upon
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
@@ -52,7 +52,7 @@ class ChunkCache:
             return found
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with part_of(path, self.patience) as part:
+            with claim_part(path, self.patience) as part:
                 if part is None:
                     return self.open(name, size, fetch)  # another has finished it
                 self._make_room(part, size)
@@ -65,8 +65,8 @@ class ChunkCache:
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            if self.folder not in _told:
-                _told.add(self.folder)
+            if self.folder not in _warned_folders:
+                _warned_folders.add(self.folder)
                 log.warning("no room in %s (%s): remote shards are read without keeping them", self.folder, error)
             return None
 
@@ -85,7 +85,7 @@ class ChunkCache:
 
     def _book(self) -> AbstractContextManager[IO[str]]:
         """The bytes that are held, chunks on their way included; locked, for each change of them."""
-        return locked(self.folder / ".bytes", self.patience)
+        return file_lock(self.folder / ".bytes", self.patience)
 
     def _make_room(self, part: IO[bytes], size: int) -> None:
         """Count ``part`` as ``size`` bytes; where that is past the limit, drop what was used longest ago."""
@@ -108,7 +108,7 @@ class ChunkCache:
                 if entry.name.startswith(".") or not entry.is_file():
                     continue
                 if entry.name.endswith(".part"):
-                    coming += 0 if abandoned(Path(entry.path)) else state.st_size
+                    coming += 0 if remove_if_abandoned(Path(entry.path)) else state.st_size
                     continue
                 found.append((state.st_mtime, entry.path, state.st_size))
         held = coming + sum(row[2] for row in found)
@@ -122,11 +122,11 @@ class ChunkCache:
         return held
 
 
-def kept(path: Path, patience: float, fetch: Callable[[], Iterable[bytes]]) -> Path:
+def fetch_once(path: Path, patience: float, fetch: Callable[[], Iterable[bytes]]) -> Path:
     """``path``, which one process of the node makes by ``fetch`` while the others wait, if it is not there."""
     while not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part_of(path, patience) as part:
+        with claim_part(path, patience) as part:
             if part is None:
                 continue
             write(part, fetch())
@@ -135,7 +135,7 @@ def kept(path: Path, patience: float, fetch: Callable[[], Iterable[bytes]]) -> P
 
 
 @contextlib.contextmanager
-def part_of(path: Path, patience: float) -> Iterator[IO[bytes] | None]:
+def claim_part(path: Path, patience: float) -> Iterator[IO[bytes] | None]:
     """``path.part``, locked and empty, for the one who is to write it; None where another has finished it meanwhile.
 
     What is not renamed by the end is removed.
@@ -150,7 +150,7 @@ def part_of(path: Path, patience: float) -> Iterator[IO[bytes] | None]:
         part = os.fdopen(os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b", buffering=0)
         try:
             fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is(part, place):
+            if _is_same_file(part, place):
                 if not path.exists():
                     break
                 place.unlink(missing_ok=True)  # another finished it after we had looked, and we made an empty one
@@ -161,36 +161,36 @@ def part_of(path: Path, patience: float) -> Iterator[IO[bytes] | None]:
             elif time.monotonic() > patient_until:
                 log.warning("%s: whoever fetches it makes no progress; it is fetched again", place)
                 place.unlink(missing_ok=True)
-        _let_go(part)
+        _release(part)
         time.sleep(POLL)
     try:
         part.truncate(0)
         yield part
     finally:
-        if _is(part, place):
+        if _is_same_file(part, place):
             place.unlink(missing_ok=True)
-        _let_go(part)
+        _release(part)
 
 
 def publish(part: IO[bytes], path: Path) -> None:
     """Give a finished part its name, unless its maker was passed over meanwhile: then ``path.part`` is another's."""
     place = path.with_name(f"{path.name}.part")
-    if _is(part, place):
+    if _is_same_file(part, place):
         os.replace(place, path)
 
 
-def abandoned(place: Path) -> bool:
+def remove_if_abandoned(place: Path) -> bool:
     """Whether nobody writes the part any more; then it is removed."""
     part = open(place, "rb", buffering=0)  # noqa: SIM115
     try:
         fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is(part, place):
+        if _is_same_file(part, place):
             place.unlink(missing_ok=True)
         return True
     except BlockingIOError:
         return False
     finally:
-        _let_go(part)
+        _release(part)
 
 
 def write(part: IO[bytes], data: Iterable[bytes]) -> int:
@@ -205,20 +205,20 @@ def write(part: IO[bytes], data: Iterable[bytes]) -> int:
     return count
 
 
-def touch(part: IO[bytes]) -> None:
+def mark_alive(part: IO[bytes]) -> None:
     """Tell those who wait for the file that its maker lives."""
     with contextlib.suppress(OSError):
         os.utime(part.fileno())
 
 
-def _is(part: IO[bytes], place: Path) -> bool:
+def _is_same_file(part: IO[bytes], place: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(part.fileno()), os.stat(place))
     except FileNotFoundError:
         return False
 
 
-def _let_go(part: IO[bytes]) -> None:
+def _release(part: IO[bytes]) -> None:
     """Unlock first: a child forked meanwhile holds the same lock, and closing here would leave it locked there."""
     with contextlib.suppress(OSError):
         fcntl.flock(part, fcntl.LOCK_UN)
@@ -226,7 +226,7 @@ def _let_go(part: IO[bytes]) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, patience: float) -> Iterator[IO[str]]:
+def file_lock(path: Path, patience: float) -> Iterator[IO[str]]:
     """The file, locked. After ``patience`` seconds it is used unlocked: whoever holds it was stopped, and none may wait
     for ever. What is guarded so is a count or a copy, which doing twice does not spoil."""
     until = time.monotonic() + patience

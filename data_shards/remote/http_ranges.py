@@ -29,8 +29,8 @@ from urllib.parse import urlsplit
 
 import urllib3
 
-from priorclip.data_shards.remote.address import shown
-from priorclip.data_shards.remote.request import request_for
+from priorclip.data_shards.remote.signed_request import build_request
+from priorclip.data_shards.remote.urls import public_url
 
 log = logging.getLogger(__name__)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)  # its debug lines give addresses, signatures too
@@ -101,28 +101,28 @@ class _Process:
 _process = _Process()
 
 
-def _start_over() -> None:
+def _reset_after_fork() -> None:
     global _process
     _process = _Process()
 
 
-os.register_at_fork(after_in_child=_start_over)
+os.register_at_fork(after_in_child=_reset_after_fork)
 
 
-def probe(url: str, timeout: float) -> Version:
+def fetch_version(url: str, timeout: float) -> Version:
     """Size, ETag and date of a remote file, by a request for its first byte. Raises RemoteError."""
-    return _repeated(url, lambda limit: _probe(url, limit), timeout)
+    return _repeated(url, lambda limit: _fetch_version(url, limit), timeout)
 
 
-def _probe(url: str, timeout: float) -> Version:
+def _fetch_version(url: str, timeout: float) -> Version:
     response = _open(url, {"Range": "bytes=0-0"}, time.monotonic() + timeout)
     try:
         return _version(url, response)
     finally:
-        _done(response)
+        _finish(response)
 
 
-def fetch(url: str, timeout: float, known: Version | None = None) -> tuple[bytes, Version] | None:
+def fetch_file(url: str, timeout: float, known: Version | None = None) -> tuple[bytes, Version] | None:
     """A small file whole, and its state; None where it still is in the state ``known``. Raises RemoteError."""
     asked = {"If-None-Match": known.etag} if known and known.etag else {}
     asked = {"If-Modified-Since": known.modified} if known and known.modified and not known.etag else asked
@@ -136,18 +136,18 @@ def fetch(url: str, timeout: float, known: Version | None = None) -> tuple[bytes
             data = b"".join(_body(response, until))
             return data, Version(len(data), response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
         finally:
-            _done(response)
+            _finish(response)
 
     return _repeated(url, attempt, timeout)
 
 
-def stream(url: str, start: int, length: int, version: Version, timeout: float) -> Iterator[bytes]:
+def fetch_range(url: str, start: int, length: int, version: Version, timeout: float) -> Iterator[bytes]:
     """Bytes start .. start + length - 1 in pieces, each byte once. Raises RemoteError.
 
     A file whose server gives no ranges is read from its beginning, and is asked for as a whole only.
     """
     if not version.ranges and (start, length) != (0, version.size):
-        raise RemoteError("remote cannot be read", f"{shown(url)}: its server gives no parts of a file")
+        raise RemoteError("remote cannot be read", f"{public_url(url)}: its server gives no parts of a file")
     taken = since_failure = failures = 0
     while taken < length:
         try:
@@ -156,7 +156,7 @@ def stream(url: str, start: int, length: int, version: Version, timeout: float) 
             response = _open(url, headers, until)
             skip = 0 if version.ranges else taken  # without ranges what is there already passes by again
             try:
-                _check(url, response, version, start + taken)
+                _check_range(url, response, version, start + taken)
                 for data in _body(response, until):
                     passed, skip = data[skip:], max(0, skip - len(data))
                     passed = passed[: length - taken]
@@ -166,7 +166,7 @@ def stream(url: str, start: int, length: int, version: Version, timeout: float) 
                     if taken == length:
                         break
             finally:
-                _done(response)
+                _finish(response)
             if taken < length:
                 raise Transient(f"the body ended after {taken} of {length} bytes")
         except Transient as error:
@@ -193,10 +193,10 @@ def _pause_or_give_up(url: str, failures: int, error: Transient) -> None:
     host = _host(url)
     if failures >= (1 if host in _process.down else ATTEMPTS):
         _process.down.add(host)
-        raise RemoteError("remote cannot be read", f"{shown(url)}: {error} ({failures} attempts)") from None
+        raise RemoteError("remote cannot be read", f"{public_url(url)}: {error} ({failures} attempts)") from None
     pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)) * _process.jitter.uniform(0.5, 1)
     pause = min(LONGEST_PAUSE, max(pause, error.pause or 0))
-    log.info("%s: %s; again in %.1f s", shown(url), error, pause)
+    log.info("%s: %s; again in %.1f s", public_url(url), error, pause)
     time.sleep(pause)
 
 
@@ -206,21 +206,21 @@ def _host(url: str) -> str:
 
 def _open(url: str, headers: dict[str, str], until: float) -> urllib3.BaseHTTPResponse:
     """The answer's head: 200, 206 or 304. Raises RemoteError for a final refusal, Transient for a passing fault."""
-    address, own = request_for(url)
+    address, own = build_request(url)
     kept, kept_until = _process.redirects.get(url, ("", 0.0))
     if kept_until > time.monotonic():
         response = _get(kept, headers, until)
         if response.status in (200, 206, 304) or response.status in TRANSIENT:
-            return _judged(url, response)
-        _done(response)  # the signature of the place may have run out: ask anew
+            return _check_status(url, response)
+        _finish(response)  # the signature of the place may have run out: ask anew
     _process.redirects.pop(url, None)
     headers = {**own, **headers}
     for _ in range(6):
         response = _get(address, headers, until)
         place = response.get_redirect_location()
         if not place:
-            return _judged(url, response)
-        _done(response)
+            return _check_status(url, response)
+        _finish(response)
         target = urllib.parse.urljoin(address, str(place))
         if urlsplit(target).scheme not in ("http", "https"):
             break
@@ -229,7 +229,7 @@ def _open(url: str, headers: dict[str, str], until: float) -> urllib3.BaseHTTPRe
         address = target
         if not set(headers) & {"Authorization"}:
             _process.redirects[url] = (address, time.monotonic() + REDIRECT_KEPT)
-    raise RemoteError("remote cannot be read", f"{shown(url)}: redirected without end")
+    raise RemoteError("remote cannot be read", f"{public_url(url)}: redirected without end")
 
 
 def _get(address: str, headers: dict[str, str], until: float) -> urllib3.BaseHTTPResponse:
@@ -246,10 +246,10 @@ def _get(address: str, headers: dict[str, str], until: float) -> urllib3.BaseHTT
             decode_content=False,
         )
     except urllib3.exceptions.HTTPError as error:
-        raise Transient(_fault(error)) from None
+        raise Transient(_describe_error(error)) from None
 
 
-def _judged(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.BaseHTTPResponse:
+def _check_status(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.BaseHTTPResponse:
     status = response.status
     if status in (200, 206, 304):
         return response
@@ -259,16 +259,16 @@ def _judged(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.BaseHTTPRes
         code = re.search(rb"<Code>(\w{1,40})</Code>", response.read1(4096) or b"")
     except (urllib3.exceptions.HTTPError, OSError):
         code = None
-    _done(response)
+    _finish(response)
     said += f" ({code[1].decode()})" if code else ""
     if status in TRANSIENT or (code and code[1] in (b"RequestTimeout", b"SlowDown")):
         raise Transient(said, _seconds(wait))
     if status in (404, 410):
-        raise RemoteError("shard is missing", f"{shown(url)}: {said}")
+        raise RemoteError("shard is missing", f"{public_url(url)}: {said}")
     if status == 416:
-        raise RemoteError("shard has changed", f"{shown(url)}: {said}, it is shorter than it was, or empty")
+        raise RemoteError("shard has changed", f"{public_url(url)}: {said}, it is shorter than it was, or empty")
     advice = ": check the credentials, or whether the link has run out" if status in (401, 403) else ""
-    raise RemoteError("remote cannot be read", f"{shown(url)}: {said}{advice}")
+    raise RemoteError("remote cannot be read", f"{public_url(url)}: {said}{advice}")
 
 
 def _version(url: str, response: urllib3.BaseHTTPResponse) -> Version:
@@ -276,18 +276,19 @@ def _version(url: str, response: urllib3.BaseHTTPResponse) -> Version:
     ranges = response.status == 206
     size = headers.get("Content-Range", "").rpartition("/")[2] if ranges else headers.get("Content-Length", "")
     if not size.isdigit():
-        raise RemoteError("remote cannot be read", f"{shown(url)}: its server does not say how long it is")
+        raise RemoteError("remote cannot be read", f"{public_url(url)}: its server does not say how long it is")
     return Version(int(size), headers.get("ETag", ""), headers.get("Last-Modified", ""), ranges)
 
 
-def _check(url: str, response: urllib3.BaseHTTPResponse, version: Version, start: int) -> None:
+def _check_range(url: str, response: urllib3.BaseHTTPResponse, version: Version, start: int) -> None:
     """The answer is of the file that was seen first, and of the place that was asked for."""
     if version.ranges and response.status != 206:
         raise Transient(f"{response.status} in place of a part of the file")
     found = _version(url, response)
     if not version.same(found):
         raise RemoteError(
-            "shard has changed", f"{shown(url)}: {found.size} bytes {found.etag}, before {version.size} {version.etag}"
+            "shard has changed",
+            f"{public_url(url)}: {found.size} bytes {found.etag}, before {version.size} {version.etag}",
         )
     if version.ranges and not re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")):
         raise Transient("another part of the file than was asked for")
@@ -301,10 +302,10 @@ def _body(response: urllib3.BaseHTTPResponse, until: float) -> Iterator[bytes]:
             if time.monotonic() > until:
                 raise Transient("time-out: the body comes too slowly")
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise Transient(_fault(error)) from None
+        raise Transient(_describe_error(error)) from None
 
 
-def _done(response: urllib3.BaseHTTPResponse) -> None:
+def _finish(response: urllib3.BaseHTTPResponse) -> None:
     """Give the connection back if little is left to read on it, else end it."""
     left = getattr(response, "length_remaining", None)
     try:
@@ -332,7 +333,7 @@ def _seconds(text: str | None) -> float | None:
         return None
 
 
-def _fault(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """What went wrong, without the address that urllib3 puts in its texts."""
     cause = error.__cause__ or error.__context__ or error
     kinds = {

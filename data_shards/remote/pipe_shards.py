@@ -16,7 +16,7 @@ import shutil
 import time
 from pathlib import Path
 
-from priorclip.data_shards.remote.address import base_name, shown
+from priorclip.data_shards.remote.urls import public_url, safe_file_name
 
 log = logging.getLogger(__name__)
 
@@ -24,12 +24,12 @@ ATTEMPTS = 4
 FIRST_PAUSE = 1.0  # seconds; doubles after each failed attempt
 
 
-def cached(url: str, cache: str | None = None) -> Path:
+def fetch_pipe(url: str, cache: str | None = None) -> Path:
     """Local path of what the command prints, fetched if it is not there. Raises OSError after some failed attempts."""
     folder = Path(cache or os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     folder = folder if cache else folder / "data_shards"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{base_name(url)}"
+    path = folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{safe_file_name(url)}"
     if path.exists():
         return path
     with open(path.with_name(path.name + ".lock"), "w") as lock:
@@ -56,9 +56,9 @@ def _fetch(url: str, path: Path) -> None:
         except Exception as error:  # the openers raise whatever their transport does
             if attempt + 1 == ATTEMPTS:
                 raise OSError(
-                    f"cannot fetch {shown(url)}: {type(error).__name__}; run the command by hand to see why"
+                    f"cannot fetch {public_url(url)}: {type(error).__name__}; run the command by hand to see why"
                 ) from error
-            log.warning("fetching %s failed (%s); trying again", shown(url), type(error).__name__)
+            log.warning("fetching %s failed (%s); trying again", public_url(url), type(error).__name__)
             time.sleep(FIRST_PAUSE * 2**attempt)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from priorclip.data_shards.remote.store import RemoteFile
+from priorclip.data_shards.remote.shard_files import RemoteFile
 
 GAP = 1 << 16  # bytes that are cheaper fetched than skipped: about what a line carries in the time of a request
 LONGEST = 4 << 20  # bytes of one request
@@ -52,7 +52,7 @@ class ReadAhead:
         self._waiting.clear()
         self._under_way = 0
         if self.depth:
-            self._spans = coalesced(needs)
+            self._spans = merge_needs(needs)
             seen: set[int] = set()
             for span in self._spans.values():
                 if id(span) not in seen:
@@ -92,7 +92,7 @@ class ReadAhead:
         return {"depth": self.depth, "_spans": {}, "_waiting": deque(), "_under_way": 0}
 
 
-def coalesced(needs: Sequence[Need]) -> dict[tuple[int, int, int], Span]:
+def merge_needs(needs: Sequence[Need]) -> dict[tuple[int, int, int], Span]:
     """The span of each need, by (id of file, offset, length), in the order of the needs."""
     by_file: dict[int, list[Need]] = defaultdict(list)
     for need in needs:
@@ -149,9 +149,9 @@ def threads(count: int) -> Threads:
     return _threads.grown(count)
 
 
-def _start_over() -> None:
+def _reset_after_fork() -> None:
     global _threads
     _threads = Threads()  # a fork has none of its parent's threads
 
 
-os.register_at_fork(after_in_child=_start_over)
+os.register_at_fork(after_in_child=_reset_after_fork)

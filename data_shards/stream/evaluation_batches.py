@@ -18,14 +18,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from priorclip.data_shards.dedupe.identical_images import warn_of_shared
 from priorclip.data_shards.format.class_names import ClassIds
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.transforms import MAX_PIXELS, eval_transform
-from priorclip.data_shards.shards import ShardSet
 from priorclip.data_shards.sources import Record, RecordSet
-from priorclip.data_shards.stream.collate import SampleSource, announce, tokenize
-from priorclip.data_shards.stream.workers import batches
+from priorclip.data_shards.stream.batch_fetcher import SampleSource, prefetch_samples, tokenize
+from priorclip.data_shards.stream.workers import load_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -47,7 +45,7 @@ class ImageFetcher(Dataset):
         images = np.zeros((len(indices), 3, self.size, self.size), np.uint8)
         labels = np.full(len(indices), -1, np.int64)
         kept = np.array(indices, dtype=np.int64)
-        announce(self.source, (index for index in indices if index != PADDING))
+        prefetch_samples(self.source, (index for index in indices if index != PADDING))
         for row, index in enumerate(indices):
             if index == PADDING:
                 continue
@@ -96,8 +94,8 @@ class EvalBatches:
         if tokenizer is not None:
             for index in range(len(source)):
                 if index % READ_TOGETHER == 0:
-                    announce(source, range(index, min(index + READ_TOGETHER, len(source))), images=False)
-                texts = captions_or_error(source, index, caption_field)
+                    prefetch_samples(source, range(index, min(index + READ_TOGETHER, len(source))), images=False)
+                texts = require_captions(source, index, caption_field)
                 self.captions += texts
                 owners += [index] * len(texts)
         self.text_image = np.array(owners, dtype=np.int64)
@@ -116,7 +114,7 @@ class EvalBatches:
 
     def images(self) -> Iterator[dict[str, torch.Tensor]]:
         """images uint8 (b, 3, S, S), index int64 (b,), labels int64 (b,); the same number of batches on all ranks."""
-        yield from batches(self.fetcher, self._plan(self.image_count), self.workers)
+        yield from load_batches(self.fetcher, self._plan(self.image_count), self.workers)
 
     def texts(self) -> Iterator[dict[str, torch.Tensor]]:
         """input_ids, attention_mask int64 (b, T), index and image_index int64 (b,)."""
@@ -138,9 +136,9 @@ class EvalBatches:
 
     def _plan(self, count: int) -> list[list[int]]:
         """Indices of this rank's batches, filled up with -1 to the same number on every rank."""
-        batches = -(-count // (self.batch_size * self.world_size))
+        count_per_rank = -(-count // (self.batch_size * self.world_size))
         mine = list(range(self.rank, count, self.world_size))
-        mine += [PADDING] * (batches * self.batch_size - len(mine))
+        mine += [PADDING] * (count_per_rank * self.batch_size - len(mine))
         return [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
 
 
@@ -157,7 +155,6 @@ def eval_batches(
     workers: int = 0,
     skip_bad: bool = False,
     max_pixels: int = MAX_PIXELS,
-    training: SampleSource | None = None,
 ) -> EvalBatches:
     """Batches for an evaluation: every image once, by the centred square, with all its captions.
 
@@ -173,15 +170,12 @@ def eval_batches(
         skip_bad: give a bad image the index -1 instead of raising; an evaluation that leaves out images is another
             evaluation, so this is off
         max_pixels: larger images are bad
-        training: what is trained on; rank 0 warns of images that are in both
 
     Raises:
         ValueError: a bad image or a sample without caption, with its name
     """
     samples = source if hasattr(source, "read") else RecordSet(list(source))  # type: ignore[arg-type]
     names = classes if classes is not None else samples.classes  # type: ignore[union-attr]
-    if rank == 0 and isinstance(samples, ShardSet) and isinstance(training, ShardSet):
-        warn_of_shared(training, samples)
     fetcher = ImageFetcher(samples, image_size, names, max_pixels, skip_bad)  # type: ignore[arg-type]
     return EvalBatches(
         samples,  # type: ignore[arg-type]
@@ -195,7 +189,7 @@ def eval_batches(
     )
 
 
-def captions_or_error(source: SampleSource, index: int, caption_field: str) -> list[str]:
+def require_captions(source: SampleSource, index: int, caption_field: str) -> list[str]:
     try:
         return source.captions(index, caption_field)
     except BadSample as error:

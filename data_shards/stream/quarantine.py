@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 SHARDS_NAMED = 5
-TOLD = 20  # bad samples that the log tells of; all of them are in the file
+LOGGED = 20  # bad samples that the log tells of; all of them are in the file
 
 
 class TooManyBadSamples(RuntimeError):
@@ -48,7 +48,7 @@ class Quarantine:
         self._seen: set[tuple[str, str]] = set()  # (shard, key) of this epoch: a replacement may meet one again
         self._epoch = -1
         self._told = 0
-        self._book = Book(path) if path else None
+        self._book = QuarantineFile(path) if path else None
 
     def add(self, rows: list[dict[str, str]], epoch: int, allowed: float) -> None:
         """Take the rows of one batch. Raises TooManyBadSamples beyond ``allowed`` samples in an epoch."""
@@ -64,14 +64,14 @@ class Quarantine:
             self._shards[row["shard"]] += place not in self._seen
             self._seen.add(place)
             self._told += 1
-            level = logging.WARNING if self._told <= TOLD else logging.DEBUG
+            level = logging.WARNING if self._told <= LOGGED else logging.DEBUG
             log.log(level, "bad sample %s in %s: %s (%s)", row["key"], row["shard"], row["reason"], row["detail"])
         if self._book:
             self._write(self._book, rows)
         if self._shards.total() > allowed:
             raise TooManyBadSamples(self._complaint(allowed))
 
-    def _write(self, book: Book, rows: list[dict[str, str]]) -> None:
+    def _write(self, book: QuarantineFile, rows: list[dict[str, str]]) -> None:
         """A disk that fills up in the middle of a run costs the list, not the run: the counts go on."""
         try:
             book.add(rows)
@@ -89,7 +89,7 @@ class Quarantine:
         )
 
 
-def allowance(share: float, samples: int, world_size: int) -> float:
+def allowed_bad_samples(share: float, samples: int, world_size: int) -> float:
     """Bad samples of one rank in an epoch that ``share`` of all samples allows.
 
     A rank sees a random part of the epoch: three standard deviations more than its part are no sign of a worse share,
@@ -99,7 +99,7 @@ def allowance(share: float, samples: int, world_size: int) -> float:
     return part if world_size == 1 else min(share * samples, part + 3 * math.sqrt(part) + 3)
 
 
-class Book:
+class QuarantineFile:
     """The file that all ranks append to. Raises OSError, naming the option, where it cannot be written."""
 
     def __init__(self, path: str) -> None:
@@ -115,7 +115,7 @@ class Book:
     def add(self, rows: list[dict[str, str]]) -> None:
         """Append the rows that the file has not, by one write, so that lines of several ranks do not mix."""
         self._catch_up()
-        fresh = {identity(row): row for row in rows if identity(row) not in self._known}
+        fresh = {row_hash(row): row for row in rows if row_hash(row) not in self._known}
         if not fresh:
             return
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh.values())
@@ -142,12 +142,12 @@ class Book:
         self._read += len(lines) + 1 if lines else 0
         for line in lines.splitlines():
             try:
-                self._known.add(identity(json.loads(line)))
+                self._known.add(row_hash(json.loads(line)))
             except (ValueError, KeyError, TypeError):
                 continue  # not ours, or torn by a full disk
 
 
-def identity(row: dict[str, str]) -> int:
+def row_hash(row: dict[str, str]) -> int:
     """64 bits of shard, key and reason: 50,000 bad samples, 1 % of five million, are known in five megabytes."""
     text = "\n".join((row["shard"], row["key"], row["reason"]))
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

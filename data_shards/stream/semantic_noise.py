@@ -12,13 +12,13 @@ for any number of ranks and workers and after a resume, as noise in a real corpu
 
 from __future__ import annotations
 
-from priorclip.data_shards.order.seeds import mix
+from priorclip.data_shards.order.hashing import hash_integers
 
 CAPTION_NOISE, LABEL_NOISE, CLASS = 7, 8, 9
 ROUNDS = 6
 
 
-class KeyedOrder:
+class KeyedPermutation:
     """A permutation of 0..count-1 that is computed in both directions and never stored.
 
     A Feistel network of ROUNDS rounds on the smallest even number of bits that holds ``count``; numbers that fall
@@ -48,14 +48,14 @@ class KeyedOrder:
         mask = (1 << self.half) - 1
         left, right = number >> self.half, number & mask
         for turn in rounds:
-            left, right = right, left ^ (mix(self.key, turn, right) & mask)
+            left, right = right, left ^ (hash_integers(self.key, turn, right) & mask)
         return left << self.half | right
 
     def _swap(self, number: int) -> int:
         return (number & ((1 << self.half) - 1)) << self.half | number >> self.half
 
 
-class Noise:
+class SemanticNoise:
     """Which samples of a set are noisy, and what they become.
 
     Args:
@@ -67,7 +67,9 @@ class Noise:
 
     def __init__(self, seed: int, samples: int, caption_share: float = 0.0, label_share: float = 0.0) -> None:
         self.seed = seed
-        self.captions, self.labels = (KeyedOrder(mix(seed, what), samples) for what in (CAPTION_NOISE, LABEL_NOISE))
+        self.captions, self.labels = (
+            KeyedPermutation(hash_integers(seed, what), samples) for what in (CAPTION_NOISE, LABEL_NOISE)
+        )
         swapped = round(caption_share * samples)
         self.swapped = swapped if swapped > 1 else 0  # one alone has nobody to swap with
         self.relabelled = round(label_share * samples)
@@ -83,4 +85,4 @@ class Noise:
         """The class that this sample gets instead of ``label``; -1, no label, stays -1."""
         if not self.relabelled or label < 0 or classes < 2 or self.labels.place(sample) >= self.relabelled:
             return label
-        return (label + 1 + mix(self.seed, CLASS, sample) % (classes - 1)) % classes
+        return (label + 1 + hash_integers(self.seed, CLASS, sample) % (classes - 1)) % classes

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from priorclip.data_shards.config import DataConfig
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.stream.collate import BAD_ROWS, BatchFetcher, Position, SampleSource
-from priorclip.data_shards.stream.quarantine import Quarantine, allowance
+from priorclip.data_shards.stream.batch_fetcher import BAD_ROWS, BatchFetcher, Position, SampleSource
+from priorclip.data_shards.stream.quarantine import Quarantine, allowed_bad_samples
 from priorclip.data_shards.stream.quarantine import TooManyBadSamples as TooManyBadSamples
-from priorclip.data_shards.stream.workers import batches
+from priorclip.data_shards.stream.workers import load_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -161,8 +161,8 @@ class ShardStream:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Batches from the current state on. Abandoning the iterator stops its workers; a new one goes on."""
         config = self.config
-        allowed = allowance(config.max_bad_share, self.samples, self.world_size)
-        loader = batches(
+        allowed = allowed_bad_samples(config.max_bad_share, self.samples, self.world_size)
+        loader = load_batches(
             self.fetcher,
             self.positions(),
             config.workers,

@@ -22,7 +22,7 @@ SMALL = 1 << 18  # bytes that are sent through the pipe
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def batches(
+def load_batches(
     fetcher: Dataset,
     plan: Iterable[list],
     workers: int,
@@ -46,7 +46,7 @@ def batches(
             "multiprocessing_context": context,
             "worker_init_fn": partial(begin_worker, dict(os.environ)),
         }
-    collate: Callable[[Any], Any] = without_handles if workers else as_it_is
+    collate: Callable[[Any], Any] = small_tensors_to_arrays if workers else unchanged
     loader: DataLoader = DataLoader(
         fetcher,
         batch_sampler=plan,
@@ -57,7 +57,7 @@ def batches(
         **options,
     )
     iterator = iter(loader)
-    received = map(tensors, iterator)
+    received = map(arrays_to_tensors, iterator)
     # Workers ignore SIGTERM, by which multiprocessing ends them at exit: they are told to stop before it tries.
     stop = getattr(iterator, "_shutdown_workers", None)
     if stop is None:
@@ -76,7 +76,7 @@ def start_forkserver() -> None:
 
     Python 3.11 gives the fork server its environment and not its sys.path, and passes over what it cannot import.
     """
-    multiprocessing.set_forkserver_preload(["priorclip.data_shards.stream.forkserver"])
+    multiprocessing.set_forkserver_preload(["priorclip.data_shards.stream.forkserver_preload"])
     root, before = str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = root if not before else f"{root}{os.pathsep}{before}"
     # Blocked signals stay so in what is started: its own ignoring begins when it has imported torch.
@@ -94,21 +94,21 @@ def start_forkserver() -> None:
 def begin_worker(environment: Mapping[str, str], worker: int) -> None:
     """What a worker does first: credentials and proxies are those that the training process has now."""
     take_environment(environment)
-    survive_preemption(worker)
+    ignore_preemption_signals(worker)
 
 
-def survive_preemption(worker: int) -> None:
+def ignore_preemption_signals(worker: int) -> None:
     """SLURM's warning goes to the whole process group; only the training process is to act on it."""
     for number in PREEMPTION_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def as_it_is(batch: Any) -> Any:
+def unchanged(batch: Any) -> Any:
     """The fetcher returns whole batches already."""
     return batch
 
 
-def without_handles(batch: dict[str, Any]) -> dict[str, Any]:
+def small_tensors_to_arrays(batch: dict[str, Any]) -> dict[str, Any]:
     """Small tensors as arrays: each tensor costs a handle of shared memory, a millisecond in both processes."""
     return {
         name: value.numpy() if isinstance(value, torch.Tensor) and value.nbytes < SMALL else value
@@ -116,6 +116,6 @@ def without_handles(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def tensors(batch: dict[str, Any]) -> dict[str, Any]:
+def arrays_to_tensors(batch: dict[str, Any]) -> dict[str, Any]:
     """What ``without_handles`` was given."""
     return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in batch.items()}

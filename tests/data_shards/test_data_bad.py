@@ -31,7 +31,7 @@ from priorclip.data_shards import BadSample, ShardSet, ShardStream, TooManyBadSa
 from priorclip.data_shards.__main__ import main
 from priorclip.data_shards.config import DataConfig
 from priorclip.data_shards.format.sample import parse_text
-from priorclip.data_shards.format.tar_index import ShardIndex, scan
+from priorclip.data_shards.format.shard_index import ShardIndex, scan
 from priorclip.data_shards.images.transforms import eval_transform
 from priorclip.data_shards.shards import index_path
 from priorclip.data_shards.stream.quarantine import Quarantine

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from priorclip.data_shards import ShardSet
+from priorclip.data_shards.format.index_reader import IndexReader
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.format.tar_index import Member, ShardIndex
-from priorclip.data_shards.format.tar_index_file import IndexFile
+from priorclip.data_shards.format.shard_index import Member, ShardIndex
 
 KEYS = st.lists(st.text(st.characters(exclude_characters="\0./"), max_size=6), min_size=1, max_size=8, unique=True)
 
@@ -39,7 +39,7 @@ def test_reading_in_place_is_reading_whole(
 ) -> None:
     path = tmp_path_factory.mktemp("index") / "a.tar.idx"
     index_of(keys, hashed).save(path)
-    whole, stored = ShardIndex.load(path, hashes=False), IndexFile(path)
+    whole, stored = ShardIndex.load(path, hashes=False), IndexReader(path)
     assert len(stored) == len(whole) == len(keys)
     for sample in reversed(range(len(whole))):
         assert stored.key(sample) == whole.key(sample) == keys[sample]
@@ -54,7 +54,7 @@ def test_damage_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     data = path.read_bytes()
     for damaged in (b"", data[:-1], data + b"x", data[5:], data.replace(b'"version": 1', b'"version": 9'), b"[" * 99):
         path.write_bytes(damaged)
-        for read in (IndexFile, ShardIndex.load):
+        for read in (IndexReader, ShardIndex.load):
             with pytest.raises(ValueError, match=r"a\.tar\.idx is damaged or not a shard index"):
                 read(path)
 
@@ -69,7 +69,7 @@ def test_any_flipped_bit_gives_members_or_an_error(
     data = bytearray(path.read_bytes())
     data[place % len(data)] ^= 1 << bit
     path.write_bytes(data)
-    for read in (IndexFile, ShardIndex.load):
+    for read in (IndexReader, ShardIndex.load):
         with contextlib.suppress(ValueError):  # anything else fails the test
             index = read(path)
             for sample in range(len(index)):
@@ -106,7 +106,7 @@ print(before, psutil.Process().memory_full_info().uss - before, len(shards._indi
 def test_a_process_keeps_no_index_in_memory(tmp_path: Path) -> None:
     """64 indices of 40,000 samples, 150 MB when held whole; all of RS5M is twice that."""
     from priorclip.data_shards.format.manifest import Manifest, ShardEntry
-    from priorclip.data_shards.format.tar_index import write_aside
+    from priorclip.data_shards.format.shard_index import write_aside
 
     first = tmp_path / "s-000.tar"
     first.touch()

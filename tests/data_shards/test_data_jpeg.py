@@ -14,8 +14,8 @@ from PIL import Image
 from small_data import encoded, picture
 
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.images.jpeg import decoded, has_exif, jpeg_size
-from priorclip.data_shards.images.transforms import aligned, eval_transform, random_box, train_transform
+from priorclip.data_shards.images.jpeg import decode_jpeg, has_exif, jpeg_size
+from priorclip.data_shards.images.transforms import align_box, eval_transform, random_box, train_transform
 
 UCMERCED = Path(__file__).parents[3] / "shared/data/ucmerced/images"
 
@@ -27,7 +27,7 @@ def test_at_full_scale_the_pixels_are_pillows(subsampling: str, mode: str, progr
     options = {} if mode == "L" else {"subsampling": subsampling}
     data = encoded(picture(5, 117, 91).convert(mode), quality=85, progressive=progressive, **options)
     assert jpeg_size(data) == (117, 91)
-    assert np.array_equal(decoded(data, (117, 91), 1), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert np.array_equal(decode_jpeg(data, (117, 91), 1), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
 @pytest.mark.parametrize("denominator", [2, 4, 8])
@@ -35,11 +35,11 @@ def test_at_reduced_scale_they_are_the_means_of_pillows(denominator: int) -> Non
     data = encoded(picture(6, 160, 96), quality=95, subsampling="4:4:4")
     whole = np.asarray(Image.open(io.BytesIO(data))).astype(float)
     means = whole.reshape(96 // denominator, denominator, 160 // denominator, denominator, 3).mean((1, 3))
-    found = decoded(data, (160, 96), denominator)
+    found = decode_jpeg(data, (160, 96), denominator)
     assert found.shape == means.shape
     assert np.abs(found - means).mean() < 1
     odd = encoded(picture(6, 161, 97))
-    assert decoded(odd, (161, 97), denominator).shape == (-(-97 // denominator), -(-161 // denominator), 3)
+    assert decode_jpeg(odd, (161, 97), denominator).shape == (-(-97 // denominator), -(-161 // denominator), 3)
 
 
 def test_what_is_no_plain_jpeg_is_left_to_pillow() -> None:
@@ -87,7 +87,7 @@ def test_photographs_are_within_two_grey_levels_of_pillow(side: int, limit: floa
     for seed, record in enumerate(photographs(imagefolder(UCMERCED), side, 12)):
         assert isinstance(record.image, bytes)
         found = train_transform(record.image, 224, random.Random(seed), hflip=False, vflip=False, rot90=False)
-        box = aligned(random_box(side, side, 0.5, random.Random(seed)), 224)
+        box = align_box(random_box(side, side, 0.5, random.Random(seed)), 224)
         crop = Image.open(io.BytesIO(record.image)).convert("RGB").crop(box)
         expected = np.asarray(crop.resize((224, 224), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
         errors.append(np.abs(found.astype(int) - expected).mean())

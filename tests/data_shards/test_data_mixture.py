@@ -25,17 +25,17 @@ from priorclip.data_shards import ShardSet, ShardStream
 from priorclip.data_shards.config import DataConfig
 from priorclip.data_shards.corpus import Corpus, corpora
 from priorclip.data_shards.order.epoch_order import EpochOrder
-from priorclip.data_shards.order.mixture import Mixture, Part
-from priorclip.data_shards.order.seeds import mix, permutation
+from priorclip.data_shards.order.hashing import hash_integers, permutation
+from priorclip.data_shards.order.mixture import Mixture, MixturePart
 from priorclip.data_shards.pack.write_shards import PackPlan, pack
 
 WORLDS = (1, 2, 3, 4, 8, 64)
 WEIGHTS = st.sampled_from(["1/3", "1/2", "1", "2", "2.5", "0.7", "10"]).map(Fraction)
 SIZES = st.lists(st.integers(0, 20), min_size=1, max_size=4).filter(lambda sizes: sum(sizes) > 1)
-PARTS = st.lists(st.builds(Part, SIZES, WEIGHTS), min_size=1, max_size=4)
+PARTS = st.lists(st.builds(MixturePart, SIZES, WEIGHTS), min_size=1, max_size=4)
 
 
-def endless(part: Part, number: int, start: int, seed: int) -> Iterator[tuple[int, int, int]]:
+def endless(part: MixturePart, number: int, start: int, seed: int) -> Iterator[tuple[int, int, int]]:
     """(corpus, pass, sample) of one pass after the other."""
     for passage in itertools.count():
         order = EpochOrder(part.sizes, seed, passage, 4, 3)
@@ -43,11 +43,13 @@ def endless(part: Part, number: int, start: int, seed: int) -> Iterator[tuple[in
             yield number, passage, start + order[place]
 
 
-def slow_epochs(parts: list[Part], seed: int, epochs: int) -> list[list[tuple[int, int, int]]]:
+def slow_epochs(parts: list[MixturePart], seed: int, epochs: int) -> list[list[tuple[int, int, int]]]:
     """(corpus, pass, sample) at each position, by walking lists and counting."""
     several = len(parts) > 1
     passes = [
-        endless(part, number, sum(sum(p.sizes) for p in parts[:number]), mix(seed, 5, number) if several else seed)
+        endless(
+            part, number, sum(sum(p.sizes) for p in parts[:number]), hash_integers(seed, 5, number) if several else seed
+        )
         for number, part in enumerate(parts)
     ]
     quotas = [math.floor(part.weight * sum(part.sizes) + Fraction(1, 2)) for part in parts]
@@ -70,7 +72,7 @@ def slow_epochs(parts: list[Part], seed: int, epochs: int) -> list[list[tuple[in
         dealt = []
         for block, start in enumerate(range(0, total, 64)):
             piece = regular[start : start + 64]
-            keys = permutation(mix(seed, epoch, 6, block), len(piece)) if several else range(len(piece))
+            keys = permutation(hash_integers(seed, epoch, 6, block), len(piece)) if several else range(len(piece))
             dealt += [piece[i] for i in keys]
         found.append(dealt)
     return found
@@ -80,7 +82,7 @@ def slow_epochs(parts: list[Part], seed: int, epochs: int) -> list[list[tuple[in
 class Lengths:
     """A source that has lengths and no samples."""
 
-    parts: list[Part]
+    parts: list[MixturePart]
     fingerprint: str = "lengths"
 
     @property
@@ -103,7 +105,7 @@ def config(shards: object = "unused", **options: object) -> DataConfig:
 
 @settings(deadline=None, max_examples=40)
 @given(PARTS, st.integers(0, 99))
-def test_positions_are_what_walking_gives(parts: list[Part], seed: int) -> None:
+def test_positions_are_what_walking_gives(parts: list[MixturePart], seed: int) -> None:
     mixture = Mixture(parts, seed, 4, 3)
     expected = slow_epochs(parts, seed, 3)
     assert [len(epoch) for epoch in expected] == [mixture.samples] * 3
@@ -113,7 +115,7 @@ def test_positions_are_what_walking_gives(parts: list[Part], seed: int) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(PARTS, st.integers(0, 99))
-def test_every_pass_has_every_sample_once(parts: list[Part], seed: int) -> None:
+def test_every_pass_has_every_sample_once(parts: list[MixturePart], seed: int) -> None:
     mixture = Mixture(parts, seed, 4, 3)
     draws = [mixture.draw(epoch, position) for epoch in range(4) for position in range(mixture.samples)]
     assert len(set(draws)) == len(draws)
@@ -127,9 +129,11 @@ def test_every_pass_has_every_sample_once(parts: list[Part], seed: int) -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(
-    st.lists(st.builds(Part, st.lists(st.integers(40, 90), min_size=1, max_size=3), WEIGHTS), min_size=2, max_size=6)
+    st.lists(
+        st.builds(MixturePart, st.lists(st.integers(40, 90), min_size=1, max_size=3), WEIGHTS), min_size=2, max_size=6
+    )
 )
-def test_a_batch_has_its_share_of_each_corpus(parts: list[Part]) -> None:
+def test_a_batch_has_its_share_of_each_corpus(parts: list[MixturePart]) -> None:
     mixture = Mixture(parts, 3, 4, 3)
     corpus = [mixture.draw(1, position).corpus for position in range(mixture.samples)]
     for number, quota in enumerate(mixture.quotas):
@@ -141,7 +145,7 @@ def test_a_batch_has_its_share_of_each_corpus(parts: list[Part]) -> None:
 
 
 def test_no_rank_sees_one_corpus_only() -> None:
-    mixture = Mixture([Part([5000]), Part([5000])], 3, 4, 3)
+    mixture = Mixture([MixturePart([5000]), MixturePart([5000])], 3, 4, 3)
     second_rank = [mixture.draw(0, position).corpus for position in range(1, 10_000, 2)]
     assert abs(sum(second_rank) - 2500) < 150
 
@@ -149,7 +153,7 @@ def test_no_rank_sees_one_corpus_only() -> None:
 def test_one_corpus_is_what_it_was() -> None:
     """Indices, and what augmentation draws, of plain shards: frozen before there were mixtures (the draws), and when
     blocks came to be shuffled over the whole epoch (the indices). A change here breaks every resume."""
-    stream = ShardStream(Lengths([Part([10, 10, 10, 10, 6])]), None, config(), global_batch=46, seed=5)
+    stream = ShardStream(Lengths([MixturePart([10, 10, 10, 10, 6])]), None, config(), global_batch=46, seed=5)
     drawn, indices = hashlib.sha256(), hashlib.sha256()
     for epoch in range(2):
         passes = {}
@@ -159,7 +163,7 @@ def test_one_corpus_is_what_it_was() -> None:
             indices.update(f"{sample} ".encode())
             passes[sample] = passage
         for sample in range(46):
-            rng = random.Random(mix(5, passes[sample], 3, sample))
+            rng = random.Random(hash_integers(5, passes[sample], 3, sample))
             drawn.update(repr((epoch, sample, rng.random(), rng.random())).encode())
     assert drawn.hexdigest()[:16] == "e1b5bcd7b634b546"
     assert indices.hexdigest()[:16] == "23a40c47e0fedf8e"
@@ -167,9 +171,9 @@ def test_one_corpus_is_what_it_was() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(PARTS, st.sampled_from(WORLDS), st.integers(1, 3), st.integers(0, 30), st.integers(0, 99))
-def test_worlds_and_resumes_agree(parts: list[Part], world: int, share: int, stop: int, seed: int) -> None:
+def test_worlds_and_resumes_agree(parts: list[MixturePart], world: int, share: int, stop: int, seed: int) -> None:
     batch = world * share
-    source = Lengths([Part(list(part.sizes) * 8, part.weight, part.name) for part in parts])
+    source = Lengths([MixturePart(list(part.sizes) * 8, part.weight, part.name) for part in parts])
     if Mixture(source.parts, 0, 4, 3).samples < batch:
         return
     whole = ShardStream(source, None, config(), global_batch=batch, seed=seed)

@@ -12,7 +12,7 @@ from small_data import records
 
 from priorclip.data_shards import RecordSet, ShardStream, load_tokenizer
 from priorclip.data_shards.config import DataConfig
-from priorclip.data_shards.stream.semantic_noise import KeyedOrder, Noise
+from priorclip.data_shards.stream.semantic_noise import KeyedPermutation, SemanticNoise
 
 SAMPLES = 40
 
@@ -20,7 +20,7 @@ SAMPLES = 40
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**63), st.integers(1, 700))
 def test_the_order_is_a_permutation_and_its_inverse(key: int, count: int) -> None:
-    order = KeyedOrder(key, count)
+    order = KeyedPermutation(key, count)
     places = [order.place(sample) for sample in range(count)]
     assert sorted(places) == list(range(count))
     assert [order.sample(place) for place in places] == list(range(count))
@@ -28,7 +28,7 @@ def test_the_order_is_a_permutation_and_its_inverse(key: int, count: int) -> Non
 
 def test_the_order_is_uniform() -> None:
     """Each of the 24 permutations of 4 as often as chance has it: chi-square below its 99.99 % bound."""
-    drawn = [tuple(KeyedOrder(key, 4).place(sample) for sample in range(4)) for key in range(4800)]
+    drawn = [tuple(KeyedPermutation(key, 4).place(sample) for sample in range(4)) for key in range(4800)]
     counts = [drawn.count(order) for order in itertools.permutations(range(4))]
     assert sum((count - 200) ** 2 / 200 for count in counts) < 59
 
@@ -37,21 +37,21 @@ def test_the_order_is_uniform() -> None:
 @given(st.integers(0, 2**31), st.integers(2, 200), st.floats(0, 1), st.floats(0, 1))
 def test_exactly_the_share_is_noisy_and_no_caption_is_lost(seed: int, samples: int, share: float, more: float) -> None:
     share, more = sorted((share, more))
-    donors = [Noise(seed, samples, share).caption_source(sample) for sample in range(samples)]
+    donors = [SemanticNoise(seed, samples, share).caption_source(sample) for sample in range(samples)]
     swapped = {sample for sample, donor in enumerate(donors) if donor != sample}
     expected = round(share * samples)
     assert len(swapped) == (expected if expected > 1 else 0)
     assert sorted(donors) == list(range(samples))
-    larger = Noise(seed, samples, more)
+    larger = SemanticNoise(seed, samples, more)
     assert all(larger.caption_source(sample) != sample for sample in swapped)
-    labels = [Noise(seed, samples, label_share=share).label(sample, sample % 7, 7) for sample in range(samples)]
+    labels = [SemanticNoise(seed, samples, label_share=share).label(sample, sample % 7, 7) for sample in range(samples)]
     assert sum(label != sample % 7 for sample, label in enumerate(labels)) == expected
     assert set(labels) <= set(range(7))
 
 
 def test_noise_is_drawn_anew_for_another_seed_and_apart_for_captions_and_labels() -> None:
     def noisy(seed: int) -> tuple[set[int], set[int]]:
-        noise = Noise(seed, 400, 0.25, 0.25)
+        noise = SemanticNoise(seed, 400, 0.25, 0.25)
         return (
             {sample for sample in range(400) if noise.caption_source(sample) != sample},
             {sample for sample in range(400) if noise.label(sample, 0, 9) != 0},
@@ -60,12 +60,12 @@ def test_noise_is_drawn_anew_for_another_seed_and_apart_for_captions_and_labels(
     sets = [*noisy(0), *noisy(1)]
     for one, other in itertools.combinations(sets, 2):
         assert 5 < len(one & other) < 45  # 25 expected, standard deviation 4
-    classes = [Noise(0, 900, label_share=1).label(sample, 2, 4) for sample in range(900)]
+    classes = [SemanticNoise(0, 900, label_share=1).label(sample, 2, 4) for sample in range(900)]
     assert all(240 < classes.count(number) < 360 for number in (0, 1, 3))
 
 
 def test_unlabelled_samples_stay_so_and_one_class_has_no_other() -> None:
-    noise = Noise(0, 10, label_share=1)
+    noise = SemanticNoise(0, 10, label_share=1)
     assert noise.label(3, -1, 5) == -1
     assert noise.label(3, 0, 1) == 0
 

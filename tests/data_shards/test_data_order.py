@@ -15,7 +15,7 @@ from priorclip.data_shards import ShardStream
 from priorclip.data_shards.config import DataConfig
 from priorclip.data_shards.format.sample import Sample
 from priorclip.data_shards.order.epoch_order import EpochOrder
-from priorclip.data_shards.order.seeds import mix, mix_array, permutation
+from priorclip.data_shards.order.hashing import hash_integers, hash_range, permutation
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 WORLDS = (1, 2, 3, 4, 8, 64)
@@ -38,15 +38,15 @@ class Sizes:
 
 
 def slow_order(sizes: list[int], seed: int, epoch: int, block_size: int, window_blocks: int) -> list[int]:
-    """The docstring of data_shards.order, in plain lists."""
+    """The docstring of epoch_order.py, in plain lists."""
     starts = [sum(sizes[:shard]) for shard in range(len(sizes))]
     samples = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
     cut = [shard[i : i + block_size] for shard in samples for i in range(0, len(shard), block_size)]
-    blocks = [cut[i] for i in sorted(range(len(cut)), key=lambda block: slow_mix(mix(seed, epoch, 1), block))]
+    blocks = [cut[i] for i in sorted(range(len(cut)), key=lambda block: slow_mix(hash_integers(seed, epoch, 1), block))]
     order = []
     for number, start in enumerate(range(0, len(blocks), window_blocks)):
         window = [sample for block in blocks[start : start + window_blocks] for sample in block]
-        key = mix(mix(seed, epoch, 2), number)
+        key = hash_integers(hash_integers(seed, epoch, 2), number)
         order += [window[i] for i in sorted(range(len(window)), key=lambda i: slow_mix(key, i))]
     return order
 
@@ -73,7 +73,7 @@ def test_splitmix64_is_the_published_one() -> None:
     # First outputs of SplitMix64 seeded with 1234567 (Rosetta Code, from Vigna's splitmix64.c); element i here is
     # output i of the generator whose state is already advanced once.
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
-    assert list(mix_array(1234567 + 0x9E3779B97F4A7C15, 4)) == expected
+    assert list(hash_range(1234567 + 0x9E3779B97F4A7C15, 4)) == expected
 
 
 @settings(deadline=None)

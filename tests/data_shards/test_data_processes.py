@@ -9,8 +9,8 @@ import pytest
 
 from priorclip.common.processes import pool
 from priorclip.data_shards.pack.index_tars import parallel
-from priorclip.data_shards.pack.packers import Crew
-from priorclip.data_shards.stream.workers import batches, start_forkserver
+from priorclip.data_shards.pack.worker_pool import WorkerPool
+from priorclip.data_shards.stream.workers import load_batches, start_forkserver
 
 NAMES = ("AWS_ENDPOINT_URL", "HF_TOKEN", "https_proxy", "GONE")
 
@@ -41,7 +41,7 @@ def test_every_process_sees_the_environment_of_its_start(monkeypatch: pytest.Mon
         now = seen()
         assert now["GONE"] is None
         assert now["HF_TOKEN"] == "secret"
-        assert list(Crew(2).run(seen, [(0,), (1,)], 2)) == [now, now]
+        assert list(WorkerPool(2).run(seen, [(0,), (1,)], 2)) == [now, now]
         assert parallel(seen, [0, 1], 2, "test") == [now, now]
-        assert list(batches(Seen(), [[0], [1]], 1)) == [now, now]  # type: ignore[arg-type]
+        assert list(load_batches(Seen(), [[0], [1]], 1)) == [now, now]  # type: ignore[arg-type]
         assert early.submit(seen).result()["GONE"] == "when they start"

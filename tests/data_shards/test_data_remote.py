@@ -32,12 +32,11 @@ from priorclip.data_shards import ShardSet, ShardStream, eval_batches, load_toke
 from priorclip.data_shards.config import DataConfig, byte_count
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.pack.write_shards import PackPlan, pack
-from priorclip.data_shards.remote import address, chunk_cache, store
-from priorclip.data_shards.remote import http_ranges as transport
+from priorclip.data_shards.remote import chunk_cache, http_ranges, shard_files, urls
 from priorclip.data_shards.remote.chunk_cache import ChunkCache
 from priorclip.data_shards.remote.http_ranges import RemoteError, Version
-from priorclip.data_shards.remote.read_ahead import GAP, LONGEST, coalesced
-from priorclip.data_shards.remote.store import Access, LocalFile, RemoteFile
+from priorclip.data_shards.remote.read_ahead import GAP, LONGEST, merge_needs
+from priorclip.data_shards.remote.shard_files import Access, LocalFile, RemoteFile
 
 ROOT = Path(__file__).parents[2]
 TAR = "train-000002.tar"
@@ -54,10 +53,10 @@ def server(packed: Path, tmp_path: Path) -> Iterator[RemoteServer]:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of milliseconds, small chunks, and nothing remembered of hosts."""
-    monkeypatch.setattr(transport, "FIRST_PAUSE", 0.005)
-    monkeypatch.setattr(store, "CHUNK", 8192)
-    monkeypatch.setattr(chunk_cache, "_told", set())
-    monkeypatch.setattr(transport, "_process", transport._Process())
+    monkeypatch.setattr(http_ranges, "FIRST_PAUSE", 0.005)
+    monkeypatch.setattr(shard_files, "CHUNK", 8192)
+    monkeypatch.setattr(chunk_cache, "_warned_folders", set())
+    monkeypatch.setattr(http_ranges, "_process", http_ranges._Process())
 
 
 def opened(spec: str | list[str], tmp_path: Path, **options: object) -> ShardSet:
@@ -120,7 +119,7 @@ def test_with_a_cache_each_byte_travels_once(server: RemoteServer, tmp_path: Pat
 def test_a_tar_without_manifest_is_scanned_once_a_node(
     server: RemoteServer, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "SCAN_BLOCK", 4096)
+    monkeypatch.setattr(shard_files, "SCAN_BLOCK", 4096)
     (server.folder / "train" / "manifest.json").unlink()
     pattern = f"{server.url}/train/train-{{000000..000004}}.tar"
     shards = opened(pattern, tmp_path, cache_limit=0)
@@ -175,12 +174,12 @@ def test_a_busy_server_is_asked_again_when_it_says(server: RemoteServer, tmp_pat
 
 def test_retry_after_as_a_date_and_its_cap(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr(transport.time, "sleep", slept.append)
-    transport._pause_or_give_up("http://a/b", 1, transport.Transient("x", 1e9))
-    assert slept == [transport.LONGEST_PAUSE]
-    assert transport._seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert (transport._seconds(time.strftime("%a, %d %b 2099 07:28:00 GMT")) or 0) > 1000
-    assert transport._seconds("soon") is None
+    monkeypatch.setattr(http_ranges.time, "sleep", slept.append)
+    http_ranges._pause_or_give_up("http://a/b", 1, http_ranges.Transient("x", 1e9))
+    assert slept == [http_ranges.LONGEST_PAUSE]
+    assert http_ranges._seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert (http_ranges._seconds(time.strftime("%a, %d %b 2099 07:28:00 GMT")) or 0) > 1000
+    assert http_ranges._seconds("soon") is None
 
 
 @pytest.mark.parametrize(("status", "reason"), [(403, "remote cannot be read"), (404, "shard is missing"), (410, "")])
@@ -205,10 +204,10 @@ def test_a_server_that_goes_away_costs_samples_and_not_the_run(
     stream = ShardStream(shards, None, config, global_batch=8, seed=5)
     batches = list(itertools.islice(stream, 5))
     assert [len(batch["image_ids"]) for batch in batches] == [8] * 5
-    assert 1 <= stream.skipped["remote cannot be read"] <= 60 - transport.ATTEMPTS  # then one attempt each
+    assert 1 <= stream.skipped["remote cannot be read"] <= 60 - http_ranges.ATTEMPTS  # then one attempt each
     server.shutdown()
     server.server_close()
-    transport._start_over()  # its threads would still answer on the connections that are open
+    http_ranges._reset_after_fork()  # its threads would still answer on the connections that are open
     with pytest.raises(BadSample, match=r"remote cannot be read.*no connection"):
         shards.read(3)
     with pytest.raises(OSError, match="Is the address right"):
@@ -218,7 +217,7 @@ def test_a_server_that_goes_away_costs_samples_and_not_the_run(
 def test_a_server_that_trickles_is_given_up(server: RemoteServer, tmp_path: Path, monkeypatch) -> None:
     shards = opened(f"{server.url}/train/", tmp_path, timeout=0.3)
     shards.key(3)
-    monkeypatch.setattr(transport, "ATTEMPTS", 2)
+    monkeypatch.setattr(http_ranges, "ATTEMPTS", 2)
     server.behaviour = Behaviour(trickle=0.02)
     started = time.monotonic()
     with pytest.raises(BadSample, match="time-out"):
@@ -232,7 +231,7 @@ def test_a_server_that_trickles_is_given_up(server: RemoteServer, tmp_path: Path
 def test_a_server_without_ranges_is_fetched_whole_once(
     server: RemoteServer, packed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    store._told.clear()
+    shard_files._warned_hosts.clear()
     server.behaviour = Behaviour(ranges=False, drop_every=4, drop_after=2000)
     spec = [f"{server.url}/train/train-00000{number}.tar" for number in (1, 2)]
     for limit in (0, "1MB"):
@@ -284,7 +283,7 @@ def test_no_secret_leaves_the_request(
     server: RemoteServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    monkeypatch.setattr(transport, "ATTEMPTS", 2)
+    monkeypatch.setattr(http_ranges, "ATTEMPTS", 2)
     url = server.url.replace("http://", f"http://me:{SECRET}@") + f"/train/{TAR}?part=1&X-Amz-Signature={SECRET}"
     shards = opened(url, tmp_path)
     assert server.of(TAR)[0].headers["authorization"].startswith("Basic ")
@@ -301,7 +300,7 @@ def test_no_secret_leaves_the_request(
         opened(url.replace(TAR, "absent.tar"), tmp_path)
     for text in (*texts, str(error.value)):
         assert SECRET not in text
-    assert address.identity(url) == f"{server.url}/train/{TAR}?part=1"
+    assert urls.unsigned_url(url) == f"{server.url}/train/{TAR}?part=1"
 
 
 # The node's copy ----------------------------------------------------------------------------------------------------
@@ -309,10 +308,11 @@ def test_no_secret_leaves_the_request(
 RANK = """
 import hashlib, sys
 from pathlib import Path
-from priorclip.data_shards import ShardSet, store
-from priorclip.data_shards.remote.chunk_cache import locked
+from priorclip.data_shards import ShardSet
+from priorclip.data_shards.remote import shard_files
+from priorclip.data_shards.remote.chunk_cache import file_lock
 import numpy as np
-store.CHUNK = 8192
+shard_files.CHUNK = 8192
 url, cache, limit, seed = sys.argv[1:]
 chunks = Path(cache, "chunks")
 print("ready", flush=True)
@@ -322,7 +322,7 @@ most = 0
 for sample in np.random.default_rng(int(seed)).permutation(len(shards)).tolist():
     data = shards.read(sample)
     assert hashlib.sha256(data.image).hexdigest() == data.info["sha256"]
-    with locked(chunks / ".bytes", 60):  # nobody counts, adds or drops a chunk meanwhile
+    with file_lock(chunks / ".bytes", 60):  # nobody counts, adds or drops a chunk meanwhile
         sizes = [path.stat().st_size for path in chunks.glob("*-*") if path.exists()]
     most = max(most, sum(sizes))
 print(most)
@@ -369,8 +369,8 @@ def test_a_killed_holder_does_not_block(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys, time\nfrom pathlib import Path\nfrom data_shards.chunk_cache import part_of\n"
-            "with part_of(Path(sys.argv[1]), 9) as part:\n    part.write(b'half')\n    print('held', flush=True)\n"
+            "import sys, time\nfrom pathlib import Path\nfrom priorclip.data_shards.remote.chunk_cache import claim_part\n"
+            "with claim_part(Path(sys.argv[1]), 9) as part:\n    part.write(b'half')\n    print('held', flush=True)\n"
             "    time.sleep(600)",
             str(tmp_path / "a"),
         ],
@@ -398,12 +398,12 @@ def test_a_killed_holder_does_not_block(tmp_path: Path) -> None:
 
 
 def test_a_holder_without_progress_is_passed_over(tmp_path: Path) -> None:
-    with chunk_cache.part_of(tmp_path / "a", 9) as slow:
+    with chunk_cache.claim_part(tmp_path / "a", 9) as slow:
         assert slow is not None
         handle = ChunkCache(tmp_path, 100, patience=0.2).open("a", 5, lambda: [b"whole"])
         assert handle is not None
         os.close(handle)
-        with chunk_cache.part_of(tmp_path / "b", 9) as others:
+        with chunk_cache.claim_part(tmp_path / "b", 9) as others:
             os.replace(tmp_path / "b.part", tmp_path / "a.part")  # as if the next one were fetching it by now
             chunk_cache.write(slow, [b"late"])
             chunk_cache.publish(slow, tmp_path / "a")
@@ -422,7 +422,7 @@ def test_a_chunk_finished_between_a_look_and_an_opening_leaves_nothing(
         return real(place, *arguments)
 
     monkeypatch.setattr(os, "open", finished_meanwhile)
-    with chunk_cache.part_of(path, 9) as part:
+    with chunk_cache.claim_part(path, 9) as part:
         assert part is None
     assert [found.name for found in tmp_path.iterdir()] == ["a"]
 
@@ -430,7 +430,7 @@ def test_a_chunk_finished_between_a_look_and_an_opening_leaves_nothing(
 def test_what_a_killed_process_left_goes_when_room_is_made(tmp_path: Path) -> None:
     cache = ChunkCache(tmp_path, 30, 1)
     (tmp_path / "dead.part").write_bytes(bytes(25))
-    with chunk_cache.part_of(tmp_path / "slow", 9) as slow:
+    with chunk_cache.claim_part(tmp_path / "slow", 9) as slow:
         assert slow is not None
         slow.truncate(15)  # announced
         for name in "abc":
@@ -443,16 +443,16 @@ def test_nobody_waits_for_ever_for_a_stopped_process(
     server: RemoteServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = ChunkCache(tmp_path, 100, patience=0.2)
-    with chunk_cache.locked(tmp_path / ".bytes", 1):
+    with chunk_cache.file_lock(tmp_path / ".bytes", 1):
         handle = cache.open("a", 5, lambda: [b"whole"])
     assert handle is not None
     os.close(handle)
     assert "passed over" in caplog.text
     opened(f"{server.url}/train/", tmp_path)
     (lock,) = (tmp_path / "cache").rglob(".lock")
-    with chunk_cache.locked(lock, 1):
+    with chunk_cache.file_lock(lock, 1):
         access = Access(tmp_path / "cache", 0, 0.1, 8192)
-        assert store.manifest_folder(f"{server.url}/train/", access) is not None
+        assert shard_files.fetch_manifest(f"{server.url}/train/", access) is not None
 
 
 def test_the_chunk_used_longest_ago_goes_and_an_open_one_still_reads(tmp_path: Path) -> None:
@@ -500,7 +500,7 @@ def test_a_full_disk_is_said_once_and_the_run_goes_on(
 @settings(max_examples=60, deadline=None)
 def test_spans_cover_what_is_needed_and_little_else(wanted: list[tuple[int, int, int]]) -> None:
     files = [RemoteFile(f"http://host/{number}.tar", Access.of("none", 0, 1)) for number in range(3)]
-    spans = coalesced([(files[number], offset, length) for number, offset, length in wanted])
+    spans = merge_needs([(files[number], offset, length) for number, offset, length in wanted])
     assert len(spans) == len(set(wanted))
     for number, offset, length in wanted:
         span = spans[id(files[number]), offset, length]
@@ -768,4 +768,4 @@ def test_no_byte_is_read_twice_over_the_network_while_packing_is_large(tmp_path:
         shards, local = opened(f"{server.url}/train/", tmp_path), ShardSet(str(folder))
         assert [sample(shards, i) for i in range(3)] == [sample(local, i) for i in range(3)]
     with pytest.raises(RemoteError, match="no parts"):
-        list(transport.stream("http://host/a", 5, 5, Version(99, ranges=False), 1))
+        list(http_ranges.fetch_range("http://host/a", 5, 5, Version(99, ranges=False), 1))

@@ -24,7 +24,7 @@ from small_data import SCENES, encoded, picture, records, rows, write_tar
 from priorclip.common.ports import free_port
 from priorclip.data_shards import RecordSet, ShardSet, ShardStream, TooManyBadSamples, eval_batches, load_tokenizer
 from priorclip.data_shards.config import DataConfig
-from priorclip.data_shards.stream.quarantine import allowance
+from priorclip.data_shards.stream.quarantine import allowed_bad_samples
 
 ROOT = Path(__file__).parents[2]
 
@@ -277,10 +277,10 @@ def test_too_many_bad_samples_stop_the_run_and_name_the_shard(damaged: Path, tok
 
 
 def test_what_one_rank_may_see() -> None:
-    assert allowance(0.01, 1000, 1) == 10
-    assert allowance(0.01, 1000, 10) == 7  # 1, three standard deviations and three
-    assert allowance(0.01, 100, 10) == 1  # never more than all ranks together
-    assert allowance(0, 1000, 8) == 0
+    assert allowed_bad_samples(0.01, 1000, 1) == 10
+    assert allowed_bad_samples(0.01, 1000, 10) == 7  # 1, three standard deviations and three
+    assert allowed_bad_samples(0.01, 100, 10) == 1  # never more than all ranks together
+    assert allowed_bad_samples(0, 1000, 8) == 0
 
 
 def test_labels_without_a_manifest_are_remarked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

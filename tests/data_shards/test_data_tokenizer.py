@@ -11,7 +11,7 @@ import pytest
 
 from priorclip.data_shards import ShardSet, load_tokenizer, train_tokenizer
 from priorclip.data_shards.__main__ import main
-from priorclip.data_shards.stream.collate import tokenize
+from priorclip.data_shards.stream.batch_fetcher import tokenize
 from priorclip.data_shards.tokenizer import all_captions
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from small_data import encoded, picture
 
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.images.transforms import aligned, eval_transform, random_box, train_transform
+from priorclip.data_shards.images.transforms import align_box, eval_transform, random_box, train_transform
 
 
 @functools.cache
@@ -61,7 +61,7 @@ def test_centre_of_a_tall_image_with_an_odd_margin() -> None:
 def test_random_crop_is_the_reference_crop(seed: int, shape: tuple[int, int], scale: float) -> None:
     data = encoded(photograph(*shape), quality=92)
     found = train_transform(data, 96, random.Random(seed), scale=scale, hflip=False, vflip=False, rot90=False)
-    box = aligned(random_box(*shape, scale, random.Random(seed)), 96)
+    box = align_box(random_box(*shape, scale, random.Random(seed)), 96)
     assert np.abs(found - reference(data, box, 96)).mean() < 2
 
 

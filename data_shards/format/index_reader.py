@@ -6,7 +6,7 @@
 Every worker of every rank of a node reads the same pages of the kernel's cache, so that 5 million samples (300 MB of
 indices) cost no process anything; nor does a resume wait for indices to be read whole. Mapping the file would do as
 well until somebody cuts it short, which ends a process that has it mapped; a read that fails is an error to handle.
-The layout is that of :mod:`priorclip.data_shards.format.tar_index`.
+The layout is that of :mod:`priorclip.data_shards.format.shard_index`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import os
 import struct
 from pathlib import Path
 
-from priorclip.data_shards.format.tar_index import HEADER_BYTES, Layout, Member, not_an_index
+from priorclip.data_shards.format.shard_index import HEADER_BYTES, Layout, Member, damaged_index
 
 
-class IndexFile:
+class IndexReader:
     """``len(index)``, ``index.key(sample)`` and ``index.members(sample)`` as of ShardIndex, without hashes.
 
     Raises OSError where the file cannot be read, ValueError, naming it, where it is damaged or of another format.
@@ -30,7 +30,7 @@ class IndexFile:
         line, newline, _ = os.pread(self._file, HEADER_BYTES, 0).partition(b"\n")
         self._layout = layout = Layout.parse(line, path)
         if not newline or os.fstat(self._file).st_size != len(line) + 1 + layout.size:
-            raise not_an_index(path)
+            raise damaged_index(path)
         self._first = len(line) + 1
         self._key_end = self._first + 4 * (layout.samples + 1)
         self._offset = self._key_end + 4 * layout.samples
@@ -47,7 +47,7 @@ class IndexFile:
         place = self._key_end + 4 * sample
         start, end = self._read("II", place - 4) if sample else (0, *self._read("I", place))
         if not start <= end <= self._layout.key_bytes:
-            raise not_an_index(self.path)
+            raise damaged_index(self.path)
         return self._bytes(self._keys + start, end - start).decode("utf-8", "surrogateescape")
 
     def members(self, sample: int) -> list[Member]:
@@ -56,13 +56,13 @@ class IndexFile:
         start, end = self._read("II", self._first + 4 * sample)
         count = end - start
         if not 0 <= count <= self._layout.members or end > self._layout.members:
-            raise not_an_index(self.path)
+            raise damaged_index(self.path)
         offsets = self._read(f"{count}Q", self._offset + 8 * start)
         sizes = self._read(f"{count}Q", self._size + 8 * start)
         kinds = self._read(f"{count}H", self._kind + 2 * start)
         extensions = self._layout.extensions
         if any(kind >= len(extensions) for kind in kinds):
-            raise not_an_index(self.path)
+            raise damaged_index(self.path)
         return [Member(key, extensions[k], o, s) for k, o, s in zip(kinds, offsets, sizes, strict=True)]
 
     def close(self) -> None:
@@ -81,5 +81,5 @@ class IndexFile:
     def _bytes(self, place: int, count: int) -> bytes:
         data = os.pread(self._file, count, place)
         if len(data) < count:
-            raise not_an_index(self.path)
+            raise damaged_index(self.path)
         return data

@@ -31,13 +31,13 @@ import psutil
 from numpy.typing import NDArray
 
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS, split_name
-from priorclip.data_shards.format.tar import walk
+from priorclip.data_shards.format.tar import read_members
 
 log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "data-shards-index", 1
 HEADER_BYTES = 1 << 16  # that the first line of an index fits into
-DAMAGE_TOLD = 5  # places of damage that the log tells of
+DAMAGE_LOGGED = 5  # places of damage that the log tells of
 TEMPORARY = re.compile(r"\.(?P<host>[\w.-]*)~(?P<process>\d+)\.tmp$")  # end of the name of an unfinished file
 
 
@@ -76,13 +76,13 @@ class Layout:
             samples, members, key_bytes = (int(header[name]) for name in ("samples", "members", "key_bytes"))
             extensions, hashed = tuple(header["extensions"]), bool(header["hashed"])
         except (ValueError, KeyError, TypeError) as error:
-            raise not_an_index(path) from error
+            raise damaged_index(path) from error
         if not known or min(samples, members, key_bytes) < 0:
-            raise not_an_index(path)
+            raise damaged_index(path)
         return cls(samples, members, key_bytes, extensions, hashed)
 
 
-def not_an_index(path: Path) -> ValueError:
+def damaged_index(path: Path) -> ValueError:
     return ValueError(f"{path} is damaged or not a shard index: write it anew with `data_shards index`")
 
 
@@ -147,10 +147,10 @@ class ShardIndex:
         line, _, body = path.read_bytes().partition(b"\n")
         layout = Layout.parse(line, path)
         if len(body) != layout.size:
-            raise not_an_index(path)
+            raise damaged_index(path)
         index = cls(layout.extensions, *_arrays(body, layout.samples, layout.members, layout.hashed, hashes))
         if not index.is_consistent():
-            raise not_an_index(path)
+            raise damaged_index(path)
         return index
 
     def is_consistent(self) -> bool:
@@ -210,16 +210,16 @@ def scan(path: Path, hashes: bool = False) -> ShardIndex:
     """
     members: list[Member] = []
     damage: list[str] = []
-    for info, data in walk(path, hashes, damage.append):
+    for info, data in read_members(path, hashes, damage.append):
         key, extension = split_name(info.name)
         digest = None if data is None else hashlib.sha256(data).digest()
         members.append(Member(key, extension, info.offset_data, info.size, digest))
     if damage and not members:
         raise ValueError(f"{path} is not an uncompressed tar that can be read: {damage[0]}")
-    for text in damage[:DAMAGE_TOLD]:
+    for text in damage[:DAMAGE_LOGGED]:
         log.warning("%s: %s", path, text)
-    if len(damage) > DAMAGE_TOLD:
-        log.warning("%s: damaged in %d places more", path, len(damage) - DAMAGE_TOLD)
+    if len(damage) > DAMAGE_LOGGED:
+        log.warning("%s: damaged in %d places more", path, len(damage) - DAMAGE_LOGGED)
     index = ShardIndex.build(members)
     if not members:
         log.warning("%s is empty", path)

@@ -21,7 +21,7 @@ SIGNED_FOR = timedelta(hours=1)
 HUB_KINDS = {"datasets": "dataset", "models": "model", "spaces": "space"}
 
 
-def request_for(url: str) -> tuple[str, dict[str, str]]:
+def build_request(url: str) -> tuple[str, dict[str, str]]:
     """(address, headers) of a GET for the object. Raises OSError where a package or a part of the URL is missing."""
     scheme = urlsplit(url).scheme
     if scheme == "s3":

@@ -38,10 +38,12 @@ def check_scheme(url: str) -> None:
     """Raises ValueError for a scheme that nothing here reads."""
     scheme = urlsplit(url).scheme
     if scheme not in SCHEMES:
-        raise ValueError(f"{shown(url)}: shards are read from {', '.join(SCHEMES)} and pipe:, not from {scheme}://")
+        raise ValueError(
+            f"{public_url(url)}: shards are read from {', '.join(SCHEMES)} and pipe:, not from {scheme}://"
+        )
 
 
-def shown(url: str) -> str:
+def public_url(url: str) -> str:
     """The URL as messages give it: no user, password or query; of a pipe: its program alone."""
     if url.startswith("pipe:"):
         return " ".join(url.split()[:1]) + " ..."
@@ -49,31 +51,31 @@ def shown(url: str) -> str:
     return urlunsplit((parts.scheme, _host(parts.netloc), parts.path, "", "")) + ("?..." if parts.query else "")
 
 
-def identity(url: str) -> str:
+def unsigned_url(url: str) -> str:
     """The URL without its secrets, the same however it was signed."""
     parts = urlsplit(url)
     query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if not _secret(name)]
     return urlunsplit((parts.scheme, _host(parts.netloc), parts.path, urlencode(query), ""))
 
 
-def digest(url: str) -> str:
+def url_hash(url: str) -> str:
     """Sixteen hex digits that name the object in the cache."""
-    return hashlib.sha256(identity(url).encode()).hexdigest()[:16]
+    return hashlib.sha256(unsigned_url(url).encode()).hexdigest()[:16]
 
 
-def folder_of(url: str) -> str:
+def folder_url(url: str) -> str:
     """The URL of the folder that the object lies in, with the same credentials; ends in a slash."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=parts.path.rpartition("/")[0] + "/"))
 
 
-def inside(folder: str, name: str) -> str:
+def url_in_folder(folder: str, name: str) -> str:
     """The URL of a file of a folder."""
     parts = urlsplit(folder)
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/" + name))
 
 
-def base_name(url: str) -> str:
+def safe_file_name(url: str) -> str:
     """Last part of the path, in letters that any file system takes."""
     name = url if url.startswith("pipe:") else urlsplit(url).path
     name = name.rstrip("/").split("?")[0].rsplit("/", 1)[-1]

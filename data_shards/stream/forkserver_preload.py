@@ -10,7 +10,7 @@ from __future__ import annotations
 # Loaded once here, with torch, so that workers start at once.
 from transformers import PreTrainedTokenizerFast  # noqa: F401
 
-import priorclip.data_shards.stream.collate  # noqa: F401
-from priorclip.data_shards.stream.workers import survive_preemption
+import priorclip.data_shards.stream.batch_fetcher  # noqa: F401
+from priorclip.data_shards.stream.workers import ignore_preemption_signals
 
-survive_preemption(0)
+ignore_preemption_signals(0)

@@ -13,7 +13,7 @@ MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
 
 
-def mix(*coordinates: int) -> int:
+def hash_integers(*coordinates: int) -> int:
     """A 64-bit hash of the coordinates, in order."""
     state = 0
     for value in coordinates:
@@ -21,7 +21,7 @@ def mix(*coordinates: int) -> int:
     return state
 
 
-def mix_array(key: int, count: int) -> NDArray[np.uint64]:
+def hash_range(key: int, count: int) -> NDArray[np.uint64]:
     """``count`` 64-bit hashes: element i is ``mix`` finished on key and i."""
     state = np.arange(count, dtype=np.uint64) * np.uint64(GAMMA) + np.uint64(key & MASK)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -31,7 +31,7 @@ def mix_array(key: int, count: int) -> NDArray[np.uint64]:
 
 def permutation(key: int, count: int) -> NDArray[np.int64]:
     """A permutation of 0..count-1 that depends on ``key`` alone."""
-    return np.argsort(mix_array(key, count), kind="stable")
+    return np.argsort(hash_range(key, count), kind="stable")
 
 
 def _finish(state: int) -> int:

@@ -27,17 +27,16 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from priorclip.data_shards.config import byte_count
-from priorclip.data_shards.format.tar_index import scan, write_aside
-from priorclip.data_shards.remote import address
-from priorclip.data_shards.remote import http_ranges as transport
-from priorclip.data_shards.remote.chunk_cache import CHUNK, ChunkCache, kept, locked, part_of, touch
+from priorclip.data_shards.format.shard_index import scan, write_aside
+from priorclip.data_shards.remote import http_ranges, urls
+from priorclip.data_shards.remote.chunk_cache import CHUNK, ChunkCache, claim_part, fetch_once, file_lock, mark_alive
 from priorclip.data_shards.remote.http_ranges import RemoteError, Version
 
 log = logging.getLogger(__name__)
 
 SCAN_BLOCK = 1 << 20  # bytes that a scan takes at a time: members larger than this are skipped
 EVERYTHING = 1 << 62
-_told: set[str] = set()  # hosts that were remarked upon in this process
+_warned_hosts: set[str] = set()  # hosts that were remarked upon in this process
 
 
 @dataclass(frozen=True)
@@ -125,14 +124,14 @@ class RemoteFile:
     remote = True
 
     def __init__(self, url: str, access: Access) -> None:
-        address.check_scheme(url)
+        urls.check_scheme(url)
         self.url, self._access = url, access
         self.name = unquote(urlsplit(url).path.rstrip("/").rsplit("/", 1)[-1])
-        self.address = self.identity = address.identity(url)
+        self.address = self.identity = urls.unsigned_url(url)
         self.expected: int | None = None  # bytes that the manifest says
 
     def __str__(self) -> str:
-        return address.shown(self.url)
+        return urls.public_url(self.url)
 
     def __fspath__(self) -> str:
         raise TypeError(f"{self} is not a local file")
@@ -140,10 +139,10 @@ class RemoteFile:
     @cached_property
     def version(self) -> Version:
         """Its state when it was first seen. Raises RemoteError."""
-        version = transport.probe(self.url, self._access.timeout)
+        version = http_ranges.fetch_version(self.url, self._access.timeout)
         host = urlsplit(self.url).netloc
-        if not version.ranges and host not in _told:
-            _told.add(host)
+        if not version.ranges and host not in _warned_hosts:
+            _warned_hosts.add(host)
             log.warning(
                 "the server of %s gives no parts of files: shards are fetched whole into %s before they are read",
                 self,
@@ -165,7 +164,7 @@ class RemoteFile:
         if not self.version.ranges:
             return self._piece(self._access.wholes, "whole", 0, self.size, offset, end)
         if not self._access.limit:
-            return b"".join(transport.stream(self.url, offset, end - offset, self.version, self._access.timeout))
+            return b"".join(http_ranges.fetch_range(self.url, offset, end - offset, self.version, self._access.timeout))
         chunks, chunk, parts = self._access.chunks, self._access.chunk, []
         for number in range(offset // chunk, (end - 1) // chunk + 1):
             start, stop = number * chunk, min((number + 1) * chunk, self.size)
@@ -176,7 +175,7 @@ class RemoteFile:
         """Bytes offset .. end - 1 of the chunk start .. stop - 1; from the network alone where it cannot be kept."""
 
         def fetch() -> Iterator[bytes]:
-            return transport.stream(self.url, start, stop - start, self.version, self._access.timeout)
+            return http_ranges.fetch_range(self.url, start, stop - start, self.version, self._access.timeout)
 
         handle = cache.open(f"{self._key}-{name}", stop - start, fetch)
         if handle is not None:
@@ -185,7 +184,7 @@ class RemoteFile:
             finally:
                 os.close(handle)
         if self.version.ranges:
-            return b"".join(transport.stream(self.url, offset, end - offset, self.version, self._access.timeout))
+            return b"".join(http_ranges.fetch_range(self.url, offset, end - offset, self.version, self._access.timeout))
         raise RemoteError(
             "remote cannot be read", f"{self}: its server gives whole files only, and {cache.folder} has no room for it"
         )
@@ -203,27 +202,27 @@ class RemoteFile:
         """The node's copy of the .idx beside it, which must have this SHA-256. Raises RemoteError, OSError."""
 
         def fetch() -> Iterator[bytes]:
-            url = address.inside(address.folder_of(self.url), f"{urlsplit(self.url).path.rsplit('/', 1)[-1]}.idx")
-            answer = transport.fetch(url, self._access.timeout)
+            url = urls.url_in_folder(urls.folder_url(self.url), f"{urlsplit(self.url).path.rsplit('/', 1)[-1]}.idx")
+            answer = http_ranges.fetch_file(url, self._access.timeout)
             assert answer is not None
             data = answer[0]
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise RemoteError(
-                    "index cannot be read", f"{address.shown(url)} is not the one that the manifest names"
+                    "index cannot be read", f"{urls.public_url(url)} is not the one that the manifest names"
                 )
             yield data
 
-        return kept(self._access.folder / "indices" / f"{sha256[:32]}.idx", self._access.patience, fetch)
+        return fetch_once(self._access.folder / "indices" / f"{sha256[:32]}.idx", self._access.patience, fetch)
 
     def scanned(self) -> Path:
         """The node's copy of its index as its headers say it, walked once. Raises RemoteError, ValueError."""
         path = self._access.folder / "indices" / f"scanned-{self._key}.idx"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            with part_of(path, self._access.patience) as part:
+            with claim_part(path, self._access.patience) as part:
                 if part is not None:
                     log.info("%s has no index: its headers are walked once", self)
-                    scan(Walked(self, lambda: touch(part))).save(path)  # type: ignore[arg-type]
+                    scan(Walked(self, lambda: mark_alive(part))).save(path)  # type: ignore[arg-type]
         return path
 
 
@@ -266,21 +265,21 @@ class _Raw(io.RawIOBase):
 ShardFile = LocalFile | RemoteFile
 
 
-def manifest_folder(url: str, access: Access) -> Path | None:
+def fetch_manifest(url: str, access: Access) -> Path | None:
     """The folder with the node's copy of the manifest in the remote folder ``url``; None where there is none.
 
     The copy is asked after at each start, and fetched again only where it has changed. Raises RemoteError.
     """
-    place = address.inside(url, "manifest.json")
-    folder = access.folder / "manifests" / address.digest(place)
+    place = urls.url_in_folder(url, "manifest.json")
+    folder = access.folder / "manifests" / urls.url_hash(place)
     folder.mkdir(parents=True, exist_ok=True)
     copy, about = folder / "manifest.json", folder / "version.json"
-    with locked(folder / ".lock", access.patience):
+    with file_lock(folder / ".lock", access.patience):
         try:
             known = None
             with contextlib.suppress(OSError, ValueError, TypeError):
                 known = Version(**json.loads(about.read_text())) if copy.exists() else None
-            answer = transport.fetch(place, access.timeout, known)
+            answer = http_ranges.fetch_file(place, access.timeout, known)
             if answer is not None:
                 write_aside(copy, answer[0])
                 write_aside(about, json.dumps(asdict(answer[1])).encode())

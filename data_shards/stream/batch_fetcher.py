@@ -1,0 +1,185 @@
+"""Positions of an epoch -> one batch: read, decode, augment, tokenise. Runs in the worker processes.
+
+A sample that is bad is replaced by another of its corpus, drawn by (seed, epoch, position, attempt), so that every rank
+keeps its batch size and the replacement is the same after a resume. What was bad travels with the batch to the training
+process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, get_worker_info
+
+from priorclip.data_shards.config import DataConfig
+from priorclip.data_shards.format.class_names import ClassIds
+from priorclip.data_shards.format.sample import BadSample, Sample
+from priorclip.data_shards.images.transforms import eval_transform, train_transform
+from priorclip.data_shards.order.hashing import hash_integers
+from priorclip.data_shards.order.mixture import MixedOrder, Mixture, MixturePart
+from priorclip.data_shards.stream.semantic_noise import SemanticNoise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+AUGMENTATION, REPLACEMENT = 3, 4
+ATTEMPTS = 100
+LONGEST_TOKEN = 64  # characters; more than a token of any vocabulary of words has
+BAD_ROWS = "bad_rows"
+
+Position = tuple[int, int]  # (epoch, position in the epoch)
+
+
+class SampleSource(Protocol):
+    """What a stream reads from: ShardSet or RecordSet."""
+
+    sizes: list[int]
+    classes: list[str]
+
+    def __len__(self) -> int: ...
+    def read(self, sample: int) -> Sample: ...
+    def name(self, sample: int) -> tuple[str, str]: ...
+    def text(self, sample: int) -> Sample: ...
+    def captions(self, sample: int, caption_field: str = "captions") -> list[str]: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class BatchFetcher(Dataset):
+    """A map-style dataset whose item is a whole batch: DataLoader hands ``__getitems__`` the batch's positions.
+
+    Args:
+        source: samples
+        tokenizer: transformers tokenizer, or None for images and labels only
+        config: see DataConfig
+        seed: of the run
+        train: random crop, flips and caption, and the noise of the config; otherwise the centred square and the first
+            caption
+    """
+
+    def __init__(
+        self,
+        source: SampleSource,
+        tokenizer: PreTrainedTokenizerBase | None,
+        config: DataConfig,
+        seed: int,
+        train: bool,
+    ) -> None:
+        self.source, self.tokenizer, self.config, self.seed, self.train = source, tokenizer, config, seed, train
+        classes = config.classes if config.classes is not None else source.classes
+        self.class_ids = ClassIds(classes)
+        parts = getattr(source, "parts", None) or [MixturePart(source.sizes)]
+        self.mixture = Mixture(parts, seed, config.block_size, config.window_blocks)
+        shares = (config.caption_noise, config.label_noise) if train else (0, 0)
+        self.noise = SemanticNoise(seed, len(source), *shares)
+
+    def order(self, epoch: int) -> MixedOrder:
+        """The sample index at each position of an epoch."""
+        return MixedOrder(self.mixture, epoch)
+
+    def __getitems__(self, positions: Sequence[Position]) -> dict[str, Any]:
+        """One batch; see ShardStream for its keys. ``bad_rows`` lists what was replaced."""
+        bad_rows: list[dict[str, str]] = []
+        size = self.config.side
+        images = pixel_buffer((len(positions), 3, size, size))
+        pixels = images.numpy()
+        captions, labels, ids = [], [], []
+        prefetch_samples(self.source, (self.order(epoch)[position] for epoch, position in positions))
+        for row, (epoch, position) in enumerate(positions):
+            sample, pixels[row], label, caption = self.fetch(epoch, position, bad_rows)
+            ids.append(sample)
+            labels.append(label)
+            captions.append(caption)
+        batch: dict[str, Any] = {
+            "images": images,
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "image_ids": torch.tensor(ids, dtype=torch.int64),
+            "epoch": positions[0][0],
+            BAD_ROWS: bad_rows,
+        }
+        if self.tokenizer is not None:
+            batch |= tokenize(self.tokenizer, captions)
+        return batch
+
+    def fetch(
+        self, epoch: int, position: int, bad_rows: list[dict[str, str]]
+    ) -> tuple[int, NDArray[np.uint8], int, str]:
+        """(sample index, pixels, label id or -1, caption) of a position, or of the one that replaces it."""
+        corpus, passage, index = self.mixture.draw(epoch, position)
+        for attempt in range(ATTEMPTS):
+            try:
+                return index, *self.prepare(self.source.read(index), passage, index)
+            except BadSample as error:
+                shard, key = self.source.name(index)
+                bad_rows.append({"shard": shard, "key": key, "reason": error.reason, "detail": error.detail})
+            index = self.mixture.substitute(corpus, hash_integers(self.seed, epoch, REPLACEMENT, position, attempt))
+        shards = ", ".join(sorted({row["shard"] for row in bad_rows})[:5])
+        raise RuntimeError(f"{ATTEMPTS} samples in a row are bad ({bad_rows[-1]['reason']}): see {shards}")
+
+    def prepare(self, sample: Sample, passage: int, index: int) -> tuple[NDArray[np.uint8], int, str]:
+        """Pixels, label id and caption of one sample, a function of (seed, pass of its corpus, sample index)."""
+        config = self.config
+        rng = random.Random(hash_integers(self.seed, passage, AUGMENTATION, index))
+        draw = rng.random()
+        caption = ""
+        if self.tokenizer is not None:
+            donor = self.noise.caption_source(index)
+            own = donor == index
+            texts = sample.texts(config.caption_field) if own else self.source.captions(donor, config.caption_field)
+            caption = texts[int(draw * len(texts))] if self.train else texts[0]
+        if config.check_hashes:
+            check_hash(sample)
+        if self.train:
+            pixels = train_transform(
+                sample.image,
+                config.side,
+                rng,
+                scale=config.scale,
+                hflip=config.hflip,
+                vflip=config.vflip,
+                rot90=config.rot90,
+                max_pixels=config.max_pixels,
+            )
+        else:
+            pixels = eval_transform(sample.image, config.side, max_pixels=config.max_pixels)
+        label = self.class_ids[sample.label]
+        return pixels, self.noise.label(index, label, len(self.class_ids)), caption
+
+
+def pixel_buffer(shape: tuple[int, ...]) -> torch.Tensor:
+    """uint8, not initialised; in a worker it lies in shared memory, where it would be copied to on its way out."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own default_collate gets it
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+def prefetch_samples(source: Any, samples: Iterable[int], images: bool = True) -> None:
+    """Tell a source that can read ahead what is read next, in this order."""
+    prefetch = getattr(source, "prefetch", None)
+    if prefetch is not None:
+        prefetch(samples, images)
+
+
+def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, torch.Tensor]:
+    """``input_ids`` and ``attention_mask``, int64 (b, T), padded to the tokenizer's ``model_max_length``."""
+    longest = LONGEST_TOKEN * tokenizer.model_max_length  # more is cut off in any case, after a second a megabyte
+    texts = [text[:longest] for text in texts]
+    # Lists, for with return_tensors transformers walks every token in Python: a fifth of a batch's time at 256 pixels.
+    # And numpy reads lists at three times the speed of torch.
+    encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length)
+    names = ("input_ids", "attention_mask")
+    return {name: torch.from_numpy(np.array(encoded[name], np.int64)) for name in names}
+
+
+def check_hash(sample: Sample) -> None:
+    recorded = sample.info.get("sha256")
+    if recorded and hashlib.sha256(sample.image).hexdigest() != recorded:
+        raise BadSample("image differs from its hash", f"recorded {recorded}")
