@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command, config = parse_command(COMMANDS, own, prog="cluster", description=DESCRIPTION)
     try:
         if command == "check":
-            from priorclip.cluster.check.check_hosts import check
+            from priorclip.cluster.check.check_hosts import check_hosts
 
-            return check(config)
+            return check_hosts(config)
         if command in ("plan", "simulate"):
             from priorclip.cluster.plan.plan_run import plan, simulate
 

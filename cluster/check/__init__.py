@@ -1,1 +1,1 @@
-"""`cluster check`: what each host has, and what would stop a run there."""
+"""`cluster check`: probes each host and names what would stop a run there."""

@@ -1,15 +1,16 @@
 """``python -m priorclip.cluster.check.host_probe NAME FOLDER [SHARDS]``
 
-What this host has and which hosts it reaches, for ``cluster check``.
+The probe of ``cluster check``: it describes its host and tests connections to other hosts.
 
-It begins with its facts, then answers a question a line of its input, until that ends; all in JSON, answers marked:
+First it prints a description of its host. Then it reads questions, one JSON a line, and answers each until its input
+ends. Each answer is JSON behind a mark:
 
     cluster-probe {"host": "worker-0", "torch": "2.14.1", "deepspeed": "0.19.8", "count": 8, "free_gb": 812.4, ...}
     {"clock": true}                           ->  {"host": "worker-0", "time": 1767225600.1}
-    {"listen": {"worker-0": 29500}}           ->  {"host": "worker-0", "listening": null}     # or what is in the way
+    {"listen": {"worker-0": 29500}}           ->  {"host": "worker-0", "listening": null}     # or the error
     {"reach": [["w1", "10.0.0.3", 40112]]}    ->  {"host": "worker-0", "reached": {"w1": {"from": "10.0.0.2"}}}
 
-NAME ``-`` is the node's name under srun, where all nodes get the same command and the same questions.
+Under srun all nodes get the same command and the same questions; NAME is ``-`` and means the node's own name.
 """
 
 from __future__ import annotations
@@ -41,26 +42,26 @@ KINDS = (".py", ".json", ".yaml", ".sbatch", ".html")
 
 def main(name: str, folder: str, shards: str | None) -> None:
     name = os.environ["SLURMD_NODENAME"] if name == "-" else name
-    own = listener(0)
-    say(name, {**facts(folder, shards), "data_port": own.getsockname()[1]})
+    server = open_listener(0)
+    send_answer(name, {**describe_host(folder, shards), "data_port": server.getsockname()[1]})
     for line in sys.stdin:
         question = json.loads(line)
         if "clock" in question:
-            say(name, {"time": time.time()})
+            send_answer(name, {"time": time.time()})
         elif "listen" in question:
-            say(name, {"listening": listen(question["listen"].get(name))})
+            send_answer(name, {"listening": listen(question["listen"].get(name))})
         elif "reach" in question:
             with ThreadPoolExecutor(64) as pool:
-                answers = pool.map(lambda target: reach(target[1], target[2]), question["reach"])
-            say(name, {"reached": dict(zip((target[0] for target in question["reach"]), answers))})
+                answers = pool.map(lambda target: connect(target[1], target[2]), question["reach"])
+            send_answer(name, {"reached": dict(zip((target[0] for target in question["reach"]), answers))})
 
 
-def say(name: str, answer: dict[str, Any]) -> None:
+def send_answer(name: str, answer: dict[str, Any]) -> None:
     print(MARK + json.dumps({"host": name, **answer}), flush=True)
 
 
-def listener(port: int) -> socket.socket:
-    """A listening socket whose callers are let in and sent away."""
+def open_listener(port: int) -> socket.socket:
+    """Opens a listening socket. A thread accepts each connection and closes it."""
     server = socket.create_server(("", port), backlog=1024)
 
     def serve() -> None:
@@ -73,18 +74,18 @@ def listener(port: int) -> socket.socket:
 
 
 def listen(port: int | None) -> str | None:
-    """What keeps this host from listening on the port; None where it now does, or was not asked to."""
+    """Listens on the port. Returns the error, or None if it listens now or ``port`` is None."""
     if port is None:
         return None
     try:
-        listener(port)
+        open_listener(port)
     except OSError as error:
         return os.strerror(error.errno or 0)
     return None
 
 
-def reach(address: str, port: int) -> dict[str, str]:
-    """``{"from": own address}`` where a connection can be made, else ``{"error": why}``."""
+def connect(address: str, port: int) -> dict[str, str]:
+    """Returns ``{"from": own address}`` if a connection can be made, otherwise ``{"error": reason}``."""
     try:
         with socket.create_connection((address, port), timeout=CONNECT_SECONDS) as connection:
             return {"from": connection.getsockname()[0]}
@@ -92,29 +93,29 @@ def reach(address: str, port: int) -> dict[str, str]:
         return {"error": os.strerror(error.errno) if error.errno else str(error)}
 
 
-def facts(folder: str, shards: str | None) -> dict[str, Any]:
-    """In this machine's own words; ``count`` accelerators, 0 on a CPU machine, sizes in GB (10^9 bytes)."""
+def describe_host(folder: str, shards: str | None) -> dict[str, Any]:
+    """Versions, code, accelerators and free space. ``count`` accelerators is 0 on a CPU machine; 1 GB is 10^9 bytes."""
     kind, count, cuda, nccl = accelerators()
     return {
         "hostname": socket.gethostname(),
-        "addresses": addresses(),
+        "addresses": ip_addresses(),
         "python": platform.python_version(),
         "torch": version("torch"),
         "deepspeed": version("deepspeed"),
         "cuda": cuda,
         "nccl": nccl,
-        "code": {name: code_of(Path(__file__).resolve().parents[2] / name) for name in PACKAGES},
-        "commit": commit(),
+        "code": {name: code_hash(Path(__file__).resolve().parents[2] / name) for name in PACKAGES},
+        "commit": git_commit(),
         "accelerator": kind,
         "count": count,
         "free_gb": free_gb(folder),
         "shm_gb": free_gb("/dev/shm"),
-        "shards": look_at_shards(shards) if shards else None,
+        "shards": verify_shards(shards) if shards else None,
     }
 
 
 def accelerators() -> tuple[str, int, str, str]:
-    """(name, number, CUDA version, NCCL version) of what a run here would use."""
+    """(name, number, CUDA version, NCCL version) of the accelerators that a run here would use."""
     if version("torch") == "missing":
         return "cpu", 0, "none", "none"
     import torch
@@ -135,46 +136,47 @@ def version(package: str) -> str:
         return "missing"
 
 
-def code_of(package: Path) -> str:
-    """Eight digits that differ where a file of the package that a run reads does."""
+def code_hash(package: Path) -> str:
+    """Eight digits of a hash over the files of the package that a run reads."""
     digest = sha256()
     for path in sorted(path for path in package.rglob("*") if path.suffix in KINDS):
         digest.update(f"{path.relative_to(package)}\0".encode() + sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:8]
 
 
-def commit() -> str | None:
-    """git's name of the code, where it is a checkout."""
+def git_commit() -> str | None:
+    """The short hash of the commit, or None if the code is no git checkout."""
     root = Path(__file__).resolve().parents[2]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        asked = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
-        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     return None
 
 
-def addresses() -> list[str]:
-    """IPv4 addresses in the order of ``hostname -I``, whose first is DeepSpeed's choice of MASTER_ADDR."""
+def ip_addresses() -> list[str]:
+    """IPv4 addresses in the order of ``hostname -I``. DeepSpeed takes the first as MASTER_ADDR."""
     interfaces = psutil.net_if_addrs().items()
     found = [entry.address for name, entries in interfaces if name != "lo" for entry in entries
              if entry.family == socket.AF_INET]  # fmt: skip
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        said = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=True, timeout=10).stdout.split()
-        found.sort(key=lambda address: said.index(address) if address in said else len(said))
+        listed = subprocess.run(["hostname", "-I"], capture_output=True, text=True, check=True, timeout=10)
+        order = listed.stdout.split()
+        found.sort(key=lambda address: order.index(address) if address in order else len(order))
     return found
 
 
 def free_gb(folder: str) -> float | None:
-    """Free space where ``folder`` is or would be made; None where even the parent is not there."""
+    """Free space of ``folder``, or of its parent if it does not exist. None if the parent does not exist either."""
     path = Path(folder).absolute()
     existing = path if path.exists() else path.parent
     return round(shutil.disk_usage(existing).free / 1e9, 2) if existing.exists() else None
 
 
-def look_at_shards(specification: str) -> dict[str, Any]:
-    """What ``data_shards verify --sizes`` says here of shards on a disk or behind a URL: the reader that a run has.
+def verify_shards(specification: str) -> dict[str, Any]:
+    """Runs ``data_shards verify --sizes`` on local or remote shards: it uses the same reader as a run.
 
-    In a process of its own, as this package knows no shards. ``count``, ``bytes``, ``digest`` (names and sizes),
-    ``wrong`` and, for each that is not right, why.
+    It is another process because this package does not import data_shards. Returns ``count``, ``bytes``, ``digest``
+    (a hash of names and sizes), ``wrong`` (the number of bad shards) and ``problems`` (the reason by shard).
     """
     command = [
         sys.executable,
@@ -197,4 +199,4 @@ def look_at_shards(specification: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
-    os._exit(0)  # the listeners' threads wait for ever
+    os._exit(0)  # the threads of the listeners never end

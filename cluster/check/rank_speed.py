@@ -1,14 +1,14 @@
 """``python -m cluster launch ... -- priorclip.cluster.check.rank_speed``.
 
-Measures how fast the ranks compute and talk, for ``cluster check``.
+Measures compute and network of the ranks for ``cluster check``.
 
-All ranks multiply matrices at once; then they all-reduce; then each host's first rank sends to the next host's. Rank 0
-says it in one line:
+All ranks multiply matrices at the same time. Then they all-reduce. Then the first rank of each host sends to the first
+rank of the next host. Rank 0 prints the result as one line:
 
     cluster-rates {"ranks": [{"rank": 0, "host": "worker-0", "tflops": 412.3}, ...],
                    "all_reduce_gb_s": 142.1, "links": [[0, 8, 23.9], ...]}
 
-The bus bandwidth of the all-reduce is 2 (n - 1) / n bytes / seconds, as nccl-tests states it; a link's is one way.
+The bus bandwidth of the all-reduce is 2 (n - 1) / n bytes / seconds, as in nccl-tests. The rate of a link is one way.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from priorclip.cluster.check.measure_speed import RATES_MARK
 from priorclip.training.config import EngineConfig
 from priorclip.training.ranks.distributed import Rank, start
 
-MARK = "cluster-rates "
 BURSTS = 7
 BURST_SECONDS = 0.15
 
 
 def main() -> None:
-    # One thread a rank: hosts are compared, and a run's data workers have the other cores.
+    # One thread a rank, because the data workers of a run use the other cores.
     rank = start(EngineConfig(threads=1, timeout_minutes=2))
-    mine = {"rank": rank.rank, "host": socket.gethostname(), "tflops": compute_rate(rank.device)}
-    ranks: list[dict[str, Any]] = [mine] * rank.world_size
-    dist.all_gather_object(ranks, mine)
+    own = {"rank": rank.rank, "host": socket.gethostname(), "tflops": compute_rate(rank.device)}
+    ranks: list[dict[str, Any]] = [own] * rank.world_size
+    dist.all_gather_object(ranks, own)
     rates = {"ranks": ranks, "all_reduce_gb_s": all_reduce_rate(rank), "links": link_rates(rank)}
     if rank.is_first:
-        print(MARK + json.dumps(rates), flush=True)
+        print(RATES_MARK + json.dumps(rates), flush=True)
     dist.barrier()
     dist.destroy_process_group()
 
 
 def compute_rate(device: torch.device) -> float:
-    """The best of several bursts of matrix products, in 10^12 operations a second: a slow host is slow in all."""
+    """Rate of the best of several bursts of matrix products, in 10^12 operations a second."""
     size, dtype = (384, torch.float32) if device.type == "cpu" else (8192, torch.bfloat16)
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     multiply(left, right, 0.0)
@@ -58,31 +58,31 @@ def multiply(left: torch.Tensor, right: torch.Tensor, seconds: float) -> float:
     while count == 0 or time.perf_counter() - begun < seconds:
         for _ in range(4):
             left @ right
-        settle(left.device)
+        synchronize(left.device)
         count += 4
     return 2 * len(left) ** 3 * count / (time.perf_counter() - begun) / 1e12
 
 
-def settle(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 
 
-def payload(device: torch.device) -> torch.Tensor:
-    """What is sent: 64 MiB between GPUs, 16 MiB else."""
+def message(device: torch.device) -> torch.Tensor:
+    """The tensor that ranks send: 64 MiB on GPUs, 16 MiB on CPUs."""
     return torch.ones((4 if device.type == "cpu" else 16) * 2**20, device=device)
 
 
 def all_reduce_rate(rank: Rank) -> float | None:
-    """Bus bandwidth in GB/s, median of several; None for one rank."""
+    """Bus bandwidth in GB/s, the median of several all-reduces; None for one rank."""
     if rank.world_size == 1:
         return None
-    data, seconds = payload(rank.device), []
+    data, seconds = message(rank.device), []
     for _ in range(1 + BURSTS):
         dist.barrier()
         begun = time.perf_counter()
         dist.all_reduce(data)
-        settle(rank.device)
+        synchronize(rank.device)
         seconds.append(time.perf_counter() - begun)
         data.fill_(1)
     scale = 2 * (rank.world_size - 1) / rank.world_size * data.nbytes
@@ -90,12 +90,12 @@ def all_reduce_rate(rank: Rank) -> float | None:
 
 
 def link_rates(rank: Rank) -> list[tuple[int, int, float]]:
-    """(rank, rank, GB/s) between the first rank of each host and that of the next, one pair after the other."""
+    """(sender, receiver, GB/s) between the first ranks of neighbouring hosts, one pair after the other."""
     first = [0] * rank.world_size
     dist.all_gather_object(first, int(rank.local_rank == 0))
     firsts = [number for number, is_first in enumerate(first) if is_first]
     pairs = list(itertools.pairwise(firsts + firsts[:1] * (len(firsts) > 2)))
-    data, mine = payload(rank.device), []
+    data, own = message(rank.device), []
     for sender, receiver in pairs:
         dist.barrier()
         if rank.rank == sender:
@@ -104,14 +104,14 @@ def link_rates(rank: Rank) -> list[tuple[int, int, float]]:
             dist.recv(data[:1], receiver)
         if rank.rank == receiver:
             begun = 0.0
-            for _ in range(3):  # the first opens the way
+            for _ in range(3):  # the first opens the connection
                 dist.recv(data, sender)
-                settle(rank.device)
+                synchronize(rank.device)
                 begun = begun or time.perf_counter()
-            mine.append((sender, receiver, 2 * data.nbytes / (time.perf_counter() - begun) / 1e9))
+            own.append((sender, receiver, 2 * data.nbytes / (time.perf_counter() - begun) / 1e9))
             dist.send(data[:1], sender)
-    found: list[list[tuple[int, int, float]]] = [mine] * rank.world_size
-    dist.all_gather_object(found, mine)
+    found: list[list[tuple[int, int, float]]] = [own] * rank.world_size
+    dist.all_gather_object(found, own)
     return sorted(link for links in found for link in links)
 
 

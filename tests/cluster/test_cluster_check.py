@@ -26,9 +26,9 @@ from network_hosts import Network
 from small_pretraining import SmallPretraining
 from toy_launches import PYTHON, ROOT, execute, needed
 
-from priorclip.cluster.check import check_hosts as check
-from priorclip.cluster.check.host_probe import look_at_shards
-from priorclip.cluster.check.rules import findings, speeds
+from priorclip.cluster.check import measure_speed
+from priorclip.cluster.check.host_probe import verify_shards
+from priorclip.cluster.check.rules import check_speeds, find_problems
 from priorclip.cluster.commands import CheckConfig
 from priorclip.common.ports import TORCH_PORT
 
@@ -49,9 +49,9 @@ FIREWALL = (
 
 
 def other_code(folder: Path) -> tuple[str, str]:
-    copy = shutil.copy(ROOT / "cluster" / "preemption.py", folder / "preemption.py")
+    copy = shutil.copy(ROOT / "cluster" / "commands.py", folder / "commands.py")
     copy.write_text(copy.read_text() + "# mine\n")
-    return str(copy), str(ROOT / "cluster" / "preemption.py")
+    return str(copy), str(ROOT / "cluster" / "commands.py")
 
 
 def other_deepspeed(folder: Path) -> tuple[str, str]:
@@ -145,12 +145,12 @@ def broken(
     ("host", "problem", "remedy"),
     [
         ("gone", "exit code 255: ssh: connect to host", "see what `ssh gone hostname` says"),
-        ("node1", "the code of cluster is not that of the other hosts", "to the same commit"),
+        ("node1", "the code of cluster is not that of the other hosts", "at the same commit"),
         ("node1", "deepspeed is 0.0.1, elsewhere", "use one environment on all hosts"),
-        ("node1", "/runs, 0.1 wanted", "make room"),
+        ("node1", "/runs, 0.1 wanted", "free some space"),
         ("node1", "0.0 GB free in /dev/shm, 0.1 wanted", "mount -o remount"),
         ("node1", ".tar: No such file or directory, and 1 more", "python -m data_shards verify"),
-        ("node1", f":{TORCH_PORT}: timed out", "open the way in the firewalls"),
+        ("node1", f":{TORCH_PORT}: timed out", "open the port in the firewalls"),
         ("late", "its clock is +1", "start chronyd"),
         ("node0", f"port {TORCH_PORT} cannot be used: Address already in use", "--master-port"),
     ],
@@ -229,11 +229,11 @@ def waited_for(look: Callable[[], Any], checking: threading.Thread) -> Any:
 
 
 def rank_on(host: str) -> psutil.Process | None:
-    """The process of cluster.rates there; ranks are numbered as the hosts are."""
+    """The rank of rank_speed.py on the host. Ranks are numbered like the hosts."""
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         with contextlib.suppress(psutil.Error, KeyError):
-            rank = "cluster.rates" in words and "deepspeed.launcher.launch" not in words
+            rank = measure_speed.RANK_PROGRAM in words and "deepspeed.launcher.launch" not in words
             if rank and process.environ()["RANK"] == host.removeprefix("node"):
                 return process
     return None
@@ -248,18 +248,18 @@ def test_this_machine_and_shards_behind_a_url(small_pretraining: SmallPretrainin
     shards = f"http://127.0.0.1:{server.server_port}/"
     words = ["--free-gb", "0", "--shm-gb", "0", "--measure", "false", "--shards", shards]
     fine = execute([PYTHON, "-m", "cluster", "check", *words])
-    gone = look_at_shards(f"{shards}nothing/")
+    gone = verify_shards(f"{shards}nothing/")
     server.shutdown()
     server.server_close()
     assert fine.returncode == 0, fine.stdout
     assert "nothing found" in fine.stdout
     assert fine.stdout.split()[:3] == ["host", "slots", "python"]
     tars = list(folder.glob("*.tar"))
-    own = look_at_shards(str(folder))
+    own = verify_shards(str(folder))
     assert fine.stdout.splitlines()[1].split()[-2:] == [str(len(tars)), "-"], "all shards are counted"
     assert (own["count"], own["bytes"]) == (len(tars), sum(path.stat().st_size for path in tars))
     assert gone["wrong"] == 1
-    (found,) = findings([probe_of("a", shards=gone)], CheckConfig(shards=shards))
+    (found,) = find_problems([probe_of("a", shards=gone)], CheckConfig(shards=shards))
     assert "has no manifest.json" in found.problem
     assert "credentials" in found.remedy
 
@@ -279,30 +279,31 @@ def probe_of(host: str, **changes: Any) -> dict[str, Any]:
         ({"deepspeed": "missing"}, "deepspeed is missing"),
         ({"accelerator": "cpu", "count": 0}, "accelerator is cpu, elsewhere H200"),
         ({"count": 4}, "8 slots for 4 GPUs"),
-        ({"free_gb": None}, ". is not there"),
+        ({"free_gb": None}, ". does not exist"),
     ],
 )
 def test_gpu_host_with_a_fault(changes: dict[str, Any], problem: str) -> None:
     rows = [probe_of("a"), probe_of("b")]
-    assert findings(rows, CheckConfig()) == []
-    found = findings([*rows, probe_of("c", **changes)], CheckConfig())
+    assert find_problems(rows, CheckConfig()) == []
+    found = find_problems([*rows, probe_of("c", **changes)], CheckConfig())
     assert [(finding.host, finding.problem) for finding in found] == [("c", problem)]
 
 
 def test_slow_link_and_slow_network_are_named() -> None:
     rows = [probe_of(name) for name in "abc"]
     rates = {"links": [[0, 8, 24.0], [8, 16, 3.0], [16, 0, 23.0]], "all_reduce_gb_s": 90.0}
-    slow, low = speeds(rows, rates, CheckConfig(all_reduce_gb_s=100))
+    slow, low = check_speeds(rows, rates, CheckConfig(all_reduce_gb_s=100))
     assert (slow.host, "3 GB/s from b" in slow.problem) == ("c", True)
     assert low.problem == "all-reduce at 90 GB/s, 100 wanted"
 
 
 def test_ranks_that_do_not_end_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that pass over SIGTERM, and one that has left their session with their output open."""
-    monkeypatch.setattr(check, "END_SECONDS", 0.3)
-    config = CheckConfig(timeout_seconds=0.3)
-    code, output = check.output_of(["bash", "-c", "trap '' TERM; echo begun; sleep 60; sleep 60"], None, config)
+    monkeypatch.setattr(measure_speed, "END_SECONDS", 0.3)
+    code, output = measure_speed.run_with_limit(
+        ["bash", "-c", "trap '' TERM; echo begun; sleep 60; sleep 60"], None, 0.3
+    )
     assert (code, output) == (None, "begun\n")
-    code, output = check.output_of(["bash", "-c", "setsid sleep 3 & sleep 60"], None, config)
+    code, output = measure_speed.run_with_limit(["bash", "-c", "setsid sleep 3 & sleep 60"], None, 0.3)
     assert code is None
-    assert "lives on" in output
+    assert "is still running" in output
