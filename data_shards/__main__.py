@@ -22,8 +22,8 @@ from priorclip.data_shards.commands import (
 )
 
 if TYPE_CHECKING:
-    from priorclip.data_shards.dedupe.leakage import Evaluation
-    from priorclip.data_shards.pack.packers import Crew, Share
+    from priorclip.data_shards.dedupe.leakage import EvaluationImages
+    from priorclip.data_shards.pack.worker_pool import TaskShare, WorkerPool
     from priorclip.data_shards.sources import Record
 
 COMMANDS = {
@@ -67,15 +67,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_pack(config: PackConfig) -> int:
-    from priorclip.data_shards.pack.packers import Share, crew, own_share
+    from priorclip.data_shards.pack.worker_pool import TaskShare, find_task_share, open_worker_pool
 
-    share = own_share(os.environ) if config.array else Share()
-    with crew(config.workers or os.cpu_count() or 1) as team:
+    share = find_task_share(os.environ) if config.array else TaskShare()
+    with open_worker_pool(config.workers or os.cpu_count() or 1) as pool:
         # None: an MPI rank that has done what rank 0 gave it.
-        return 0 if team is None else pack_with(team, share, config)
+        return 0 if pool is None else pack_records(pool, share, config)
 
 
-def pack_with(team: Crew, share: Share, config: PackConfig) -> int:
+def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
     from priorclip.data_shards.pack.selection import check_duplicate_options
     from priorclip.data_shards.pack.write_shards import PackPlan, pack_share
     from priorclip.data_shards.sources.catalogue import read_source
@@ -86,7 +86,7 @@ def pack_with(team: Crew, share: Share, config: PackConfig) -> int:
     if config.shard_size < 1:
         raise ValueError(f"--shard-size must be at least 1, not {config.shard_size}")
     check_duplicate_options(config.duplicates, config.near_duplicates)
-    records = chosen(read_source(config), config)
+    records = choose_records(read_source(config), config)
     for record in records if relabel else []:
         record.captions = [] if record.scenes else record.captions
     drawn = config.source == "synthetic"
@@ -102,9 +102,9 @@ def pack_with(team: Crew, share: Share, config: PackConfig) -> int:
         duplicates=config.duplicates,
         near_duplicates=config.near_duplicates,
     )
-    evaluation = evaluation_of(config, team) if config.exclude else None
+    evaluation = read_excluded_images(config, pool) if config.exclude else None
     folder = Path(config.output)
-    manifest = pack_share(records, folder, plan, team, share, config.overwrite, evaluation)
+    manifest = pack_share(records, folder, plan, pool, share, config.overwrite, evaluation)
     if manifest is None:
         print(f"{folder}: task {share.index + 1} of {share.count} has packed its shards; the last task joins them")
         return 0
@@ -122,9 +122,9 @@ def pack_with(team: Crew, share: Share, config: PackConfig) -> int:
     return 0
 
 
-def evaluation_of(config: PackConfig | LeakageConfig, team: Crew) -> Evaluation:
+def read_excluded_images(config: PackConfig | LeakageConfig, pool: WorkerPool) -> EvaluationImages:
     """The images that --exclude names."""
-    from priorclip.data_shards.dedupe.leakage import read_evaluation
+    from priorclip.data_shards.dedupe.leakage import read_evaluation_images
     from priorclip.data_shards.pack.selection import check_distance
 
     check_distance("--exclude-distance", config.exclude_distance)
@@ -132,20 +132,20 @@ def evaluation_of(config: PackConfig | LeakageConfig, team: Crew) -> Evaluation:
         [name.strip() for name in (text or "").split(",") if name.strip()]
         for text in (config.exclude, config.exclude_images, config.exclude_split)
     )
-    return read_evaluation(sets, folders, splits, config.exclude_distance, config.max_pixels, team)
+    return read_evaluation_images(sets, folders, splits, config.exclude_distance, config.max_pixels, pool)
 
 
 def run_leakage(config: LeakageConfig) -> int:
     import json
 
-    from priorclip.data_shards.dedupe.leakage import leaks_of_shards
-    from priorclip.data_shards.format.tar_index import write_aside
-    from priorclip.data_shards.pack.packers import Crew
+    from priorclip.data_shards.dedupe.leakage import find_leaks_in_shards
+    from priorclip.data_shards.format.shard_index import write_aside
+    from priorclip.data_shards.pack.worker_pool import WorkerPool
     from priorclip.data_shards.shards import ShardSet
 
-    team = Crew(config.workers or os.cpu_count() or 1)
+    pool = WorkerPool(config.workers or os.cpu_count() or 1)
     shards = ShardSet(config.shards)
-    rows, unreadable = leaks_of_shards(shards, evaluation_of(config, team), config.max_pixels, team)
+    rows, unreadable = find_leaks_in_shards(shards, read_excluded_images(config, pool), config.max_pixels, pool)
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     if config.output:
         write_aside(Path(config.output), "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
@@ -157,7 +157,7 @@ def run_leakage(config: LeakageConfig) -> int:
     return 1 if rows else 0
 
 
-def chosen(records: list[Record], config: PackConfig) -> list[Record]:
+def choose_records(records: list[Record], config: PackConfig) -> list[Record]:
     """The records of --classes, shuffled, the first --limit of them."""
     from priorclip.data_shards.sources.catalogue import shuffled
 
@@ -181,13 +181,13 @@ def run_index(config: IndexConfig) -> int:
 
 
 def run_verify(config: VerifyConfig) -> int:
-    from priorclip.data_shards.inspect.verify import verify
+    from priorclip.data_shards.inspect.verify import verify_folder
 
     if config.sizes:
         return run_sizes(config)
     if config.json:
         raise ValueError("--json is for --sizes")
-    problems, samples = verify(Path(config.shards), config.workers or os.cpu_count() or 1)
+    problems, samples = verify_folder(Path(config.shards), config.workers or os.cpu_count() or 1)
     for problem in problems:
         print(f"BAD {problem}")
     print(f"{config.shards}: {samples} samples checked, {len(problems)} problems")
@@ -198,16 +198,16 @@ def run_sizes(config: VerifyConfig) -> int:
     import dataclasses
     import json
 
-    from priorclip.data_shards.inspect.sizes import look_at_sizes
-    from priorclip.data_shards.remote.address import shown
+    from priorclip.data_shards.inspect.sizes import check_sizes
+    from priorclip.data_shards.remote.urls import public_url
 
-    seen = look_at_sizes(config.shards)
+    seen = check_sizes(config.shards)
     if config.json:
         print(json.dumps(dataclasses.asdict(seen)))
         return 1 if seen.wrong else 0
     for name, problem in seen.problems.items():
         print(f"BAD {name}: {problem}")
-    print(f"{shown(config.shards)}: {seen.count} shards, {seen.bytes / 1e6:.1f} MB, {seen.wrong} with problems")
+    print(f"{public_url(config.shards)}: {seen.count} shards, {seen.bytes / 1e6:.1f} MB, {seen.wrong} with problems")
     return 1 if seen.wrong else 0
 
 

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from priorclip.data_shards.dedupe.hash_columns import Prints
+from priorclip.data_shards.dedupe.hash_columns import HashColumns
 from priorclip.data_shards.dedupe.image_hashes import MIN_CORRELATION, correlation
 from priorclip.data_shards.dedupe.near_hashes import near_pairs
-from priorclip.data_shards.format.class_names import plain
+from priorclip.data_shards.format.class_names import normalized
 from priorclip.data_shards.format.sample import BadSample, captions_of
 from priorclip.data_shards.sources import Place, Record, load
 
@@ -44,12 +44,12 @@ class Duplicate:
     distance: int
 
 
-def find_duplicates(prints: Prints, distance: int | None, candidates: NDArray[np.bool_]) -> list[Duplicate]:
+def find_duplicates(hashes: HashColumns, distance: int | None, candidates: NDArray[np.bool_]) -> list[Duplicate]:
     """Duplicates among the candidates, in record order; near ones too where there is a distance."""
-    images = np.nonzero(candidates & prints.readable)[0]
-    _, first, inverse = np.unique(prints.sha256[images], return_index=True, return_inverse=True)
+    images = np.nonzero(candidates & hashes.readable)[0]
+    _, first, inverse = np.unique(hashes.sha256[images], return_index=True, return_inverse=True)
     same = dict(zip(images.tolist(), images[first[inverse]].tolist(), strict=True))
-    near = near_duplicates(prints, images[np.unique(first)], distance) if distance is not None else {}
+    near = find_near_duplicates(hashes, images[np.unique(first)], distance) if distance is not None else {}
     found = []
     for image, original in same.items():
         kept, bits = near.get(original, (original, 0))
@@ -58,10 +58,10 @@ def find_duplicates(prints: Prints, distance: int | None, candidates: NDArray[np
     return found
 
 
-def near_duplicates(prints: Prints, images: NDArray[np.int64], distance: int) -> dict[int, tuple[int, int]]:
+def find_near_duplicates(hashes: HashColumns, images: NDArray[np.int64], distance: int) -> dict[int, tuple[int, int]]:
     """Image -> (the first image that stays and looks the same, bits between them)."""
-    images = images[prints.textured[images]]
-    parts = list(confirmed(prints, images, distance))
+    images = images[hashes.textured[images]]
+    parts = list(confirm_pairs(hashes, images, distance))
     left, right, bits = (np.concatenate(column) for column in zip(*parts, strict=True)) if parts else ((), (), ())
     order = np.lexsort((left, right)) if parts else ()
     gone: dict[int, tuple[int, int]] = {}
@@ -72,14 +72,16 @@ def near_duplicates(prints: Prints, images: NDArray[np.int64], distance: int) ->
     return gone
 
 
-def confirmed(prints: Prints, images: NDArray[np.int64], distance: int) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
-    for i, j, bits in near_pairs(prints.hash[images], None, distance):
+def confirm_pairs(
+    hashes: HashColumns, images: NDArray[np.int64], distance: int
+) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
+    for i, j, bits in near_pairs(hashes.hash[images], None, distance):
         left, right = images[i], images[j]
-        same = correlation(prints.thumbs(left), prints.thumbs(right)) >= MIN_CORRELATION
+        same = correlation(hashes.thumbnails(left), hashes.thumbnails(right)) >= MIN_CORRELATION
         yield left[same], right[same], bits[same]
 
 
-def rows_of_duplicates(records: Sequence[Record], found: Sequence[Duplicate], merged: bool) -> list[dict[str, Any]]:
+def duplicate_rows(records: Sequence[Record], found: Sequence[Duplicate], merged: bool) -> list[dict[str, Any]]:
     """Lines of duplicates.jsonl; both sides' labels stand where they contradict each other.
 
     Where they are merged, a record without labels has those of its first duplicate that has some.
@@ -91,7 +93,7 @@ def rows_of_duplicates(records: Sequence[Record], found: Sequence[Duplicate], me
         row: dict[str, Any] = {"key": gone.key, "kept": kept.key, "kind": item.kind, "distance": item.distance}
         if merged and gone.scenes and not kept.scenes:
             kept = inherited.setdefault(item.kept, gone)
-        if gone.scenes and kept.scenes and {*map(plain, gone.scenes)} != {*map(plain, kept.scenes)}:
+        if gone.scenes and kept.scenes and {*map(normalized, gone.scenes)} != {*map(normalized, kept.scenes)}:
             several = "labels" in gone.extra or "labels" in kept.extra
             row |= (
                 {"labels": gone.scenes, "kept_labels": kept.scenes}
@@ -116,12 +118,12 @@ def merge_duplicates(records: Sequence[Record], found: Sequence[Duplicate]) -> l
         gone.setdefault(item.kept, []).append(records[item.image])
     merged = list(records)
     for kept, others in gone.items():
-        merged[kept] = replace(records[kept], image=Together(records[kept].image, tuple(others)))
+        merged[kept] = replace(records[kept], image=MergedPlace(records[kept].image, tuple(others)))
     return merged
 
 
 @dataclass(frozen=True, slots=True)
-class Together:
+class MergedPlace:
     """The place of an image that has duplicates: ``image`` is its own, the records ``gone`` are merged into it.
 
     They are merged when the record is read, as some places say only then what there is beside the image.
@@ -134,14 +136,14 @@ class Together:
         found = load(replace(record, image=self.image))
         for gone in self.gone:
             try:
-                found = with_texts_of(found, load(gone))
+                found = merge_texts(found, load(gone))
             except BadSample as error:
                 log.warning("%s, a duplicate of %s, cannot be read any more: %s", gone.key, record.key, error)
-                found = with_texts_of(found, gone)
+                found = merge_texts(found, gone)
         return found
 
 
-def with_texts_of(kept: Record, gone: Record) -> Record:
+def merge_texts(kept: Record, gone: Record) -> Record:
     """``kept`` with the captions of ``gone`` too, and with its labels where it has none itself."""
     extra = dict(kept.extra)
     for name in CAPTION_FIELDS:

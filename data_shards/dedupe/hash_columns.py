@@ -1,4 +1,4 @@
-"""The fingerprints of many images: taken by a crew, kept on disk part by part, read back a column at a time.
+"""The hashes of many images: taken by a crew, kept on disk part by part, read back a column at a time.
 
     records 0 .. 999      ->  .pack/prints/000000.npy
     records 1000 .. 1999  ->  .pack/prints/000001.npy    a row an image, see fingerprint.py
@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from priorclip.data_shards.dedupe.image_hashes import fingerprints
+from priorclip.data_shards.dedupe.image_hashes import hash_images
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.format.tar_index import write_aside
-from priorclip.data_shards.pack.packers import Crew, Share
+from priorclip.data_shards.format.shard_index import write_aside
+from priorclip.data_shards.pack.worker_pool import TaskShare, WorkerPool
 from priorclip.data_shards.shards import ShardSet
 from priorclip.data_shards.sources import Record, load
 
@@ -29,7 +29,7 @@ PART = 1000  # images
 
 
 @dataclass(frozen=True)
-class Prints:
+class HashColumns:
     """Fingerprints of images 0 .. N-1, as files or as arrays of ``PART`` rows each but the last.
 
     ``sha256`` (N,) of 32-byte strings; ``hash`` (N,) or (N, 8); ``readable`` and ``textured`` (N,). What was not taken
@@ -43,10 +43,10 @@ class Prints:
     textured: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, parts: Sequence[Path | NDArray]) -> Prints:
+    def of(cls, parts: Sequence[Path | NDArray]) -> HashColumns:
         columns: dict[str, list[NDArray]] = {"readable": [], "sha256": [], "hash": [], "textured": []}
         for part in parts:
-            rows = rows_of(part)
+            rows = load_rows(part)
             for name, column in columns.items():
                 known = name in (rows.dtype.names or ())
                 column.append(rows[name].copy() if known else np.zeros(len(rows), np.uint64))
@@ -54,29 +54,29 @@ class Prints:
         return cls(parts, readable, sha256.view("S32")[:, 0], hashes, textured.astype(bool))
 
     @classmethod
-    def of_rows(cls, rows: NDArray) -> Prints:
+    def of_rows(cls, rows: NDArray) -> HashColumns:
         return cls.of([rows[first : first + PART] for first in range(0, len(rows), PART)])
 
     def __len__(self) -> int:
         return len(self.readable)
 
-    def thumbs(self, images: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def thumbnails(self, images: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Thumbnails (n, 16, 16) of the images numbered so; each part is read once."""
         wanted, places = np.unique(images, return_inverse=True)
         found = []
         for part in np.unique(wanted // PART).tolist():
-            rows = rows_of(self.parts[part])
+            rows = load_rows(self.parts[part])
             found.append(rows["thumb"][wanted[wanted // PART == part] - part * PART])
         return np.concatenate(found)[places]
 
 
-def rows_of(part: Path | NDArray) -> NDArray:
+def load_rows(part: Path | NDArray) -> NDArray:
     return np.load(part, allow_pickle=False) if isinstance(part, Path) else part
 
 
-def prints_of_records(
-    records: Sequence[Record], folder: Path, kind: np.dtype, max_pixels: int, team: Crew, share: Share
-) -> Prints:
+def hash_records(
+    records: Sequence[Record], folder: Path, kind: np.dtype, max_pixels: int, pool: WorkerPool, share: TaskShare
+) -> HashColumns:
     """Fingerprints of the records, kept in ``folder``: what is there already is not taken again.
 
     Each task takes the parts of its share, and then what the others have not done yet, from the end backwards: all of
@@ -87,7 +87,7 @@ def prints_of_records(
     paths = [folder / f"{part:06d}.npy" for part in range(count)]
     own = [part for part in range(count) if share.has(part)]
     rest = [part for part in reversed(range(count)) if not share.has(part)]
-    with tqdm(total=len(records), unit="img", desc="fingerprints", disable=None) as bar:
+    with tqdm(total=len(records), unit="img", desc="hash images", disable=None) as bar:
         for parts in (own, rest):
             missing = [part for part in parts if not paths[part].exists()]
             jobs = (
@@ -95,24 +95,24 @@ def prints_of_records(
                 for part in missing
                 if not paths[part].exists()  # another task may have come before
             )
-            for done in team.run(take_part, jobs, len(missing)):
+            for done in pool.run(hash_part, jobs, len(missing)):
                 bar.update(done)
-    return Prints.of(paths)
+    return HashColumns.of(paths)
 
 
-def take_part(path: Path, records: Sequence[Record], kind: np.dtype, max_pixels: int) -> int:
-    """Write the fingerprints of these records; returns how many."""
+def hash_part(path: Path, records: Sequence[Record], kind: np.dtype, max_pixels: int) -> int:
+    """Write the hashes of these records; returns how many."""
     buffer = io.BytesIO()
-    np.save(buffer, prints_in_memory(records, kind, max_pixels), allow_pickle=False)
+    np.save(buffer, hash_in_memory(records, kind, max_pixels), allow_pickle=False)
     write_aside(path, buffer.getvalue())
     return len(records)
 
 
-def prints_in_memory(records: Sequence[Record], kind: np.dtype, max_pixels: int) -> NDArray:
-    return fingerprints((image_of(record) for record in records), len(records), kind, max_pixels)
+def hash_in_memory(records: Sequence[Record], kind: np.dtype, max_pixels: int) -> NDArray:
+    return hash_images((read_image(record) for record in records), len(records), kind, max_pixels)
 
 
-def image_of(record: Record) -> bytes | BadSample:
+def read_image(record: Record) -> bytes | BadSample:
     """The image's bytes, or why there are none."""
     try:
         image = load(record).image
@@ -122,8 +122,8 @@ def image_of(record: Record) -> bytes | BadSample:
     return image
 
 
-def prints_of_shard(shards: ShardSet, first: int, last: int, kind: np.dtype, max_pixels: int) -> tuple[int, NDArray]:
-    """(first, fingerprints) of the samples first .. last-1 of packed shards."""
+def hash_shard_range(shards: ShardSet, first: int, last: int, kind: np.dtype, max_pixels: int) -> tuple[int, NDArray]:
+    """(first, hashes) of the samples first .. last-1 of packed shards."""
 
     def image(sample: int) -> bytes | BadSample:
         try:
@@ -131,16 +131,16 @@ def prints_of_shard(shards: ShardSet, first: int, last: int, kind: np.dtype, max
         except BadSample as error:
             return error
 
-    return first, fingerprints(map(image, range(first, last)), last - first, kind, max_pixels)
+    return first, hash_images(map(image, range(first, last)), last - first, kind, max_pixels)
 
 
-def prints_of_shards(shards: ShardSet, kind: np.dtype, max_pixels: int, team: Crew) -> Prints:
+def hash_shards(shards: ShardSet, kind: np.dtype, max_pixels: int, pool: WorkerPool) -> HashColumns:
     """Fingerprints of packed samples, in their order."""
     starts = range(0, len(shards), PART)
     jobs = ((shards, first, min(first + PART, len(shards)), kind, max_pixels) for first in starts)
     parts: dict[int, NDArray] = {}
-    with tqdm(total=len(shards), unit="img", desc="fingerprints", disable=None) as bar:
-        for first, rows in team.run(prints_of_shard, jobs, len(starts)):
+    with tqdm(total=len(shards), unit="img", desc="hash images", disable=None) as bar:
+        for first, rows in pool.run(hash_shard_range, jobs, len(starts)):
             parts[first] = rows
             bar.update(len(rows))
-    return Prints.of([parts[first] for first in starts])
+    return HashColumns.of([parts[first] for first in starts])

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS
-from priorclip.data_shards.format.shard_index import ShardIndex
+from priorclip.data_shards.format.shard_index import ShardIndex, index_path
 from priorclip.data_shards.remote.shard_files import LocalFile
-from priorclip.data_shards.shards import ShardSet, index_path
+from priorclip.data_shards.shards import ShardSet
 
 if TYPE_CHECKING:
     from priorclip.data_shards.stream.batch_fetcher import SampleSource

@@ -8,7 +8,7 @@ A perceptual hash alone takes one stretch of open sea for another, as the bits o
 by noise. So each candidate is confirmed by the correlation of the two thumbnails, and images with almost no contrast
 are compared by their bytes only.
 
-An aerial photograph has no up: a turned or mirrored copy is the same picture. ``symmetric`` prints hold the hashes of
+An aerial photograph has no up: a turned or mirrored copy is the same picture. ``symmetric`` hashes hold the hashes of
 all eight (``SYMMETRIES``), so that the other side needs one only.
 """
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.images.decode import opened, upright_rgb
+from priorclip.data_shards.images.decode import open_image, upright_rgb
 
 SIDE, THUMB = 32, 16  # pixels: what is hashed, what is kept
 DECODED = 64  # pixels that a JPEG is decoded to at least
@@ -41,12 +41,12 @@ SYMMETRIES: dict[str, Callable[[NDArray], NDArray]] = {  # of pictures (..., H, 
     "transversed": lambda grey: np.rot90(grey.swapaxes(-2, -1), 2, (-2, -1)),
 }
 EXACT = np.dtype([("readable", "?"), ("sha256", "u1", 32)])
-LOOK = np.dtype([*EXACT.descr, ("textured", "?"), ("thumb", "u1", (THUMB, THUMB)), ("hash", "<u8")])
-SYMMETRIC = np.dtype([*LOOK.descr[:-1], ("hash", "<u8", len(SYMMETRIES))])
+PERCEPTUAL = np.dtype([*EXACT.descr, ("textured", "?"), ("thumb", "u1", (THUMB, THUMB)), ("hash", "<u8")])
+SYMMETRIC = np.dtype([*PERCEPTUAL.descr[:-1], ("hash", "<u8", len(SYMMETRIES))])
 
 
-def fingerprint(data: bytes, kind: np.dtype, max_pixels: int) -> NDArray:
-    """One row of ``kind`` (EXACT, LOOK or SYMMETRIC), shape (). Raises BadSample where the look cannot be had."""
+def hash_image(data: bytes, kind: np.dtype, max_pixels: int) -> NDArray:
+    """One row of ``kind`` (EXACT, PERCEPTUAL or SYMMETRIC), shape (). Raises BadSample where the look cannot be had."""
     row = np.zeros((), kind)
     row["sha256"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
     if kind != EXACT:
@@ -60,20 +60,20 @@ def fingerprint(data: bytes, kind: np.dtype, max_pixels: int) -> NDArray:
     return row
 
 
-def fingerprints(images: Iterable[bytes | BadSample], count: int, kind: np.dtype, max_pixels: int) -> NDArray:
+def hash_images(images: Iterable[bytes | BadSample], count: int, kind: np.dtype, max_pixels: int) -> NDArray:
     """A row an image, shape (count,); one that cannot be read keeps ``readable`` false."""
     rows = np.zeros(count, kind)
     for place, data in enumerate(images):
         # Of what cannot be read packing says why, when it reads it again.
         with suppress(BadSample):
             if isinstance(data, bytes):
-                rows[place] = fingerprint(data, kind, max_pixels)
+                rows[place] = hash_image(data, kind, max_pixels)
     return rows
 
 
 def grey_square(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     """The upright image squeezed to 32 x 32 grey pixels; a JPEG is decoded at a fraction of its size."""
-    with opened(data, max_pixels) as image:
+    with open_image(data, max_pixels) as image:
         if image.format == "JPEG":
             image.draft(None, (DECODED, DECODED))
         grey = upright_rgb(image).convert("L")

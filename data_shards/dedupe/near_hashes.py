@@ -42,22 +42,22 @@ def near_pairs(left: NDArray[np.uint64], right: NDArray[np.uint64] | None, dista
     """
     if not 0 <= distance <= MAX_DISTANCE:
         raise ValueError(f"hashes are compared up to {MAX_DISTANCE} of {BITS} bits apart, not {distance}")
-    a = Groups.of(left)
-    b = a if right is None else Groups.of(right)
+    a = HashGroups.of(left)
+    b = a if right is None else HashGroups.of(right)
     if right is None:
         yield from equal_pairs(a)
     if not len(a.values) or not len(b.values):
         return
     pieces = Pieces.cheapest(len(a.values), len(b.values), distance)
-    for i, j, bits in batched(pieces.pairs(a.values, b.values, distance, within=right is None)):
-        first, second, place = expand(a, b, i, j)
+    for i, j, bits in batch_pairs(pieces.pairs(a.values, b.values, distance, within=right is None)):
+        first, second, place = expand_groups(a, b, i, j)
         if right is None:
             first, second = np.minimum(first, second), np.maximum(first, second)
         yield first, second, bits[place]
 
 
 @dataclass(frozen=True)
-class Groups:
+class HashGroups:
     """Distinct hashes: ``values`` (U,), and those that have each: members[start[u] : start[u + 1]]."""
 
     values: NDArray[np.uint64]
@@ -65,7 +65,7 @@ class Groups:
     start: NDArray[np.int64]
 
     @classmethod
-    def of(cls, hashes: NDArray[np.uint64]) -> Groups:
+    def of(cls, hashes: NDArray[np.uint64]) -> HashGroups:
         values, counts = np.unique(hashes, return_counts=True)
         return cls(values, np.argsort(hashes, kind="stable"), np.concatenate(([0], np.cumsum(counts))))
 
@@ -115,7 +115,7 @@ class Pieces:
             low, high = self.edges[number], self.edges[number + 1]
             a = Buckets.of(left, low, high)
             b = a if within else Buckets.of(right, low, high)
-            for x, y, bits in compared(a, b, masks(high - low, radius), distance, within):
+            for x, y, bits in compare_buckets(a, b, list_masks(high - low, radius), distance, within):
                 i, j = a.order[x], b.order[y]
                 new = self._first_seen(left[i] ^ right[j], number)
                 yield i[new], j[new], bits[new]
@@ -149,14 +149,14 @@ def piece(hashes: NDArray[np.uint64], low: int, high: int) -> NDArray[np.uint64]
     return (hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
 
 
-def masks(width: int, radius: int) -> Iterator[int]:
+def list_masks(width: int, radius: int) -> Iterator[int]:
     """Every number of ``width`` bits of which at most ``radius`` are set."""
     for count in range(radius + 1):
         for bits in combinations(range(width), count):
             yield sum(1 << bit for bit in bits)
 
 
-def compared(a: Buckets, b: Buckets, differences: Iterable[int], distance: int, within: bool) -> Iterator[Pairs]:
+def compare_buckets(a: Buckets, b: Buckets, differences: Iterable[int], distance: int, within: bool) -> Iterator[Pairs]:
     """Near pairs of buckets whose values differ by one of ``differences``: (place in a, place in b, bits)."""
     filled = np.nonzero(a.size)[0]
     for mask in differences:
@@ -182,9 +182,11 @@ def compare_small(
     for first, last in zip(cuts, [*cuts[1:], len(ends)], strict=True):
         some, others = i[first:last], j[first:last]
         many = a.size[some]
-        rows = spread(a.start[some], many)  # each hash of a, as often as there are buckets to compare it with
+        rows = consecutive_ranges(
+            a.start[some], many
+        )  # each hash of a, as often as there are buckets to compare it with
         columns, begin = np.repeat(b.size[others], many), np.repeat(b.start[others], many)
-        x, y = np.repeat(rows, columns), spread(begin, columns)
+        x, y = np.repeat(rows, columns), consecutive_ranges(begin, columns)
         bits = np.bitwise_count(a.hashes[x] ^ b.hashes[y])
         found = bits <= distance
         if same:
@@ -193,7 +195,7 @@ def compare_small(
             yield x[found], y[found], bits[found].astype(np.int64)
 
 
-def spread(begin: NDArray[np.int64], count: NDArray[np.integer]) -> NDArray[np.int64]:
+def consecutive_ranges(begin: NDArray[np.int64], count: NDArray[np.integer]) -> NDArray[np.int64]:
     """begin[0], begin[0] + 1, ... (count[0] of them), begin[1], ..."""
     before = np.cumsum(count) - count
     return np.repeat(begin - before, count) + np.arange(int(count.sum()))
@@ -216,7 +218,7 @@ def compare_large(a: Buckets, b: Buckets, i: int, j: int, distance: int, same: b
                 yield x[keep] + row, y[keep] + column, bits.reshape(-1)[places[keep]].astype(np.int64)
 
 
-def equal_pairs(groups: Groups) -> Iterator[Pairs]:
+def equal_pairs(groups: HashGroups) -> Iterator[Pairs]:
     """Pairs of members with the same hash, a row of a group at a time where the group is large."""
     for group in np.nonzero(np.diff(groups.start) > 1)[0].tolist():
         members = groups.members[groups.start[group] : groups.start[group + 1]]
@@ -225,7 +227,7 @@ def equal_pairs(groups: Groups) -> Iterator[Pairs]:
             yield np.full(len(rest), members[place]), rest, np.zeros(len(rest), np.int64)
 
 
-def batched(pairs: Iterator[Pairs]) -> Iterator[Pairs]:
+def batch_pairs(pairs: Iterator[Pairs]) -> Iterator[Pairs]:
     """The same pairs in longer arrays."""
     held: list[Pairs] = []
     size = 0
@@ -233,19 +235,19 @@ def batched(pairs: Iterator[Pairs]) -> Iterator[Pairs]:
         held.append(part)
         size += len(part[0])
         if size >= YIELDED:
-            yield joined(held)
+            yield concatenate_pairs(held)
             held, size = [], 0
     if held:
-        yield joined(held)
+        yield concatenate_pairs(held)
 
 
-def joined(parts: list[Pairs]) -> Pairs:
+def concatenate_pairs(parts: list[Pairs]) -> Pairs:
     i, j, bits = (np.concatenate(column) for column in zip(*parts, strict=True))
     return i, j, bits
 
 
-def expand(
-    a: Groups, b: Groups, i: NDArray[np.int64], j: NDArray[np.int64]
+def expand_groups(
+    a: HashGroups, b: HashGroups, i: NDArray[np.int64], j: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Pairs of distinct hashes -> pairs of their members, and which pair of hashes each comes from."""
     many, others = a.start[i + 1] - a.start[i], b.start[j + 1] - b.start[j]

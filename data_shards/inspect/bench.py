@@ -29,9 +29,9 @@ from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
 from priorclip.data_shards.commands import BenchConfig
 from priorclip.data_shards.config import DataConfig
-from priorclip.data_shards.format.tar_index import write_aside
-from priorclip.data_shards.images.decode import opened, upright_rgb
-from priorclip.data_shards.images.transforms import aligned, random_box, train_transform
+from priorclip.data_shards.format.shard_index import write_aside
+from priorclip.data_shards.images.decode import open_image, upright_rgb
+from priorclip.data_shards.images.transforms import align_box, random_box, train_transform
 from priorclip.data_shards.pack.write_shards import PackPlan, pack
 from priorclip.data_shards.shards import ShardSet
 from priorclip.data_shards.sources import Record, imagefolder, synthetic
@@ -153,9 +153,9 @@ def pixel_error(source: ShardSet, scale: float, size: int) -> dict[str, float]:
     for index in range(0, len(source), max(1, len(source) // 64)):
         data = source.read(index).image
         found = train_transform(data, size, random.Random(index), scale=scale, hflip=False, vflip=False, rot90=False)
-        with opened(data) as image:
+        with open_image(data) as image:
             picture = upright_rgb(image)
-        box = aligned(random_box(*picture.size, scale, random.Random(index)), size)
+        box = align_box(random_box(*picture.size, scale, random.Random(index)), size)
         expected = np.asarray(picture.crop(box).resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
         errors.append(float(np.abs(found.astype(int) - expected).mean()))
     return {"error_mean": statistics.mean(errors), "error_worst": max(errors)}
@@ -231,7 +231,7 @@ def photographs(records: list[Record], side: int, count: int, quality: int | Non
         for tile in range(across * across):
             record = load_record(order[(index * across * across + tile) % len(order)])
             assert isinstance(record.image, bytes)
-            with opened(record.image) as image:
+            with open_image(record.image) as image:
                 if tile == 0 and quality is None and isinstance(image, JpegImageFile):
                     saving = {"qtables": image.quantization, "subsampling": get_sampling(image)}
                 sheet.paste(upright_rgb(image).resize((TILE, TILE)), (tile % across * TILE, tile // across * TILE))

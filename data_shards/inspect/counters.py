@@ -1,6 +1,6 @@
 """Counts over many samples in little memory, gathered in parts and merged: the same for any number of workers.
 
-    part = tally(shards, [0, 1, ... 4095], options)      # one process, 4,096 samples
+    part = count_samples(shards, [0, 1, ... 4095], options)      # one process, 4,096 samples
     total.merge(part)                                    # parts in the order of the samples
 
 A counted thing is 64 bits: of a word or caption its hash, of an image its recorded SHA-256's beginning, of a size width
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from priorclip.data_shards.format.sample import BadSample, Sample
-from priorclip.data_shards.images.decode import opened, upright_size
+from priorclip.data_shards.images.decode import open_image, upright_size
 from priorclip.data_shards.shards import ShardSet
 
 NAMED, SAMPLED, MAX_NAMES = 500, 100, 200_000  # texts kept of a part, captions kept of it, texts kept in all
@@ -36,7 +36,7 @@ STOP_WORDS = frozenset(STOP_TEXT.split())
 
 
 @dataclass
-class Counts:
+class ValueCounts:
     """How often each 64-bit value came; parts wait until they are as long as what is sorted, then join it."""
 
     values: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -48,7 +48,7 @@ class Counts:
         numbers = np.ones(len(new), np.uint32) if counts is None else np.fromiter(counts, np.uint32)
         self.waiting.append((new, numbers))
 
-    def merge(self, other: Counts) -> None:
+    def merge(self, other: ValueCounts) -> None:
         other.join()
         self.waiting.append((other.values, other.counts))
         if sum(len(values) for values, _ in self.waiting) > len(self.values):
@@ -73,7 +73,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class TallyOptions:
+class CountOptions:
     """Which captions are counted; ``tokens`` gives the number of tokens of each text, None counts words alone."""
 
     caption_field: str = "captions"
@@ -81,16 +81,16 @@ class TallyOptions:
 
 
 @dataclass
-class Tally:
+class SampleCounts:
     """Counts over samples. ``names`` gives the text of a hash, ``sampled`` the concepts of a few captions."""
 
     samples: int = 0
     captions: int = 0
-    words: Counts = field(default_factory=Counts)
-    bigrams: Counts = field(default_factory=Counts)
-    texts: Counts = field(default_factory=Counts)
-    images: Counts = field(default_factory=Counts)
-    sizes: Counts = field(default_factory=Counts)
+    words: ValueCounts = field(default_factory=ValueCounts)
+    bigrams: ValueCounts = field(default_factory=ValueCounts)
+    texts: ValueCounts = field(default_factory=ValueCounts)
+    images: ValueCounts = field(default_factory=ValueCounts)
+    sizes: ValueCounts = field(default_factory=ValueCounts)
     lengths: Counter[int] = field(default_factory=Counter)
     token_lengths: Counter[int] = field(default_factory=Counter)
     classes: Counter[str] = field(default_factory=Counter)
@@ -98,24 +98,24 @@ class Tally:
     names: dict[int, str] = field(default_factory=dict)
     sampled: list[tuple[int, ...]] = field(default_factory=list)
 
-    def merge(self, part: Tally) -> None:
+    def merge(self, part: SampleCounts) -> None:
         for each in fields(self):
             mine, other = getattr(self, each.name), getattr(part, each.name)
-            if isinstance(mine, Counts):
+            if isinstance(mine, ValueCounts):
                 mine.merge(other)
             elif isinstance(mine, dict):
                 mine.update(other)  # of a Counter, this adds
             else:
                 setattr(self, each.name, mine + other)
         if len(self.names) > MAX_NAMES:
-            self.forget()
+            self.drop_rare_names()
 
-    def join(self) -> Tally:
+    def join(self) -> SampleCounts:
         for counts in (self.words, self.bigrams, self.texts, self.images, self.sizes):
             counts.join()
         return self
 
-    def forget(self) -> None:
+    def drop_rare_names(self) -> None:
         """Keep the names of what is frequent so far."""
         self.join()
         kept: dict[int, str] = {}
@@ -124,7 +124,7 @@ class Tally:
             kept |= {value: self.names[value] for value in top if value in self.names}
         self.names = kept
 
-    def top(self, counts: Counts, number: int, keep: Callable[[str], bool] = bool) -> dict[str, int]:
+    def top(self, counts: ValueCounts, number: int, keep: Callable[[str], bool] = bool) -> dict[str, int]:
         """The most frequent by name, those that ``keep`` takes."""
         found: dict[str, int] = {}
         for place in counts.ranked().tolist():
@@ -136,15 +136,15 @@ class Tally:
         return found
 
 
-def tally(shards: ShardSet, samples: Sequence[int], options: TallyOptions) -> Tally:
+def count_samples(shards: ShardSet, samples: Sequence[int], options: CountOptions) -> SampleCounts:
     """Count some samples; pictures are opened only where their size is not recorded, and then the header alone."""
-    part = Tally(samples=len(samples))
+    part = SampleCounts(samples=len(samples))
     texts: Counter[str] = Counter()
     for number in samples:
         try:
             sample = shards.text(number)
             part.classes[sample.label if sample.label is not None else "(none)"] += 1
-            width, height = picture_size(shards, number, sample)
+            width, height = read_picture_size(shards, number, sample)
             part.sizes.add([width << 32 | height])
             recorded = sample.info.get("sha256")
             if isinstance(recorded, str) and re.fullmatch("[0-9a-f]{64}", recorded):
@@ -156,7 +156,7 @@ def tally(shards: ShardSet, samples: Sequence[int], options: TallyOptions) -> Ta
     return part
 
 
-def count_texts(part: Tally, texts: Mapping[str, int], options: TallyOptions) -> None:
+def count_texts(part: SampleCounts, texts: Mapping[str, int], options: CountOptions) -> None:
     words: Counter[str] = Counter()
     bigrams: Counter[str] = Counter()
     tokens = options.tokens(list(texts)) if options.tokens and texts else []
@@ -180,12 +180,12 @@ def count_texts(part: Tally, texts: Mapping[str, int], options: TallyOptions) ->
     part.join()
 
 
-def picture_size(shards: ShardSet, number: int, sample: Sample) -> tuple[int, int]:
+def read_picture_size(shards: ShardSet, number: int, sample: Sample) -> tuple[int, int]:
     """(width, height) as recorded, or from the image's header. Raises BadSample."""
     size = sample.info.get("width"), sample.info.get("height")
     if all(isinstance(side, int) and 0 < side < 1 << 31 for side in size):
         return size  # type: ignore[return-value]
-    with opened(shards.read(number).image) as image:
+    with open_image(shards.read(number).image) as image:
         return upright_size(image)
 
 

@@ -13,16 +13,16 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from priorclip.data_shards.find_shards import CONCURRENT_REQUESTS, FolderManifests, find_shards
 from priorclip.data_shards.remote.http_ranges import RemoteError
-from priorclip.data_shards.remote.store import Access, RemoteFile, ShardFile
-from priorclip.data_shards.shards import ASKED_TOGETHER, Manifests, expand
+from priorclip.data_shards.remote.shard_files import Access, RemoteFile, ShardFile
 
-TOLD = 20  # shards whose problems are told one by one
+LISTED = 20  # shards whose problems are told one by one
 END = 512  # bytes: a tar's block
 
 
 @dataclass
-class Sizes:
+class ShardSizes:
     """What one machine sees of a shard specification.
 
     Args:
@@ -40,27 +40,27 @@ class Sizes:
     problems: dict[str, str] = field(default_factory=dict)
 
 
-def look_at_sizes(spec: str, timeout: float = 20.0) -> Sizes:
+def check_sizes(spec: str, timeout: float = 20.0) -> ShardSizes:
     """Ask for all of them; ``timeout`` seconds for a request. A specification that gives nothing is its own problem."""
-    access = Access.of(limit=0, timeout=timeout)
-    manifests = Manifests(access)
+    access = Access.from_options(limit=0, timeout=timeout)
+    manifests = FolderManifests(access)
     try:
-        files = expand(spec, None, access, manifests)
+        files = find_shards(spec, None, access, manifests)
         wanted = [entry.bytes if (entry := manifests.entry(file)) else None for file in files]
     except (OSError, ValueError) as error:
-        return Sizes(wrong=1, problems={"the shards": str(error)})
-    with ThreadPoolExecutor(ASKED_TOGETHER) as pool:
-        seen = list(pool.map(size_of, files, wanted))
+        return ShardSizes(wrong=1, problems={"the shards": str(error)})
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
+        seen = list(pool.map(check_size, files, wanted))
     right = sorted((file.identity, found) for file, found in zip(files, seen, strict=True) if isinstance(found, int))
     wrong = {str(file): found for file, found in zip(files, seen, strict=True) if isinstance(found, str)}
     text = "".join(f"{name}:{size}\n" for name, size in right)
-    return Sizes(
+    return ShardSizes(
         len(right), sum(size for _, size in right), hashlib.sha256(text.encode()).hexdigest()[:12],
-        len(wrong), dict(list(wrong.items())[:TOLD]),
+        len(wrong), dict(list(wrong.items())[:LISTED]),
     )  # fmt: skip
 
 
-def size_of(file: ShardFile, wanted: int | None) -> int | str:
+def check_size(file: ShardFile, wanted: int | None) -> int | str:
     """Bytes of a shard, or why it cannot be streamed, as far as its size and its two ends tell."""
     try:
         size = file.size

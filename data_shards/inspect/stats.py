@@ -1,11 +1,12 @@
 """`data_shards stats`: what is in the shards, as text, as JSON and as pictures.
 
-shards -> tallies of CHUNK samples, by --workers processes -> one tally -> stats.json -> stats.txt, stats.png
+shards -> counts of CHUNK samples, by --workers processes -> one tally -> stats.json -> stats.txt, stats.png
                                                                         contact_sheet.png
 """
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import random
@@ -23,9 +24,16 @@ from tqdm import tqdm
 from priorclip.common.processes import pool
 from priorclip.data_shards.commands import StatsConfig
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.format.tar_index import write_aside
+from priorclip.data_shards.format.shard_index import write_aside
 from priorclip.data_shards.images.transforms import eval_transform
-from priorclip.data_shards.inspect.counters import Counts, Tally, TallyOptions, is_concept, tally, text_hash
+from priorclip.data_shards.inspect.counters import (
+    CountOptions,
+    SampleCounts,
+    ValueCounts,
+    count_samples,
+    is_concept,
+    text_hash,
+)
 from priorclip.data_shards.inspect.stats_page import FITTED, draw_page
 from priorclip.data_shards.shards import ShardSet
 
@@ -35,30 +43,32 @@ COVERAGE = (10, 100, 1000)
 TILE, TEXT_LINES, LINE, COLUMNS = 176, 4, 12, 6  # of the contact sheet, in pixels but for the counts
 LETTERS = TILE // 6  # of Pillow's default font in a tile's width
 
-_state: tuple[ShardSet, TallyOptions] | None = None  # of a worker process
+_state: tuple[ShardSet, CountOptions] | None = None  # of a worker process
 
 
 def write_stats(config: StatsConfig) -> str:
     """Count, write stats.txt, stats.json, stats.png and contact_sheet.png to the output folder; returns the text."""
     shards = ShardSet(config.shards)
-    total = Tally()
-    chosen = selection(len(shards), config)
+    total = SampleCounts()
+    chosen = choose_samples(len(shards), config)
     with tqdm(total=len(chosen), unit="img", desc="stats", disable=None) as bar:
-        for part in tallies(shards, chosen, config):
+        for part in count_chunks(shards, chosen, config):
             total.merge(part)
             bar.update(part.samples)
-    numbers = as_dict(total.join())
-    text = describe(numbers, len(shards.files), len(shards))
+    numbers = make_figures(total.join())
+    text = format_stats(numbers, len(shards.files), len(shards))
     folder = Path(config.output or ".")
     folder.mkdir(parents=True, exist_ok=True)
     write_aside(folder / "stats.txt", text.encode() + b"\n")
     write_aside(folder / "stats.json", json.dumps(numbers, indent=1, ensure_ascii=False).encode() + b"\n")
-    draw_page(numbers, folder / "stats.png")
-    contact_sheet(shards, config).save(folder / "contact_sheet.png")
+    write_aside(folder / "stats.png", draw_page(numbers))
+    sheet = io.BytesIO()
+    draw_contact_sheet(shards, config).save(sheet, "PNG")
+    write_aside(folder / "contact_sheet.png", sheet.getvalue())
     return f"{text}\npage of plots: {folder / 'stats.png'}\ncontact sheet: {folder / 'contact_sheet.png'}"
 
 
-def selection(samples: int, config: StatsConfig) -> Sequence[int]:
+def choose_samples(samples: int, config: StatsConfig) -> Sequence[int]:
     """All samples, or --limit of them drawn by --seed, in order."""
     if config.limit is None or config.limit >= samples:
         return range(samples)
@@ -67,31 +77,31 @@ def selection(samples: int, config: StatsConfig) -> Sequence[int]:
     return sorted(random.Random(config.seed).sample(range(samples), config.limit))
 
 
-def tallies(shards: ShardSet, chosen: Sequence[int], config: StatsConfig) -> Iterator[Tally]:
+def count_chunks(shards: ShardSet, chosen: Sequence[int], config: StatsConfig) -> Iterator[SampleCounts]:
     """Tallies of CHUNK samples each, in order."""
     jobs = [chosen[start : start + CHUNK] for start in range(0, len(chosen), CHUNK)]
     arguments = (shards, config.caption_field, config.tokenizer)
     workers = min(config.workers or multiprocessing.cpu_count(), len(jobs))
     if workers <= 1:
-        prepare(*arguments)
-        yield from map(count, jobs)
+        prepare_worker(*arguments)
+        yield from map(count_chunk, jobs)
         return
-    with pool(workers, prepare, *arguments) as team:
-        yield from team.map(count, jobs)
+    with pool(workers, prepare_worker, *arguments) as executor:
+        yield from executor.map(count_chunk, jobs)
 
 
-def prepare(shards: ShardSet, caption_field: str, tokenizer: str | None) -> None:
+def prepare_worker(shards: ShardSet, caption_field: str, tokenizer: str | None) -> None:
     """What a process needs for all of its jobs."""
     global _state
-    _state = shards, TallyOptions(caption_field, token_counter(tokenizer) if tokenizer else None)
+    _state = shards, CountOptions(caption_field, make_token_counter(tokenizer) if tokenizer else None)
 
 
-def count(samples: Sequence[int]) -> Tally:
+def count_chunk(samples: Sequence[int]) -> SampleCounts:
     assert _state is not None
-    return tally(_state[0], samples, _state[1])
+    return count_samples(_state[0], samples, _state[1])
 
 
-def token_counter(name: str) -> Any:
+def make_token_counter(name: str) -> Any:
     """Numbers of tokens of texts, special tokens included and nothing cut off."""
     from priorclip.data_shards.tokenizer import load_tokenizer
 
@@ -99,7 +109,7 @@ def token_counter(name: str) -> Any:
     return lambda texts: [len(ids) for ids in tokenizer(texts, truncation=False, padding=False)["input_ids"]]
 
 
-def as_dict(total: Tally) -> dict[str, Any]:
+def make_figures(total: SampleCounts) -> dict[str, Any]:
     """JSON-able figures of a tally."""
     sizes = {f"{int(value) >> 32} x {int(value) & 0xFFFFFFFF}": int(number)
              for value, number in ((total.sizes.values[i], total.sizes.counts[i])
@@ -116,20 +126,20 @@ def as_dict(total: Tally) -> dict[str, Any]:
         "caption_words_histogram": histogram(total.lengths),
         "caption_tokens_histogram": histogram(total.token_lengths),
         "vocabulary": len(total.words.values),
-        "words_seen_once": once(total.words),
+        "words_seen_once": count_singletons(total.words),
         "top_words": total.top(total.words, WORDS_SHOWN),
         "top_concepts": dict(list(concepts.items())[:WORDS_SHOWN]),
         "bigrams": len(total.bigrams.values),
-        "bigrams_seen_once": once(total.bigrams),
+        "bigrams_seen_once": count_singletons(total.bigrams),
         "top_bigrams": total.top(total.bigrams, WORDS_SHOWN),
         "rank_frequency": rank_frequency(total.words),
-        "rank_frequency_slope": slope(total.words),
-        "captions_naming_a_top_concept": coverage(total.sampled, list(concepts)),
+        "rank_frequency_slope": fit_slope(total.words),
+        "captions_naming_a_top_concept": measure_coverage(total.sampled, list(concepts)),
         "classes": dict(sorted(total.classes.items())),
-        "label_balance": balance(labels),
+        "label_balance": measure_balance(labels),
         "image_sizes": sizes,
         "different_image_sizes": len(total.sizes.values),
-        "image_sides": sides(total.sizes),
+        "image_sides": count_sides(total.sizes),
         "exact_duplicates": int((total.images.counts.astype(np.int64) - 1).sum()),
         "duplicate_groups": int((total.images.counts > 1).sum()),
         "largest_duplicate_group": int(total.images.counts.max(initial=0)),
@@ -157,11 +167,11 @@ def histogram(lengths: Counter[int]) -> dict[str, int]:
     return {str(length): lengths[length] for length in sorted(lengths)}
 
 
-def once(counts: Counts) -> int:
+def count_singletons(counts: ValueCounts) -> int:
     return int((counts.counts == 1).sum())
 
 
-def rank_frequency(counts: Counts) -> list[list[int]]:
+def rank_frequency(counts: ValueCounts) -> list[list[int]]:
     """[rank, count] at about a hundred ranks, evenly apart on a logarithmic scale."""
     falling = np.sort(counts.counts)[::-1]
     if not len(falling):
@@ -170,13 +180,13 @@ def rank_frequency(counts: Counts) -> list[list[int]]:
     return [[int(rank), int(falling[rank - 1])] for rank in ranks]
 
 
-def slope(counts: Counts) -> float | None:
+def fit_slope(counts: ValueCounts) -> float | None:
     """Exponent of count ~ rank ** slope by least squares on logarithms, between FITTED ranks; Zipf's law has -1."""
     points = np.array([point for point in rank_frequency(counts) if FITTED[0] <= point[0] <= FITTED[1]], float)
     return float(np.polyfit(np.log(points[:, 0]), np.log(points[:, 1]), 1)[0]) if len(points) > 2 else None
 
 
-def coverage(sampled: list[tuple[int, ...]], concepts: list[str]) -> dict[str, float]:
+def measure_coverage(sampled: list[tuple[int, ...]], concepts: list[str]) -> dict[str, float]:
     """Share of the sampled captions that name at least one of the k most frequent concepts."""
     shares = {}
     for k in COVERAGE:
@@ -185,7 +195,7 @@ def coverage(sampled: list[tuple[int, ...]], concepts: list[str]) -> dict[str, f
     return shares
 
 
-def balance(labels: Counter[str]) -> dict[str, float] | None:
+def measure_balance(labels: Counter[str]) -> dict[str, float] | None:
     """Entropy in bits, of it the share that equal classes would have, and largest class : smallest class."""
     if not labels:
         return None
@@ -196,7 +206,7 @@ def balance(labels: Counter[str]) -> dict[str, float] | None:
     return {"entropy_bits": entropy, "evenness": evenness, "imbalance_ratio": float(shares[-1] / shares[0])}
 
 
-def sides(sizes: Counts) -> dict[str, int]:
+def count_sides(sizes: ValueCounts) -> dict[str, int]:
     """Images by their longer side, in bins of half an octave: the lower edge in pixels -> count."""
     longer = np.maximum(sizes.values >> np.uint64(32), sizes.values & np.uint64(0xFFFFFFFF)).astype(float)
     bins: NDArray[np.int64] = np.floor(np.log2(np.maximum(longer, 1)) * 2).astype(int)
@@ -204,25 +214,25 @@ def sides(sizes: Counts) -> dict[str, int]:
     return {str(round(2 ** (number / 2))): int(value) for number, value in enumerate(counts) if value}
 
 
-def describe(numbers: dict[str, Any], shards: int, available: int) -> str:
+def format_stats(numbers: dict[str, Any], shards: int, available: int) -> str:
     words, tokens = numbers["caption_words"], numbers["caption_tokens"]
     part = f" (drawn from {available})" if numbers["samples"] < available else ""
     lines = [
         f"samples          {numbers['samples']}{part} in {shards} shards",
         f"captions         {numbers['captions']}, {numbers['unique_captions']} of them different",
-        f"caption length   {spread(words, 'words')}",
+        f"caption length   {format_lengths(words, 'words')}",
     ]
-    lines += [f"                 {spread(tokens, 'tokens')}"] if tokens else []
+    lines += [f"                 {format_lengths(tokens, 'tokens')}"] if tokens else []
     repeated = numbers["most_repeated_captions"]
     lines += [f"repeated most    {textwrap.shorten(text, 70)!r} {count}" for text, count in list(repeated.items())[:1]]
     slope_text = f", slope {numbers['rank_frequency_slope']:.2f}" if numbers["rank_frequency_slope"] else ""
     named = ", ".join(f"{k.removeprefix('top_')}: {v:.1%}" for k, v in numbers["captions_naming_a_top_concept"].items())
     lines += [
         f"vocabulary       {numbers['vocabulary']} words, {numbers['words_seen_once']} of them seen once{slope_text}",
-        f"most frequent    {listed(numbers['top_words'])}",
-        f"concepts         {listed(numbers['top_concepts'])}",
+        f"most frequent    {format_counts(numbers['top_words'])}",
+        f"concepts         {format_counts(numbers['top_concepts'])}",
         f"concept pairs    {numbers['bigrams']}, {numbers['bigrams_seen_once']} of them seen once; "
-        f"{listed(numbers['top_bigrams'], 10)}",
+        f"{format_counts(numbers['top_bigrams'], 10)}",
         f"long tail        captions that name one of the top concepts, {named}",
         f"duplicates       {numbers['exact_duplicates']} images are byte for byte another one "
         f"({numbers['duplicate_groups']} groups, the largest of {numbers['largest_duplicate_group']}; "
@@ -234,19 +244,19 @@ def describe(numbers: dict[str, Any], shards: int, available: int) -> str:
     lines.append(f"image sizes      {shown}{f' and {more} more' if more > 0 else ''}")
     if numbers["bad"]:
         lines.append(f"bad samples      {', '.join(f'{reason}: {count}' for reason, count in numbers['bad'].items())}")
-    return "\n".join([*lines, *class_lines(numbers)])
+    return "\n".join([*lines, *format_classes(numbers)])
 
 
-def spread(length: dict[str, float], unit: str) -> str:
+def format_lengths(length: dict[str, float], unit: str) -> str:
     places = " / ".join(f"{length[name]:.0f}" for name in ("p0", "p5", "p50", "p95", "p100"))
     return f"{length['mean']:.1f} {unit} on average, {places} (min, 5 %, median, 95 %, max)"
 
 
-def listed(counts: dict[str, int], number: int = WORDS_SHOWN) -> str:
+def format_counts(counts: dict[str, int], number: int = WORDS_SHOWN) -> str:
     return ", ".join(f"{name} {count}" for name, count in list(counts.items())[:number])
 
 
-def class_lines(numbers: dict[str, Any]) -> list[str]:
+def format_classes(numbers: dict[str, Any]) -> list[str]:
     classes, even = numbers["classes"], numbers["label_balance"]
     largest = max(classes.values(), default=1)
     width = max((len(name) for name in classes), default=0)
@@ -257,7 +267,7 @@ def class_lines(numbers: dict[str, Any]) -> list[str]:
     return lines
 
 
-def contact_sheet(shards: ShardSet, config: StatsConfig) -> Image.Image:
+def draw_contact_sheet(shards: ShardSet, config: StatsConfig) -> Image.Image:
     """Random samples with their label and a caption."""
     chosen = random.Random(config.seed).sample(range(len(shards)), min(config.images, len(shards)))
     columns = min(COLUMNS, len(chosen)) or 1

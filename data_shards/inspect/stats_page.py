@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,27 +14,29 @@ FITTED = (3, 1000)  # ranks between which the slope is fitted: the head bends, t
 COLOUR, SECOND = "#2a6f97", "#c8553d"
 
 
-def draw_page(numbers: dict[str, Any], path: Path) -> None:
-    """Write the page."""
+def draw_page(numbers: dict[str, Any]) -> bytes:
+    """Returns the page as a PNG file."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 11), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(2, 3)
-    bars(panels[0, 0], numbers["top_concepts"], "Most frequent concepts")
-    long_tail(panels[0, 1], numbers)
-    lengths(panels[0, 2], numbers)
-    sizes(panels[1, 0], numbers["image_sides"])
-    labels(panels[1, 1], numbers)
-    summary(panels[1, 2], numbers)
-    figure.savefig(path, metadata={"Software": None})
+    draw_bars(panels[0, 0], numbers["top_concepts"], "Most frequent concepts")
+    draw_rank_frequency(panels[0, 1], numbers)
+    draw_lengths(panels[0, 2], numbers)
+    draw_sizes(panels[1, 0], numbers["image_sides"])
+    draw_classes(panels[1, 1], numbers)
+    draw_summary(panels[1, 2], numbers)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, metadata={"Software": None})
+    return buffer.getvalue()
 
 
-def bars(axes: Axes, counts: dict[str, int], title: str) -> None:
+def draw_bars(axes: Axes, counts: dict[str, int], title: str) -> None:
     axes.set_title(title)
     names = list(counts)[:BARS]
-    axes.barh([shown(name) for name in names], [counts[name] for name in names], color=COLOUR)
+    axes.barh([short_name(name) for name in names], [counts[name] for name in names], color=COLOUR)
     axes.tick_params(axis="y", labelsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("count")
@@ -42,7 +44,7 @@ def bars(axes: Axes, counts: dict[str, int], title: str) -> None:
         axes.text(0.5, 0.5, "none", ha="center", transform=axes.transAxes)
 
 
-def long_tail(axes: Axes, numbers: dict[str, Any]) -> None:
+def draw_rank_frequency(axes: Axes, numbers: dict[str, Any]) -> None:
     axes.set_title("Words by rank")
     points = numbers["rank_frequency"]
     if points:
@@ -62,7 +64,7 @@ def long_tail(axes: Axes, numbers: dict[str, Any]) -> None:
         axes.legend()
 
 
-def lengths(axes: Axes, numbers: dict[str, Any]) -> None:
+def draw_lengths(axes: Axes, numbers: dict[str, Any]) -> None:
     axes.set_title("Length of captions")
     for name, colour in (("words", COLOUR), ("tokens", SECOND)):
         counts = {int(length): count for length, count in numbers[f"caption_{name}_histogram"].items()}
@@ -77,7 +79,7 @@ def lengths(axes: Axes, numbers: dict[str, Any]) -> None:
         axes.legend()
 
 
-def sizes(axes: Axes, sides: dict[str, int]) -> None:
+def draw_sizes(axes: Axes, sides: dict[str, int]) -> None:
     axes.set_title("Longer side of images")
     axes.bar(range(len(sides)), list(sides.values()), width=0.9, color=COLOUR)
     axes.set_xticks(range(len(sides)), [f"{side}+" for side in sides], rotation=45)
@@ -85,10 +87,10 @@ def sizes(axes: Axes, sides: dict[str, int]) -> None:
     axes.set_ylabel("images")
 
 
-def labels(axes: Axes, numbers: dict[str, Any]) -> None:
+def draw_classes(axes: Axes, numbers: dict[str, Any]) -> None:
     ordered = dict(sorted(numbers["classes"].items(), key=lambda item: (-item[1], item[0])))
     more = f", the {BARS} largest of {len(ordered)}" if len(ordered) > BARS else ""
-    bars(axes, ordered, f"Scene classes{more}")
+    draw_bars(axes, ordered, f"Scene classes{more}")
     even = numbers["label_balance"]
     if even:
         text = f"entropy {even['entropy_bits']:.2f} bits, evenness {even['evenness']:.3f}, " \
@@ -96,7 +98,7 @@ def labels(axes: Axes, numbers: dict[str, Any]) -> None:
         axes.set_xlabel(f"count\n{text}")  # below the bars, which may be of any length
 
 
-def summary(axes: Axes, numbers: dict[str, Any]) -> None:
+def draw_summary(axes: Axes, numbers: dict[str, Any]) -> None:
     axes.axis("off")
     axes.set_title("In figures")
     rows = [
@@ -118,7 +120,7 @@ def summary(axes: Axes, numbers: dict[str, Any]) -> None:
     table.scale(1, 1.4)
 
 
-def shown(name: str) -> str:
+def short_name(name: str) -> str:
     """A name that fits, without what matplotlib would take for a formula."""
     short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
     return short.replace("$", r"\$")

@@ -11,15 +11,15 @@ import json
 from functools import partial
 from pathlib import Path
 
-from priorclip.data_shards.format.manifest import Manifest, ShardEntry
+from priorclip.common.safe_paths import UnsafePath, join_under
+from priorclip.data_shards.format.manifest import NAME, Manifest, ShardEntry
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS, JSON_MEMBER, split_name
-from priorclip.data_shards.format.tar import walk
-from priorclip.data_shards.format.tar_index import Member, ShardIndex
+from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_path
+from priorclip.data_shards.format.tar import read_members
 from priorclip.data_shards.pack.index_tars import parallel
-from priorclip.data_shards.shards import index_path
 
 
-def verify(folder: Path, workers: int = 1) -> tuple[list[str], int]:
+def verify_folder(folder: Path, workers: int = 1) -> tuple[list[str], int]:
     """(problems, samples checked). A problem names shard and member. Raises FileNotFoundError without a manifest."""
     manifest = Manifest.load(folder)
     if manifest is None:
@@ -34,8 +34,11 @@ def verify(folder: Path, workers: int = 1) -> tuple[list[str], int]:
 
 
 def verify_shard(folder: Path, entry: ShardEntry) -> list[str]:
-    """Problems of one shard, each beginning with its name."""
-    path = folder / entry.name
+    """Returns the problems of one shard; each begins with the shard's name."""
+    try:
+        path = join_under(folder, entry.name, NAME)
+    except UnsafePath as error:
+        return [str(error)]
     if not path.is_file():
         return [f"{entry.name}: missing"]
     problems = []
@@ -45,14 +48,14 @@ def verify_shard(folder: Path, entry: ShardEntry) -> list[str]:
     with open(path, "rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
             problems.append(f"{entry.name}: SHA-256 differs from the manifest")
-    index, complaint = checked_index(path, entry)
+    index, complaint = check_index(path, entry)
     problems += complaint
     if index is not None:
         problems += verify_members(path, index)
     return problems
 
 
-def checked_index(path: Path, entry: ShardEntry) -> tuple[ShardIndex | None, list[str]]:
+def check_index(path: Path, entry: ShardEntry) -> tuple[ShardIndex | None, list[str]]:
     """The shard's index, if it can be read, and what is wrong with it."""
     place = index_path(path)
     if not place.is_file():
@@ -78,18 +81,18 @@ def verify_members(path: Path, index: ShardIndex) -> list[str]:
     problems: list[str] = []
     images: dict[str, str] = {}  # key -> hash of its image; a key's members lie together
     damage: list[str] = []
-    for info, data in walk(path, True, damage.append):
+    for info, data in read_members(path, True, damage.append):
         assert data is not None
         key, extension = split_name(info.name)
         digest = hashlib.sha256(data)
         place = f"{path.name}: member {info.name}"
         found = Member(key, extension, info.offset_data, info.size, digest.digest())
         known = rows.get((key, extension))
-        problems += [f"{place}: {text}" for text in differences(found, known.pop(0) if known else None)]
+        problems += [f"{place}: {text}" for text in compare_member(found, known.pop(0) if known else None)]
         if extension in IMAGE_MEMBERS:
             images = {key: digest.hexdigest()}
         elif extension == JSON_MEMBER and key in images:
-            problems += [f"{place}: {text}" for text in json_differences(data, images[key])]
+            problems += [f"{place}: {text}" for text in compare_json_hash(data, images[key])]
     problems += [f"{path.name}: {text}" for text in damage]
     lost = [member for members in rows.values() for member in members]
     if lost:
@@ -98,7 +101,7 @@ def verify_members(path: Path, index: ShardIndex) -> list[str]:
     return problems
 
 
-def differences(found: Member, row: Member | None) -> list[str]:
+def compare_member(found: Member, row: Member | None) -> list[str]:
     """What distinguishes a member from its row in the index."""
     if row is None:
         return ["not in the index"]
@@ -110,7 +113,7 @@ def differences(found: Member, row: Member | None) -> list[str]:
     return problems
 
 
-def json_differences(data: bytes, image_sha256: str) -> list[str]:
+def compare_json_hash(data: bytes, image_sha256: str) -> list[str]:
     try:
         recorded = json.loads(data).get("sha256")
     except (ValueError, AttributeError):

@@ -12,12 +12,12 @@ from typing import Any
 from tqdm import tqdm
 
 from priorclip.common.processes import pool
-from priorclip.data_shards.format.manifest import NAME, Manifest, ShardContent, ShardEntry, combine
+from priorclip.data_shards.find_shards import find_shards
+from priorclip.data_shards.format.manifest import NAME, Manifest, ShardContent, ShardEntry, combine_contents
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, parse_text
-from priorclip.data_shards.format.tar_index import ShardIndex, scan
-from priorclip.data_shards.remote.address import is_remote, shown
-from priorclip.data_shards.remote.store import LocalFile
-from priorclip.data_shards.shards import expand, index_path
+from priorclip.data_shards.format.shard_index import ShardIndex, index_path, scan
+from priorclip.data_shards.remote.shard_files import LocalFile
+from priorclip.data_shards.remote.urls import is_remote, public_url
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +30,9 @@ def build_index(spec: str | Sequence[str], workers: int, overwrite: bool = False
     pieces = [spec] if isinstance(spec, str) else list(spec)
     remote = [piece for piece in pieces if is_remote(piece)]
     if remote:
-        raise ValueError(f"{shown(remote[0])} is remote: an index is written beside local tars")
+        raise ValueError(f"{public_url(remote[0])} is remote: an index is written beside local tars")
     folders: dict[Path, list[Path]] = {}
-    for path in (file.path for file in expand(pieces) if isinstance(file, LocalFile)):
+    for path in (file.path for file in find_shards(pieces) if isinstance(file, LocalFile)):
         folders.setdefault(path.parent, []).append(path)
     for folder in folders:
         if (folder / NAME).exists() and not overwrite:
@@ -40,7 +40,7 @@ def build_index(spec: str | Sequence[str], workers: int, overwrite: bool = False
     done = []
     for folder, paths in folders.items():
         contents = parallel(index_shard, paths, workers, "index")
-        manifest = combine(contents)
+        manifest = combine_contents(contents)
         manifest.save(folder)
         done.append((folder, manifest))
     return done
@@ -94,5 +94,5 @@ def parallel(work: Callable, items: Iterable, workers: int, title: str) -> list:
 
     if workers <= 1 or len(jobs) <= 1:
         return list(bar(map(work, jobs)))
-    with pool(min(workers, len(jobs))) as team:
-        return list(bar(team.map(work, jobs)))
+    with pool(min(workers, len(jobs))) as executor:
+        return list(bar(executor.map(work, jobs)))

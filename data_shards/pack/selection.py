@@ -1,6 +1,6 @@
 """Which records are packed: not those of an evaluation, and each picture once. See leakage.py and duplicates.py.
 
-    records -> fingerprints (.pack/prints, where they are needed) -> excluded.jsonl, duplicates.jsonl -> the rest
+    records -> hashes (.pack/prints, where they are needed) -> excluded.jsonl, duplicates.jsonl -> the rest
 
 It depends on the records and the options alone: each task of an array comes to the same, as does a run that goes on.
 """
@@ -16,15 +16,15 @@ import numpy as np
 from priorclip.data_shards.dedupe.duplicates import (
     MODES,
     count_duplicates,
+    duplicate_rows,
     find_duplicates,
     merge_duplicates,
-    rows_of_duplicates,
 )
-from priorclip.data_shards.dedupe.hash_columns import prints_of_records
-from priorclip.data_shards.dedupe.image_hashes import EXACT, LOOK
-from priorclip.data_shards.dedupe.leakage import Evaluation, count_leaks, find_leaks, rows_of_leaks
+from priorclip.data_shards.dedupe.hash_columns import hash_records
+from priorclip.data_shards.dedupe.image_hashes import EXACT, PERCEPTUAL
+from priorclip.data_shards.dedupe.leakage import EvaluationImages, count_leaks, find_leaks, leak_rows
 from priorclip.data_shards.dedupe.near_hashes import MAX_DISTANCE
-from priorclip.data_shards.pack.packers import Crew, Share
+from priorclip.data_shards.pack.worker_pool import TaskShare, WorkerPool
 from priorclip.data_shards.sources import Record
 
 
@@ -52,43 +52,43 @@ def check_distance(option: str, distance: int | None) -> None:
         raise ValueError(f"{option} is a number of bits of 64 that may differ, 0 to {MAX_DISTANCE}, not {distance}")
 
 
-def select(
+def select_records(
     records: list[Record],
     folder: Path,
     mode: str,
     near: int | None,
-    evaluation: Evaluation | None,
+    evaluation: EvaluationImages | None,
     max_pixels: int,
-    team: Crew,
-    share: Share,
+    pool: WorkerPool,
+    share: TaskShare,
 ) -> Selection:
     """Leave out the images of the evaluation, then duplicates.
 
     Args:
         records: all that could be packed
-        folder: keeps the fingerprints, for a run that goes on
+        folder: keeps the hashes, for a run that goes on
         mode: keep, drop or merge duplicates
         near: bits up to which two images are duplicates; None compares bytes only
         evaluation: images to leave out
         max_pixels: larger images are not compared by their look
-        team: takes the fingerprints
+        pool: takes the hashes
         share: of this task
     """
     if mode == "keep" and evaluation is None:
         return Selection(records)
-    look = near is not None or (evaluation is not None and evaluation.kind == LOOK)
-    prints = prints_of_records(records, folder, LOOK if look else EXACT, max_pixels, team, share)
+    look = near is not None or (evaluation is not None and evaluation.kind == PERCEPTUAL)
+    hashes = hash_records(records, folder, PERCEPTUAL if look else EXACT, max_pixels, pool, share)
     keep = np.ones(len(records), bool)
     excluded = duplicates = None
     counts: dict[str, dict[str, int]] = {}
     if evaluation is not None:
-        leaks = find_leaks(prints, evaluation)
-        excluded = rows_of_leaks({leak.image: records[leak.image].key for leak in leaks}, leaks, evaluation)
+        leaks = find_leaks(hashes, evaluation)
+        excluded = leak_rows({leak.image: records[leak.image].key for leak in leaks}, leaks, evaluation)
         counts["excluded"] = count_leaks(excluded)
         keep[[leak.image for leak in leaks]] = False
     if mode != "keep":
-        found = find_duplicates(prints, near, keep)
-        duplicates = rows_of_duplicates(records, found, mode == "merge")
+        found = find_duplicates(hashes, near, keep)
+        duplicates = duplicate_rows(records, found, mode == "merge")
         counts["duplicates"] = count_duplicates(duplicates)
         if mode == "merge":
             records = merge_duplicates(records, found)

@@ -1,11 +1,14 @@
-"""A folder while it is packed: who may write to it, what is done, and how it becomes finished.
+"""A folder that is being packed: which tasks may write to it, which shards are done, and when it is finished.
 
     .pack/options.json         the fingerprint of options and records
-    .pack/prints/000000.npy    fingerprints of images, see prints.py
+    .pack/prints/000000.npy    hashes of images, see dedupe/hash_columns.py
     .pack/train-000000.json    this shard is done: its part of the manifest
 
-Several tasks may pack one folder at once, and any may be killed at any time. What they write is the same, each under a
-name of its own, and renamed; a folder is finished when manifest.json is there.
+Several tasks may pack one folder at the same time, and each may be killed at any time. All tasks write the same bytes.
+Each writes to a temporary name of its own and then renames the file. The folder is finished when manifest.json exists.
+
+Somebody else may have written the files in the folder. So names in them are checked before a file is removed, and
+pack never writes through a symbolic link.
 """
 
 from __future__ import annotations
@@ -17,35 +20,45 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from priorclip.data_shards.format.manifest import NAME, Manifest, ShardContent, ShardEntry, combine
-from priorclip.data_shards.format.tar_index import is_stale, temporary_paths, write_aside
+from priorclip.common.safe_paths import plain_name
+from priorclip.data_shards.find_shards import PROGRESS
+from priorclip.data_shards.format.manifest import NAME, Manifest, ShardContent, ShardEntry, combine_contents
+from priorclip.data_shards.format.shard_index import index_path, is_stale, temporary_paths, write_aside
 from priorclip.data_shards.pack.selection import Selection
-from priorclip.data_shards.shards import PROGRESS, index_path
 
 log = logging.getLogger(__name__)
 
-OPTIONS, PRINTS, QUARANTINE = "options.json", "prints", "quarantine.jsonl"
+OPTIONS, HASHES, QUARANTINE = "options.json", "prints", "quarantine.jsonl"
 DUPLICATES, EXCLUDED = "duplicates.jsonl", "excluded.jsonl"
 
 
-def claim(folder: Path, fingerprint: str, overwrite: bool, alone: bool = True) -> Path:
-    """Make the folder ours: new, or half finished with the same fingerprint. Returns its progress folder.
+def claim_folder(folder: Path, fingerprint: str, overwrite: bool, alone: bool = True) -> Path:
+    """Prepares a new folder, or continues an unfinished one with the same fingerprint. Returns its .pack folder.
 
-    ``alone`` is false where other tasks may pack the same folder, of whose work nothing must be removed.
-    Raises FileExistsError where the folder holds other things.
+    Args:
+        folder: the folder to write
+        fingerprint: hash of options and records
+        overwrite: remove what an earlier pack wrote
+        alone: False if other tasks may pack the same folder; then nothing is removed
+
+    Raises:
+        FileExistsError: the folder has other files, or files of a pack with another fingerprint
     """
     progress = folder / PROGRESS
-    note = progress / OPTIONS
+    options = progress / OPTIONS
     if overwrite and not alone:
         raise ValueError(
-            f"--overwrite would have each task remove what the others wrote: remove {folder}, then start the tasks"
+            f"--overwrite would let each task remove the shards of the others: remove {folder}, then start the tasks"
         )
-    ours = overwrite and clear(folder)
+    for place in (progress, progress / HASHES):
+        if place.is_symlink():
+            raise FileExistsError(f"{place} is a symbolic link, and pack would write where it leads: remove it")
+    ours = overwrite and remove_packed_files(folder)
     if (folder / NAME).exists():
         raise FileExistsError(f"{folder} holds finished shards: use another --output, or --overwrite")
     foreign = not ours and folder.is_dir() and any(path.name != PROGRESS for path in folder.iterdir())
-    if note.exists():  # looked for after the foreign files, which another task may have begun to write meanwhile
-        if json.loads(note.read_text())["fingerprint"] != fingerprint:
+    if options.exists():  # checked after ``foreign``, because another task may start to write files at this moment
+        if read_fingerprint(options) != fingerprint:
             raise FileExistsError(
                 f"{folder} is half packed with other options or other input: repeat those to finish it, or --overwrite"
             )
@@ -53,77 +66,101 @@ def claim(folder: Path, fingerprint: str, overwrite: bool, alone: bool = True) -
         raise FileExistsError(f"{folder} is not empty and was not written by pack: use another --output")
     else:
         progress.mkdir(parents=True, exist_ok=True)
-        write_aside(note, json.dumps({"fingerprint": fingerprint}).encode())
+        write_aside(options, json.dumps({"fingerprint": fingerprint}).encode())
     remove_stale(folder)
     return progress
 
 
+def read_fingerprint(options: Path) -> str:
+    """Returns the fingerprint in .pack/options.json. Raises ValueError if the file is damaged."""
+    try:
+        return json.loads(options.read_text(encoding="utf-8"))["fingerprint"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{options} is damaged: pack with --overwrite, or remove {options.parent}") from error
+
+
 def remove_stale(folder: Path) -> None:
-    """Remove what processes of this machine were writing when they were killed."""
-    for place in (folder, folder / PROGRESS, folder / PROGRESS / PRINTS):
+    """Removes the temporary files of killed processes of this machine."""
+    for place in (folder, folder / PROGRESS, folder / PROGRESS / HASHES):
         for path in temporary_paths(place):
             if is_stale(path):
                 path.unlink(missing_ok=True)
 
 
-def clear(folder: Path) -> bool:
-    """Remove what packing wrote, and nothing else; False where it had written nothing."""
+def remove_packed_files(folder: Path) -> bool:
+    """Removes the files that pack wrote, and no others. Returns False if there are none.
+
+    Raises:
+        ValueError: the manifest names a shard that is not a tar of this folder; then nothing is removed
+    """
     manifest = Manifest.load(folder)
-    note = folder / PROGRESS
-    if not manifest and not note.is_dir():
+    progress = folder / PROGRESS
+    if not manifest and not progress.is_dir():
         return False
-    names = {entry.name for entry in manifest.shards} if manifest else set()
-    names |= {f"{path.stem}.tar" for path in note.glob("*.json")}
+    names = {plain_name(entry.name, folder / NAME) for entry in manifest.shards} if manifest else set()
+    for name in names:
+        if "/" in name or not name.endswith(".tar"):
+            raise ValueError(f"{folder / NAME} names the shard {name!r}, which pack did not write: remove its entry")
+    names |= {f"{path.stem}.tar" for path in progress.glob("*.json") if path.name != OPTIONS}
     for name in names:
         for path in (folder / name, index_path(folder / name)):
             path.unlink(missing_ok=True)
     leftovers = (folder / name for name in (QUARANTINE, DUPLICATES, EXCLUDED, NAME))
     for path in (*temporary_paths(folder), *leftovers):
         path.unlink(missing_ok=True)
-    shutil.rmtree(note, ignore_errors=True)
+    shutil.rmtree(progress, ignore_errors=True)
     return True
 
 
-def unfinished(progress: Path, names: Sequence[str]) -> list[str]:
-    """Shards that are not done yet."""
+def list_unfinished(progress: Path, names: Sequence[str]) -> list[str]:
+    """Returns the names of the shards that are not done yet."""
     done = {path.stem for path in progress.glob("*.json")}
     return [name for name in names if name not in done]
 
 
-def write_part(progress: Path, name: str, content: ShardContent) -> None:
+def write_shard_record(progress: Path, name: str, content: ShardContent) -> None:
     text = json.dumps(asdict(content), ensure_ascii=False)
     write_aside(progress / f"{name}.json", text.encode("utf-8", "surrogateescape"))
 
 
-def read_part(path: Path) -> ShardContent:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return ShardContent(**{**content, "entry": ShardEntry(**content["entry"])})
+def read_shard_record(path: Path) -> ShardContent:
+    """Returns what .pack/NAME.json says about NAME.tar. Raises ValueError if the file is damaged or names another."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entry = ShardEntry(**content["entry"])
+        if entry.name != f"{path.stem}.tar":
+            raise ValueError(f"it names the shard {entry.name!r}")
+        return ShardContent(**{**content, "entry": entry})
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}. Remove it, and pack writes the shard again") from error
 
 
-def finish(folder: Path, names: Sequence[str], fingerprint: str, options: dict, selection: Selection) -> Manifest:
-    """Join the parts of all shards into the manifest; the folder is finished when that is there.
+def finish_folder(
+    folder: Path, names: Sequence[str], fingerprint: str, options: dict, selection: Selection
+) -> Manifest:
+    """Joins the records of all shards into the manifest, which finishes the folder.
 
-    Two tasks may come here at once: both write the same, and the one that is late finds it done.
+    Two tasks may do this at the same time. Both write the same bytes, and the later one finds the folder finished.
     """
     try:
-        return join(folder, names, fingerprint, options, selection)
+        return join_records(folder, names, fingerprint, options, selection)
     except FileNotFoundError:
-        manifest = finished(folder, fingerprint)
+        manifest = load_finished(folder, fingerprint)
         if manifest is None:
             raise
         return manifest
 
 
-def finished(folder: Path, fingerprint: str) -> Manifest | None:
-    """The manifest of the folder, where it was packed of the same records with the same options."""
+def load_finished(folder: Path, fingerprint: str) -> Manifest | None:
+    """Returns the manifest if the folder was packed from the same records with the same options, or None."""
     manifest = Manifest.load(folder)
     return manifest if manifest and manifest.fingerprint == fingerprint else None
 
 
-def join(folder: Path, names: Sequence[str], fingerprint: str, options: dict, selection: Selection) -> Manifest:
+def join_records(folder: Path, names: Sequence[str], fingerprint: str, options: dict, selection: Selection) -> Manifest:
     progress = folder / PROGRESS
-    contents = [read_part(progress / f"{name}.json") for name in names]
-    manifest = combine(contents, fingerprint, options, selection.counts)
+    contents = [read_shard_record(progress / f"{name}.json") for name in names]
+    manifest = combine_contents(contents, fingerprint, options, selection.counts)
     bad = [row for content in contents for row in content.bad]
     if not manifest.samples:
         raise ValueError(f"none of {len(bad)} records could be packed: {bad[0] if bad else 'there are no records'}")
@@ -137,7 +174,7 @@ def join(folder: Path, names: Sequence[str], fingerprint: str, options: dict, se
 
 
 def remove_progress(folder: Path) -> None:
-    """Remove .pack, also where another task is about to, and whatever a killed task was writing."""
+    """Removes .pack and the temporary files of killed tasks. Another task may do the same at this moment."""
     shutil.rmtree(folder / PROGRESS, ignore_errors=True)
     for path in temporary_paths(folder):
         path.unlink(missing_ok=True)

@@ -29,17 +29,24 @@ from typing import BinaryIO
 from PIL import Image
 from tqdm import tqdm
 
-from priorclip.data_shards.dedupe.leakage import Evaluation
+from priorclip.data_shards.dedupe.leakage import EvaluationImages
+from priorclip.data_shards.find_shards import PROGRESS
 from priorclip.data_shards.format.manifest import Manifest, ShardContent, ShardEntry
 from priorclip.data_shards.format.sample import BadSample, captions_of
-from priorclip.data_shards.format.tar_index import Member, ShardIndex, temporary_path
-from priorclip.data_shards.images.decode import opened, upright_rgb, upright_size
-from priorclip.data_shards.images.jpeg import check_whole
-from priorclip.data_shards.order.seeds import mix
-from priorclip.data_shards.pack.packers import Crew, Share
-from priorclip.data_shards.pack.selection import select
-from priorclip.data_shards.pack.unfinished_folder import PRINTS, claim, finish, finished, unfinished, write_part
-from priorclip.data_shards.shards import PROGRESS, index_path
+from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_path, temporary_path
+from priorclip.data_shards.images.decode import open_image, upright_rgb, upright_size
+from priorclip.data_shards.images.jpeg import check_complete
+from priorclip.data_shards.order.hashing import hash_integers
+from priorclip.data_shards.pack.selection import select_records
+from priorclip.data_shards.pack.unfinished_folder import (
+    HASHES,
+    claim_folder,
+    finish_folder,
+    list_unfinished,
+    load_finished,
+    write_shard_record,
+)
+from priorclip.data_shards.pack.worker_pool import TaskShare, WorkerPool
 from priorclip.data_shards.sources import Record, load, templates
 
 log = logging.getLogger(__name__)
@@ -83,13 +90,13 @@ def pack(
     plan: PackPlan,
     workers: int = 1,
     overwrite: bool = False,
-    evaluation: Evaluation | None = None,
+    evaluation: EvaluationImages | None = None,
 ) -> Manifest:
     """Write the shards, their indices and the manifest with ``workers`` processes of this machine.
 
     Raises FileExistsError where the folder holds other things, ValueError where no record can be packed.
     """
-    manifest = pack_share(records, folder, plan, Crew(workers), Share(), overwrite, evaluation)
+    manifest = pack_share(records, folder, plan, WorkerPool(workers), TaskShare(), overwrite, evaluation)
     assert manifest is not None, "there are no other tasks to wait for"
     return manifest
 
@@ -98,10 +105,10 @@ def pack_share(
     records: list[Record],
     folder: Path,
     plan: PackPlan,
-    team: Crew,
-    share: Share,
+    pool: WorkerPool,
+    share: TaskShare,
     overwrite: bool = False,
-    evaluation: Evaluation | None = None,
+    evaluation: EvaluationImages | None = None,
 ) -> Manifest | None:
     """This task's part of packing; the manifest where every shard is done now, None where others have some left.
 
@@ -109,36 +116,36 @@ def pack_share(
         records: all of them, the same for every task
         folder: to write; all tasks share it
         plan: how records become shards
-        team: does the work of this task
+        pool: does the work of this task
         share: which shards are this task's
         overwrite: remove what an earlier pack wrote; refused where there are several tasks
         evaluation: images to leave out
     """
-    unique_keys(records)
+    make_keys_unique(records)
     options = {**asdict(plan), "exclude": evaluation.digest if evaluation else None}
-    fingerprint = hashlib.sha256(json.dumps(options).encode() + records_digest(records)).hexdigest()
+    fingerprint = hashlib.sha256(json.dumps(options).encode() + hash_of_records(records)).hexdigest()
     alone = share.count == 1
     try:
-        if not alone and (manifest := finished(folder, fingerprint)):
+        if not alone and (manifest := load_finished(folder, fingerprint)):
             return manifest
-        progress = claim(folder, fingerprint, overwrite, alone)
-        selection = select(
-            records, progress / PRINTS, plan.duplicates, plan.near_duplicates, evaluation, plan.max_pixels, team, share
+        progress = claim_folder(folder, fingerprint, overwrite, alone)
+        selection = select_records(
+            records, progress / HASHES, plan.duplicates, plan.near_duplicates, evaluation, plan.max_pixels, pool, share
         )
-        names = pack_shards(selection.records, folder, plan, team, share)
-        missing = unfinished(progress, names)
+        names = pack_shards(selection.records, folder, plan, pool, share)
+        missing = list_unfinished(progress, names)
     except (FileNotFoundError, FileExistsError):
         # Another task has finished the folder meanwhile, and with it what was to be read here.
-        if alone or not (manifest := finished(folder, fingerprint)):
+        if alone or not (manifest := load_finished(folder, fingerprint)):
             raise
         return manifest
     if missing and progress.is_dir():
         log.info("%d of %d shards are left to other tasks, the first is %s", len(missing), len(names), missing[0])
         return None
-    return finish(folder, names, fingerprint, options, selection)
+    return finish_folder(folder, names, fingerprint, options, selection)
 
 
-def pack_shards(records: list[Record], folder: Path, plan: PackPlan, team: Crew, share: Share) -> list[str]:
+def pack_shards(records: list[Record], folder: Path, plan: PackPlan, pool: WorkerPool, share: TaskShare) -> list[str]:
     """Pack those of the share that are not done yet; returns the names of all shards."""
     names = [f"{plan.prefix}-{number:06d}" for number in range(-(-len(records) // plan.shard_size))]
     if not names:
@@ -147,7 +154,7 @@ def pack_shards(records: list[Record], folder: Path, plan: PackPlan, team: Crew,
     def chunk(number: int) -> list[Record]:
         return records[number * plan.shard_size : (number + 1) * plan.shard_size]
 
-    missing = set(unfinished(folder / PROGRESS, names))
+    missing = set(list_unfinished(folder / PROGRESS, names))
     own = [number for number in range(len(names)) if share.has(number)]
     todo = [number for number in own if names[number] in missing]
     if len(todo) < len(own):
@@ -156,7 +163,7 @@ def pack_shards(records: list[Record], folder: Path, plan: PackPlan, team: Crew,
     total = sum(len(chunk(number)) for number in own)
     with tqdm(total=total, unit="img", desc="pack", disable=None) as bar:
         bar.update(total - sum(len(chunk(number)) for number in todo))
-        for done in team.run(pack_shard, jobs, len(todo)):
+        for done in pool.run(pack_shard, jobs, len(todo)):
             bar.update(done)
     return names
 
@@ -179,11 +186,12 @@ def pack_shard(folder: Path, plan: PackPlan, name: str, records: list[Record]) -
 
 def write_shard(folder: Path, plan: PackPlan, path: Path, temporary: Path, records: list[Record]) -> int:
     bad: list[dict[str, str]] = []
-    with open(temporary, "wb") as file:
+    temporary.unlink(missing_ok=True)
+    with open(temporary, "xb") as file:  # "x" does not follow a symbolic link of this name
         writer = ShardWriter(file)
         for record in records:
             try:
-                writer.add(*members_of(record, plan))
+                writer.add(*make_members(record, plan))
             except BadSample as error:
                 bad.append({"shard": path.name, "key": record.key, "reason": error.reason, "detail": error.detail})
         digest, size = writer.close()
@@ -197,7 +205,7 @@ def write_shard(folder: Path, plan: PackPlan, path: Path, temporary: Path, recor
         temporary.unlink()
     entry = ShardEntry(path.name, writer.samples, size, digest, index_digest.hex())
     content = ShardContent(entry, writer.captions, dict(writer.classes), sorted(writer.fields), bad)
-    write_part(folder / PROGRESS, path.stem, content)
+    write_shard_record(folder / PROGRESS, path.stem, content)
     return len(records)
 
 
@@ -248,14 +256,16 @@ class ShardWriter:
         return self.output.sha256.hexdigest(), self.output.size
 
 
-def members_of(record: Record, plan: PackPlan) -> tuple[str, dict[str, bytes], dict]:
+def make_members(record: Record, plan: PackPlan) -> tuple[str, dict[str, bytes], dict]:
     """(key, members by extension, JSON content) of a record. Raises BadSample where it cannot be used."""
     record = load(record)
     assert isinstance(record.image, bytes)
-    extension, data, width, height = encoded(record.image, plan)
+    extension, data, width, height = encode_image(record.image, plan)
     captions = captions_of({"captions": record.captions}, "captions")
     if not captions and plan.template_captions and record.scenes:
-        captions = templates.captions(record.scenes, plan.captions_per_image, mix(plan.seed, text_seed(record.key)))
+        captions = templates.captions(
+            record.scenes, plan.captions_per_image, hash_integers(plan.seed, text_seed(record.key))
+        )
     if not captions and not record.scenes:
         raise BadSample("no caption", "neither caption nor label")
     info = {
@@ -278,13 +288,13 @@ def members_of(record: Record, plan: PackPlan) -> tuple[str, dict[str, bytes], d
     return record.key, members, info
 
 
-def encoded(data: bytes, plan: PackPlan) -> tuple[str, bytes, int, int]:
+def encode_image(data: bytes, plan: PackPlan) -> tuple[str, bytes, int, int]:
     """(extension, bytes, width, height) as stored: the same bytes unless the plan or the format asks for others.
 
     The image is decoded in any case, so that what is packed can be read.
     """
-    with opened(data, plan.max_pixels) as image:
-        check_whole(data)
+    with open_image(data, plan.max_pixels) as image:
+        check_complete(data)
         width, height = upright_size(image)
         known = KEPT_FORMATS.get(image.format or "")
         large = plan.max_side is not None and max(width, height) > plan.max_side
@@ -299,7 +309,7 @@ def encoded(data: bytes, plan: PackPlan) -> tuple[str, bytes, int, int]:
         return "jpg", buffer.getvalue(), picture.width, picture.height
 
 
-def unique_keys(records: list[Record]) -> None:
+def make_keys_unique(records: list[Record]) -> None:
     """Give a second record of the same key the suffix -2, and so on: a key is one sample."""
     taken: set[str] = set()
     for record in records:
@@ -310,7 +320,7 @@ def unique_keys(records: list[Record]) -> None:
         taken.add(record.key)
 
 
-def records_digest(records: list[Record]) -> bytes:
+def hash_of_records(records: list[Record]) -> bytes:
     """Changes with all that a record says, and with the name of its image; not with where the folder lies."""
     digest = hashlib.sha256()
     for record in records:

@@ -17,13 +17,13 @@ from priorclip.data_shards.sources.folder import imagefolder as imagefolder
 from priorclip.data_shards.sources.folder import millionaid as millionaid
 from priorclip.data_shards.sources.names import IMAGE_SUFFIXES as IMAGE_SUFFIXES
 from priorclip.data_shards.sources.names import find_image as find_image
-from priorclip.data_shards.sources.names import keep_split as keep_split
 from priorclip.data_shards.sources.names import sample_key as sample_key
 from priorclip.data_shards.sources.names import stem_label as stem_label
 from priorclip.data_shards.sources.record import ImageFile as ImageFile
 from priorclip.data_shards.sources.record import Place as Place
 from priorclip.data_shards.sources.record import Record as Record
 from priorclip.data_shards.sources.record import RecordSet as RecordSet
+from priorclip.data_shards.sources.record import keep_split as keep_split
 from priorclip.data_shards.sources.record import load as load
 from priorclip.data_shards.sources.table import csv as csv
 from priorclip.data_shards.sources.table import label_table as label_table

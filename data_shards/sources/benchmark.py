@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from priorclip.data_shards.sources.names import keep_split, labeller, sample_key
-from priorclip.data_shards.sources.record import ImageFile, Record
+from priorclip.data_shards.sources.names import make_labeller, sample_key
+from priorclip.data_shards.sources.record import ImageFile, Record, keep_split
 from priorclip.data_shards.sources.table import label_table
 
 UCM_SCENES = (
@@ -60,10 +60,10 @@ def karpathy(
     content = read_karpathy(path)
     entries = content["images"]
     source = content.get("dataset") or path.stem
-    label_of = scene_labels(labels)
+    label_of = choose_labels(labels)
     records = [_karpathy_record(entry, str(images), label_of, source, path) for entry in entries]
     if labels is None:
-        number_labels(records)
+        label_by_number(records)
     return keep_split(records, split, path)
 
 
@@ -126,7 +126,7 @@ def precomp(
     if not found or (split is not None and split not in found):
         wanted = f"{split or 'SPLIT'}_caps.txt"
         raise FileNotFoundError(f"--precomp {root}: no {wanted} there; splits found: {', '.join(found) or 'none'}")
-    label_of = scene_labels(labels)
+    label_of = choose_labels(labels)
     records: list[Record] = []
     for name in [split] if split is not None else found:
         records += _precomp_split(root, name, str(images), label_of)
@@ -134,7 +134,7 @@ def precomp(
 
 
 def _precomp_split(root: Path, split: str, images: str, label_of: Callable) -> list[Record]:
-    captions, names = lines(root / f"{split}_caps.txt"), lines(root / f"{split}_filename.txt")
+    captions, names = read_lines(root / f"{split}_caps.txt"), read_lines(root / f"{split}_filename.txt")
     each, rest = divmod(len(captions), len(names)) if names else (0, 1)
     if rest or not each:
         raise ValueError(
@@ -159,24 +159,24 @@ def source_name(folder: Path) -> str:
     return folder.resolve().name.removesuffix("_precomp")
 
 
-def lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     """Lines of a text file by line feeds alone: a caption may hold other separators. FileNotFoundError names it."""
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     return text.removesuffix("\n").split("\n") if text else []
 
 
-def scene_labels(labels: str | Path | None) -> Callable[..., str | None]:
+def choose_labels(labels: str | Path | None) -> Callable[..., str | None]:
     """How a file name gets its scene: by a CSV, by annotation or stem (None), or not at all ("none")."""
     if labels == "none":
         return _no_label
-    return labeller(label_table(labels) if labels else {})
+    return make_labeller(label_table(labels) if labels else {})
 
 
 def _no_label(name: str, annotated: str | None = None) -> str | None:
     return None
 
 
-def number_labels(records: Sequence[Record]) -> None:
+def label_by_number(records: Sequence[Record]) -> None:
     """Label UCM-Captions by number where it is that: 1 ... 2100 without a label, and captions that agree.
 
     File N is of scene (N - 1) // 100 in alphabetical order. The order is taken for granted only if in each of the

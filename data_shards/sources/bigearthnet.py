@@ -22,10 +22,10 @@ import numpy as np
 from PIL import Image
 
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.images.decode import opened
+from priorclip.data_shards.images.decode import open_image
 from priorclip.data_shards.sources.folder import walk_names
-from priorclip.data_shards.sources.names import keep_split
-from priorclip.data_shards.sources.record import Record, read_file
+from priorclip.data_shards.sources.names import image_path
+from priorclip.data_shards.sources.record import Record, keep_split, read_file
 
 RED_GREEN_BLUE = ("B04", "B03", "B02")
 REFLECTANCE_MAX = 2000
@@ -49,7 +49,7 @@ class Bands:
     reflectance_max: int = REFLECTANCE_MAX
 
     def load(self, record: Record) -> Record:
-        base = Path(self.folder) / self.patch
+        base = image_path(Path(self.folder), self.patch)
         bands = [_band(base / f"{base.name}_{band}.tif") for band in RED_GREEN_BLUE]
         if len({band.shape for band in bands}) > 1:
             raise BadSample("bands differ in size", f"{base.name}: {', '.join(str(band.shape) for band in bands)}")
@@ -60,7 +60,7 @@ class Bands:
 
 
 def _band(path: Path) -> np.ndarray:
-    with opened(read_file(path)) as image:
+    with open_image(read_file(path)) as image:
         band = np.asarray(image)
     if band.ndim != 2:
         raise BadSample("not a single band", f"{path.name} has shape {band.shape}")

@@ -12,16 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
-from priorclip.data_shards.format.class_names import distinct, plain
-from priorclip.data_shards.order.seeds import mix, permutation
+from priorclip.data_shards.format.class_names import normalized, unique_classes
+from priorclip.data_shards.order.hashing import hash_integers, permutation
 from priorclip.data_shards.sources.benchmark import karpathy, precomp
 from priorclip.data_shards.sources.bigearthnet import bigearthnet
 from priorclip.data_shards.sources.drawing import synthetic
 from priorclip.data_shards.sources.fmow import fmow
 from priorclip.data_shards.sources.folder import imagefolder, millionaid
-from priorclip.data_shards.sources.names import listed, paired, prefixed
+from priorclip.data_shards.sources.names import pair_paths, split_paths
 from priorclip.data_shards.sources.parquet import parquet
-from priorclip.data_shards.sources.record import Record
+from priorclip.data_shards.sources.record import Record, join_sets
 from priorclip.data_shards.sources.table import csv, rs5m
 from priorclip.data_shards.sources.tars import webdataset
 
@@ -69,21 +69,23 @@ def _rs5m(config: PackConfig) -> list[Record]:
 
 def _annotated(config: PackConfig, option: str, read: Callable[..., list[Record]]) -> list[Record]:
     """Records of each annotation file with its folder of images and its labels."""
-    files = listed(getattr(config, option))
-    images = paired("images", config.images, option, len(files))
-    labels = paired("labels", config.labels, option, len(files)) if config.labels else [""] * len(files)
+    files = split_paths(getattr(config, option))
+    images = pair_paths("images", config.images, option, len(files))
+    labels = pair_paths("labels", config.labels, option, len(files)) if config.labels else [""] * len(files)
     groups = [read(*parts) for parts in zip(files, images, (name or None for name in labels), strict=True)]
-    spelling = {plain(name): name for name in distinct(r.label for group in groups for r in group if r.label)}
+    spelling = {
+        normalized(name): name for name in unique_classes(r.label for group in groups for r in group if r.label)
+    }
     for record in (each for group in groups for each in group):
-        record.label = spelling[plain(record.label)] if record.label else None
-    return prefixed(groups)
+        record.label = spelling[normalized(record.label)] if record.label else None
+    return join_sets(groups)
 
 
 def _parquet(config: PackConfig) -> list[Record]:
-    files = listed(config.parquet)
-    images = paired("images", config.images, "parquet", len(files)) if config.images else [""] * len(files)
+    files = split_paths(config.parquet)
+    images = pair_paths("images", config.images, "parquet", len(files)) if config.images else [""] * len(files)
     fields_named = config.image_field, caption_fields(config), config.label_field
-    return prefixed(
+    return join_sets(
         [parquet(file, folder or None, config.split, *fields_named) for file, folder in zip(files, images, strict=True)]
     )
 
@@ -107,7 +109,7 @@ SOURCES: dict[str, Source] = {
     ),
     "bigearthnet": Source(
         lambda config: bigearthnet(
-            str(config.images), config.split, next(iter(listed(config.parquet)), None), config.reflectance_max
+            str(config.images), config.split, next(iter(split_paths(config.parquet)), None), config.reflectance_max
         ),
         ("images",),
         ("split", "parquet", "reflectance_max"),
@@ -155,6 +157,6 @@ def shuffled(records: list[Record], seed: int) -> list[Record]:
         groups.setdefault(getattr(record.image, "neighbourhood", None), []).append(record)
     parts = list(groups.values())
     if len(parts) == 1:
-        return [records[i] for i in permutation(mix(seed), len(records))]
-    mixed = [parts[i] for i in permutation(mix(seed), len(parts))]
-    return [part[i] for number, part in enumerate(mixed) for i in permutation(mix(seed, number), len(part))]
+        return [records[i] for i in permutation(hash_integers(seed), len(records))]
+    mixed = [parts[i] for i in permutation(hash_integers(seed), len(parts))]
+    return [part[i] for number, part in enumerate(mixed) for i in permutation(hash_integers(seed, number), len(part))]

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.images.decode import opened, upright_rgb
+from priorclip.data_shards.images.decode import open_image, upright_rgb
 from priorclip.data_shards.sources.folder import split_folder, walk_names
 from priorclip.data_shards.sources.names import sample_key
 from priorclip.data_shards.sources.record import ImageFile, Record, read_file
@@ -43,7 +43,7 @@ class Crop:
     margin: float
 
     def load(self, record: Record) -> Record:
-        with opened(read_file(ImageFile(self.folder, self.name).path)) as image:
+        with open_image(read_file(ImageFile(self.folder, self.name).path)) as image:
             picture = upright_rgb(image)
         left, top, width, height = self.box
         around = self.margin * max(width, height)

@@ -84,7 +84,7 @@ def walk_names(root: Path, wanted: Callable[[str], bool]) -> list[str]:
         folders[:] = [
             name
             for name in folders
-            if not name.startswith((".", "__MACOSX")) and not leads_back(root, Path(folder) / name)
+            if not name.startswith((".", "__MACOSX")) and not is_link_loop(root, Path(folder) / name)
         ]
         relative = Path(folder).relative_to(root).as_posix()
         kept = [name for name in files if not name.startswith(".") and wanted(name)]
@@ -92,7 +92,7 @@ def walk_names(root: Path, wanted: Callable[[str], bool]) -> list[str]:
     return sorted(names, key=lambda name: name.split("/"))
 
 
-def leads_back(root: Path, path: Path) -> bool:
+def is_link_loop(root: Path, path: Path) -> bool:
     """Whether a folder is a link to one that the walk from ``root`` has come through."""
     if not path.is_symlink():
         return False

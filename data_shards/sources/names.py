@@ -7,24 +7,30 @@ stem_label("00815.jpg")                   None: RSICD has such names beside airp
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from priorclip.data_shards.format.class_names import plain
-
-if TYPE_CHECKING:
-    from priorclip.data_shards.sources.record import Record
+from priorclip.common.safe_paths import UnsafePath, join_under
+from priorclip.data_shards.format.class_names import normalized
+from priorclip.data_shards.format.sample import BadSample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 
 def sample_key(name: str) -> str:
     """A file's relative path -> key: no suffix, no dot in the base name (where a key would end), no way upwards."""
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".", "..")] or ["_"]
-    parts[-1] = Path(parts[-1]).stem.replace(".", "_") or "_"
-    return "/".join(parts)
+    folders, _, base = safe_key(name).rpartition("/")
+    return "/".join([*folders.split("/"), Path(base).stem.replace(".", "_") or "_"]).lstrip("/")
+
+
+def safe_key(key: str) -> str:
+    """Removes what would lead a member of a tar out of the folder where somebody unpacks it: "/" at the start, ".."."""
+    return (
+        "/".join(part for part in key.replace("\\", "/").replace("\0", "_").split("/") if part not in ("", ".", ".."))
+        or "_"
+    )
 
 
 def stem_label(name: str) -> str | None:
@@ -34,46 +40,52 @@ def stem_label(name: str) -> str | None:
 
 
 def find_image(folder: Path, name: str) -> Path:
-    """The image's path, also where annotation and files disagree on the folder or the suffix (RSITMD: tif, jpg).
+    """Returns the path of an image that an annotation names, which is a file under ``folder``.
 
-    Returns the literal path where nothing fits: packing then counts it as a missing file.
+    The annotation may name another folder, another suffix (RSITMD: tif for jpg) or have backslashes. If no file
+    exists, it returns the literal path, so that packing counts it as a missing file.
+
+    Raises:
+        BadSample: the name leads out of the folder, or is a URL or a command. See common/safe_paths.py
     """
-    literal = folder / name
-    if literal.exists():
-        return literal
-    flat = folder / Path(name).name
+    literal = image_path(folder, name)
+    slashes = Path(name.replace("\\", "/"))
+    flat = folder / slashes.name
     other = (suffix for lower in IMAGE_SUFFIXES for suffix in (lower, lower.upper()))
-    for path in (flat, *map(literal.with_suffix, other)):
-        if path.exists():
+    for path in (literal, image_path(folder, str(slashes)), flat, *map(literal.with_suffix, other)):
+        if os.path.exists(path):  # False too for a name that is too long
             return path
     return literal
 
 
-def keep_split(records: list[Record], split: str | None, path: Path) -> list[Record]:
-    """Records of a split; ValueError that names the splits there are where it has none."""
-    kept = [record for record in records if split is None or record.split == split]
-    if not kept:
-        splits = sorted({str(record.split) for record in records})
-        raise ValueError(f"{path} has no record of the split {split!r}; it has: {', '.join(splits) or 'no record'}")
-    return kept
+def image_path(folder: Path, name: str) -> Path:
+    """Returns ``folder / name``; an absolute name is allowed if it lies under ``folder``. Raises BadSample."""
+    for root in (folder.absolute(), folder.resolve()) if os.path.isabs(name) else ():
+        if Path(name).is_relative_to(root):
+            name = str(Path(name).relative_to(root))
+            break
+    try:
+        return join_under(folder, name, f"an annotation of {folder}")
+    except UnsafePath as error:
+        raise BadSample("refused file name", str(error)) from error
 
 
-def labeller(table: Mapping[str, str]) -> Callable[..., str | None]:
+def make_labeller(table: Mapping[str, str]) -> Callable[..., str | None]:
     """A function (file name, label of the annotation) -> label: the table's, the annotation's, or the stem's.
 
     A class must not have two spellings: where a stem says ``airport`` and the table calls other images ``Airport``, the
     table's spelling is taken.
     """
-    spelling = {plain(label): label for label in table.values()}
+    spelling = {normalized(label): label for label in table.values()}
 
     def label_of(name: str, annotated: str | None = None) -> str | None:
         found = table.get(name) or table.get(Path(name).name) or annotated or stem_label(name)
-        return spelling.get(plain(found), found) if found else None
+        return spelling.get(normalized(found), found) if found else None
 
     return label_of
 
 
-def listed(value: str | Sequence[str] | None) -> list[str]:
+def split_paths(value: str | Sequence[str] | None) -> list[str]:
     """The pieces of an option that takes one path, several with commas between, or a list."""
     if value is None:
         return []
@@ -82,33 +94,11 @@ def listed(value: str | Sequence[str] | None) -> list[str]:
     return [value] if Path(value).exists() else [piece.strip() for piece in value.split(",")]
 
 
-def paired(option: str, value: str | Sequence[str] | None, others: str, count: int) -> list[str]:
+def pair_paths(option: str, value: str | Sequence[str] | None, others: str, count: int) -> list[str]:
     """``value`` as ``count`` pieces, one for each of the files of ``--others``; a single one goes with all of them."""
-    pieces = listed(value)
+    pieces = split_paths(value)
     if len(pieces) == 1:
         return pieces * count
     if len(pieces) != count:
         raise ValueError(f"--{option} names {len(pieces)} and --{others} {count}: give one for all, or one for each")
     return pieces
-
-
-def prefixed(groups: Sequence[list[Record]]) -> list[Record]:
-    """Records of several data sets in one list: their keys begin with the data set's name, so that none collide.
-
-    Two sets of one name become ``rsicd`` and ``rsicd-2``. A single set keeps its keys.
-    """
-    if len(groups) == 1:
-        return groups[0]
-    taken: set[str] = set()
-    joined: list[Record] = []
-    for records in groups:
-        base = sample_key(f"{records[0].source or 'set'}.x") if records else "set"
-        name, number = base, 1
-        while name in taken:
-            number += 1
-            name = f"{base}-{number}"
-        taken.add(name)
-        for record in records:
-            record.key = f"{name}/{record.key}"
-        joined += records
-    return joined

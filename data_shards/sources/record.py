@@ -11,14 +11,16 @@ whose images lie in another way brings its own :class:`Place`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from priorclip.data_shards.format.class_names import distinct
+from priorclip.data_shards.format.class_names import unique_classes
 from priorclip.data_shards.format.sample import BadSample, Sample, captions_of
-from priorclip.data_shards.sources.names import find_image
+from priorclip.data_shards.sources.names import find_image, sample_key
 
 
 @runtime_checkable
@@ -44,14 +46,14 @@ class ImageFile:
 
     @property
     def path(self) -> Path:
-        """The file, also where annotation and disk disagree on folder or suffix; the literal path where none is."""
+        """The file that ``find_image`` finds. Raises BadSample if the name is refused."""
         return find_image(Path(self.folder), self.name)
 
     def load(self, record: Record) -> Record:
         return replace(record, image=read_file(self.path))
 
     def __str__(self) -> str:
-        return str(self.path)
+        return os.path.join(self.folder, self.name)
 
 
 @dataclass(slots=True)
@@ -80,10 +82,12 @@ class Record:
 
     @property
     def path(self) -> Path | None:
-        """The file of the image, None where it is not a file of its own."""
+        """The file of the image. None if it is not a file of its own, or if its name is refused."""
         if isinstance(self.image, Path):
             return self.image
-        return self.image.path if isinstance(self.image, ImageFile) else None
+        with suppress(BadSample):
+            return self.image.path if isinstance(self.image, ImageFile) else None
+        return None
 
     @property
     def scenes(self) -> list[str]:
@@ -102,7 +106,7 @@ class RecordSet:
     def __init__(self, records: Iterable[Record]) -> None:
         self.records = list(records)
         self.sizes = [len(self.records)]
-        self.classes = distinct({record.label for record in self.records if record.label is not None})
+        self.classes = unique_classes({record.label for record in self.records if record.label is not None})
         if not self.records:
             raise ValueError("there are no records: is the split right?")
 
@@ -166,3 +170,34 @@ def read_file(path: Path) -> bytes:
         raise BadSample("missing file", str(path)) from error
     except OSError as error:
         raise BadSample("unreadable file", str(error)) from error
+
+
+def keep_split(records: list[Record], split: str | None, path: Path) -> list[Record]:
+    """Records of a split; ValueError that names the splits there are where it has none."""
+    kept = [record for record in records if split is None or record.split == split]
+    if not kept:
+        splits = sorted({str(record.split) for record in records})
+        raise ValueError(f"{path} has no record of the split {split!r}; it has: {', '.join(splits) or 'no record'}")
+    return kept
+
+
+def join_sets(groups: Sequence[list[Record]]) -> list[Record]:
+    """Records of several data sets in one list: their keys begin with the data set's name, so that none collide.
+
+    Two sets of one name become ``rsicd`` and ``rsicd-2``. A single set keeps its keys.
+    """
+    if len(groups) == 1:
+        return groups[0]
+    taken: set[str] = set()
+    joined: list[Record] = []
+    for records in groups:
+        base = sample_key(f"{records[0].source or 'set'}.x") if records else "set"
+        name, number = base, 1
+        while name in taken:
+            number += 1
+            name = f"{base}-{number}"
+        taken.add(name)
+        for record in records:
+            record.key = f"{name}/{record.key}"
+        joined += records
+    return joined

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
 
-from priorclip.data_shards.sources.names import keep_split, sample_key
-from priorclip.data_shards.sources.record import ImageFile, Record
+from priorclip.data_shards.sources.names import sample_key
+from priorclip.data_shards.sources.record import ImageFile, Record, keep_split
 
 FILE_COLUMNS = ("filename", "file_name", "file", "filepath", "image", "path", "img_name", "name")
 CAPTION_COLUMNS = ("caption", "captions", "raw", "text", "title", "sentence")

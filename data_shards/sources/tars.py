@@ -18,9 +18,11 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
+from priorclip.common.safe_paths import find_danger
 from priorclip.data_shards.format.sample import BadSample, Sample, captions_of
-from priorclip.data_shards.remote.store import LocalFile
+from priorclip.data_shards.remote.shard_files import LocalFile
 from priorclip.data_shards.shards import ShardSet
+from priorclip.data_shards.sources.names import safe_key
 from priorclip.data_shards.sources.parquet import SUCCESS, Missing, column_rows
 from priorclip.data_shards.sources.record import Place, Record
 
@@ -69,6 +71,7 @@ def webdataset(spec: str | Sequence[str], caption_field: Sequence[str] | None = 
 
 def _record(shards: ShardSet, spec: tuple[str, ...], sample: int, caption_field: Sequence[str] | None) -> Record:
     key = shards.key(sample)
+    key = safe_key(key) if find_danger(key) else key
     try:
         found = shards.text(sample)
         captions = found.captions

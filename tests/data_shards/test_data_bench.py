@@ -26,7 +26,7 @@ from priorclip.data_shards.inspect.bench import (
 )
 from priorclip.data_shards.shards import ShardSet
 from priorclip.data_shards.sources import Record
-from priorclip.data_shards.stream.collate import tokenize
+from priorclip.data_shards.stream.batch_fetcher import tokenize
 
 
 def test_the_peer_reads_every_batch_of_the_same_tars(tmp_path: Path) -> None:

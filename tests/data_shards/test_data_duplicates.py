@@ -16,30 +16,30 @@ from small_data import encoded, picture, rows
 
 from priorclip.data_shards import ShardSet
 from priorclip.data_shards.__main__ import main
-from priorclip.data_shards.dedupe import hash_columns as prints
-from priorclip.data_shards.dedupe import near_hashes as near
+from priorclip.data_shards.dedupe import hash_columns as hashing
+from priorclip.data_shards.dedupe import near_hashes
 from priorclip.data_shards.dedupe.duplicates import Duplicate, find_duplicates, merge_duplicates
-from priorclip.data_shards.dedupe.hash_columns import Prints
-from priorclip.data_shards.dedupe.image_hashes import LOOK, SYMMETRIC, SYMMETRIES, fingerprint, fingerprints
-from priorclip.data_shards.dedupe.leakage import DEFAULT_DISTANCE, Evaluation, find_leaks
+from priorclip.data_shards.dedupe.hash_columns import HashColumns
+from priorclip.data_shards.dedupe.image_hashes import PERCEPTUAL, SYMMETRIC, SYMMETRIES, hash_image, hash_images
+from priorclip.data_shards.dedupe.leakage import DEFAULT_DISTANCE, EvaluationImages, find_leaks
 from priorclip.data_shards.dedupe.near_hashes import Pieces, near_pairs
 from priorclip.data_shards.format.manifest import Manifest
 from priorclip.data_shards.format.sample import Sample
-from priorclip.data_shards.pack.packers import Crew, Share
-from priorclip.data_shards.pack.write_shards import PackPlan, pack, records_digest
+from priorclip.data_shards.pack.worker_pool import TaskShare, WorkerPool
+from priorclip.data_shards.pack.write_shards import PackPlan, hash_of_records, pack
 from priorclip.data_shards.sources import Record, load, synthetic
 
 UCMERCED = Path(__file__).parents[3] / "shared/data/ucmerced/images"
 MAX_PIXELS = 100_000_000
 
 
-def prints_of(images: list[bytes], kind: np.dtype = LOOK) -> Prints:
-    return Prints.of_rows(fingerprints(images, len(images), kind, MAX_PIXELS))
+def hash_columns(images: list[bytes], kind: np.dtype = PERCEPTUAL) -> HashColumns:
+    return HashColumns.of_rows(hash_images(images, len(images), kind, MAX_PIXELS))
 
 
-def evaluation_of(images: list[bytes], distance: int | None = DEFAULT_DISTANCE) -> Evaluation:
+def evaluation_of(images: list[bytes], distance: int | None = DEFAULT_DISTANCE) -> EvaluationImages:
     names = [f"e{place}" for place in range(len(images))]
-    return Evaluation(names, ["made"] * len(images), prints_of(images, SYMMETRIC), distance)
+    return EvaluationImages(names, ["made"] * len(images), hash_columns(images, SYMMETRIC), distance)
 
 
 def plain_pairs(left: np.ndarray, right: np.ndarray | None, distance: int) -> set[tuple[int, int, int]]:
@@ -61,8 +61,8 @@ def plain_pairs(left: np.ndarray, right: np.ndarray | None, distance: int) -> se
     flips=st.integers(0, 20),
     within=st.booleans(),
     pieces=st.integers(3, 17),
-    large=st.sampled_from((1, 50, near.LARGE)),
-    block=st.sampled_from((1, 7, near.BLOCK)),
+    large=st.sampled_from((1, 50, near_hashes.LARGE)),
+    block=st.sampled_from((1, 7, near_hashes.BLOCK)),
 )
 def test_near_pairs_are_those_of_all_comparisons(
     seed: int, sizes: tuple[int, int], distance: int, flips: int, within: bool, pieces: int, large: int, block: int
@@ -83,8 +83,8 @@ def test_near_pairs_are_those_of_all_comparisons(
     left, right = draw(sizes[0]), None if within else draw(sizes[1])
     chosen = Pieces.of(max(pieces, -(-(distance + 1) // 3)), distance)  # more than 2 bits of a piece take long
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(near, "LARGE", large)
-        patch.setattr(near, "BLOCK", block)
+        patch.setattr(near_hashes, "LARGE", large)
+        patch.setattr(near_hashes, "BLOCK", block)
         patch.setattr(Pieces, "cheapest", lambda *_: chosen)
         found = [(int(i), int(j), int(b)) for part in near_pairs(left, right, distance) for i, j, b in zip(*part)]
     assert len(found) == len(set(found)), "a pair comes once"
@@ -145,7 +145,7 @@ def test_changed_copies_are_found_in_every_orientation(change: str) -> None:
         Image.fromarray(np.ascontiguousarray(np.moveaxis(turn(np.moveaxis(np.asarray(image), 2, 0)), 0, 2)))
         for image, turn in zip(originals, SYMMETRIES.values())
     ]
-    found = find_leaks(prints_of([COPIES[change](image) for image in turned]), evaluation)
+    found = find_leaks(hash_columns([COPIES[change](image) for image in turned]), evaluation)
     assert [(leak.image, leak.evaluated, leak.kind, leak.turn) for leak in found] == [
         (place, place, "near", place) for place in range(8)
     ]
@@ -154,36 +154,36 @@ def test_changed_copies_are_found_in_every_orientation(change: str) -> None:
 def test_other_pictures_and_other_seas_are_not_thrown_away() -> None:
     evaluation = evaluation_of([encoded(make(seed)) for make in (photograph, sea) for seed in range(30)])
     others = [encoded(make(seed)) for make in (photograph, sea) for seed in range(100, 160)]
-    assert find_leaks(prints_of(others), evaluation) == []
+    assert find_leaks(hash_columns(others), evaluation) == []
     copies = [encoded(sea(seed), quality=75) for seed in range(30)]
-    assert [leak.evaluated for leak in find_leaks(prints_of(copies), evaluation)] == list(range(30, 60))
+    assert [leak.evaluated for leak in find_leaks(hash_columns(copies), evaluation)] == list(range(30, 60))
 
 
 def test_pictures_without_content_are_compared_by_bytes_only() -> None:
     """Empty tiles have the same hash and the same look; that they are some test image's copies says nothing."""
     black, other = (encoded(Image.new("RGB", (64, 64), colour)) for colour in ("black", "#010203"))
-    assert not fingerprint(black, LOOK, MAX_PIXELS)["textured"]
-    found = find_leaks(prints_of([other, black]), evaluation_of([black]))
+    assert not hash_image(black, PERCEPTUAL, MAX_PIXELS)["textured"]
+    found = find_leaks(hash_columns([other, black]), evaluation_of([black]))
     assert [(leak.image, leak.kind) for leak in found] == [(1, "exact")]
 
 
 def test_first_record_stays_and_a_chain_is_not_followed() -> None:
     """b is like a, and c like b but not like a: a stays, b goes, c stays."""
     thumb = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    table = np.zeros(5, LOOK)
+    table = np.zeros(5, PERCEPTUAL)
     table["readable"] = table["textured"] = True
     table["thumb"] = thumb
     table["sha256"] = np.arange(5)[:, None]
     table["sha256"][4] = table["sha256"][1]
     table["hash"] = [0b0, 0b1111, 0b11111111, 2**63 + 2**62 + 2**61 + 2**60 + 2**59, 0b1111]
-    found = find_duplicates(Prints.of_rows(table), 4, np.ones(5, bool))
+    found = find_duplicates(HashColumns.of_rows(table), 4, np.ones(5, bool))
     assert [(item.image, item.kept, item.kind, item.distance) for item in found] == [
         (1, 0, "near", 4),
         (4, 0, "near", 4),
     ]
-    exact = find_duplicates(Prints.of_rows(table), None, np.ones(5, bool))
+    exact = find_duplicates(HashColumns.of_rows(table), None, np.ones(5, bool))
     assert [(item.image, item.kept, item.kind) for item in exact] == [(4, 1, "exact")]
-    without = find_duplicates(Prints.of_rows(table), 4, np.array([False, True, True, True, True]))
+    without = find_duplicates(HashColumns.of_rows(table), 4, np.array([False, True, True, True, True]))
     assert [(item.image, item.kept) for item in without] == [(2, 1), (4, 1)]
 
 
@@ -329,7 +329,7 @@ def test_anything_that_is_packed_of_a_record_changes_the_digest() -> None:
             "captions": ["y"],
             "extra": {"coarse_captions": ["z"], "labels": ["p", "q"]},
         }
-        return records_digest([Record(**whole | changes)])  # type: ignore[arg-type]
+        return hash_of_records([Record(**whole | changes)])  # type: ignore[arg-type]
 
     changes: list[dict[str, object]] = [
         {}, {"key": "b"}, {"image": b"y"}, {"captions": ["y", "y"]}, {"label": "p"}, {"split": "test"},
@@ -443,7 +443,7 @@ def test_unreadable_evaluation_images_are_an_error(corpus: Path, capsys: pytest.
     assert "1 of the 2 evaluation images" in (said := capsys.readouterr().err)
     assert "e11" in said
     assert main(f"{source} {exclude} --exclude-split val".split()) == 2
-    assert "--exclude-split from test, train" in capsys.readouterr().err
+    assert "--exclude-split to one of test, train" in capsys.readouterr().err
     assert not (corpus / "o").exists()
 
 
@@ -459,24 +459,24 @@ def test_real_photographs(tmp_path: Path) -> None:
     """Of 84 scenes, 21 classes, none is another's copy; their mirrored and re-encoded copies are found."""
     paths = [path for scene in sorted(UCMERCED.iterdir()) for path in sorted(scene.glob("*.jpg"))[::25][:4]]
     images = [path.read_bytes() for path in paths]
-    assert find_leaks(prints_of(images[1::2]), evaluation_of(images[::2])) == []
+    assert find_leaks(hash_columns(images[1::2]), evaluation_of(images[::2])) == []
     copies = []
     for data in images[::2]:
         with Image.open(io.BytesIO(data)) as image:
             mirrored = image.convert("RGB").transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             copies.append(encoded(mirrored.resize((160, 160), Image.BICUBIC), quality=60))
-    found = find_leaks(prints_of(copies), evaluation_of(images[::2]))
+    found = find_leaks(hash_columns(copies), evaluation_of(images[::2]))
     assert [leak.image for leak in found] == [leak.evaluated for leak in found]
     assert len(found) >= 0.97 * len(copies)
 
 
 def test_prints_are_the_same_from_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prints, "PART", 50)  # images
+    monkeypatch.setattr(hashing, "PART", 50)  # images
     made = [Record(f"r{n}", encoded(picture(n)), ["x"]) for n in range(110)]
-    one = prints.prints_of_records(made, tmp_path / "one", LOOK, MAX_PIXELS, Crew(1), Share())
-    two = prints.prints_of_records(made, tmp_path / "two", LOOK, MAX_PIXELS, Crew(2), Share())
+    one = hashing.hash_records(made, tmp_path / "one", PERCEPTUAL, MAX_PIXELS, WorkerPool(1), TaskShare())
+    two = hashing.hash_records(made, tmp_path / "two", PERCEPTUAL, MAX_PIXELS, WorkerPool(2), TaskShare())
     files = [[path.read_bytes() for path in sorted((tmp_path / name).iterdir())] for name in ("one", "two")]
     assert files[0] == files[1]
     assert len(files[0]) == 3
     some = np.array([105, 3, 105, 49, 50])
-    assert np.array_equal(one.thumbs(some), np.concatenate([np.load(p)["thumb"] for p in two.parts])[some])
+    assert np.array_equal(one.thumbnails(some), np.concatenate([np.load(p)["thumb"] for p in two.parts])[some])

@@ -18,9 +18,9 @@ from small_data import image_folder
 from test_data_pack import contents
 
 from priorclip.data_shards.__main__ import main
-from priorclip.data_shards.pack.packers import Crew, Share, mpi_world, own_share
 from priorclip.data_shards.pack.selection import Selection
-from priorclip.data_shards.pack.unfinished_folder import finish
+from priorclip.data_shards.pack.unfinished_folder import finish_folder
+from priorclip.data_shards.pack.worker_pool import TaskShare, WorkerPool, find_task_share, mpi_world
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 300
@@ -236,9 +236,9 @@ def test_task_that_finishes_second_finds_it_done(
     assert not (folder / ".pack").exists()
     before = contents(folder)
     fingerprint = json.loads((folder / "manifest.json").read_text())["fingerprint"]
-    assert finish(folder, ["shard-000000"], fingerprint, {}, Selection([])).fingerprint == fingerprint
+    assert finish_folder(folder, ["shard-000000"], fingerprint, {}, Selection([])).fingerprint == fingerprint
     with pytest.raises(FileNotFoundError):
-        finish(folder, ["shard-000000"], "another", {}, Selection([]))
+        finish_folder(folder, ["shard-000000"], "another", {}, Selection([]))
     assert contents(folder) == before
 
 
@@ -254,29 +254,29 @@ def test_plain_pack_leaves_mpi_alone(arguments: list[str], tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("variables", "world", "share"),
     [
-        ({}, 1, Share()),
-        ({"OMPI_COMM_WORLD_SIZE": "4", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, 4, Share()),
-        ({"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, 1, Share()),
-        ({"PMIX_RANK": "1", "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1"}, 3, Share()),
-        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, 2, Share()),
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, 1, Share()),  # a batch script is no step
-        ({"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "2"}, 1, Share(2, 3)),
-        (array_task(2), 1, Share(2, 3)),
-        ({**array_task(2), "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, 1, Share(5, 6)),
-        ({**array_task(1), "OMPI_COMM_WORLD_SIZE": "4"}, 4, Share(1, 3)),
+        ({}, 1, TaskShare()),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, 4, TaskShare()),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, 1, TaskShare()),
+        ({"PMIX_RANK": "1", "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1"}, 3, TaskShare()),
+        ({"PMI_SIZE": "2", "PMI_RANK": "0"}, 2, TaskShare()),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, 1, TaskShare()),  # a batch script is no step
+        ({"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "2"}, 1, TaskShare(2, 3)),
+        (array_task(2), 1, TaskShare(2, 3)),
+        ({**array_task(2), "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, 1, TaskShare(5, 6)),
+        ({**array_task(1), "OMPI_COMM_WORLD_SIZE": "4"}, 4, TaskShare(1, 3)),
     ],
 )
-def test_launchers_are_told_apart(variables: Mapping[str, str], world: int, share: Share) -> None:
-    assert (mpi_world(variables), own_share(variables)) == (world, share)
+def test_launchers_are_told_apart(variables: Mapping[str, str], world: int, share: TaskShare) -> None:
+    assert (mpi_world(variables), find_task_share(variables)) == (world, share)
 
 
 def test_uneven_arrays_are_refused() -> None:
     """--array=0,3,7"""
     names = {"ID": 3, "COUNT": 3, "MIN": 0, "MAX": 7, "STEP": 1}
     with pytest.raises(ValueError, match=r"as in --array=0-7"):
-        own_share({f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()})
+        find_task_share({f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()})
     with pytest.raises(ValueError, match="SLURM_ARRAY_TASK_COUNT should be a number"):
-        own_share({"SLURM_ARRAY_TASK_ID": "3"})
+        find_task_share({"SLURM_ARRAY_TASK_ID": "3"})
 
 
 def test_jobs_are_handed_out_a_few_ahead() -> None:
@@ -290,7 +290,7 @@ def test_jobs_are_handed_out_a_few_ahead() -> None:
             yield (number,)
 
     ahead = []
-    for done, _ in enumerate(Crew(2).run(abs, jobs(), 40), 1):
+    for done, _ in enumerate(WorkerPool(2).run(abs, jobs(), 40), 1):
         ahead.append(taken - done)
     assert done == 40
     assert max(ahead) <= 4
@@ -299,5 +299,5 @@ def test_jobs_are_handed_out_a_few_ahead() -> None:
 def test_error_of_a_job_ends_the_run() -> None:
     jobs = ((word,) for word in ["1"] * 5 + ["x"] + ["1"] * 500)
     with pytest.raises(ValueError, match="invalid literal"):
-        list(Crew(2).run(int, jobs, 506))
+        list(WorkerPool(2).run(int, jobs, 506))
     assert next(jobs, None) is not None, "the rest was not handed out"

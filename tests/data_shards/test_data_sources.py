@@ -40,8 +40,8 @@ from priorclip.data_shards.sources.bigearthnet import bigearthnet
 from priorclip.data_shards.sources.catalogue import SOURCES, shuffled
 from priorclip.data_shards.sources.fmow import fmow
 from priorclip.data_shards.sources.folder import imagefolder
-from priorclip.data_shards.sources.names import prefixed
 from priorclip.data_shards.sources.parquet import parquet
+from priorclip.data_shards.sources.record import join_sets
 
 SHARED = Path(__file__).parents[3] / "shared/data"
 real = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the benchmarks' annotation files are not in {SHARED}")
@@ -737,7 +737,7 @@ def test_keys_stay_in_the_tar_and_sets_apart(names: list[str]) -> None:
     groups = [
         [Record(sample_key(name), b"x", source=source) for name in dict.fromkeys(names)] for source in ("a", "a", "b")
     ]
-    keys = [record.key.split("/")[0] for record in prefixed(groups)]
+    keys = [record.key.split("/")[0] for record in join_sets(groups)]
     assert Counter(keys) == dict.fromkeys(("a", "a-2", "b"), len(dict.fromkeys(names)))
 
 

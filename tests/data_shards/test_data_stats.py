@@ -18,8 +18,8 @@ from small_data import encoded, picture, write_tar
 
 from priorclip.data_shards import ShardSet
 from priorclip.data_shards.__main__ import main
-from priorclip.data_shards.inspect.counters import Counts, TallyOptions, is_concept, tally
-from priorclip.data_shards.inspect.stats import balance, quantiles, slope
+from priorclip.data_shards.inspect.counters import CountOptions, ValueCounts, count_samples, is_concept
+from priorclip.data_shards.inspect.stats import fit_slope, measure_balance, quantiles
 
 CAPTIONS = ["a red roof beside the river", "the river", "many trees", "Many trees", "a red roof", "2 planes"]
 
@@ -125,7 +125,7 @@ def test_odd_sizes_and_hashes_are_not_believed(tmp_path: Path) -> None:
         members[f"{number}.png"] = encoded(picture(number, 40, 30), "PNG")
         members[f"{number}.json"] = json.dumps({"captions": ["x"], "width": width, "sha256": sha256}).encode()
     shards = ShardSet(str(write_tar(tmp_path / "a.tar", members)))
-    found = tally(shards, range(5), TallyOptions()).join()
+    found = count_samples(shards, range(5), CountOptions()).join()
     assert found.sizes.values.tolist() == [40 << 32 | 30]
     assert not len(found.images.values)
 
@@ -133,9 +133,9 @@ def test_odd_sizes_and_hashes_are_not_believed(tmp_path: Path) -> None:
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 9), max_size=30), max_size=8))
 def test_counts_are_a_counter(parts: list[list[int]]) -> None:
-    total = Counts()
+    total = ValueCounts()
     for part in parts:
-        counts = Counts()
+        counts = ValueCounts()
         counts.add(part)
         total.merge(counts)
     total.join()
@@ -153,11 +153,11 @@ def test_quantiles_are_numpys(lengths: list[int]) -> None:
 
 
 def test_zipfs_law_has_its_slope_and_equal_classes_are_even() -> None:
-    counts = Counts()
+    counts = ValueCounts()
     counts.add(range(3000), [1_000_000 // (rank + 1) for rank in range(3000)])
     counts.join()
-    assert slope(counts) == pytest.approx(-1, abs=0.01)
-    assert balance(Counter(a=5, b=5, c=5)) == {"entropy_bits": pytest.approx(math.log2(3)), "evenness": 1.0,
+    assert fit_slope(counts) == pytest.approx(-1, abs=0.01)
+    assert measure_balance(Counter(a=5, b=5, c=5)) == {"entropy_bits": pytest.approx(math.log2(3)), "evenness": 1.0,
                                                 "imbalance_ratio": 1.0}  # fmt: skip
 
 

@@ -20,9 +20,9 @@ from priorclip.data_shards import ShardSet
 from priorclip.data_shards.__main__ import main
 from priorclip.data_shards.format.manifest import Manifest
 from priorclip.data_shards.format.sample import split_name
-from priorclip.data_shards.format.tar_index import Member, ShardIndex, scan
-from priorclip.data_shards.inspect.sizes import look_at_sizes
-from priorclip.data_shards.inspect.verify import verify
+from priorclip.data_shards.format.shard_index import Member, ShardIndex, scan
+from priorclip.data_shards.inspect.sizes import check_sizes
+from priorclip.data_shards.inspect.verify import verify_folder
 
 
 @pytest.fixture
@@ -44,10 +44,10 @@ def test_sound_shards_verify(shards: Path, capsys: pytest.CaptureFixture) -> Non
 def test_sizes_of_local_and_remote_shards(shards: Path, capsys: pytest.CaptureFixture) -> None:
     """The same count and bytes whichever way they are reached; a short, an empty and a lost one are told apart."""
     with serving(shards) as server:
-        here, there = look_at_sizes(str(shards)), look_at_sizes(f"{server.url}/")
+        here, there = check_sizes(str(shards)), check_sizes(f"{server.url}/")
         whole = sum(path.stat().st_size for path in shards.glob("*.tar"))
         assert (here.count, here.bytes, here.wrong) == (there.count, there.bytes, there.wrong) == (5, whole, 0)
-        assert there.digest == look_at_sizes(f"{server.url}/train-00000{{0..4}}.tar").digest
+        assert there.digest == check_sizes(f"{server.url}/train-00000{{0..4}}.tar").digest
         assert sum(row.sent for row in server.of(r"\.tar$")) < whole / 10, "no shard is fetched"
         os.truncate(shards / "train-000001.tar", 1024)
         os.truncate(shards / "train-000002.tar", 0)
@@ -60,7 +60,7 @@ def test_sizes_of_local_and_remote_shards(shards: Path, capsys: pytest.CaptureFi
             assert re.search(rf"BAD .*train-000004.tar: .*{lost}", output)
             assert "2 shards" in output
             assert "3 with problems" in output
-        assert "has no manifest.json" in look_at_sizes(f"{server.url}/nothing/").problems["the shards"]
+        assert "has no manifest.json" in check_sizes(f"{server.url}/nothing/").problems["the shards"]
 
 
 def test_a_flipped_bit_names_shard_and_member(shards: Path, capsys: pytest.CaptureFixture) -> None:
@@ -78,7 +78,7 @@ def test_a_flipped_bit_names_shard_and_member(shards: Path, capsys: pytest.Captu
 def test_a_truncated_tar_is_found(shards: Path) -> None:
     tar = shards / "train-000004.tar"
     os.truncate(tar, tar.stat().st_size // 2)
-    problems, _ = verify(shards)
+    problems, _ = verify_folder(shards)
     assert all(problem.startswith("train-000004.tar") for problem in problems)
     assert any("cut short" in problem for problem in problems)
     assert any("members are lost, the first is area/" in problem for problem in problems)
@@ -87,7 +87,7 @@ def test_a_truncated_tar_is_found(shards: Path) -> None:
 def test_a_damaged_header_is_found(shards: Path) -> None:
     tar = shards / "train-000001.tar"
     flip(tar, tar.read_bytes().index(b"area/00015.jpg") + 3)  # the header's checksum no longer fits
-    problems, _ = verify(shards)
+    problems, _ = verify_folder(shards)
     assert any("damaged or cut short after 10 members" in problem for problem in problems)
 
 
@@ -96,7 +96,7 @@ def test_missing_and_foreign_files_are_found(shards: Path) -> None:
     (shards / "train-000003.tar.idx").unlink()
     flip(shards / "train-000001.tar.idx", 400)
     shutil.copy(shards / "train-000002.tar", shards / "other.tar")
-    problems, _ = verify(shards)
+    problems, _ = verify_folder(shards)
     assert "train-000000.tar: missing" in problems
     assert "train-000003.tar.idx: missing" in problems
     assert "train-000001.tar.idx: SHA-256 differs from the manifest" in problems
@@ -113,7 +113,7 @@ def test_an_index_that_lies_is_found(shards: Path) -> None:
     manifest = json.loads((shards / "manifest.json").read_text())
     manifest["shards"][0]["index_sha256"] = digest.hex()
     (shards / "manifest.json").write_text(json.dumps(manifest))
-    problems, _ = verify(shards)
+    problems, _ = verify_folder(shards)
     assert len(problems) == 1
     assert "the index says" in problems[0]
     assert "area/00001.json" in problems[0]
@@ -143,7 +143,7 @@ def test_any_change_of_any_file_is_found_and_named(spare: Path, data: st.DataObj
         changed = bytearray(whole[:place] if kind == "cut" else whole + bytes(1 + place % 2000))
     (spare / name).write_bytes(changed)
     try:
-        problems, _ = verify(spare)
+        problems, _ = verify_folder(spare)
     finally:
         (spare / name).write_bytes(whole)
     assert problems
@@ -171,7 +171,7 @@ def test_swapped_tars_and_indices_are_found(shards: Path) -> None:
         one.rename(shards / "aside")
         two.rename(one)
         (shards / "aside").rename(two)
-        problems, _ = verify(shards)
+        problems, _ = verify_folder(shards)
         for name in (one.name, two.name):  # both times: a pair that fits, of another name, is still not this shard
             assert f"{name}: SHA-256 differs from the manifest" in problems
     assert {problem.split(":")[0].removesuffix(".idx") for problem in problems} == set(SHARDS[:2])
@@ -192,7 +192,7 @@ def test_index_writes_what_pack_writes(shards: Path) -> None:
     manifest = Manifest.load(shards)
     for name in ("samples", "captions", "bytes", "classes", "class_counts", "fields", "shards"):
         assert getattr(manifest, name) == getattr(packed_manifest, name), name
-    assert verify(shards) == ([], 46)
+    assert verify_folder(shards) == ([], 46)
     assert main(["index", str(shards)]) == 2
     assert main(["index", str(shards), "--overwrite", "--workers", "1"]) == 0
 

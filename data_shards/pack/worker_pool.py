@@ -5,9 +5,9 @@
     sbatch --array=0-7 ... data_shards pack ...       8 tasks that know nothing of each other: each a share of the jobs
     srun -n 8 python -m data_shards pack ...          MPI where srun offers it (--mpi=pmix), else 8 shares
 
-    with crew(workers) as team:
-        if team is None: return                       # a rank that has served, and is done
-        for result in team.run(work, jobs, count): ...
+    with open_worker_pool(workers) as pool:
+        if pool is None: return                       # a rank that has served, and is done
+        for result in pool.run(work, jobs, count): ...
 
 Jobs are handed out one at a time and a few ahead, so that slow ones are balanced and neither memory nor the wire holds
 more than those few. MPI is imported in a job of several ranks and nowhere else.
@@ -31,7 +31,7 @@ AHEAD = 2  # jobs a worker: one that it does, one that waits for it
 
 
 @dataclass(frozen=True)
-class Share:
+class TaskShare:
     """The jobs index, index + count, index + 2 count ... are this task's."""
 
     index: int = 0
@@ -41,7 +41,7 @@ class Share:
         return job % self.count == self.index
 
 
-class Crew:
+class WorkerPool:
     """Runs jobs in ``workers`` processes, which it starts when the first come, or in the pool that it is given."""
 
     def __init__(self, workers: int, pool: Executor | None = None) -> None:
@@ -55,11 +55,11 @@ class Crew:
             for job in jobs:
                 yield work(*job)
             return
-        with self._pool(workers) as team:
+        with self._pool(workers) as pool:
             waiting: set[Future] = set()
             try:
                 for job in jobs:
-                    waiting.add(team.submit(work, *job))
+                    waiting.add(pool.submit(work, *job))
                     if len(waiting) >= AHEAD * workers:
                         done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                         yield from (future.result() for future in done)
@@ -77,14 +77,14 @@ class Crew:
 
 
 @contextmanager
-def crew(workers: int) -> Iterator[Crew | None]:
+def open_worker_pool(workers: int) -> Iterator[WorkerPool | None]:
     """The crew of this process; None on an MPI rank other than 0, once it has done what rank 0 gave it.
 
     Raises ValueError where the launcher has started several ranks and the MPI library does not see them.
     """
     world = mpi_world(os.environ)
     if world == 1:
-        yield Crew(workers)
+        yield WorkerPool(workers)
         return
     from mpi4py import MPI
     from mpi4py.futures import MPICommExecutor
@@ -97,7 +97,7 @@ def crew(workers: int) -> Iterator[Crew | None]:
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as ranks:
         if ranks is not None:
             log.info("%d MPI ranks: rank 0 plans, the others work; --workers has no effect", world)
-        yield Crew(world - 1, cast(Executor, ranks)) if ranks is not None else None
+        yield WorkerPool(world - 1, cast(Executor, ranks)) if ranks is not None else None
 
 
 def mpi_world(environment: Mapping[str, str]) -> int:
@@ -105,37 +105,40 @@ def mpi_world(environment: Mapping[str, str]) -> int:
     # mpirun's own word comes first: in a SLURM job it starts its daemons by srun, whose variables are theirs.
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         if name in environment:
-            return number(environment, name)
+            return read_number(environment, name)
     if "PMIX_RANK" in environment or "PMI_RANK" in environment:
-        return number(environment, "SLURM_STEP_NUM_TASKS", 1)
+        return read_number(environment, "SLURM_STEP_NUM_TASKS", 1)
     return 1
 
 
-def own_share(environment: Mapping[str, str]) -> Share:
+def find_task_share(environment: Mapping[str, str]) -> TaskShare:
     """This process's share of the work: that of its SLURM array task, and of its place in a step without MPI.
 
     Raises ValueError where the array's task numbers are not evenly spaced.
     """
-    share = Share()
+    share = TaskShare()
     if "SLURM_ARRAY_TASK_ID" in environment:
-        task, count = (number(environment, f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT"))
-        lowest, step = number(environment, "SLURM_ARRAY_TASK_MIN", 0), number(environment, "SLURM_ARRAY_TASK_STEP", 1)
+        task, count = (read_number(environment, f"SLURM_ARRAY_TASK_{name}") for name in ("ID", "COUNT"))
+        lowest, step = (
+            read_number(environment, "SLURM_ARRAY_TASK_MIN", 0),
+            read_number(environment, "SLURM_ARRAY_TASK_STEP", 1),
+        )
         place, rest = divmod(task - lowest, max(1, step))
-        highest = number(environment, "SLURM_ARRAY_TASK_MAX", lowest + (count - 1) * step)
+        highest = read_number(environment, "SLURM_ARRAY_TASK_MAX", lowest + (count - 1) * step)
         if rest or not 0 <= place < count or highest != lowest + (count - 1) * step:
             raise ValueError(
                 f"SLURM array task {task} of {count} tasks from {lowest} to {highest} in steps of {step}: pack shares "
                 "its work among tasks in a row, as in --array=0-7"
             )
-        share = Share(place, count)
+        share = TaskShare(place, count)
     launched = any(name in environment for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
-    if not launched and mpi_world(environment) == 1 and number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
-        ranks, rank = number(environment, "SLURM_STEP_NUM_TASKS"), number(environment, "SLURM_PROCID")
-        share = Share(share.index * ranks + rank, share.count * ranks)
+    if not launched and mpi_world(environment) == 1 and read_number(environment, "SLURM_STEP_NUM_TASKS", 1) > 1:
+        ranks, rank = read_number(environment, "SLURM_STEP_NUM_TASKS"), read_number(environment, "SLURM_PROCID")
+        share = TaskShare(share.index * ranks + rank, share.count * ranks)
     return share
 
 
-def number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+def read_number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
     text = environment.get(name, default)
     try:
         return int(text)  # type: ignore[arg-type]  # None is the TypeError below
