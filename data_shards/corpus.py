@@ -14,6 +14,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 Shards = str | list[str | dict[str, Any]] | dict[str, float | str]
@@ -25,14 +26,14 @@ LARGEST_WEIGHT = 10_000
 class Corpus:
     """Shards that are passed over together, ``weight`` times an epoch."""
 
-    shards: list[str]
+    shards: Sequence[str | Path]
     weight: Fraction = Fraction(1)
 
     def __str__(self) -> str:
-        return ", ".join(self.shards)
+        return ", ".join(map(str, self.shards))
 
 
-def corpora(spec: str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]) -> list[Corpus]:
+def corpora(spec: str | Sequence[str | Path | Mapping[str, Any]] | Mapping[str, Any]) -> list[Corpus]:
     """The corpora of a specification, in its order. Raises ValueError that names the piece and the key at fault."""
     if isinstance(spec, str):
         return [Corpus([spec])]
@@ -41,8 +42,8 @@ def corpora(spec: str | Sequence[str | Mapping[str, Any]] | Mapping[str, Any]) -
             return [_corpus(spec)]
         return [Corpus([shards], _weight(weight, shards)) for shards, weight in spec.items()]
     if not any(isinstance(piece, Mapping) for piece in spec):
-        return [Corpus([str(piece) for piece in spec])]
-    return [_corpus(piece) if isinstance(piece, Mapping) else Corpus([str(piece)]) for piece in spec]
+        return [Corpus([piece for piece in spec if not isinstance(piece, Mapping)])]
+    return [_corpus(piece) if isinstance(piece, Mapping) else Corpus([piece]) for piece in spec]
 
 
 def _corpus(piece: Mapping[str, Any]) -> Corpus:

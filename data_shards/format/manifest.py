@@ -1,4 +1,4 @@
-"""``manifest.json``: what a folder of shards holds, so that nothing has to be opened to know its length and classes.
+"""``manifest.json``: what a folder of shards holds, so that its length and classes are known without opening a shard.
 
     {"format": "data-shards", "version": 1, "samples": 2000, "captions": 10000, "bytes": ...,
      "classes": ["airport", ...], "class_counts": {"airport": 125, ...}, "fields": ["captions", "coarse_captions"],
@@ -6,26 +6,30 @@
      "fingerprint": "...", "options": {...},
      "shards": [{"name": "train-000000.tar", "samples": 1000, "bytes": ..., "sha256": "...", "index_sha256": "..."}]}
 
-It holds no date and no absolute path: the same input gives the same bytes.
+It holds no date and no absolute path, so that the same input gives the same bytes. Somebody else may have written it,
+so the name of a shard must be a file under the manifest's folder and a hash must be one: other values are refused.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from priorclip.common.safe_paths import plain_name
 from priorclip.data_shards.format.shard_index import write_aside
 
 NAME, FORMAT, VERSION = "manifest.json", "data-shards", 1
+SHA256 = re.compile(r"(?:[0-9a-f]{64})?")  # empty: not known
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """One tar: its file name in the folder, sizes and hashes (hex SHA-256 of the tar and of its .idx)."""
+    """One tar: its name in the folder, its sizes and the SHA-256 of the tar and of its .idx as 64 hex digits."""
 
     name: str
     samples: int
@@ -36,7 +40,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Counts, classes and shards of a folder. ``classes`` is sorted: a label's id is its place there."""
+    """Counts, classes and shards of a folder. ``classes`` is sorted: a label's id is its index there."""
 
     samples: int
     captions: int
@@ -56,14 +60,18 @@ class Manifest:
         write_aside(folder / NAME, text.encode() + b"\n")
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest | None:
-        """The manifest of a folder, None where there is none. ValueError, naming the file, where it is not ours."""
+    def load(cls, folder: Path, shown: str | None = None) -> Manifest | None:
+        """Reads the manifest of a folder; None if there is none. ``shown`` replaces its path in messages.
+
+        Raises:
+            ValueError: the file is damaged, of another program or version, or names a file outside its folder
+        """
         path = folder / NAME
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from error
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ValueError(f"{path} is not a manifest of data_shards: move it away, then run `data_shards index`")
@@ -72,14 +80,27 @@ class Manifest:
             raise ValueError(f"{path} has version {version}; this program reads version {VERSION}")
         try:
             shards = [ShardEntry(**entry) for entry in content.pop("shards")]
-            return cls(shards=shards, **content)
+            manifest = cls(shards=shards, **content)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{path} lacks or has an unknown field: {error}") from error
+        for entry in shards:
+            check_entry(entry, shown or str(path))
+        return manifest
+
+
+def check_entry(entry: ShardEntry, source: str) -> None:
+    """Refuses an entry if its strings must not become paths. Raises ValueError, which names the manifest."""
+    plain_name(entry.name, source)
+    for digest in (entry.sha256, entry.index_sha256):
+        if not isinstance(digest, str) or not SHA256.fullmatch(digest):
+            raise ValueError(
+                f"{source}: a hash of shard {entry.name!r} is not 64 hex digits: run `data_shards index --overwrite`"
+            )
 
 
 @dataclass
 class ShardContent:
-    """What one shard adds to the manifest; collected while it is written or read."""
+    """What one shard adds to the manifest, collected while it is written or read."""
 
     entry: ShardEntry
     captions: int
@@ -94,9 +115,9 @@ def combine_contents(
     options: dict[str, Any] | None = None,
     counts: Mapping[str, dict[str, int]] | None = None,
 ) -> Manifest:
-    """The manifest of all shards, in the order given; shards that hold no sample are left out.
+    """Returns the manifest of the shards, in the given order, without shards that have no sample.
 
-    ``counts`` are of records that were left out on purpose: ``duplicates`` and ``excluded``, by kind.
+    ``counts`` holds ``duplicates`` and ``excluded``: records that were left out on purpose, counted by kind.
     """
     kept = list(contents)
     classes: Counter[str] = Counter()

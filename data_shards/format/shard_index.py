@@ -75,9 +75,9 @@ class Layout:
             known = header["format"] == FORMAT and header["version"] == VERSION
             samples, members, key_bytes = (int(header[name]) for name in ("samples", "members", "key_bytes"))
             extensions, hashed = tuple(header["extensions"]), bool(header["hashed"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise damaged_index(path) from error
-        if not known or min(samples, members, key_bytes) < 0:
+        if not known or min(samples, members, key_bytes) < 0 or not all(isinstance(name, str) for name in extensions):
             raise damaged_index(path)
         return cls(samples, members, key_bytes, extensions, hashed)
 
@@ -226,6 +226,11 @@ def scan(path: Path, hashes: bool = False) -> ShardIndex:
     elif not set(index.extensions) & set(IMAGE_MEMBERS):
         log.warning("%s has no image members (its extensions: %s)", path, ", ".join(index.extensions))
     return index
+
+
+def index_path(tar: Path) -> Path:
+    """Returns the path of the index of a tar."""
+    return tar.with_name(f"{tar.name}.idx")
 
 
 def write_aside(path: Path, data: bytes) -> None:

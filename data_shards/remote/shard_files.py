@@ -1,7 +1,7 @@
 """Where the bytes of a shard are: a file here, or an object over there. Both have a size and ``pread(offset, length)``.
 
     LocalFile(Path("data/train-000000.tar")).pread(512, 4000)
-    RemoteFile("https://host/data/train-000000.tar", Access.of("cache", "50GB")).pread(512, 4000)
+    RemoteFile("https://host/data/train-000000.tar", Access.from_options("cache", "50GB")).pread(512, 4000)
 
 A remote shard is never fetched whole. With ``limit`` > 0 it is read in chunks of 4 MiB that the node keeps
 (see chunk_cache.py): every node fetches each chunk once, for all epochs where the limit holds
@@ -56,7 +56,7 @@ class Access:
     chunk: int
 
     @classmethod
-    def of(cls, cache: str | None = None, limit: int | str = "50GB", timeout: float = 60.0) -> Access:
+    def from_options(cls, cache: str | None = None, limit: int | str = "50GB", timeout: float = 60.0) -> Access:
         """From options as they are written; ``cache`` None is ~/.cache/data_shards (or under XDG_CACHE_HOME)."""
         home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "data_shards"
         return cls((Path(cache) if cache else home).expanduser(), byte_count(limit), timeout, CHUNK)

@@ -31,9 +31,8 @@ from priorclip.data_shards import BadSample, ShardSet, ShardStream, TooManyBadSa
 from priorclip.data_shards.__main__ import main
 from priorclip.data_shards.config import DataConfig
 from priorclip.data_shards.format.sample import parse_text
-from priorclip.data_shards.format.shard_index import ShardIndex, scan
+from priorclip.data_shards.format.shard_index import ShardIndex, index_path, scan
 from priorclip.data_shards.images.transforms import eval_transform
-from priorclip.data_shards.shards import index_path
 from priorclip.data_shards.stream.quarantine import Quarantine
 
 SIDE, SOUND, EPOCHS, LIMIT_SECONDS = 16, 12, 3, 60

@@ -278,7 +278,7 @@ def test_mistakes_are_named(two: dict[str, Path], tmp_path: Path) -> None:
             config({a: weight})
     with pytest.raises(ValueError, match="needs 'shards'"):
         config([{"weight": 2}])
-    with pytest.raises(ValueError, match=r"a-000000\.tar stands twice"):
+    with pytest.raises(ValueError, match=r"a-000000\.tar is named twice"):
         ShardSet({a: 1, f"{a}/a-000000.tar": 2})
     with pytest.raises(ValueError, match="gives no sample an epoch"):
         stream_of(config({a: 1, b: "1/1000"}))

@@ -152,7 +152,7 @@ def test_an_index_that_is_missing_or_of_another_tar_is_replaced_by_a_scan(
 
 def test_a_body_cut_in_the_middle_goes_on_where_it_stopped(server: RemoteServer, tmp_path: Path) -> None:
     data = (server.folder / "train" / TAR).read_bytes()
-    file = RemoteFile(f"{server.url}/train/{TAR}", Access.of(str(tmp_path), 0, 60))
+    file = RemoteFile(f"{server.url}/train/{TAR}", Access.from_options(str(tmp_path), 0, 60))
     assert file.size == len(data)
     server.behaviour = Behaviour(drop_every=2, drop_after=3000)
     server.count = 1
@@ -499,7 +499,7 @@ def test_a_full_disk_is_said_once_and_the_run_goes_on(
 )
 @settings(max_examples=60, deadline=None)
 def test_spans_cover_what_is_needed_and_little_else(wanted: list[tuple[int, int, int]]) -> None:
-    files = [RemoteFile(f"http://host/{number}.tar", Access.of("none", 0, 1)) for number in range(3)]
+    files = [RemoteFile(f"http://host/{number}.tar", Access.from_options("none", 0, 1)) for number in range(3)]
     spans = merge_needs([(files[number], offset, length) for number, offset, length in wanted])
     assert len(spans) == len(set(wanted))
     for number, offset, length in wanted:
