@@ -2,62 +2,23 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import networkx
 import pytest
+from house import ALLOWED, FLOORS, ROOT, draw, files_of, import_graph, modules_of, packages_of
 
-ROOT = Path(__file__).resolve().parents[1]
-GROUND = {"common"}
-TOOLS = {"common", "training", "data_shards", "model"}
-ALLOWED: dict[str, set[str]] = {
-    "common": set(),
-    "model": GROUND,
-    "data_shards": GROUND,
-    "training": GROUND,
-    "cluster": {"common", "training"},
-    "pretrain": TOOLS,
-    "finetune": {*TOOLS, "pretrain", "experiments"},
-    "experiments": {"common", "data_shards", "model"},
-    "retrieval": {"common", "data_shards", "model"},
-    "demo": GROUND,
-}
 PACKAGES = [name for name in ALLOWED if name != "demo"]
 HEAVY = ("torch", "deepspeed", "transformers", "timm", "torchvision", "matplotlib", "scipy", "pandas")
 COMMANDS = ("data_shards", "pretrain", "finetune", "cluster", "retrieval", "model", "cluster launch", "cluster sbatch",
             "cluster check", "finetune closed")  # fmt: skip
 
 
-LOADERS = ("import_module", "__import__", "run_module")
-
-
-def modules_of(source: str) -> set[str]:
-    """Full names of the modules that a file imports, wherever in it they stand; relative imports as "."."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = "." if node.level else node.module or ""
-            names |= {f"{base}.{alias.name}" for alias in node.names} | {base}
-        elif isinstance(node, ast.Call) and getattr(node.func, "attr", getattr(node.func, "id", "")) in LOADERS:
-            names |= {str(arg.value) for arg in node.args[:1] if isinstance(arg, ast.Constant)}
-    return names
-
-
-def packages_of(source: str) -> set[str]:
-    """Packages of ours among them, by their folder. A package that is imported without ``priorclip.`` is an error."""
-    names = {name.removeprefix("priorclip.").split(".")[0] for name in modules_of(source)}
-    return names & {*ALLOWED, "tests", "benchmarks"} | {name for name in names if not name}
-
-
 @pytest.mark.parametrize("package", ALLOWED)
 def test_package_imports_only_what_it_may(package: str) -> None:
-    files = sorted((ROOT / package).rglob("*.py"))
+    files = files_of(package)
     assert files, f"{package}/ has no code"
     found = {
         f"{path.relative_to(ROOT)} imports {name or 'by a relative name'}"
@@ -93,18 +54,6 @@ def test_modules_have_one_name(package: str) -> None:
     assert not wrong
 
 
-def graph() -> dict[str, set[str]]:
-    """Module -> modules of ours that it imports when it is imported, or that only a type checker reads."""
-    paths = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
-    found: dict[str, set[str]] = {}
-    for name, path in names.items():
-        imported = {each.removeprefix("priorclip.") for each in modules_of(path.read_text())}
-        # A package's own __init__ names its modules for type checkers and imports them on demand.
-        found[name] = set() if path.name == "__init__.py" else {each for each in imported & set(names) if each != name}
-    return found
-
-
 def circles(edges: dict[str, set[str]]) -> list[list[str]]:
     """Groups of nodes that reach each other, by Tarjan's algorithm as networkx has it."""
     whole = networkx.DiGraph([(a, b) for a, targets in edges.items() for b in targets])
@@ -112,11 +61,32 @@ def circles(edges: dict[str, set[str]]) -> list[list[str]]:
 
 
 def test_no_circles_between_files() -> None:
-    assert circles(graph()) == []
+    assert circles(import_graph(PACKAGES)) == []
 
 
 def test_no_circles_between_packages() -> None:
     assert circles({package: targets - {package} for package, targets in ALLOWED.items()}) == []
+
+
+def test_a_floor_imports_only_from_floors_below() -> None:
+    floor_of = {package: number for number, floor in enumerate(FLOORS) for package in floor}
+    assert floor_of.keys() == ALLOWED.keys()
+    assert all(floor_of[package] < floor_of[target] for package in ALLOWED for target in ALLOWED[package])
+
+
+def test_rooms_are_not_crowded() -> None:
+    """A newcomer reads a folder at once if it has few files."""
+    crowded = {
+        str(folder.relative_to(ROOT)): len(files)
+        for package in ALLOWED
+        for folder in {path.parent for path in files_of(package)}
+        if len(files := list(folder.glob("*.py"))) > 27
+    }
+    assert not crowded
+
+
+def test_the_picture_of_the_rooms_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "rooms.svg").read_text() == draw(), "run: python -m tests.house docs/rooms.svg"
 
 
 def test_circles_are_seen() -> None:
@@ -124,9 +94,7 @@ def test_circles_are_seen() -> None:
 
 
 def test_hidden_imports_are_seen() -> None:
-    source = (
-        "def f():\n    from priorclip.pretrain.train import pretrain\n    importlib.import_module('finetune.prior')\n"
-    )
+    source = "def f():\n    from priorclip.pretrain.commands import x\n    importlib.import_module('finetune.prior')\n"
     assert packages_of(source) == {"pretrain", "finetune"}
     assert packages_of("from . import x\nfrom .y import z\n") == {""}
 
