@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
+from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
 from priorclip.experiments.commands import COMMANDS as EXPERIMENTS
 from priorclip.experiments.commands import POSITIONAL
 from priorclip.finetune.commands import COMMANDS, DEFAULTS
-from priorclip.training.ranks.preemption import hear_early
+from priorclip.training.ranks.preemption import keep_early_signals
 
 
-def main() -> None:
+def main() -> int:
     command, config = parse_command(
         {**COMMANDS, **EXPERIMENTS},
         prog="finetune",
@@ -19,21 +21,24 @@ def main() -> None:
         positional=POSITIONAL,
         defaults=DEFAULTS,
     )
+    if command in EXPERIMENTS:
+        from priorclip.experiments.__main__ import run
+
+        return run(f"finetune {command}", config)
+    keep_early_signals()
+    return run_command(f"finetune {command}", lambda: train(command, config))
+
+
+def train(command: str, config: Any) -> None:
     if command == "prior":
-        hear_early()
         from priorclip.finetune.train_prior import train_prior
 
         train_prior(config)
-    elif command in EXPERIMENTS:
-        from priorclip.experiments.__main__ import run
-
-        sys.exit(run(f"finetune {command}", config))
     else:
-        hear_early()
         from priorclip.pretrain.train_retrieval import train_retrieval
 
         train_retrieval(config, config.lora, config.test)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -109,8 +109,8 @@ def draw() -> str:
             parts.append(f'<rect x="{x:.0f}" y="{y}" width="{box:.0f}" height="{height}" class="package"/>')
             files = rooms[package].pop("")
             parts.append(f'<text x="{x + 10:.0f}" y="{y + 21}" class="name">{package}/ <tspan class="count">{files}')
-            imports = ", ".join(imported_packages(package)) or "nothing"
-            parts.append(f'</tspan></text><text x="{x + 10:.0f}" y="{y + 40}" class="imports">imports {imports}</text>')
+            imports = f"← {', '.join(imported_packages(package)) or 'nothing'}"
+            parts.append(f'</tspan></text><text x="{x + 10:.0f}" y="{y + 40}" class="imports">{imports}</text>')
             for number, (room, count) in enumerate(sorted(rooms[package].items())):
                 left = x + 10 + (number % columns) * (box - 20) / columns
                 top = y + 64 + row * (number // columns)
@@ -118,7 +118,8 @@ def draw() -> str:
         y += height + gap
     style = (
         "text{font:13px sans-serif;fill:#1b1b1b}.name{font-weight:bold;font-size:14px}"
-        ".imports{fill:#555;font-size:11px;font-style:italic}.count{fill:#777;font-weight:normal}.package{fill:#f4f6f8;stroke:#8aa0b4;rx:6}"
+        ".imports{fill:#555;font-size:10.5px}.count{fill:#777;font-weight:normal}"
+        ".package{fill:#f4f6f8;stroke:#8aa0b4;rx:6}"
     )
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" width="{width}" height="{y}">'
     background = f'<rect width="{width}" height="{y}" fill="white"/>'
