@@ -1,9 +1,9 @@
-"""Images that training and evaluation shards share byte for byte, by the hashes that packing left in their indices.
+"""Finds images that training and evaluation shards have in common, byte for byte, by the hashes in the indices.
 
     warn_of_shared_images(ShardSet("data/rsicd-train"), ShardSet("data/rsitmd-test"))     # reads no image
 
-It reads the indices alone, so that every training does it. What is re-encoded, resized or turned is found by
-`data_shards leakage`, and kept out by `pack --exclude`.
+It reads only the indices, so it is fast enough for the start of every training. `data_shards leakage` finds copies that
+are re-encoded, resized or turned; `pack --exclude` leaves them out.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ def warn_of_shared_images(training: SampleSource, held_out: SampleSource, rank: 
     digests = np.concatenate([NONE, *(digests for digests, _ in parts)])
     samples = np.concatenate([np.zeros(0, np.int64), *(samples for _, samples in parts)])
     known = np.unique(digests)
-    # A shard at a time: the digests of a whole RS5M would take seconds to sort, and memory.
-    found = [own[among(own, known)] for own, _ in image_digests(training)]
+    # One shard at a time, because sorting the digests of all of RS5M takes seconds and memory.
+    found = [own[contained_in(own, known)] for own, _ in image_digests(training)]
     there = np.isin(digests, np.concatenate([NONE, *found]))
     keys = [held_out.key(sample) for sample in np.unique(samples[there]).tolist()]
     if keys:
         log.warning(
-            "%d of the %d images of %s are in the training data %s, byte for byte: %s%s. Pack it with --exclude, and "
-            "look for altered copies by `python -m data_shards leakage`",
+            "%d of the %d images of %s are also in the training data %s, byte for byte: %s%s. Pack the training data "
+            "with --exclude, and search for altered copies with `python -m data_shards leakage`",
             len(keys), len(held_out), ", ".join(held_out.spec), ", ".join(training.spec), ", ".join(keys[:NAMED]),
             ", ..." if len(keys) > NAMED else "",
         )  # fmt: skip
     return keys
 
 
-def among(values: NDArray[np.bytes_], known: NDArray[np.bytes_]) -> NDArray[np.bool_]:
-    """Which of the values are in ``known``, which is sorted."""
+def contained_in(values: NDArray[np.bytes_], known: NDArray[np.bytes_]) -> NDArray[np.bool_]:
+    """Returns a mask of the values that are in ``known``, which is sorted."""
     if not len(known):
         return np.zeros(len(values), bool)
     return known[np.searchsorted(known, values).clip(max=len(known) - 1)] == values
 
 
 def image_digests(shards: ShardSet) -> Iterator[tuple[NDArray[np.bytes_], NDArray[np.int64]]]:
-    """Shard by shard: SHA-256 (N,) of the images whose index has it, and the sample of each."""
+    """Yields for each shard the SHA-256 (N,) of its images and the sample number of each, if its index has them."""
     first = 0
     for file, size in zip(shards.files, shards.sizes, strict=True):
         if isinstance(file, LocalFile) and index_path(file.path).is_file():

@@ -1,10 +1,10 @@
-"""Scene classes by their names, which data sets spell in their own ways: ``Airport`` of RSICD is ``airport`` of RSITMD.
+"""Scene classes by name. Data sets spell them differently: ``Airport`` in RSICD is ``airport`` in RSITMD.
 
-    distinct(["Airport", "airport", "Dense Residential", "denseresidential"])    # ["Airport", "Dense Residential"]
+    unique_classes(["Airport", "airport", "Dense Residential", "denseresidential"])  # ["Airport", "Dense Residential"]
     ids = ClassIds(["Airport", "Dense Residential"])
     ids["airport"], ids["dense_residential"], ids["pond"], ids[None]             # 0, 1, -1, -1
 
-Two spellings of one class would be negatives of each other in the Attribution loss, and a test class of another
+Two spellings of one class would be negatives of each other in the Attribution loss, and a test class with another
 spelling would not be tested.
 """
 
@@ -17,12 +17,12 @@ UNKNOWN = -1
 
 
 def normalized(name: str) -> str:
-    """Letters and digits of any script, in one case; the name itself where it has none."""
+    """Returns the letters and digits of a name, in lower case; the name itself if it has none."""
     return re.sub(r"[\W_]", "", name).casefold() or name
 
 
 def unique_classes(names: Iterable[str]) -> list[str]:
-    """Sorted names, of several spellings of one class the first."""
+    """Returns sorted names; of several spellings of one class, the first."""
     found: dict[str, str] = {}
     for name in sorted(names):
         found.setdefault(normalized(name), name)
@@ -30,7 +30,7 @@ def unique_classes(names: Iterable[str]) -> list[str]:
 
 
 class ClassIds:
-    """The place of a class among ``names``, by this spelling or another; -1 for none of them, and for no class."""
+    """Maps a class, in any spelling, to its index in ``names``; -1 for an unknown class and for None."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = list(names)

@@ -1,11 +1,11 @@
-"""A ``NAME.tar.idx`` read in place: a few bytes a sample, none of it kept.
+"""Reads a ``NAME.tar.idx`` in place: a few bytes for each sample, and keeps nothing in memory.
 
-    index = IndexFile(Path("train-000000.tar.idx"))
+    index = IndexReader(Path("train-000000.tar.idx"))
     index.members(7)    # three members of sample 7: six positioned reads of a few bytes each
 
-Every worker of every rank of a node reads the same pages of the kernel's cache, so that 5 million samples (300 MB of
-indices) cost no process anything; nor does a resume wait for indices to be read whole. Mapping the file would do as
-well until somebody cuts it short, which ends a process that has it mapped; a read that fails is an error to handle.
+All workers of all ranks of a node read the same pages of the kernel's cache. So 5 million samples (300 MB of indices)
+take no memory in any process, and a resume does not wait until indices are read. The file is not memory-mapped: if
+somebody cut it short, a process that maps it would be killed, but a failed read is an error that can be handled.
 The layout is that of :mod:`priorclip.data_shards.format.shard_index`.
 """
 
@@ -19,9 +19,9 @@ from priorclip.data_shards.format.shard_index import HEADER_BYTES, Layout, Membe
 
 
 class IndexReader:
-    """``len(index)``, ``index.key(sample)`` and ``index.members(sample)`` as of ShardIndex, without hashes.
+    """``len(index)``, ``index.key(sample)`` and ``index.members(sample)`` as in ShardIndex, without hashes.
 
-    Raises OSError where the file cannot be read, ValueError, naming it, where it is damaged or of another format.
+    Raises OSError if the file cannot be read, and ValueError, which names it, if it is damaged or has another format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +51,7 @@ class IndexReader:
         return self._bytes(self._keys + start, end - start).decode("utf-8", "surrogateescape")
 
     def members(self, sample: int) -> list[Member]:
-        """Members of one sample in tar order."""
+        """Returns the members of one sample in tar order."""
         key = self.key(sample)
         start, end = self._read("II", self._first + 4 * sample)
         count = end - start
@@ -75,7 +75,7 @@ class IndexReader:
             self.close()
 
     def _read(self, form: str, place: int) -> tuple[int, ...]:
-        """Little-endian numbers at a byte of the file."""
+        """Reads little-endian numbers at an offset of the file."""
         return struct.unpack(f"<{form}", self._bytes(place, struct.calcsize(f"<{form}")))
 
     def _bytes(self, place: int, count: int) -> bytes:

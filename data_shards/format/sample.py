@@ -1,4 +1,4 @@
-"""One sample: the members of a tar that share a key, parsed without ever unpickling anything.
+"""One sample: the members of a tar that share a key. Parsing never unpickles anything.
 
 airport/12.jpg  airport/12.json {"captions": [...], "label": "airport"}   our own shards
 airport/12.jpg  airport/12.txt                                            plain WebDataset
@@ -19,7 +19,7 @@ USED_MEMBERS = frozenset((*IMAGE_MEMBERS, *TEXT_MEMBERS, JSON_MEMBER, LABEL_MEMB
 
 
 class BadSample(ValueError):
-    """A sample that cannot be used. ``reason`` is one of a few phrases to count by, ``detail`` says more."""
+    """A sample that cannot be used. ``reason`` is one of a few phrases that are counted, ``detail`` gives more."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -32,14 +32,14 @@ class BadSample(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """What a shard holds under one key.
+    """The content of one key of a shard.
 
     Args:
-        key: member name up to the first dot of its base name, folders kept (the WebDataset rule)
+        key: member name up to the first dot of its base name, with its folders (the WebDataset rule)
         image: encoded image bytes
         captions: captions that are not blank
         label: scene class or None
-        info: all of KEY.json; for other layouts what was found, e.g. ``img_name``
+        info: all of KEY.json; in other layouts the fields that exist, e.g. ``img_name``
         shard: path of the tar, for messages
     """
 
@@ -51,7 +51,7 @@ class Sample:
     shard: str = ""
 
     def texts(self, caption_field: str) -> list[str]:
-        """Captions of the named field that are not blank; BadSample if there are none."""
+        """Returns the captions of a field that are not blank. Raises BadSample if there are none."""
         texts = self.captions if caption_field == "captions" else captions_of(self.info, caption_field)
         if not texts:
             raise BadSample("no caption", f"no text in '{caption_field}'")
@@ -59,9 +59,9 @@ class Sample:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Member name -> (key, extension in lower case), cut at the first dot of the base name.
+    """Splits a member name into (key, extension in lower case) at the first dot of the base name.
 
-    ``a.b/c.seg.PNG`` -> (``a.b/c``, ``seg.png``), as webdataset's ``base_plus_ext`` cuts.
+    ``a.b/c.seg.PNG`` -> (``a.b/c``, ``seg.png``), as webdataset's ``base_plus_ext`` does.
     """
     folder, slash, base = name.rpartition("/")
     stem, _, extension = base.partition(".")
@@ -69,16 +69,16 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def is_member(name: str) -> bool:
-    """Whether a file in a tar belongs to a sample: it has an extension, and is not hidden.
+    """Returns True if a file in a tar belongs to a sample: it has an extension and is not hidden.
 
-    As webdataset has it, so that macOS's ``._a.jpg`` and ``.DS_Store`` do not come between a picture and its caption.
+    This is webdataset's rule: macOS's ``._a.jpg`` and ``.DS_Store`` must not come between an image and its caption.
     """
     base = name.rpartition("/")[2]
     return not base.startswith(".") and "." in base
 
 
 def parse_sample(key: str, members: Mapping[str, bytes], shard: str) -> Sample:
-    """Members by extension -> Sample. Raises BadSample for a missing image or for text that does not parse."""
+    """Builds a Sample from members by extension. Raises BadSample for a missing image or text that does not parse."""
     image = next((members[name] for name in IMAGE_MEMBERS if name in members), None)
     if image is None:
         raise BadSample("no image", f"members: {', '.join(sorted(members))}")
@@ -88,7 +88,7 @@ def parse_sample(key: str, members: Mapping[str, bytes], shard: str) -> Sample:
 
 
 def parse_text(members: Mapping[str, bytes]) -> tuple[list[str], str | None, dict[str, Any]]:
-    """Captions, label and JSON of a sample; the image is not needed."""
+    """Returns captions, label and JSON of a sample; needs no image. Raises BadSample."""
     info = _json(members.get(JSON_MEMBER))
     captions = captions_of(info, "captions")
     for name in TEXT_MEMBERS:
@@ -105,7 +105,7 @@ def parse_text(members: Mapping[str, bytes]) -> tuple[list[str], str | None, dic
 
 
 def _label(value: Any) -> str | None:
-    """A scene class as text; numbers count as names, and a blank is none."""
+    """Returns a scene class as text. Numbers count as names, a blank is None."""
     if value is None or (isinstance(value, str | int | float) and not isinstance(value, bool)):
         text = "" if value is None else str(value).strip()
         return require_encodable(text, "label") or None
@@ -113,7 +113,7 @@ def _label(value: Any) -> str | None:
 
 
 def captions_of(info: Mapping[str, Any], name: str) -> list[str]:
-    """Strings of ``info[name]`` (a list or one string) that are not blank, stripped."""
+    """Returns the strings of ``info[name]``, a list or one string, stripped and without blanks. Raises BadSample."""
     value = info.get(name) or []
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -122,12 +122,12 @@ def captions_of(info: Mapping[str, Any], name: str) -> list[str]:
 
 
 def clean_caption(text: str, name: str) -> str:
-    """A caption without NUL bytes and the blanks around it. Raises BadSample where it cannot be encoded."""
+    """Returns a caption without NUL bytes and outer blanks. Raises BadSample if it cannot be encoded."""
     return require_encodable(text.replace("\0", " ").strip(), name)
 
 
 def require_encodable(text: str, name: str) -> str:
-    """The text itself; BadSample where it holds half a surrogate pair, which JSON can write and UTF-8 cannot."""
+    """Returns the text. Raises BadSample if it has half a surrogate pair, which JSON can hold and UTF-8 cannot."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -140,7 +140,7 @@ def _json(data: bytes | None) -> dict[str, Any]:
         return {}
     try:
         info = json.loads(_utf8(data, JSON_MEMBER))
-    except (ValueError, RecursionError) as error:  # Python refuses integers of more than 4,300 digits by ValueError
+    except (ValueError, RecursionError) as error:  # ValueError also for integers of more than 4,300 digits
         if isinstance(error, BadSample):
             raise
         raise BadSample("bad json", str(error)) from error

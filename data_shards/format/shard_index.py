@@ -1,18 +1,18 @@
-"""``NAME.tar.idx``: where every member of a tar lies, so that any sample is one ``pread`` away.
+"""``NAME.tar.idx``: the place of every member of a tar, so that reading any sample is one ``pread``.
 
-Layout, little-endian, 46 + len(key)/members bytes a member:
+Layout, little-endian, 46 + len(key)/members bytes for each member:
 
     line 1   JSON: {"format": "data-shards-index", "version": 1, "samples": S, "members": M, "key_bytes": K,
              "extensions": ["jpg", "json"], "hashed": true}, then "\\n"
-    first    uint32[S + 1]   sample s owns members first[s] .. first[s + 1] - 1
+    first    uint32[S + 1]   sample s has members first[s] .. first[s + 1] - 1
     key_end  uint32[S]       end of key s in the key text
-    offset   uint64[M]       of the member's bytes in the tar
-    size     uint64[M]       of the member's bytes
+    offset   uint64[M]       of each member's bytes in the tar
+    size     uint64[M]       of each member in bytes
     kind     uint16[M]       index into "extensions"
-    sha256   uint8[M, 32]    of the member's bytes, only where "hashed"
+    sha256   uint8[M, 32]    of each member's bytes, only if "hashed"
     keys     uint8[K]        all keys, UTF-8, end to end
 
-A tar without one is scanned header by header (``scan``), which reads no image.
+For a tar without an index, ``scan`` reads the headers and no image.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from priorclip.data_shards.format.tar import read_members
 log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "data-shards-index", 1
-HEADER_BYTES = 1 << 16  # that the first line of an index fits into
-DAMAGE_LOGGED = 5  # places of damage that the log tells of
-TEMPORARY = re.compile(r"\.(?P<host>[\w.-]*)~(?P<process>\d+)\.tmp$")  # end of the name of an unfinished file
+HEADER_BYTES = 1 << 16  # longest first line of an index
+DAMAGE_LOGGED = 5  # damaged places in the log
+TEMPORARY = re.compile(r"\.(?P<host>[\w.-]*)~(?P<process>\d+)\.tmp$")  # end of an unfinished file's name
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file in a tar: ``KEY.extension``, its bytes' place and, where known, their SHA-256."""
+    """One file in a tar: ``KEY.extension``, its place and, if known, its SHA-256."""
 
     key: str
     extension: str
@@ -54,7 +54,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Layout:
-    """The first line of an index, which says how long its arrays are."""
+    """The first line of an index, which gives the lengths of its arrays."""
 
     samples: int
     members: int
@@ -69,7 +69,7 @@ class Layout:
 
     @classmethod
     def parse(cls, line: bytes, path: Path) -> Layout:
-        """Raises ValueError, naming the file, where the line is not that of an index."""
+        """Parses the line. Raises ValueError, which names the file, if it is not the first line of an index."""
         try:
             header = json.loads(line)
             known = header["format"] == FORMAT and header["version"] == VERSION
@@ -83,12 +83,12 @@ class Layout:
 
 
 def damaged_index(path: Path) -> ValueError:
-    return ValueError(f"{path} is damaged or not a shard index: write it anew with `data_shards index`")
+    return ValueError(f"{path} is damaged or not a shard index: write it again with `data_shards index`")
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Members of one tar, grouped into samples, as flat arrays (see the module docstring)."""
+    """The index in memory: members of one tar, grouped into samples, as flat arrays (see the module docstring)."""
 
     extensions: tuple[str, ...]
     first: NDArray[np.uint32]
@@ -107,7 +107,7 @@ class ShardIndex:
         return self.key_text[start : int(self.key_end[sample])].decode("utf-8", "surrogateescape")
 
     def members(self, sample: int) -> list[Member]:
-        """Members of one sample in tar order."""
+        """Returns the members of one sample in tar order."""
         key = self.key(sample)
         return [
             Member(
@@ -121,7 +121,7 @@ class ShardIndex:
         ]
 
     def save(self, path: Path) -> bytes:
-        """Write the index aside, fsync, rename; returns the SHA-256 of the file."""
+        """Writes the index atomically. Returns the SHA-256 of the file."""
         header = {
             "format": FORMAT,
             "version": VERSION,
@@ -140,9 +140,9 @@ class ShardIndex:
 
     @classmethod
     def load(cls, path: Path, hashes: bool = True) -> ShardIndex:
-        """Read an index, without its hashes (two thirds of it) if they are not wanted.
+        """Reads an index; without ``hashes``, which are two thirds of it, if False.
 
-        Raises ValueError, naming the file, where it is damaged or of another format.
+        Raises ValueError, which names the file, if it is damaged or has another format.
         """
         line, _, body = path.read_bytes().partition(b"\n")
         layout = Layout.parse(line, path)
@@ -154,7 +154,7 @@ class ShardIndex:
         return index
 
     def is_consistent(self) -> bool:
-        """Whether the samples share out all members and all of the key text, and every member has a known extension."""
+        """Returns True if the samples cover all members and the key text, and each member has a known extension."""
         if not np.isin(self.kind, np.arange(len(self.extensions))).all():
             return False
         for ends, whole in ((self.first, len(self.offset)), (self.key_end, len(self.key_text))):
@@ -164,7 +164,7 @@ class ShardIndex:
 
     @classmethod
     def build(cls, members: list[Member]) -> ShardIndex:
-        """Group members of the same key that follow each other into samples, as webdataset does."""
+        """Groups consecutive members with the same key into samples, as webdataset does."""
         starts = [i for i, member in enumerate(members) if i == 0 or member.key != members[i - 1].key]
         keys = [members[i].key.encode("utf-8", "surrogateescape") for i in starts]
         extensions = tuple(sorted({member.extension for member in members}))
@@ -184,7 +184,7 @@ class ShardIndex:
 
 
 def _arrays(body: bytes, samples: int, members: int, hashed: bool, hashes: bool) -> tuple:
-    """Arrays in the order of the file: views into ``body``, or copies that let go of it where hashes are not kept."""
+    """Returns the arrays in file order: views of ``body``, or copies if the hashes are dropped, to free ``body``."""
     place = 0
 
     def take(kind: str, count: int) -> NDArray:
@@ -202,11 +202,11 @@ def _arrays(body: bytes, samples: int, members: int, hashed: bool, hashes: bool)
 
 
 def scan(path: Path, hashes: bool = False) -> ShardIndex:
-    """Index of a tar by walking its headers; with ``hashes`` every member is read and hashed too.
+    """Builds the index of a tar from its headers; with ``hashes``, reads and hashes every member too.
 
-    Damage costs the samples it lies in and no others: the walk goes on at the next sound header, and warns. Of a tar
-    cut short the last member may reach past the end: reading it fails then as a bad sample, and is counted as one.
-    Raises ValueError where there is not one member in a file that is not an empty tar.
+    Damage costs only the samples that it touches: the scan logs a warning and goes on at the next intact header. If the
+    tar is cut short, its last member may reach past the end; reading that member raises BadSample.
+    Raises ValueError if the file has no member and is not an empty tar.
     """
     members: list[Member] = []
     damage: list[str] = []
@@ -219,7 +219,7 @@ def scan(path: Path, hashes: bool = False) -> ShardIndex:
     for text in damage[:DAMAGE_LOGGED]:
         log.warning("%s: %s", path, text)
     if len(damage) > DAMAGE_LOGGED:
-        log.warning("%s: damaged in %d places more", path, len(damage) - DAMAGE_LOGGED)
+        log.warning("%s: damaged in %d more places", path, len(damage) - DAMAGE_LOGGED)
     index = ShardIndex.build(members)
     if not members:
         log.warning("%s is empty", path)
@@ -234,7 +234,7 @@ def index_path(tar: Path) -> Path:
 
 
 def write_aside(path: Path, data: bytes) -> None:
-    """Write ``path`` so that it is either whole or absent: to a sibling, fsync, rename."""
+    """Writes ``path`` atomically: to a temporary file beside it, then fsync and rename."""
     temporary = temporary_path(path)
     try:
         with open(temporary, "wb") as file:
@@ -248,17 +248,17 @@ def write_aside(path: Path, data: bytes) -> None:
 
 
 def temporary_path(path: Path) -> Path:
-    """Where this process writes ``path`` before it has its name; no other process has the same place."""
+    """Returns the temporary name of ``path``; it is unique to this process."""
     return path.with_name(f"{path.name}.{platform.node()}~{os.getpid()}.tmp")
 
 
 def temporary_paths(folder: Path) -> list[Path]:
-    """What processes are writing, or were when they were killed."""
+    """Returns the temporary files of running and of killed processes."""
     return [path for path in folder.glob("*.tmp") if TEMPORARY.search(path.name)]
 
 
 def is_stale(temporary: Path) -> bool:
-    """Whether its writer was a process of this machine that is gone."""
+    """Returns True if the writer was a process of this machine and has ended."""
     writer = TEMPORARY.search(temporary.name)
     if writer is None or writer["host"] != platform.node():
         return False

@@ -1,11 +1,11 @@
-"""Members of an uncompressed tar, in order, whatever has happened to it.
+"""Reads the members of an uncompressed tar in order, also if the tar is damaged.
 
     |header a.jpg|image...|header a.json|{...}|##damaged##|image...|header b.json|{...}| end mark |
 
-yields a.jpg, a.json, b.json, and tells of the damage. Python's tarfile reads a header well and ends, silently, at the
-first that it cannot read; here the walk goes on at the next block that is a header by its magic and its checksum. What
-a header says is not believed: no more than ``HEADER_BYTES`` are read for one (long names and pax records included), a
-size is compared with the file before anything is allocated, and the walk only ever moves forwards.
+yields a.jpg, a.json, b.json, and reports the damage. Python's tarfile stops silently at the first header that it cannot
+read. This module goes on at the next block that has the magic and the checksum of a header. It does not trust a header:
+it reads at most ``HEADER_BYTES`` for one (with long names and pax records), compares a size with the file before it
+allocates memory, and only moves forwards.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 from priorclip.data_shards.format.sample import BadSample, is_member
 
 BLOCK = tarfile.BLOCKSIZE
-HEADER_BYTES = 1 << 20  # of one member's header, with its long name and pax records
-SEARCHED = 8192 * BLOCK  # bytes read at a time in search of the next header
+HEADER_BYTES = 1 << 20  # of one header, with its long name and pax records
+SEARCHED = 8192 * BLOCK  # bytes that the search for the next header reads at a time
 MAGIC = slice(257, 262)
 DAMAGE = (tarfile.TarError, ValueError, IndexError, KeyError, TypeError, OverflowError, RecursionError, struct.error)
 
@@ -31,16 +31,16 @@ DAMAGE = (tarfile.TarError, ValueError, IndexError, KeyError, TypeError, Overflo
 def read_members(
     path: Path, read: bool, damage: Callable[[str], object]
 ) -> Iterator[tuple[tarfile.TarInfo, bytes | None]]:
-    """Regular members that belong to samples, with their bytes if asked; ``damage`` is told of what is wrong.
+    """Yields the regular members that belong to samples, with their bytes if ``read``.
 
-    A member that reaches past the end of the file comes without its bytes being read, and with ``b""`` if asked.
-    Raises ValueError for a compressed tar, which cannot be sought in.
+    Calls ``damage`` with a description of each damaged place. If a member reaches past the end of the file, its bytes
+    are ``b""``. Raises ValueError for a compressed tar, because it has no random access.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         if file.read(2) == b"\x1f\x8b":
-            raise ValueError(f"{path} is gzip-compressed, which cannot be sought in: unpack it with gunzip first")
+            raise ValueError(f"{path} is gzip-compressed and has no random access: unpack it with gunzip first")
         if size == 0:
             damage("the file has no bytes")
         count, place = 0, 0
@@ -71,13 +71,13 @@ def read_members(
 
 
 def read_intact_run(file: BinaryIO, start: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Members from ``start`` on, each with the place of the next, to the first place that holds no sound header."""
+    """Yields members from ``start`` on, each with the offset of the next, up to the first damaged header."""
     headers = HeaderFile(file)
     headers.seek(start)
     try:
         with tarfile.TarFile(fileobj=headers, mode="r") as tar:  # type: ignore[arg-type]
             while (info := tar.next()) is not None and info.size >= 0 and tar.offset > info.offset:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has read
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header that it has read
                 yield info, tar.offset
                 headers.left = HEADER_BYTES
     except DAMAGE:
@@ -85,7 +85,7 @@ def read_intact_run(file: BinaryIO, start: int) -> Iterator[tuple[tarfile.TarInf
 
 
 def find_header(file: BinaryIO, start: int, size: int) -> int:
-    """The first block from ``start`` on that is a tar header by magic and checksum; ``size`` where there is none."""
+    """Returns the offset of the first block from ``start`` on with a header's magic and checksum, or ``size``."""
     while start < size:
         file.seek(start)
         data = file.read(SEARCHED)
@@ -101,33 +101,33 @@ def find_header(file: BinaryIO, start: int, size: int) -> int:
 
 
 def check_header(header: bytes, name: str, size: int) -> None:
-    """That the block before a member's bytes is its header; BadSample where the tar is not the one that was indexed.
+    """Checks that the block before a member's bytes is its header. Raises BadSample if the tar does not fit its index.
 
     Args:
         header: the 512 bytes
-        name: key of the member, folders kept; compared where it is plain and short enough to stand there whole
+        name: key of the member, with its folders; compared if it is ASCII and short enough to be there whole
         size: bytes of the member
     """
     stored = header[:100].split(b"\0", 1)[0]
     if header[257:263] == b"ustar\0" and header[345]:
         stored = header[345:500].split(b"\0", 1)[0] + b"/" + stored
     if name.isascii() and len(name) < 90 and not stored.startswith(name.encode()):
-        raise BadSample("index does not fit", f"{stored[:200]!r} lies where {name!r} should")
+        raise BadSample("index does not fit", f"the tar has {stored[:200]!r} in place of {name!r}")
     try:
         stored_size = tarfile.nti(header[124:136])  # type: ignore[attr-defined]
     except DAMAGE as error:
         raise BadSample("index does not fit", f"the header of {name!r} is damaged") from error
-    if stored_size != size and stored_size != 0:  # pax writes 0 where the size stands in its own record
+    if stored_size != size and stored_size != 0:  # pax writes 0 if the size has a record of its own
         raise BadSample("index does not fit", f"{name!r} has {stored_size} bytes in the tar, {size} in the index")
 
 
 def blocks(size: int) -> int:
-    """Bytes that ``size`` takes in a tar."""
+    """Returns ``size`` rounded up to whole blocks."""
     return -(-size // BLOCK) * BLOCK
 
 
 class HeaderFile:
-    """What tarfile reads headers from: raises ReadError past HEADER_BYTES a member, and where the file has ended."""
+    """The file from which tarfile reads headers. Raises ReadError past HEADER_BYTES of one header or past the end."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.left, self.place = file, HEADER_BYTES, 0
@@ -138,7 +138,7 @@ class HeaderFile:
             raise tarfile.ReadError("a header is damaged: it is too long")
         self.file.seek(self.place)
         data = self.file.read(size)
-        self.left -= BLOCK if not data else 0  # endless reading at the end is reading, too
+        self.left -= BLOCK if not data else 0  # counts reads at the end too, so that they end
         self.place += len(data)
         return data
 

@@ -1,11 +1,11 @@
-"""Image files of any kind -> RGB of 8 bits, through Pillow, within a limit of pixels.
+"""Decodes image files of any kind to 8-bit RGB with Pillow, up to a limit of pixels.
 
-    with opened(data, max_pixels) as image:      # the header is read, nothing is decoded
+    with open_image(data, max_pixels) as image:  # reads the header, decodes nothing
         picture = upright_rgb(image)
 
-Every kind of image ends as RGB: grey, palette, CMYK, 16-bit, RGBA (alpha dropped: in 4-band aerial TIFFs it is near
-infrared), animations (first frame), EXIF-rotated (turned upright). JPEGs on their way into a batch take a shorter one,
-see :mod:`priorclip.data_shards.images.jpeg`.
+Every kind of image becomes RGB: grey, palette, CMYK, 16-bit, RGBA (alpha is dropped: in 4-band aerial TIFFs it is near
+infrared), animations (first frame), EXIF-rotated (made upright). JPEGs for training batches have a faster path, see
+:mod:`priorclip.data_shards.images.jpeg`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from PIL import Image, UnidentifiedImageError
 from priorclip.data_shards.format.sample import BadSample
 
 MAX_PIXELS = 100_000_000
-# What scrapes and sensors write. Pillow knows forty more; among them EPS, for which it would start Ghostscript.
+# Formats of web scrapes and sensors. Pillow reads forty more, but for EPS it would start Ghostscript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "JPEG2000", "AVIF", "PPM")
-DECODING = (  # what decoders raise at bytes that make no sense
+DECODING = (  # errors that decoders raise for damaged bytes
     *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError),
     *(struct.error, zlib.error),
 )
 ORIENTATION = 0x0112
-UPRIGHT = {  # EXIF orientation -> what makes the picture upright
+UPRIGHT = {  # EXIF orientation -> the operation that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -40,21 +40,21 @@ UPRIGHT = {  # EXIF orientation -> what makes the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-TURNED = (5, 6, 7, 8)  # those that swap width and height
+TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 @contextmanager
 def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """A Pillow image whose header is read and whose size is allowed; what goes wrong inside becomes BadSample."""
+    """Opens a Pillow image: reads its header and checks its size. Errors in the with block become BadSample."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of bombs above its own, lower limit, and of odd metadata
+            warnings.simplefilter("ignore")  # Pillow warns above its own lower limit, and about odd metadata
             with Image.open(io.BytesIO(data)) as image:
                 if image.format not in FORMATS:
-                    raise BadSample("not an image", f"the format {image.format} is not read")
+                    raise BadSample("not an image", f"the format {image.format} is not supported")
                 check_pixels(image.width, image.height, max_pixels)
                 if image.format == "TIFF":
-                    image.load()  # Pillow turns TIFFs upright itself, while loading
+                    image.load()  # Pillow makes TIFFs upright itself while loading
                 yield image
     except BadSample:
         raise
@@ -67,32 +67,32 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Imag
 
 
 def check_pixels(width: int, height: int, limit: int) -> None:
-    """Refuse an image by its header, before memory is taken for its pixels."""
+    """Raises BadSample if an image has too many pixels, before memory is allocated for them."""
     if width * height > limit:
         raise BadSample("too many pixels", f"{width} x {height}, limit {limit}")
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(width, height) once the EXIF orientation is applied."""
+    """Returns (width, height) after the EXIF orientation is applied."""
     return (image.height, image.width) if orientation(image) in TURNED else image.size
 
 
 def orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged EXIF is no reason to lose the picture
+    except Exception:  # an image with damaged EXIF is still usable
         return 1
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Decode, as RGB, turned as the EXIF orientation says."""
+    """Decodes to RGB and applies the EXIF orientation."""
     turn = UPRIGHT.get(orientation(image))
     picture = to_rgb(image)
     return picture.transpose(turn) if turn is not None else picture
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB of 8 bits a channel. 16 bits keep their high byte; floats are stretched to their range."""
+    """Converts any mode to 8-bit RGB. 16-bit values keep their high byte; floats are scaled to their range."""
     if image.mode == "RGB":
         image.load()
         return image

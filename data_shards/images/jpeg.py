@@ -1,10 +1,10 @@
-"""JPEGs by way of libjpeg-turbo (simplejpeg), which decodes at 1/2, 1/4 or 1/8 scale where that is enough.
+"""Decodes JPEGs with libjpeg-turbo (simplejpeg), at 1/2, 1/4 or 1/8 scale if that is enough.
 
-    jpeg_size(data)                  (1024, 768), or None: not a plain JPEG, so that Pillow must look at it
-    decoded(data, (1024, 768), 2)    uint8 (384, 512, 3)
+    jpeg_size(data)                      (1024, 768), or None: not a plain JPEG, so that Pillow must read it
+    decode_jpeg(data, (1024, 768), 2)    uint8 (384, 512, 3)
 
-Plain is what aerial JPEGs are: grey or YCbCr, upright. CMYK, turned and damaged ones give None or ValueError: Pillow
-then has the say, so that one rule decides what is a bad image. At full scale the pixels are Pillow's, bit for bit.
+A plain JPEG is grey or YCbCr and upright, as aerial JPEGs are. CMYK, rotated and damaged ones give None or ValueError.
+Pillow then decides, so that one rule says which image is bad. At full scale the pixels equal Pillow's, bit for bit.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from priorclip.data_shards.images.decode import open_image, orientation
 
 START, SCAN, EXIF = b"\xff\xd8\xff", b"\xda", b"Exif\0\0"
 PLAIN = ("YCbCr", "Gray")
-CUT = "premature end of data segment"  # libjpeg's warning: an end mark stands before the pixels do
+CUT = "premature end of data segment"  # libjpeg's warning: the end mark comes before the last pixels
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) from the header of a plain JPEG, None for everything else."""
+    """Returns (width, height) from the header of a plain JPEG, and None for other data."""
     if not data.startswith(START):
         return None
     try:
@@ -35,7 +35,7 @@ def jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 def is_rotated(data: bytes, pixels: int) -> bool:
-    """Does the EXIF block say that the picture is not upright? Few JPEGs have one, and only these are looked into."""
+    """Returns True if the EXIF orientation is not upright. Few JPEGs have EXIF, so this is cheap."""
     if not has_exif(data):
         return False
     with open_image(data, pixels) as image:
@@ -43,7 +43,7 @@ def is_rotated(data: bytes, pixels: int) -> bool:
 
 
 def has_exif(data: bytes) -> bool:
-    """Is there an EXIF segment before the pixels? Hops from segment to segment; damaged ones end the walk."""
+    """Returns True if there is an EXIF segment before the pixels. Stops at a damaged segment."""
     place = len(START) - 1
     while data[place : place + 1] == b"\xff" and data[place + 1 : place + 2] != SCAN:
         if data[place + 4 : place + 10] == EXIF:
@@ -53,15 +53,15 @@ def has_exif(data: bytes) -> bool:
 
 
 def decode_jpeg(data: bytes, size: tuple[int, int], denominator: int) -> NDArray[np.uint8]:
-    """RGB pixels, uint8 (ceil(H / d), ceil(W / d), 3).
+    """Returns RGB pixels, uint8 (ceil(H / d), ceil(W / d), 3).
 
     Args:
         data: a plain JPEG
-        size: what ``jpeg_size`` gave, (W, H)
+        size: (W, H) from ``jpeg_size``
         denominator: d, one of 1, 2, 4, 8
 
     Raises:
-        ValueError: damaged, be it ever so slightly
+        ValueError: the data is damaged, even slightly
     """
     if denominator == 1:
         return simplejpeg.decode_jpeg(data)
@@ -70,9 +70,9 @@ def decode_jpeg(data: bytes, size: tuple[int, int], denominator: int) -> NDArray
 
 
 def check_complete(data: bytes) -> None:
-    """Refuse a JPEG that was cut and then closed by an end mark. Raises BadSample.
+    """Raises BadSample for a JPEG that was cut short and then got an end mark.
 
-    libjpeg fills what is missing with grey and warns; Pillow, which finds every other cut, passes over the warning.
+    libjpeg fills the missing pixels with grey and warns. Pillow finds all other cuts, but it ignores this warning.
     """
     if not data.startswith(START):
         return

@@ -1,10 +1,10 @@
-"""Image bytes -> uint8 (3, S, S), by way of as few pixels as the result needs.
+"""Image bytes -> uint8 (3, S, S). Decodes only as many pixels as the result needs.
 
     bytes -> header -> pixel limit -> crop box -> decode at 1/1 .. 1/8 -> resize the crop -> flips, turns
 
-The crop is chosen from the header, so that a JPEG is decoded at the smallest scale that still exceeds the result, and
-only the crop is resampled. Both steps run on vector units: libjpeg-turbo, and torch's antialiased bicubic on uint8,
-which computes what Pillow's does (0.004 / 255 apart). Normalisation is the model's, on the device: batches stay uint8.
+The header is enough to choose the crop. So a JPEG is decoded at the smallest scale that still exceeds the result, and
+only the crop is resampled. Both steps use vector units: libjpeg-turbo, and torch's antialiased bicubic on uint8, whose
+result equals Pillow's (0.004 / 255 apart). The model normalizes the pixels on the device, so batches stay uint8.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch.nn.functional import interpolate
 from priorclip.data_shards.images.decode import MAX_PIXELS, check_pixels, open_image, upright_rgb, upright_size
 from priorclip.data_shards.images.jpeg import check_complete, decode_jpeg, jpeg_size
 
-RATIO = (3 / 4, 4 / 3)  # width to height of a random crop, as torchvision's RandomResizedCrop
+RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random crop, as in torchvision's RandomResizedCrop
 CROP_ATTEMPTS = 10
-SCALES = (8, 4, 2)  # denominators that JPEG decoding offers
-MARGIN = 1.1  # a JPEG is decoded at no less than this times the resolution needed: docs/data.md has the error
+SCALES = (8, 4, 2)  # scale denominators of JPEG decoding
+MARGIN = 1.1  # a JPEG is decoded at this times the needed resolution or more; docs/data.md gives the error
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the upright image
 
@@ -40,26 +40,26 @@ def train_transform(
     rot90: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
-    """Random resized crop, flips and quarter turns: uint8 (3, size, size), a view that is not contiguous.
+    """Random resized crop, flips and quarter turns: uint8 (3, size, size), a non-contiguous view.
 
     Args:
         data: encoded image
         size: side of the result in pixels
-        rng: source of all choices, consumed in the same order whatever the options are
-        scale: smallest share of the area that a crop keeps; 1 keeps the whole image, squeezed to a square
-        hflip: mirror left to right half of the time
-        vflip: mirror top to bottom half of the time
-        rot90: turn by a random multiple of 90 degrees
+        rng: source of all choices; used in the same order for all options
+        scale: smallest share of the area that a crop keeps; 1 keeps the whole image, resized to a square
+        hflip: mirror left to right with probability 0.5
+        vflip: mirror top to bottom with probability 0.5
+        rot90: rotate by a random multiple of 90 degrees
         max_pixels: larger images are refused before decoding
 
     Raises:
         BadSample: the image cannot be read, or is too large
     """
-    found = crop_and_resize(
+    pixels = crop_and_resize(
         data, size, lambda wide, high: align_box(random_box(wide, high, scale, rng), size), max_pixels
     )
     choices = rng.random(), rng.random(), rng.randrange(4)
-    pixels = found  # flips and turns of it are views: the pixels are moved once, into the batch
+    # Flips and rotations are views: the pixels are copied once, into the batch.
     if hflip and choices[0] < 0.5:
         pixels = pixels[:, :, ::-1]
     if vflip and choices[1] < 0.5:
@@ -68,7 +68,7 @@ def train_transform(
 
 
 def eval_transform(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """The largest centred square, resized: uint8 (3, size, size). Raises BadSample as ``train_transform`` does."""
+    """Largest centred square, resized: uint8 (3, size, size). Raises BadSample as ``train_transform`` does."""
     return np.ascontiguousarray(crop_and_resize(data, size, centred_square, max_pixels))
 
 
@@ -79,7 +79,7 @@ def centred_square(width: int, height: int) -> Box:
 
 
 def random_box(width: int, height: int, scale: float, rng: random.Random) -> Box:
-    """A random crop of ``scale``..1 of the area, as torchvision's RandomResizedCrop draws it."""
+    """Draws a random crop with ``scale`` to 1 of the area, as torchvision's RandomResizedCrop does."""
     if scale >= 1:
         return 0, 0, width, height
     for _ in range(CROP_ATTEMPTS):
@@ -95,20 +95,20 @@ def random_box(width: int, height: int, scale: float, rng: random.Random) -> Box
 
 
 def align_box(box: Box, size: int) -> Box:
-    """The box with its edges on whole pixels of the scale it is decoded at: moved by under a pixel of the result."""
+    """Moves the edges to whole pixels of the decoding scale, by less than one pixel of the result."""
     step = denominator(box, size)
     left, top, right, bottom = (edge // step * step for edge in box)
     return left, top, right, bottom
 
 
 def denominator(box: Box, size: int) -> int:
-    """The largest scale 1/8, 1/4, 1/2 or 1 at which the box still has MARGIN times the pixels of the result."""
+    """Returns the largest of 8, 4, 2, 1 at which the scaled box still has MARGIN times the pixels of the result."""
     spare = min(box[2] - box[0], box[3] - box[1]) / (MARGIN * size)
     return next((step for step in SCALES if step <= spare), 1)
 
 
 def decoding_scale(box: Box, size: int, width: int, height: int) -> int:
-    """As ``denominator``, but only where the box lies on whole pixels of that scale, or on the image's edge."""
+    """Like ``denominator``, but the box must lie on whole pixels of that scale or on the edge of the image."""
     step = denominator(box, size)
     left, top, right, bottom = box
     inner = [left, top, 0 if right == width else right, 0 if bottom == height else bottom]
@@ -116,7 +116,7 @@ def decoding_scale(box: Box, size: int, width: int, height: int) -> int:
 
 
 def crop_and_resize(data: bytes, size: int, choose: Callable[[int, int], Box], max_pixels: int) -> NDArray[np.uint8]:
-    """The box that ``choose`` takes of (width, height), as uint8 (3, size, size). Raises BadSample."""
+    """Returns the box that ``choose`` picks from (width, height), as uint8 (3, size, size). Raises BadSample."""
     box = None
     plain = jpeg_size(data)
     if plain:
@@ -126,7 +126,7 @@ def crop_and_resize(data: bytes, size: int, choose: Callable[[int, int], Box], m
         try:
             return resize_crop(decode_jpeg(data, plain, step), box, step, size)
         except ValueError:
-            pass  # damaged: whether it is bad is for Pillow to say, as for all other formats
+            pass  # damaged: Pillow decides if the image is bad, as for other formats
     with open_image(data, max_pixels) as image:
         check_complete(data)
         box = box or choose(*upright_size(image))
@@ -134,15 +134,15 @@ def crop_and_resize(data: bytes, size: int, choose: Callable[[int, int], Box], m
 
 
 def resize_crop(pixels: NDArray[np.uint8], box: Box, step: int, size: int) -> NDArray[np.uint8]:
-    """The box, in pixels of the whole image, of pixels decoded at 1/step, (H, W, 3), as uint8 (3, size, size)."""
+    """Returns the box, in pixels of the full image, from pixels (H, W, 3) at scale 1/step, as uint8 (3, size, size)."""
     left, top, right, bottom = (-(-edge // step) for edge in box)
-    crop = np.ascontiguousarray(pixels[top:bottom, left:right])[None]  # a dense one saves torch a third of its time
+    crop = np.ascontiguousarray(pixels[top:bottom, left:right])[None]  # a contiguous crop saves a third of torch's time
     channels_last = torch.from_numpy(crop.transpose(0, 3, 1, 2))
     return interpolate(channels_last, (size, size), mode="bicubic", antialias=True).numpy()[0]
 
 
 def rotate(pixels: NDArray[np.uint8], quarters: int) -> NDArray[np.uint8]:
-    """A view of (3, S, S) turned by quarters, 0 to 3, counter-clockwise, as ``np.rot90`` turns it."""
+    """Returns a view of (3, S, S), rotated counter-clockwise by 0 to 3 quarters, as ``np.rot90`` does."""
     if quarters == 2:
         return pixels[:, ::-1, ::-1]
     if quarters == 1:

@@ -1,9 +1,9 @@
-"""``pipe:`` shards: what a command prints, fetched whole, once a node, into the cache folder.
+"""``pipe:`` shards: the output of a command, fetched whole into the cache folder, once on each node.
 
     pipe:ssh store cat /data/train-0000.tar  ->  ~/.cache/data_shards/3f2a...-train-0000.tar
 
-A pipe cannot be sought in. The ranks of a node share the copy, which is kept until it is deleted: a lock file makes one
-of them fetch while the others wait.
+A pipe has no random access. The ranks of a node share the copy: a lock file makes one of them fetch while the others
+wait. Nothing deletes the copy. Only the command line and the configuration may name a ``pipe:``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FIRST_PAUSE = 1.0  # seconds; doubles after each failed attempt
 
 
 def fetch_pipe(url: str, cache: str | None = None) -> Path:
-    """Local path of what the command prints, fetched if it is not there. Raises OSError after some failed attempts."""
+    """Returns the local copy of the command's output, fetched if missing. Raises OSError after ATTEMPTS failures."""
     folder = Path(cache or os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     folder = folder if cache else folder / "data_shards"
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,18 +50,13 @@ def _fetch(url: str, path: Path) -> None:
                 target.flush()
                 os.fsync(target.fileno())
             if temporary.stat().st_size == 0:
-                raise OSError("nothing was received")
+                raise OSError("the command printed nothing")
             os.replace(temporary, path)
             return
-        except Exception as error:  # the openers raise whatever their transport does
+        except Exception as error:  # webdataset raises many types of errors
             if attempt + 1 == ATTEMPTS:
                 raise OSError(
                     f"cannot fetch {public_url(url)}: {type(error).__name__}; run the command by hand to see why"
                 ) from error
-            log.warning("fetching %s failed (%s); trying again", public_url(url), type(error).__name__)
+            log.warning("fetching %s failed (%s); retrying", public_url(url), type(error).__name__)
             time.sleep(FIRST_PAUSE * 2**attempt)
-
-
-def _base_name(url: str) -> str:
-    name = url.rstrip("/").split("?")[0].rsplit("/", 1)[-1]
-    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)[-80:]

@@ -1,11 +1,11 @@
-"""Reading ahead: what a batch needs of remote shards is asked for before it is needed, several requests at a time.
+"""Reads ahead: requests the bytes of a batch from remote shards before they are needed, several at a time.
 
     ahead = ReadAhead(16)
     ahead.plan([(file, 512, 90_000), (file, 91_000, 80_000), ...])   # in the order of need
-    ahead.take(file, 512, 90_000)                                    # waits for this one; others are under way
+    ahead.take(file, 512, 90_000)                                    # waits for this one while others load
 
-Neighbours in one shard become one request where what lies between them is less than ``GAP``. At most ``depth`` requests
-are under way or waiting to be taken, each of ``LONGEST`` bytes or one sample: that bounds the memory.
+Neighbours in one shard become one request if the gap between them is less than ``GAP`` bytes. At most ``depth``
+requests are open or not taken yet, each of at most ``LONGEST`` bytes or one sample. That limits the memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from priorclip.data_shards.remote.shard_files import RemoteFile
 
-GAP = 1 << 16  # bytes that are cheaper fetched than skipped: about what a line carries in the time of a request
+GAP = 1 << 16  # bytes; fetching them takes about as long as another request
 LONGEST = 4 << 20  # bytes of one request
 
 Need = tuple[RemoteFile, int, int]  # file, offset, length
@@ -28,7 +28,7 @@ Need = tuple[RemoteFile, int, int]  # file, offset, length
 
 @dataclass(eq=False)
 class Span:
-    """One request for the bytes start .. end - 1 of a file, which ``left`` needs are to be taken from."""
+    """One request for the bytes start .. end - 1 of a file. ``left`` needs have not taken their bytes yet."""
 
     file: RemoteFile
     start: int
@@ -47,7 +47,7 @@ class ReadAhead:
     _under_way: int = 0
 
     def plan(self, needs: Sequence[Need]) -> None:
-        """Forget what was planned before, and begin to fetch."""
+        """Drops the previous plan and starts to fetch."""
         self._spans.clear()
         self._waiting.clear()
         self._under_way = 0
@@ -61,11 +61,11 @@ class ReadAhead:
             self._go_on()
 
     def take(self, file: RemoteFile, offset: int, length: int) -> bytes:
-        """The bytes, from what was planned or by a request of its own. Raises as ``RemoteFile.pread`` does."""
+        """Returns the bytes, from the plan or by a new request. Raises as ``RemoteFile.pread`` does."""
         span = self._spans.pop((id(file), offset, length), None)
         if span is None:
             return file.pread(offset, length)
-        if span.future is None:  # asked for out of turn
+        if span.future is None:  # taken before its turn
             self._waiting.remove(span)
             self._start(span)
         assert span.future is not None
@@ -88,12 +88,12 @@ class ReadAhead:
         span.future = threads(self.depth).submit(span)
 
     def __getstate__(self) -> dict:
-        """A worker process begins with nothing planned."""
+        """Leaves out the plan, because a worker process starts without one."""
         return {"depth": self.depth, "_spans": {}, "_waiting": deque(), "_under_way": 0}
 
 
 def merge_needs(needs: Sequence[Need]) -> dict[tuple[int, int, int], Span]:
-    """The span of each need, by (id of file, offset, length), in the order of the needs."""
+    """Returns the span of each need, by (id of file, offset, length), in the order of the needs."""
     by_file: dict[int, list[Need]] = defaultdict(list)
     for need in needs:
         by_file[id(need[0])].append(need)
@@ -111,7 +111,7 @@ def merge_needs(needs: Sequence[Need]) -> dict[tuple[int, int, int], Span]:
 
 
 class Threads:
-    """Threads that read spans. They are daemons, so that a process ends without waiting for the network."""
+    """Threads that read spans. They are daemon threads, so that a process ends without waiting for the network."""
 
     def __init__(self) -> None:
         self._queue: queue.SimpleQueue[Span] = queue.SimpleQueue()
@@ -145,13 +145,13 @@ _threads = Threads()
 
 
 def threads(count: int) -> Threads:
-    """The process's own threads, at least ``count`` of them."""
+    """Returns the threads of this process, at least ``count`` of them."""
     return _threads.grown(count)
 
 
 def _reset_after_fork() -> None:
     global _threads
-    _threads = Threads()  # a fork has none of its parent's threads
+    _threads = Threads()  # a forked child has no threads of its parent
 
 
 os.register_at_fork(after_in_child=_reset_after_fork)

@@ -1,11 +1,11 @@
-"""What to ask, of whom: every scheme is a GET of an https:// address, so one transport serves them all.
+"""Builds the GET request for a URL of any scheme, with credentials. All schemes become http(s) addresses.
 
     https://me:pw@host/a.tar       https://host/a.tar             Authorization: Basic ...
     s3://bucket/a.tar              pre-signed by obstore          AWS_* variables, AWS_ENDPOINT_URL, ~/.aws/credentials
     gs://bucket/a.tar              pre-signed by obstore          GOOGLE_SERVICE_ACCOUNT, GOOGLE_APPLICATION_CREDENTIALS
     hf://datasets/org/name/a.tar   huggingface.co/.../resolve/    HF_TOKEN or `hf auth login`, HF_ENDPOINT
 
-Without credentials s3:// and gs:// are asked for unsigned, as public buckets allow.
+Without credentials, s3:// and gs:// requests are not signed, which works for public buckets.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HUB_KINDS = {"datasets": "dataset", "models": "model", "spaces": "space"}
 
 
 def build_request(url: str) -> tuple[str, dict[str, str]]:
-    """(address, headers) of a GET for the object. Raises OSError where a package or a part of the URL is missing."""
+    """Returns (address, headers) of a GET request. Raises OSError if a package or a part of the URL is missing."""
     scheme = urlsplit(url).scheme
     if scheme == "s3":
         return _s3(url), {}
@@ -68,7 +68,7 @@ def _aws_region() -> str:
 
 
 def _aws_account() -> dict[str, str]:
-    """Key, secret and session token from the environment, else from the profile; empty where neither has them."""
+    """Returns key, secret and session token from the environment, or from the profile; empty if there are none."""
     names = {"access_key_id": "", "secret_access_key": "", "session_token": ""}
     found = {name: os.environ.get(f"AWS_{name.upper()}", "") for name in names}
     if not found["access_key_id"]:
@@ -85,7 +85,7 @@ def _aws_account() -> dict[str, str]:
 
 
 def _aws_machine() -> bool:
-    """Whether the environment names a role that obstore fetches credentials for."""
+    """Returns True if the environment names a role, for which obstore fetches credentials."""
     names = (
         "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
         "AWS_CONTAINER_CREDENTIALS_FULL_URI",
@@ -118,7 +118,7 @@ def _hub(url: str) -> tuple[str, dict[str, str]]:
     kind = HUB_KINDS.get(parts[0], "model")
     parts = parts[1:] if parts[0] in HUB_KINDS else parts
     if len(parts) < 3 or not parts[-1]:
-        raise OSError(f"{url}: a shard of the hub is hf://datasets/OWNER/NAME[@REVISION]/FILE.tar")
+        raise OSError(f"{url}: write hf://datasets/OWNER/NAME[@REVISION]/FILE.tar")
     name, _, revision = parts[1].partition("@")
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     address = hf_hub_url(
@@ -132,7 +132,7 @@ def _bucket(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     name = parts.path.lstrip("/")
     if not parts.netloc or not name:
-        raise OSError(f"{url}: {parts.scheme}://BUCKET/NAME is expected")
+        raise OSError(f"{url}: write {parts.scheme}://BUCKET/NAME")
     return parts.netloc, name
 
 

@@ -1,10 +1,10 @@
-"""Addresses of remote shards: what they are called, what may be shown of them, what tells them apart.
+"""URLs of remote shards without their secrets: for messages, and for names in the cache.
 
     https://me:secret@host/data/train-0000.tar?part=3&X-Amz-Signature=9f...
-    shown      https://host/data/train-0000.tar?...        messages, logs, quarantine.jsonl
-    identity   https://host/data/train-0000.tar?part=3     names of cached files; equal for every signing of one object
+    public_url     https://host/data/train-0000.tar?...        messages, logs, quarantine.jsonl
+    unsigned_url   https://host/data/train-0000.tar?part=3     names of cached files; equal for every signature
 
-Passwords and signatures are secrets: only the request itself carries them.
+Passwords and signatures are secrets: only the request itself has them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import hashlib
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 SCHEMES = ("http", "https", "s3", "gs", "hf")
-SIGNATURES = ("x-amz-", "x-goog-", "x-ms-")  # query fields of pre-signed URLs: AWS, Google; CloudFront, Azure below
+SIGNATURES = ("x-amz-", "x-goog-", "x-ms-")  # query fields of pre-signed URLs of AWS, Google and Azure; more below
 SECRETS = {
     "awsaccesskeyid",
     "googleaccessid",
@@ -30,12 +30,12 @@ SECRETS |= {"token", "access_token", "auth", "authorization", "api_key", "apikey
 
 
 def is_remote(spec: str) -> bool:
-    """True for URLs other than file:// and for pipe: commands."""
+    """Returns True for ``pipe:`` commands and for URLs other than file://."""
     return spec.startswith("pipe:") or ("://" in spec and not spec.startswith("file://"))
 
 
 def check_scheme(url: str) -> None:
-    """Raises ValueError for a scheme that nothing here reads."""
+    """Raises ValueError for a scheme that is not supported."""
     scheme = urlsplit(url).scheme
     if scheme not in SCHEMES:
         raise ValueError(
@@ -44,7 +44,7 @@ def check_scheme(url: str) -> None:
 
 
 def public_url(url: str) -> str:
-    """The URL as messages give it: no user, password or query; of a pipe: its program alone."""
+    """Returns the URL without user, password and query; of a ``pipe:``, only the program."""
     if url.startswith("pipe:"):
         return " ".join(url.split()[:1]) + " ..."
     parts = urlsplit(url)
@@ -52,31 +52,31 @@ def public_url(url: str) -> str:
 
 
 def unsigned_url(url: str) -> str:
-    """The URL without its secrets, the same however it was signed."""
+    """Returns the URL without its secrets, the same for every signature."""
     parts = urlsplit(url)
     query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if not _secret(name)]
     return urlunsplit((parts.scheme, _host(parts.netloc), parts.path, urlencode(query), ""))
 
 
 def url_hash(url: str) -> str:
-    """Sixteen hex digits that name the object in the cache."""
+    """Returns sixteen hex digits that name the object in the cache."""
     return hashlib.sha256(unsigned_url(url).encode()).hexdigest()[:16]
 
 
 def folder_url(url: str) -> str:
-    """The URL of the folder that the object lies in, with the same credentials; ends in a slash."""
+    """Returns the URL of the object's folder, with its credentials and a slash at the end."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=parts.path.rpartition("/")[0] + "/"))
 
 
 def url_in_folder(folder: str, name: str) -> str:
-    """The URL of a file of a folder."""
+    """Returns the URL of a file in a folder."""
     parts = urlsplit(folder)
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/" + name))
 
 
 def safe_file_name(url: str) -> str:
-    """Last part of the path, in letters that any file system takes."""
+    """Returns the last part of the path, with ``_`` for characters that a file system may refuse."""
     name = url if url.startswith("pipe:") else urlsplit(url).path
     name = name.rstrip("/").split("?")[0].rsplit("/", 1)[-1]
     return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)[-80:]
