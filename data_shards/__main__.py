@@ -1,4 +1,4 @@
-"""`python -m data_shards pack|leakage|index|verify|stats|tokenizer|bench`: see each command's --help."""
+"""`python -m data_shards pack|leakage|index|verify|stats|tokenizer|bench`. Each command has its own --help."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
 from priorclip.data_shards.commands import (
     BenchConfig,
@@ -38,7 +39,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 the data are bad, 2 the request is."""
+    """Runs one command. Returns its exit code: 0 success, 1 bad data, 2 an error, see common/command_line.py."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     name, config = parse_command(
         COMMANDS,
@@ -56,14 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tokenizer": run_tokenizer,
         "bench": run_bench,
     }
+    return run_command(f"data_shards {name}", lambda: run_until_worker_dies(run[name], config))
+
+
+def run_until_worker_dies(run: Callable[[Any], int], config: Any) -> int:
+    """Runs the command. Raises OSError, which says what to do, if a worker process dies."""
     try:
-        return run[name](config)
-    except BrokenExecutor:
-        print(f"data_shards {name}: error: a worker process died; the same command goes on from here", file=sys.stderr)
-        return 2
-    except (OSError, ValueError) as error:
-        print(f"data_shards {name}: error: {error}", file=sys.stderr)
-        return 2
+        return run(config)
+    except BrokenExecutor as error:
+        raise OSError("a worker process died: run the same command again to continue") from error
 
 
 def run_pack(config: PackConfig) -> int:
@@ -71,7 +73,7 @@ def run_pack(config: PackConfig) -> int:
 
     share = find_task_share(os.environ) if config.array else TaskShare()
     with open_worker_pool(config.workers or os.cpu_count() or 1) as pool:
-        # None: an MPI rank that has done what rank 0 gave it.
+        # None on an MPI rank other than 0, which has finished its jobs.
         return 0 if pool is None else pack_records(pool, share, config)
 
 
@@ -82,7 +84,7 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
 
     relabel = config.caption_from == "relabel"
     if config.caption_from not in ("template", "none", "relabel"):
-        raise ValueError(f"--caption-from: template, none or relabel, not {config.caption_from!r}")
+        raise ValueError(f"--caption-from must be template, none or relabel, not {config.caption_from!r}")
     if config.shard_size < 1:
         raise ValueError(f"--shard-size must be at least 1, not {config.shard_size}")
     check_duplicate_options(config.duplicates, config.near_duplicates)
@@ -106,7 +108,8 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
     folder = Path(config.output)
     manifest = pack_share(records, folder, plan, pool, share, config.overwrite, evaluation)
     if manifest is None:
-        print(f"{folder}: task {share.index + 1} of {share.count} has packed its shards; the last task joins them")
+        task = f"task {share.index + 1} of {share.count}"
+        print(f"{folder}: {task} has packed its shards; the last task writes the manifest")
         return 0
     print(
         f"{config.output}: {manifest.samples} samples, {manifest.captions} captions, {len(manifest.classes)} classes, "
@@ -123,7 +126,7 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
 
 
 def read_excluded_images(config: PackConfig | LeakageConfig, pool: WorkerPool) -> EvaluationImages:
-    """The images that --exclude names."""
+    """Returns the evaluation images that --exclude names."""
     from priorclip.data_shards.dedupe.leakage import read_evaluation_images
     from priorclip.data_shards.pack.selection import check_distance
 
@@ -138,8 +141,8 @@ def read_excluded_images(config: PackConfig | LeakageConfig, pool: WorkerPool) -
 def run_leakage(config: LeakageConfig) -> int:
     import json
 
+    from priorclip.common.files import write_bytes
     from priorclip.data_shards.dedupe.leakage import find_leaks_in_shards
-    from priorclip.data_shards.format.shard_index import write_aside
     from priorclip.data_shards.pack.worker_pool import WorkerPool
     from priorclip.data_shards.shards import ShardSet
 
@@ -148,23 +151,23 @@ def run_leakage(config: LeakageConfig) -> int:
     rows, unreadable = find_leaks_in_shards(shards, read_excluded_images(config, pool), config.max_pixels, pool)
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     if config.output:
-        write_aside(Path(config.output), "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
+        write_bytes(Path(config.output), "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
     for line in [] if config.output else lines:
         print(f"LEAK {line}")
-    print(f"{config.shards}: {len(shards)} samples, {len(rows)} are images of {config.exclude}")
+    print(f"{config.shards}: {len(shards)} samples, {len(rows)} show images of {config.exclude}")
     if unreadable:
         print(f"  not compared: {unreadable} images that cannot be read")
     return 1 if rows else 0
 
 
 def choose_records(records: list[Record], config: PackConfig) -> list[Record]:
-    """The records of --classes, shuffled, the first --limit of them."""
+    """Returns the records of --classes, shuffled, and at most --limit of them."""
     from priorclip.data_shards.sources.catalogue import shuffled
 
     if config.classes is not None:
         unknown = set(config.classes) - {scene for record in records for scene in record.scenes}
         if unknown:
-            raise ValueError(f"--classes: no record is labelled {', '.join(sorted(unknown))}")
+            raise ValueError(f"--classes: no record has the label {', '.join(sorted(unknown))}")
         wanted = set(config.classes)
         records = [record for record in records if wanted.intersection(record.scenes)]
     if config.shuffle and config.source != "synthetic":
@@ -186,7 +189,7 @@ def run_verify(config: VerifyConfig) -> int:
     if config.sizes:
         return run_sizes(config)
     if config.json:
-        raise ValueError("--json is for --sizes")
+        raise ValueError("--json needs --sizes")
     problems, samples = verify_folder(Path(config.shards), config.workers or os.cpu_count() or 1)
     for problem in problems:
         print(f"BAD {problem}")
@@ -201,14 +204,14 @@ def run_sizes(config: VerifyConfig) -> int:
     from priorclip.data_shards.inspect.sizes import check_sizes
     from priorclip.data_shards.remote.urls import public_url
 
-    seen = check_sizes(config.shards)
+    sizes = check_sizes(config.shards)
     if config.json:
-        print(json.dumps(dataclasses.asdict(seen)))
-        return 1 if seen.wrong else 0
-    for name, problem in seen.problems.items():
+        print(json.dumps(dataclasses.asdict(sizes)))
+        return 1 if sizes.wrong else 0
+    for name, problem in sizes.problems.items():
         print(f"BAD {name}: {problem}")
-    print(f"{public_url(config.shards)}: {seen.count} shards, {seen.bytes / 1e6:.1f} MB, {seen.wrong} with problems")
-    return 1 if seen.wrong else 0
+    print(f"{public_url(config.shards)}: {sizes.count} shards, {sizes.bytes / 1e6:.1f} MB, {sizes.wrong} with problems")
+    return 1 if sizes.wrong else 0
 
 
 def run_stats(config: StatsConfig) -> int:

@@ -1,12 +1,12 @@
-"""The same picture twice in one pack: found by bytes, on request by look, and dropped or merged.
+"""Finds the same picture twice in one pack, by its bytes or its perceptual hash, and drops or merges the second.
 
     r0 dock.jpg   "a dock"      r1 copy.jpg  "boats"      r2 dock_q50.jpg  "a pier"
     --duplicates drop                       r0 "a dock"                      r2 "a pier"
     --duplicates merge                      r0 "a dock", "boats"             r2 "a pier"
     --duplicates merge --near-duplicates 6  r0 "a dock", "boats", "a pier"
 
-Of each picture the first record stays, so that the result does not depend on who looked. A near duplicate is one of a
-record that stays: where a is like b and b like c, but a is not like c, then a and c stay.
+The first record of each picture stays, so that the result does not depend on the number of processes. A near duplicate
+is close to a record that stays: if a is near b and b is near c, but a is not near c, then a and c stay.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from priorclip.data_shards.sources import Place, Record, load
 log = logging.getLogger(__name__)
 
 MODES = ("keep", "drop", "merge")
-CAPTION_FIELDS = ("coarse_captions",)  # lists of texts in Record.extra that are merged as the captions are
+CAPTION_FIELDS = ("coarse_captions",)  # lists of texts in Record.extra, merged like the captions
 
 
 @dataclass(frozen=True)
 class Duplicate:
-    """Record ``image`` is the same picture as record ``kept``, which stays. ``distance``: bits of the two hashes."""
+    """Record number ``image`` shows the same picture as record ``kept``, which stays; ``distance`` counts hash bits."""
 
     image: int
     kept: int
@@ -45,7 +45,7 @@ class Duplicate:
 
 
 def find_duplicates(hashes: HashColumns, distance: int | None, candidates: NDArray[np.bool_]) -> list[Duplicate]:
-    """Duplicates among the candidates, in record order; near ones too where there is a distance."""
+    """Returns the duplicates among the candidates, in record order. Without a distance only exact ones count."""
     images = np.nonzero(candidates & hashes.readable)[0]
     _, first, inverse = np.unique(hashes.sha256[images], return_index=True, return_inverse=True)
     same = dict(zip(images.tolist(), images[first[inverse]].tolist(), strict=True))
@@ -59,7 +59,7 @@ def find_duplicates(hashes: HashColumns, distance: int | None, candidates: NDArr
 
 
 def find_near_duplicates(hashes: HashColumns, images: NDArray[np.int64], distance: int) -> dict[int, tuple[int, int]]:
-    """Image -> (the first image that stays and looks the same, bits between them)."""
+    """Maps each near duplicate to (first near image that stays, number of different hash bits)."""
     images = images[hashes.textured[images]]
     parts = list(confirm_pairs(hashes, images, distance))
     left, right, bits = (np.concatenate(column) for column in zip(*parts, strict=True)) if parts else ((), (), ())
@@ -82,9 +82,9 @@ def confirm_pairs(
 
 
 def duplicate_rows(records: Sequence[Record], found: Sequence[Duplicate], merged: bool) -> list[dict[str, Any]]:
-    """Lines of duplicates.jsonl; both sides' labels stand where they contradict each other.
+    """Returns the lines of duplicates.jsonl. If the labels of the two records differ, the line has both.
 
-    Where they are merged, a record without labels has those of its first duplicate that has some.
+    If records are merged, a record without labels gets those of its first duplicate with labels.
     """
     rows = []
     inherited: dict[int, Record] = {}
@@ -105,14 +105,14 @@ def duplicate_rows(records: Sequence[Record], found: Sequence[Duplicate], merged
 
 
 def count_duplicates(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Duplicates by kind, and how many of them have other labels than the record that stays."""
+    """Counts duplicates by kind, and those whose labels differ from the record that stays."""
     counts = Counter(row["kind"] for row in rows)
     counts["label_conflicts"] = sum("label" in row or "labels" in row for row in rows)
     return dict(sorted(counts.items()))
 
 
 def merge_duplicates(records: Sequence[Record], found: Sequence[Duplicate]) -> list[Record]:
-    """All records, those that stay with what their duplicates say; the records given are left as they are."""
+    """Returns all records, in which those that stay have the captions of their duplicates. The input is not changed."""
     gone: dict[int, list[Record]] = {}
     for item in found:
         gone.setdefault(item.kept, []).append(records[item.image])
@@ -124,9 +124,9 @@ def merge_duplicates(records: Sequence[Record], found: Sequence[Duplicate]) -> l
 
 @dataclass(frozen=True, slots=True)
 class MergedPlace:
-    """The place of an image that has duplicates: ``image`` is its own, the records ``gone`` are merged into it.
+    """The place of an image with duplicates: ``image`` is its own place, the records ``gone`` are merged into it.
 
-    They are merged when the record is read, as some places say only then what there is beside the image.
+    The merge happens when the record is read, because some places know the captions only then.
     """
 
     image: Path | Place | bytes
@@ -138,13 +138,13 @@ class MergedPlace:
             try:
                 found = merge_texts(found, load(gone))
             except BadSample as error:
-                log.warning("%s, a duplicate of %s, cannot be read any more: %s", gone.key, record.key, error)
+                log.warning("%s, a duplicate of %s, can no longer be read: %s", gone.key, record.key, error)
                 found = merge_texts(found, gone)
         return found
 
 
 def merge_texts(kept: Record, gone: Record) -> Record:
-    """``kept`` with the captions of ``gone`` too, and with its labels where it has none itself."""
+    """Returns ``kept`` with the captions of ``gone`` added, and with the labels of ``gone`` if it has none."""
     extra = dict(kept.extra)
     for name in CAPTION_FIELDS:
         if texts := [*captions_of(kept.extra, name), *captions_of(gone.extra, name)]:

@@ -1,10 +1,10 @@
-"""The hashes of many images: taken by a crew, kept on disk part by part, read back a column at a time.
+"""The hashes of many images: a worker pool computes them in parts, and they are read back as columns.
 
     records 0 .. 999      ->  .pack/prints/000000.npy
-    records 1000 .. 1999  ->  .pack/prints/000001.npy    a row an image, see fingerprint.py
+    records 1000 .. 1999  ->  .pack/prints/000001.npy    one row per image, see image_hashes.py
 
-Five million images are 165 MB of SHA-256 and 40 MB of hashes in memory; their thumbnails (1.3 GB) stay on disk, where
-those of the few candidates are looked up.
+Five million images take 165 MB of SHA-256 and 40 MB of perceptual hashes in memory. Their thumbnails (1.3 GB) stay on
+disk, because only those of the few candidates are read.
 """
 
 from __future__ import annotations
@@ -18,22 +18,26 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from priorclip.common.files import write_bytes
 from priorclip.data_shards.dedupe.image_hashes import hash_images
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.format.shard_index import write_aside
 from priorclip.data_shards.pack.worker_pool import TaskShare, WorkerPool
 from priorclip.data_shards.shards import ShardSet
 from priorclip.data_shards.sources import Record, load
 
-PART = 1000  # images
+PART = 1000  # images per part
 
 
 @dataclass(frozen=True)
 class HashColumns:
-    """Fingerprints of images 0 .. N-1, as files or as arrays of ``PART`` rows each but the last.
+    """Hashes of images 0 .. N-1, one array per column; a column that was not computed is zero.
 
-    ``sha256`` (N,) of 32-byte strings; ``hash`` (N,) or (N, 8); ``readable`` and ``textured`` (N,). What was not taken
-    (see fingerprint.py) is zero.
+    Attributes:
+        parts: files or arrays with the rows of all columns, ``PART`` rows each except the last
+        readable: (N,) whether the image can be decoded
+        sha256: (N,) 32-byte strings
+        hash: perceptual hashes, (N,), or (N, 8) with one per orientation
+        textured: (N,) whether the image has enough contrast for a perceptual hash
     """
 
     parts: Sequence[Path | NDArray]
@@ -61,7 +65,7 @@ class HashColumns:
         return len(self.readable)
 
     def thumbnails(self, images: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Thumbnails (n, 16, 16) of the images numbered so; each part is read once."""
+        """Returns the thumbnails (n, 16, 16) of these image numbers. It reads each part once."""
         wanted, places = np.unique(images, return_inverse=True)
         found = []
         for part in np.unique(wanted // PART).tolist():
@@ -77,10 +81,10 @@ def load_rows(part: Path | NDArray) -> NDArray:
 def hash_records(
     records: Sequence[Record], folder: Path, kind: np.dtype, max_pixels: int, pool: WorkerPool, share: TaskShare
 ) -> HashColumns:
-    """Fingerprints of the records, kept in ``folder``: what is there already is not taken again.
+    """Hashes the images of the records and stores them in ``folder``. It skips parts that are stored already.
 
-    Each task takes the parts of its share, and then what the others have not done yet, from the end backwards: all of
-    them are needed before anything can be decided, and a task need not run beside the others.
+    Each task first hashes the parts of its share, then the unfinished parts of the other tasks, from the last part
+    backwards. So each task gets all hashes, also if the other tasks do not run at the same time.
     """
     folder.mkdir(exist_ok=True)
     count = -(-len(records) // PART)
@@ -93,7 +97,7 @@ def hash_records(
             jobs = (
                 (paths[part], records[part * PART : (part + 1) * PART], kind, max_pixels)
                 for part in missing
-                if not paths[part].exists()  # another task may have come before
+                if not paths[part].exists()  # another task may have written it since
             )
             for done in pool.run(hash_part, jobs, len(missing)):
                 bar.update(done)
@@ -101,10 +105,10 @@ def hash_records(
 
 
 def hash_part(path: Path, records: Sequence[Record], kind: np.dtype, max_pixels: int) -> int:
-    """Write the hashes of these records; returns how many."""
+    """Writes the hashes of these records and returns their number."""
     buffer = io.BytesIO()
     np.save(buffer, hash_in_memory(records, kind, max_pixels), allow_pickle=False)
-    write_aside(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
     return len(records)
 
 
@@ -113,7 +117,7 @@ def hash_in_memory(records: Sequence[Record], kind: np.dtype, max_pixels: int) -
 
 
 def read_image(record: Record) -> bytes | BadSample:
-    """The image's bytes, or why there are none."""
+    """Returns the image's bytes, or the error if it cannot be read."""
     try:
         image = load(record).image
     except BadSample as error:
@@ -123,7 +127,7 @@ def read_image(record: Record) -> bytes | BadSample:
 
 
 def hash_shard_range(shards: ShardSet, first: int, last: int, kind: np.dtype, max_pixels: int) -> tuple[int, NDArray]:
-    """(first, hashes) of the samples first .. last-1 of packed shards."""
+    """Returns (first, hashes) of the packed samples first .. last-1."""
 
     def image(sample: int) -> bytes | BadSample:
         try:
@@ -135,7 +139,7 @@ def hash_shard_range(shards: ShardSet, first: int, last: int, kind: np.dtype, ma
 
 
 def hash_shards(shards: ShardSet, kind: np.dtype, max_pixels: int, pool: WorkerPool) -> HashColumns:
-    """Fingerprints of packed samples, in their order."""
+    """Hashes the images of packed samples, in their order."""
     starts = range(0, len(shards), PART)
     jobs = ((shards, first, min(first + PART, len(shards)), kind, max_pixels) for first in starts)
     parts: dict[int, NDArray] = {}

@@ -1,15 +1,15 @@
-"""What tells that two images are the same picture: their bytes, or, re-encoded, resized or turned, their look.
+"""Hashes that tell whether two images show the same picture, also if one is re-encoded, resized or turned.
 
     bytes  --sha256-->  32 bytes                                       equal: an exact duplicate
     bytes  --decode-->  32 x 32 grey  --phash (imagehash)-->  64 bits  few bits apart: a candidate
                                       --2 x 2 means-------->  16 x 16  and nearly equal thumbnails: a near duplicate
 
-A perceptual hash alone takes one stretch of open sea for another, as the bits of a picture without features are decided
-by noise. So each candidate is confirmed by the correlation of the two thumbnails, and images with almost no contrast
+A perceptual hash alone cannot tell one piece of open sea from another, because noise decides the bits of a picture
+without features. So the correlation of the two thumbnails confirms each candidate, and images with almost no contrast
 are compared by their bytes only.
 
-An aerial photograph has no up: a turned or mirrored copy is the same picture. ``symmetric`` hashes hold the hashes of
-all eight (``SYMMETRIES``), so that the other side needs one only.
+An aerial photograph has no top: a turned or mirrored copy shows the same picture. ``SYMMETRIC`` rows hold the hashes of
+all eight orientations (``SYMMETRIES``), so that the other image needs one hash only.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from PIL import Image
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decode import open_image, upright_rgb
 
-SIDE, THUMB = 32, 16  # pixels: what is hashed, what is kept
-DECODED = 64  # pixels that a JPEG is decoded to at least
+SIDE, THUMB = 32, 16  # pixels: side of the hashed picture and of the thumbnail
+DECODED = 64  # pixels: smallest side to which a JPEG is decoded
 MIN_CORRELATION = 0.85  # of two thumbnails
-MIN_CONTRAST = 1.0  # grey levels, standard deviation over the thumbnail: what has less is compared by its bytes only
+MIN_CONTRAST = 1.0  # grey levels, standard deviation of the thumbnail; below it only the bytes are compared
 SYMMETRIES: dict[str, Callable[[NDArray], NDArray]] = {  # of pictures (..., H, W)
     "none": lambda grey: grey,
     "flipped left to right": lambda grey: grey[..., ::-1],
@@ -46,7 +46,7 @@ SYMMETRIC = np.dtype([*PERCEPTUAL.descr[:-1], ("hash", "<u8", len(SYMMETRIES))])
 
 
 def hash_image(data: bytes, kind: np.dtype, max_pixels: int) -> NDArray:
-    """One row of ``kind`` (EXACT, PERCEPTUAL or SYMMETRIC), shape (). Raises BadSample where the look cannot be had."""
+    """Returns one row of ``kind`` (EXACT, PERCEPTUAL or SYMMETRIC), shape (). Raises BadSample if it cannot decode."""
     row = np.zeros((), kind)
     row["sha256"] = np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
     if kind != EXACT:
@@ -61,10 +61,10 @@ def hash_image(data: bytes, kind: np.dtype, max_pixels: int) -> NDArray:
 
 
 def hash_images(images: Iterable[bytes | BadSample], count: int, kind: np.dtype, max_pixels: int) -> NDArray:
-    """A row an image, shape (count,); one that cannot be read keeps ``readable`` false."""
+    """Returns one row per image, shape (count,). ``readable`` is False for an image that cannot be read."""
     rows = np.zeros(count, kind)
     for place, data in enumerate(images):
-        # Of what cannot be read packing says why, when it reads it again.
+        # pack reports the error when it reads the image again
         with suppress(BadSample):
             if isinstance(data, bytes):
                 rows[place] = hash_image(data, kind, max_pixels)
@@ -72,7 +72,7 @@ def hash_images(images: Iterable[bytes | BadSample], count: int, kind: np.dtype,
 
 
 def grey_square(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
-    """The upright image squeezed to 32 x 32 grey pixels; a JPEG is decoded at a fraction of its size."""
+    """Returns the upright image resized to 32 x 32 grey pixels. A JPEG is decoded at a fraction of its size."""
     with open_image(data, max_pixels) as image:
         if image.format == "JPEG":
             image.draft(None, (DECODED, DECODED))
@@ -81,14 +81,14 @@ def grey_square(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
 
 
 def perceptual_hash(grey: NDArray[np.uint8]) -> int:
-    """64 bits: which of the low frequencies of 32 x 32 pixels lie above their median (imagehash.phash)."""
+    """Returns 64 bits: whether each low frequency of 32 x 32 pixels is above their median (imagehash.phash)."""
     picture = Image.fromarray(np.ascontiguousarray(grey))
     bits = imagehash.phash(picture, hash_size=8, highfreq_factor=SIDE // 8).hash
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
 def correlation(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Pearson correlation of thumbnails (N, 16, 16) pair by pair: brightness and contrast do not count."""
+    """Returns the Pearson correlation (N,) of thumbnail pairs (N, 16, 16). It ignores brightness and contrast."""
     a, b = (part.reshape(len(part), -1).astype(np.float32) for part in (left, right))
     a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
     lengths = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))

@@ -1,14 +1,14 @@
-"""Pairs of 64-bit hashes that differ in few bits, without comparing every one with every other.
+"""Finds pairs of 64-bit hashes that differ in few bits, without comparing all pairs.
 
 Two hashes that differ in at most 6 bits, cut into 3 pieces, differ in at most 2 bits of the first piece, or in at most
-1 of the second, or in at most 1 of the third: were it 3, 2 and 2, they would differ in 7. So those alone are compared
-that share a piece but for so few bits (multi-index hashing; Norouzi, Punjani and Fleet, CVPR 2012).
+1 of the second, or in at most 1 of the third, because 3, 2 and 2 different bits would be 7. So only hashes with one
+nearly equal piece are compared (multi-index hashing; Norouzi, Punjani and Fleet, CVPR 2012).
 
     011001.. | 101101.. | 100111..     hash a
-    010101.. | 001001.. | 000111..     hash b: 5 bits differ, 2, 2 and 1 of them in the three pieces: the first will do
+    010101.. | 001001.. | 000111..     hash b: 5 bits differ, 2, 2 and 1 in the pieces; the first finds it
 
-How many pieces is chosen by what it costs (``Pieces.cheapest``): short pieces bring many hashes together, of long ones
-there are many to look for. Memory is a few arrays of the length of the hashes.
+``Pieces.cheapest`` chooses the number of pieces by the estimated time: short pieces give many pairs to compare, long
+pieces give many values to look up. Memory is a few arrays as long as the hashes.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from numpy.typing import NDArray
 
 BITS = 64
 MAX_DISTANCE = 16
-MAX_WIDTH = 22  # bits of a piece: there is a table of two to this power
-# Seconds, roughly: to look for one bucket, to compare one pair of hashes out of many small buckets, to begin with two
-# large buckets, to compare one pair of those, to make a place of the table.
+MAX_WIDTH = 22  # bits of a piece, because a table has 2 ** MAX_WIDTH entries
+# Approximate seconds to: look up one bucket, compare one pair of hashes of many small buckets, start the comparison of
+# two large buckets, compare one pair of those, create one entry of the table.
 LOOKUP, SCATTERED, CALL, COMPARISON, PLACE = 6e-9, 1.5e-8, 1.2e-5, 1.2e-9, 1e-8
-LARGE = int(CALL / (SCATTERED - COMPARISON))  # pairs of two buckets from which they are worth a call
-BLOCK = 1 << 16  # comparisons at a time: what stays in the processor's cache
+LARGE = int(CALL / (SCATTERED - COMPARISON))  # two buckets with at least this many pairs get a call of their own
+BLOCK = 1 << 16  # comparisons at a time; they fit into the processor's cache
 YIELDED = 1 << 20  # pairs at a time
 
 Pairs = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
 def near_pairs(left: NDArray[np.uint64], right: NDArray[np.uint64] | None, distance: int) -> Iterator[Pairs]:
-    """(i, j, bits that differ) of every pair of left[i] and right[j] that differs in at most ``distance`` bits.
+    """Yields (i, j, different bits) of all pairs left[i], right[j] that differ in at most ``distance`` bits.
 
-    Each pair comes once, in arrays of some length and no particular order. With ``right`` None the pairs are those
-    within ``left``, i < j. Equal hashes are compared as one, so that many of them cost only the pairs that they are.
+    Each pair comes once, in arrays of any length and in no particular order. If ``right`` is None, the pairs are those
+    within ``left`` with i < j. Equal hashes are compared once, so they cost only the output of their pairs.
     """
     if not 0 <= distance <= MAX_DISTANCE:
-        raise ValueError(f"hashes are compared up to {MAX_DISTANCE} of {BITS} bits apart, not {distance}")
+        raise ValueError(f"the distance of two hashes must be 0 to {MAX_DISTANCE} of {BITS} bits, not {distance}")
     a = HashGroups.of(left)
     b = a if right is None else HashGroups.of(right)
     if right is None:
@@ -58,7 +58,7 @@ def near_pairs(left: NDArray[np.uint64], right: NDArray[np.uint64] | None, dista
 
 @dataclass(frozen=True)
 class HashGroups:
-    """Distinct hashes: ``values`` (U,), and those that have each: members[start[u] : start[u + 1]]."""
+    """Distinct hashes ``values`` (U,); the rows with values[u] are members[start[u] : start[u + 1]]."""
 
     values: NDArray[np.uint64]
     members: NDArray[np.int64]
@@ -74,7 +74,7 @@ class HashGroups:
 class Pieces:
     """``edges`` cut the bits into pieces; near hashes have a piece p in which at most ``radii[p]`` bits differ.
 
-    A radius of -1 is that of a piece that is not looked at.
+    A piece with radius -1 is not used.
     """
 
     edges: tuple[int, ...]
@@ -82,7 +82,7 @@ class Pieces:
 
     @classmethod
     def of(cls, count: int, distance: int) -> Pieces:
-        """``count`` pieces about equally long, and radii with sum(radius + 1) = distance + 1."""
+        """Returns ``count`` pieces of about equal length, and radii with sum(radius + 1) = distance + 1."""
         edges = tuple(int(edge) for edge in np.linspace(0, BITS, count + 1).round())
         least, more = divmod(distance + 1, count)
         return cls(edges, tuple(least - (place >= more) for place in range(count)))
@@ -93,7 +93,7 @@ class Pieces:
         return min((cls.of(count, distance) for count in counts), key=lambda pieces: pieces.cost(left, right))
 
     def cost(self, left: int, right: int) -> float:
-        """Seconds, roughly, for so many hashes that are spread evenly."""
+        """Returns the approximate seconds for this many evenly spread hashes."""
         total = 0.0
         for width, radius in zip(np.diff(self.edges), self.radii, strict=True):
             buckets = 2.0**width
@@ -121,7 +121,7 @@ class Pieces:
                 yield i[new], j[new], bits[new]
 
     def _first_seen(self, difference: NDArray[np.uint64], number: int) -> NDArray[np.bool_]:
-        """Which pairs no piece before ``number`` has brought together."""
+        """Returns a mask of the pairs that no piece before ``number`` has found."""
         new = np.ones(len(difference), bool)
         for low, high, radius in zip(self.edges, self.edges[1 : number + 1], self.radii, strict=False):
             new &= np.bitwise_count(piece(difference, low, high)).astype(np.int64) > radius
@@ -130,7 +130,7 @@ class Pieces:
 
 @dataclass(frozen=True)
 class Buckets:
-    """Hashes sorted by one piece: those with the value v are ``hashes[start[v] : start[v] + size[v]]``."""
+    """Hashes sorted by one piece; those with the value v are ``hashes[start[v] : start[v] + size[v]]``."""
 
     hashes: NDArray[np.uint64]
     order: NDArray[np.int64]
@@ -150,14 +150,14 @@ def piece(hashes: NDArray[np.uint64], low: int, high: int) -> NDArray[np.uint64]
 
 
 def list_masks(width: int, radius: int) -> Iterator[int]:
-    """Every number of ``width`` bits of which at most ``radius`` are set."""
+    """Yields all numbers of ``width`` bits with at most ``radius`` bits set."""
     for count in range(radius + 1):
         for bits in combinations(range(width), count):
             yield sum(1 << bit for bit in bits)
 
 
 def compare_buckets(a: Buckets, b: Buckets, differences: Iterable[int], distance: int, within: bool) -> Iterator[Pairs]:
-    """Near pairs of buckets whose values differ by one of ``differences``: (place in a, place in b, bits)."""
+    """Yields near pairs of buckets whose values differ by one of ``differences``: (index in a, index in b, bits)."""
     filled = np.nonzero(a.size)[0]
     for mask in differences:
         others = filled ^ mask
@@ -174,7 +174,7 @@ def compare_buckets(a: Buckets, b: Buckets, differences: Iterable[int], distance
 def compare_small(
     a: Buckets, b: Buckets, i: NDArray[np.int64], j: NDArray[np.int64], distance: int, same: bool
 ) -> Iterator[Pairs]:
-    """Near pairs of the buckets i[k] and j[k], many k at once; of a bucket with itself each pair once."""
+    """Yields near pairs of the buckets i[k] and j[k], for many k at once. A bucket with itself gives each pair once."""
     if not len(i):
         return
     ends = np.cumsum(a.size[i].astype(np.int64) * b.size[j])
@@ -182,9 +182,7 @@ def compare_small(
     for first, last in zip(cuts, [*cuts[1:], len(ends)], strict=True):
         some, others = i[first:last], j[first:last]
         many = a.size[some]
-        rows = consecutive_ranges(
-            a.start[some], many
-        )  # each hash of a, as often as there are buckets to compare it with
+        rows = consecutive_ranges(a.start[some], many)  # each hash of a, once per bucket to compare
         columns, begin = np.repeat(b.size[others], many), np.repeat(b.start[others], many)
         x, y = np.repeat(rows, columns), consecutive_ranges(begin, columns)
         bits = np.bitwise_count(a.hashes[x] ^ b.hashes[y])
@@ -196,13 +194,13 @@ def compare_small(
 
 
 def consecutive_ranges(begin: NDArray[np.int64], count: NDArray[np.integer]) -> NDArray[np.int64]:
-    """begin[0], begin[0] + 1, ... (count[0] of them), begin[1], ..."""
+    """Returns begin[0], begin[0] + 1, ... (count[0] numbers), begin[1], ..."""
     before = np.cumsum(count) - count
     return np.repeat(begin - before, count) + np.arange(int(count.sum()))
 
 
 def compare_large(a: Buckets, b: Buckets, i: int, j: int, distance: int, same: bool) -> Iterator[Pairs]:
-    """Near pairs of two buckets, a block of rows and columns at a time; of a bucket with itself each pair once."""
+    """Yields near pairs of two buckets, block by block. A bucket with itself gives each pair once."""
     begin, end = int(b.start[j]), int(b.start[j] + b.size[j])
     last = int(a.start[i] + a.size[i])
     width = min(end - begin, BLOCK)
@@ -219,7 +217,7 @@ def compare_large(a: Buckets, b: Buckets, i: int, j: int, distance: int, same: b
 
 
 def equal_pairs(groups: HashGroups) -> Iterator[Pairs]:
-    """Pairs of members with the same hash, a row of a group at a time where the group is large."""
+    """Yields the pairs of members with the same hash, one row of a group at a time."""
     for group in np.nonzero(np.diff(groups.start) > 1)[0].tolist():
         members = groups.members[groups.start[group] : groups.start[group + 1]]
         for place in range(len(members) - 1):
@@ -228,7 +226,7 @@ def equal_pairs(groups: HashGroups) -> Iterator[Pairs]:
 
 
 def batch_pairs(pairs: Iterator[Pairs]) -> Iterator[Pairs]:
-    """The same pairs in longer arrays."""
+    """Yields the same pairs in longer arrays."""
     held: list[Pairs] = []
     size = 0
     for part in pairs:
@@ -249,7 +247,7 @@ def concatenate_pairs(parts: list[Pairs]) -> Pairs:
 def expand_groups(
     a: HashGroups, b: HashGroups, i: NDArray[np.int64], j: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of distinct hashes -> pairs of their members, and which pair of hashes each comes from."""
+    """Turns pairs of distinct hashes into pairs of their members. Returns also the hash pair of each."""
     many, others = a.start[i + 1] - a.start[i], b.start[j + 1] - b.start[j]
     place = np.repeat(np.arange(len(i)), many * others)
     within = np.arange(len(place)) - np.repeat(np.cumsum(many * others) - many * others, many * others)

@@ -1,10 +1,10 @@
-"""`data_shards bench`: images a second through the whole pipeline on one core, against open_clip's on the same tars.
+"""`data_shards bench`: images per second of the whole pipeline on one core, compared with open_clip on the same tars.
 
     read -> decode -> random resized crop -> flips, turns -> tokenise -> batch    ours: uint8, normalised on the device
     read -> decode -> random resized crop -> normalise    -> tokenise -> batch    open_clip's loader as it trains
 
-Both read the same JPEGs with the same crop statistics and batch size, in one process each, in turns, so that a noisy
-machine disturbs both alike. Rates are images a second of processor time; the figure is the median of the rounds.
+Both read the same JPEGs with the same crop statistics and batch size, in one process each. They take turns, so that a
+noisy machine slows both. A rate is images per second of processor time; the result is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
+from priorclip.common.files import write_bytes
 from priorclip.data_shards.commands import BenchConfig
 from priorclip.data_shards.config import DataConfig
-from priorclip.data_shards.format.shard_index import write_aside
 from priorclip.data_shards.images.decode import open_image, upright_rgb
 from priorclip.data_shards.images.transforms import align_box, random_box, train_transform
 from priorclip.data_shards.pack.write_shards import PackPlan, pack
@@ -45,15 +45,15 @@ log = logging.getLogger(__name__)
 
 TILE, QUALITY, SHARDS = 256, 90, 4
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
-WARM_UP = 4  # batches before the clock of the worker measurement starts
+WARM_UP = 4  # batches before the measurement with workers starts
 
 
 def bench(config: BenchConfig) -> str:
-    """Measure, write the JSON, return the table."""
+    """Measures, writes the JSON and returns the table."""
     torch.set_num_threads(1)
     peer = importlib.util.find_spec("open_clip") is not None
     if not peer:
-        log.warning("open_clip is not installed, so nothing is compared: pip install 'priorclip-pretraining[bench]'")
+        log.warning("open_clip is not installed, so there is no comparison: pip install 'priorclip-pretraining[bench]'")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = clip_tokenizer() if peer else None
@@ -65,14 +65,14 @@ def bench(config: BenchConfig) -> str:
         "options": {"image_size": config.image_size, "batch": config.batch, "rounds": config.rounds},
         "rows": rows,
     }
-    write_aside(Path(config.output), json.dumps(result, indent=1).encode() + b"\n")
+    write_bytes(Path(config.output), json.dumps(result, indent=1).encode() + b"\n")
     return table(rows)
 
 
 def measure(
     shards: Path, side: int, scale: float, config: BenchConfig, tokenizer: PreTrainedTokenizerBase | None
 ) -> dict[str, Any]:
-    """One row: both pipelines on one core in turns, ours with 1 and 2 workers, and the error of our pixels."""
+    """Measures one row: both pipelines on one core in turns, ours with 1 and 2 workers, and our pixel error."""
     data = DataConfig(str(shards), image_size=config.image_size, scale=scale, workers=0)
     source = ShardSet(data.shards)
 
@@ -104,14 +104,14 @@ def lengths(stream: ShardStream) -> Iterable[int]:
 
 
 def processor_rate(batches: Iterable[int]) -> float:
-    """Images a second of this process's processor time, from the first byte to the last batch."""
+    """Returns images per second of this process's processor time, from the first byte to the last batch."""
     begun = time.process_time()
     images = sum(batches)
     return images / (time.process_time() - begun)
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """What the model does on the device, here on the processor, for a comparison that includes it."""
+    """Normalises on the processor what the model normalises on the device, for a comparison that includes this step."""
     pixels = images.numpy()
     result = np.empty(pixels.shape, np.float32)
     for channel, (mean, std) in enumerate(zip(MEAN, STD, strict=True)):
@@ -124,7 +124,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 def worker_scaling(
     source: ShardSet, tokenizer: PreTrainedTokenizerBase | None, data: DataConfig, config: BenchConfig
 ) -> dict[str, float]:
-    """Wall-clock rates with 1 and 2 decoding workers, the median of the rounds' ratios."""
+    """Measures wall-clock rates with 1 and 2 decoding workers and the median of the rounds' ratios."""
     found: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(config.rounds):
         for workers, rates in found.items():
@@ -135,7 +135,7 @@ def worker_scaling(
 
 
 def steady_rate(source: ShardSet, tokenizer: PreTrainedTokenizerBase | None, data: DataConfig, batch: int) -> float:
-    """Images a second of wall-clock time once the workers run, over one epoch's worth of batches."""
+    """Returns images per second of wall-clock time after the workers have started, over one epoch."""
     stream = ShardStream(source, tokenizer, data, global_batch=batch)
     batches = iter(stream)
     for _ in range(WARM_UP):
@@ -148,7 +148,7 @@ def steady_rate(source: ShardSet, tokenizer: PreTrainedTokenizerBase | None, dat
 
 
 def pixel_error(source: ShardSet, scale: float, size: int) -> dict[str, float]:
-    """Mean absolute difference, of 255, to Pillow: the same crop decoded whole and resized by antialiased bicubic."""
+    """Returns the mean absolute pixel difference (of 255) from Pillow's full decode, crop and bicubic resize."""
     errors = []
     for index in range(0, len(source), max(1, len(source) // 64)):
         data = source.read(index).image
@@ -162,10 +162,10 @@ def pixel_error(source: ShardSet, scale: float, size: int) -> dict[str, float]:
 
 
 def open_clip_batches(shards: Path, scale: float, config: BenchConfig) -> Iterable[int]:
-    """Batch sizes of an epoch through open_clip's training pipeline, in this process.
+    """Yields the batch sizes of an epoch of open_clip's training pipeline, in this process.
 
-    The stages of `open_clip_train.data.get_wds_dataset` with webdataset's own tar reader, because open_clip 3.3's does
-    not read what webdataset 1.0 hands it.
+    These are the stages of `open_clip_train.data.get_wds_dataset` with webdataset's own tar reader, because the reader
+    of open_clip 3.3 does not work with webdataset 1.0.
     """
     import open_clip
     import webdataset as wds
@@ -190,7 +190,7 @@ def open_clip_batches(shards: Path, scale: float, config: BenchConfig) -> Iterab
 
 
 def clip_tokenizer() -> PreTrainedTokenizerBase:
-    """transformers' CLIP tokenizer over the vocabulary that open_clip ships: the same ids as open_clip's own."""
+    """Returns transformers' CLIP tokenizer with open_clip's vocabulary: it gives the same ids as open_clip's own."""
     import open_clip
     from transformers import CLIPTokenizer
 
@@ -203,7 +203,7 @@ def clip_tokenizer() -> PreTrainedTokenizerBase:
 
 
 def make_shards(folder: Path, side: int, config: BenchConfig) -> None:
-    """``count`` JPEGs of ``side`` pixels with a caption each: drawn scenes, or mosaics of the photographs given."""
+    """Packs ``count`` JPEGs of ``side`` pixels with one caption each: drawn scenes, or mosaics of --images."""
     if config.images is None:
         drawn = synthetic(config.count, 0, side, quality=config.quality or QUALITY)
         records = [one_caption(load_record(record)) for record in drawn]
@@ -213,14 +213,14 @@ def make_shards(folder: Path, side: int, config: BenchConfig) -> None:
 
 
 def one_caption(record: Record) -> Record:
-    """open_clip reads one caption, KEY.txt, which packing writes where there is one."""
+    """Keeps one caption, because open_clip reads KEY.txt, which pack writes for a single caption."""
     return replace(record, captions=record.captions[:1])
 
 
 def photographs(records: list[Record], side: int, count: int, quality: int | None = None) -> list[Record]:
-    """Mosaics of TILE-pixel tiles, so that a large picture has the detail of a large picture.
+    """Makes mosaics of TILE-pixel tiles, so that a large picture has as much detail as a real one.
 
-    Saved with ``quality``, or as the first tile was: a higher one would keep no more of it, and be slower to decode.
+    Saves with ``quality``, or with the quality of the first tile, because a higher one adds no detail but time.
     """
     order = random.Random(0).sample(records, len(records))
     across = -(-side // TILE)
@@ -243,7 +243,7 @@ def photographs(records: list[Record], side: int, count: int, quality: int | Non
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows as text; columns that were not measured are left out."""
+    """Formats the rows as text, without columns that were not measured."""
     columns = {
         "side": ("JPEG", "{:.0f} px"),
         "scale": ("crop scale", "{:.2f}-1"),

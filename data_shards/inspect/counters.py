@@ -1,11 +1,11 @@
-"""Counts over many samples in little memory, gathered in parts and merged: the same for any number of workers.
+"""Counts over many samples in little memory. Parts are counted and merged; the number of workers changes nothing.
 
     part = count_samples(shards, [0, 1, ... 4095], options)      # one process, 4,096 samples
-    total.merge(part)                                    # parts in the order of the samples
+    total.merge(part)                                            # parts in the order of the samples
 
-A counted thing is 64 bits: of a word or caption its hash, of an image its recorded SHA-256's beginning, of a size width
-and height. A sorted array of those with their counts takes 12 bytes for each different one, where a dictionary takes
-150. Text is kept for what is frequent in some part only, which everything is that is frequent in the whole.
+Each counted value has 64 bits: the hash of a word or caption, the first bytes of an image's recorded SHA-256, or width
+and height. A sorted array of values and counts takes 12 bytes per different value; a dictionary takes 150. The text is
+kept only for values that are frequent in a part, because a value that is frequent in all samples is frequent in a part.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from priorclip.data_shards.format.sample import BadSample, Sample
 from priorclip.data_shards.images.decode import open_image, upright_size
 from priorclip.data_shards.shards import ShardSet
 
-NAMED, SAMPLED, MAX_NAMES = 500, 100, 200_000  # texts kept of a part, captions kept of it, texts kept in all
+NAMED, SAMPLED, MAX_NAMES = 500, 100, 200_000  # texts kept per part, captions kept per part, texts kept in total
 WORD = re.compile(r"[\w'-]+")
 STOP_TEXT = """
     a about above after all along also among an and are around as at be been behind beside between both but by can each
@@ -37,7 +37,7 @@ STOP_WORDS = frozenset(STOP_TEXT.split())
 
 @dataclass
 class ValueCounts:
-    """How often each 64-bit value came; parts wait until they are as long as what is sorted, then join it."""
+    """The number of times that each 64-bit value occurs. New parts wait until they are as long as the sorted array."""
 
     values: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
     counts: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
@@ -55,7 +55,7 @@ class ValueCounts:
             self.join()
 
     def join(self) -> None:
-        """Everything that waits, sorted into one array."""
+        """Sorts all waiting parts into one array."""
         if not self.waiting:
             return
         values = np.concatenate([self.values, *(values for values, _ in self.waiting)])
@@ -68,13 +68,13 @@ class ValueCounts:
         self.counts = np.add.reduceat(counts, first).astype(np.uint32) if len(values) else counts
 
     def ranked(self) -> NDArray[np.int64]:
-        """Places of ``values`` by falling count, ties by value."""
+        """Returns the indices of ``values`` by falling count, ties by value."""
         return np.lexsort((self.values, -self.counts.astype(np.int64)))
 
 
 @dataclass(frozen=True)
 class CountOptions:
-    """Which captions are counted; ``tokens`` gives the number of tokens of each text, None counts words alone."""
+    """Which captions to count; ``tokens`` returns the number of tokens of each text, None counts only words."""
 
     caption_field: str = "captions"
     tokens: Callable[[list[str]], list[int]] | None = None
@@ -82,7 +82,7 @@ class CountOptions:
 
 @dataclass
 class SampleCounts:
-    """Counts over samples. ``names`` gives the text of a hash, ``sampled`` the concepts of a few captions."""
+    """Counts over samples. ``names`` maps a hash to its text; ``sampled`` has the concepts of a few captions."""
 
     samples: int = 0
     captions: int = 0
@@ -100,13 +100,13 @@ class SampleCounts:
 
     def merge(self, part: SampleCounts) -> None:
         for each in fields(self):
-            mine, other = getattr(self, each.name), getattr(part, each.name)
-            if isinstance(mine, ValueCounts):
-                mine.merge(other)
-            elif isinstance(mine, dict):
-                mine.update(other)  # of a Counter, this adds
+            own, other = getattr(self, each.name), getattr(part, each.name)
+            if isinstance(own, ValueCounts):
+                own.merge(other)
+            elif isinstance(own, dict):
+                own.update(other)  # a Counter adds
             else:
-                setattr(self, each.name, mine + other)
+                setattr(self, each.name, own + other)
         if len(self.names) > MAX_NAMES:
             self.drop_rare_names()
 
@@ -116,7 +116,7 @@ class SampleCounts:
         return self
 
     def drop_rare_names(self) -> None:
-        """Keep the names of what is frequent so far."""
+        """Keeps only the names of values that are frequent so far."""
         self.join()
         kept: dict[int, str] = {}
         for counts in (self.words, self.bigrams, self.texts):
@@ -125,7 +125,7 @@ class SampleCounts:
         self.names = kept
 
     def top(self, counts: ValueCounts, number: int, keep: Callable[[str], bool] = bool) -> dict[str, int]:
-        """The most frequent by name, those that ``keep`` takes."""
+        """Returns the most frequent values by name, if ``keep`` accepts the name."""
         found: dict[str, int] = {}
         for place in counts.ranked().tolist():
             name = self.names.get(int(counts.values[place]))
@@ -137,7 +137,7 @@ class SampleCounts:
 
 
 def count_samples(shards: ShardSet, samples: Sequence[int], options: CountOptions) -> SampleCounts:
-    """Count some samples; pictures are opened only where their size is not recorded, and then the header alone."""
+    """Counts some samples. It opens an image only if its size is not recorded, and reads only the header."""
     part = SampleCounts(samples=len(samples))
     texts: Counter[str] = Counter()
     for number in samples:
@@ -181,7 +181,7 @@ def count_texts(part: SampleCounts, texts: Mapping[str, int], options: CountOpti
 
 
 def read_picture_size(shards: ShardSet, number: int, sample: Sample) -> tuple[int, int]:
-    """(width, height) as recorded, or from the image's header. Raises BadSample."""
+    """Returns (width, height) as recorded, or from the image's header. Raises BadSample."""
     size = sample.info.get("width"), sample.info.get("height")
     if all(isinstance(side, int) and 0 < side < 1 << 31 for side in size):
         return size  # type: ignore[return-value]
@@ -190,7 +190,7 @@ def read_picture_size(shards: ShardSet, number: int, sample: Sample) -> tuple[in
 
 
 def is_concept(word: str) -> bool:
-    """A word that may name what is seen: no stop word, no number, no single letter."""
+    """Tells whether a word may name something visible: no stop word, number or single letter."""
     return len(word) > 1 and word not in STOP_WORDS and not word.isdigit()
 
 

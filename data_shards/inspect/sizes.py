@@ -1,9 +1,9 @@
-"""`data_shards verify --sizes`: is every shard there, as large as its manifest says, and readable at both ends?
+"""`data_shards verify --sizes`: checks that each shard exists, has its manifest's size and can be read at both ends.
 
     python -m data_shards verify s3://rs5m/train/ --sizes true
 
-Local and remote shards alike, by two small reads each and nothing kept: what a host can say of 500 GB within seconds.
-`python -m cluster check` asks every host for it, as JSON, and compares their digests.
+It makes two small reads per local or remote shard and keeps nothing, so a host checks 500 GB within seconds.
+`python -m cluster check` runs it on each host with JSON output and compares the digests.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from priorclip.data_shards.find_shards import CONCURRENT_REQUESTS, FolderManifes
 from priorclip.data_shards.remote.http_ranges import RemoteError
 from priorclip.data_shards.remote.shard_files import Access, RemoteFile, ShardFile
 
-LISTED = 20  # shards whose problems are told one by one
-END = 512  # bytes: a tar's block
+LISTED = 20  # shards whose problems are listed one by one
+END = 512  # bytes of a tar's block
 
 
 @dataclass
 class ShardSizes:
-    """What one machine sees of a shard specification.
+    """The shards of a specification as one machine sees them.
 
     Args:
-        count: shards that are right
-        bytes: theirs
-        digest: twelve digits of their names and sizes
-        wrong: shards that are not
-        problems: why, by shard, of the first of them
+        count: number of good shards
+        bytes: their total size
+        digest: twelve digits of a hash of their names and sizes
+        wrong: number of shards with a problem
+        problems: problem by shard, for the first of them
     """
 
     count: int = 0
@@ -41,7 +41,7 @@ class ShardSizes:
 
 
 def check_sizes(spec: str, timeout: float = 20.0) -> ShardSizes:
-    """Ask for all of them; ``timeout`` seconds for a request. A specification that gives nothing is its own problem."""
+    """Checks all shards, with ``timeout`` seconds per request. A specification without shards is one problem."""
     access = Access.from_options(limit=0, timeout=timeout)
     manifests = FolderManifests(access)
     try:
@@ -50,9 +50,9 @@ def check_sizes(spec: str, timeout: float = 20.0) -> ShardSizes:
     except (OSError, ValueError) as error:
         return ShardSizes(wrong=1, problems={"the shards": str(error)})
     with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-        seen = list(pool.map(check_size, files, wanted))
-    right = sorted((file.identity, found) for file, found in zip(files, seen, strict=True) if isinstance(found, int))
-    wrong = {str(file): found for file, found in zip(files, seen, strict=True) if isinstance(found, str)}
+        found = list(pool.map(check_size, files, wanted))
+    right = sorted((file.identity, size) for file, size in zip(files, found, strict=True) if isinstance(size, int))
+    wrong = {str(file): problem for file, problem in zip(files, found, strict=True) if isinstance(problem, str)}
     text = "".join(f"{name}:{size}\n" for name, size in right)
     return ShardSizes(
         len(right), sum(size for _, size in right), hashlib.sha256(text.encode()).hexdigest()[:12],
@@ -61,7 +61,7 @@ def check_sizes(spec: str, timeout: float = 20.0) -> ShardSizes:
 
 
 def check_size(file: ShardFile, wanted: int | None) -> int | str:
-    """Bytes of a shard, or why it cannot be streamed, as far as its size and its two ends tell."""
+    """Returns the size of a shard in bytes, or its problem. It reads only the two ends."""
     try:
         size = file.size
         if wanted is not None and size != wanted:
@@ -69,7 +69,7 @@ def check_size(file: ShardFile, wanted: int | None) -> int | str:
         if not size:
             return "is empty"
         if isinstance(file, RemoteFile) and not file.version.ranges:
-            return size  # a server that gives whole files only
+            return size  # the server sends only whole files
         for place in (0, max(0, size - END)):
             if len(file.pread(place, END)) < min(END, size):
                 return "cannot be read to its end"

@@ -1,7 +1,7 @@
-"""`data_shards stats`: what is in the shards, as text, as JSON and as pictures.
+"""`data_shards stats`: describes the content of shards as text, JSON and pictures.
 
-shards -> counts of CHUNK samples, by --workers processes -> one tally -> stats.json -> stats.txt, stats.png
-                                                                        contact_sheet.png
+shards -> counts of CHUNK samples each, by --workers processes -> their sum -> stats.json -> stats.txt, stats.png
+                                                                               contact_sheet.png
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
+from priorclip.common.files import write_bytes
 from priorclip.common.processes import pool
 from priorclip.data_shards.commands import StatsConfig
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.format.shard_index import write_aside
 from priorclip.data_shards.images.transforms import eval_transform
 from priorclip.data_shards.inspect.counters import (
     CountOptions,
@@ -40,14 +40,14 @@ from priorclip.data_shards.shards import ShardSet
 CHUNK = 4096
 WORDS_SHOWN, SIZES_SHOWN, SIZES_LISTED, BAR = 25, 8, 1000, 40
 COVERAGE = (10, 100, 1000)
-TILE, TEXT_LINES, LINE, COLUMNS = 176, 4, 12, 6  # of the contact sheet, in pixels but for the counts
-LETTERS = TILE // 6  # of Pillow's default font in a tile's width
+TILE, TEXT_LINES, LINE, COLUMNS = 176, 4, 12, 6  # of the contact sheet; TILE and LINE in pixels
+LETTERS = TILE // 6  # letters of Pillow's default font that fit into a tile
 
-_state: tuple[ShardSet, CountOptions] | None = None  # of a worker process
+_state: tuple[ShardSet, CountOptions] | None = None  # set in each worker process
 
 
 def write_stats(config: StatsConfig) -> str:
-    """Count, write stats.txt, stats.json, stats.png and contact_sheet.png to the output folder; returns the text."""
+    """Writes stats.txt, stats.json, stats.png and contact_sheet.png to the output folder. Returns the text."""
     shards = ShardSet(config.shards)
     total = SampleCounts()
     chosen = choose_samples(len(shards), config)
@@ -59,17 +59,17 @@ def write_stats(config: StatsConfig) -> str:
     text = format_stats(numbers, len(shards.files), len(shards))
     folder = Path(config.output or ".")
     folder.mkdir(parents=True, exist_ok=True)
-    write_aside(folder / "stats.txt", text.encode() + b"\n")
-    write_aside(folder / "stats.json", json.dumps(numbers, indent=1, ensure_ascii=False).encode() + b"\n")
-    write_aside(folder / "stats.png", draw_page(numbers))
+    write_bytes(folder / "stats.txt", text.encode() + b"\n")
+    write_bytes(folder / "stats.json", json.dumps(numbers, indent=1, ensure_ascii=False).encode() + b"\n")
+    write_bytes(folder / "stats.png", draw_page(numbers))
     sheet = io.BytesIO()
     draw_contact_sheet(shards, config).save(sheet, "PNG")
-    write_aside(folder / "contact_sheet.png", sheet.getvalue())
+    write_bytes(folder / "contact_sheet.png", sheet.getvalue())
     return f"{text}\npage of plots: {folder / 'stats.png'}\ncontact sheet: {folder / 'contact_sheet.png'}"
 
 
 def choose_samples(samples: int, config: StatsConfig) -> Sequence[int]:
-    """All samples, or --limit of them drawn by --seed, in order."""
+    """Returns all samples, or --limit samples that --seed draws, in order."""
     if config.limit is None or config.limit >= samples:
         return range(samples)
     if config.limit < 1:
@@ -78,7 +78,7 @@ def choose_samples(samples: int, config: StatsConfig) -> Sequence[int]:
 
 
 def count_chunks(shards: ShardSet, chosen: Sequence[int], config: StatsConfig) -> Iterator[SampleCounts]:
-    """Tallies of CHUNK samples each, in order."""
+    """Yields the counts of CHUNK samples at a time, in order."""
     jobs = [chosen[start : start + CHUNK] for start in range(0, len(chosen), CHUNK)]
     arguments = (shards, config.caption_field, config.tokenizer)
     workers = min(config.workers or multiprocessing.cpu_count(), len(jobs))
@@ -91,7 +91,7 @@ def count_chunks(shards: ShardSet, chosen: Sequence[int], config: StatsConfig) -
 
 
 def prepare_worker(shards: ShardSet, caption_field: str, tokenizer: str | None) -> None:
-    """What a process needs for all of its jobs."""
+    """Sets what a worker process needs for all of its jobs."""
     global _state
     _state = shards, CountOptions(caption_field, make_token_counter(tokenizer) if tokenizer else None)
 
@@ -102,7 +102,7 @@ def count_chunk(samples: Sequence[int]) -> SampleCounts:
 
 
 def make_token_counter(name: str) -> Any:
-    """Numbers of tokens of texts, special tokens included and nothing cut off."""
+    """Returns a function that counts the tokens of texts, with special tokens and without truncation."""
     from priorclip.data_shards.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(name, 77)
@@ -110,7 +110,7 @@ def make_token_counter(name: str) -> Any:
 
 
 def make_figures(total: SampleCounts) -> dict[str, Any]:
-    """JSON-able figures of a tally."""
+    """Returns the figures of stats.json."""
     sizes = {f"{int(value) >> 32} x {int(value) & 0xFFFFFFFF}": int(number)
              for value, number in ((total.sizes.values[i], total.sizes.counts[i])
                                    for i in total.sizes.ranked()[:SIZES_LISTED])}  # fmt: skip
@@ -149,7 +149,7 @@ def make_figures(total: SampleCounts) -> dict[str, Any]:
 
 
 def quantiles(lengths: Counter[int]) -> dict[str, float]:
-    """Mean and quantiles of a histogram, as numpy has them of the list."""
+    """Returns mean and quantiles of a histogram, as numpy computes them from the list."""
     values = np.array(sorted(lengths) or [0])
     ends = np.cumsum([lengths[value] or 1 for value in values.tolist()])
     last = int(ends[-1]) - 1
@@ -172,7 +172,7 @@ def count_singletons(counts: ValueCounts) -> int:
 
 
 def rank_frequency(counts: ValueCounts) -> list[list[int]]:
-    """[rank, count] at about a hundred ranks, evenly apart on a logarithmic scale."""
+    """Returns [rank, count] at about 100 ranks that are evenly spaced on a logarithmic scale."""
     falling = np.sort(counts.counts)[::-1]
     if not len(falling):
         return []
@@ -181,13 +181,13 @@ def rank_frequency(counts: ValueCounts) -> list[list[int]]:
 
 
 def fit_slope(counts: ValueCounts) -> float | None:
-    """Exponent of count ~ rank ** slope by least squares on logarithms, between FITTED ranks; Zipf's law has -1."""
+    """Fits count ~ rank ** slope between FITTED ranks, by least squares on logarithms. Zipf's law gives -1."""
     points = np.array([point for point in rank_frequency(counts) if FITTED[0] <= point[0] <= FITTED[1]], float)
     return float(np.polyfit(np.log(points[:, 0]), np.log(points[:, 1]), 1)[0]) if len(points) > 2 else None
 
 
 def measure_coverage(sampled: list[tuple[int, ...]], concepts: list[str]) -> dict[str, float]:
-    """Share of the sampled captions that name at least one of the k most frequent concepts."""
+    """Returns the share of the sampled captions that name at least one of the k most frequent concepts."""
     shares = {}
     for k in COVERAGE:
         top = {text_hash(word) for word in concepts[:k]}
@@ -196,7 +196,7 @@ def measure_coverage(sampled: list[tuple[int, ...]], concepts: list[str]) -> dic
 
 
 def measure_balance(labels: Counter[str]) -> dict[str, float] | None:
-    """Entropy in bits, of it the share that equal classes would have, and largest class : smallest class."""
+    """Returns the entropy in bits, its share of the largest possible entropy, and largest : smallest class."""
     if not labels:
         return None
     shares = np.array(sorted(labels.values())) / labels.total()
@@ -207,7 +207,7 @@ def measure_balance(labels: Counter[str]) -> dict[str, float] | None:
 
 
 def count_sides(sizes: ValueCounts) -> dict[str, int]:
-    """Images by their longer side, in bins of half an octave: the lower edge in pixels -> count."""
+    """Counts images by their longer side: lower edge in pixels -> count, in bins of half an octave."""
     longer = np.maximum(sizes.values >> np.uint64(32), sizes.values & np.uint64(0xFFFFFFFF)).astype(float)
     bins: NDArray[np.int64] = np.floor(np.log2(np.maximum(longer, 1)) * 2).astype(int)
     counts = np.bincount(bins, weights=sizes.counts) if len(bins) else np.empty(0)
@@ -268,7 +268,7 @@ def format_classes(numbers: dict[str, Any]) -> list[str]:
 
 
 def draw_contact_sheet(shards: ShardSet, config: StatsConfig) -> Image.Image:
-    """Random samples with their label and a caption."""
+    """Draws random samples with their label and a caption."""
     chosen = random.Random(config.seed).sample(range(len(shards)), min(config.images, len(shards)))
     columns = min(COLUMNS, len(chosen)) or 1
     rows = -(-len(chosen) // columns)

@@ -1,4 +1,4 @@
-"""stats.png: one page of panels from the figures of stats.json, drawn without a display."""
+"""Draws stats.png: one page of panels from the figures of stats.json. It needs no display."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-BARS, LONGEST = 30, 24  # classes drawn, letters of a name
-FITTED = (3, 1000)  # ranks between which the slope is fitted: the head bends, the tail is steps
+BARS, LONGEST = 30, 24  # classes in a panel, letters of a name
+FITTED = (3, 1000)  # ranks of the fit, because the first ranks bend and the last have equal counts
 COLOUR, SECOND = "#2a6f97", "#c8553d"
 
 
@@ -53,7 +53,7 @@ def draw_rank_frequency(axes: Axes, numbers: dict[str, Any]) -> None:
     if slope is not None:
         fitted = [point for point in points if FITTED[0] <= point[0] <= FITTED[1]]
         middle = [math.exp(sum(map(math.log, side)) / len(fitted)) for side in zip(*fitted, strict=True)]
-        ends = (fitted[0][0], fitted[-1][0])  # a least-squares line goes through the mean
+        ends = (fitted[0][0], fitted[-1][0])  # the least-squares line contains the mean
         line = [middle[1] * (end / middle[0]) ** slope for end in ends]
         axes.loglog(ends, line, color=SECOND, label=f"slope {slope:.2f}")
         axes.set_ylim(0.7, points[0][1] * 2)
@@ -70,7 +70,7 @@ def draw_lengths(axes: Axes, numbers: dict[str, Any]) -> None:
         counts = {int(length): count for length, count in numbers[f"caption_{name}_histogram"].items()}
         if counts:
             axes.step(list(counts), list(counts.values()), where="mid", color=colour, label=name)
-            # a few endless captions would flatten all others
+            # so that a few very long captions do not flatten all others
             axes.set_xlim(0, max(2 * numbers[f"caption_{name}"]["p95"], 10))
     axes.set_xlabel("words or tokens in a caption")
     axes.set_ylabel("captions")
@@ -95,7 +95,7 @@ def draw_classes(axes: Axes, numbers: dict[str, Any]) -> None:
     if even:
         text = f"entropy {even['entropy_bits']:.2f} bits, evenness {even['evenness']:.3f}, " \
                f"largest : smallest {even['imbalance_ratio']:.1f}"  # fmt: skip
-        axes.set_xlabel(f"count\n{text}")  # below the bars, which may be of any length
+        axes.set_xlabel(f"count\n{text}")  # below the bars, because a bar may have any length
 
 
 def draw_summary(axes: Axes, numbers: dict[str, Any]) -> None:
@@ -121,6 +121,6 @@ def draw_summary(axes: Axes, numbers: dict[str, Any]) -> None:
 
 
 def short_name(name: str) -> str:
-    """A name that fits, without what matplotlib would take for a formula."""
+    """Returns a name that fits, with "$" escaped so that matplotlib reads no formula."""
     short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
     return short.replace("$", r"\$")

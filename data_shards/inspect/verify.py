@@ -1,7 +1,7 @@
-"""`data_shards verify`: is every byte what packing wrote?
+"""`data_shards verify`: checks that each byte is the byte that packing wrote.
 
-For each shard of the manifest: the tar and its .idx are there, have their size and SHA-256, the .idx says where each
-member really lies, each member has its SHA-256, and KEY.json has that of its image.
+For each shard of the manifest it checks that the tar and its .idx exist and have their size and SHA-256, that the .idx
+has the true place of each member, that each member has its SHA-256, and that KEY.json has the SHA-256 of its image.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import json
 from functools import partial
 from pathlib import Path
 
-from priorclip.common.safe_paths import UnsafePath, join_under
-from priorclip.data_shards.format.manifest import NAME, Manifest, ShardEntry
+from priorclip.common.files import sha256_of
+from priorclip.data_shards.format.manifest import Manifest, ShardEntry
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS, JSON_MEMBER, split_name
 from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_path
 from priorclip.data_shards.format.tar import read_members
@@ -20,7 +20,7 @@ from priorclip.data_shards.pack.index_tars import parallel
 
 
 def verify_folder(folder: Path, workers: int = 1) -> tuple[list[str], int]:
-    """(problems, samples checked). A problem names shard and member. Raises FileNotFoundError without a manifest."""
+    """Returns (problems, samples checked); a problem names shard and member. Raises FileNotFoundError: no manifest."""
     manifest = Manifest.load(folder)
     if manifest is None:
         raise FileNotFoundError(f"{folder} has no manifest.json: `data_shards index` writes one")
@@ -35,28 +35,24 @@ def verify_folder(folder: Path, workers: int = 1) -> tuple[list[str], int]:
 
 def verify_shard(folder: Path, entry: ShardEntry) -> list[str]:
     """Returns the problems of one shard; each begins with the shard's name."""
-    try:
-        path = join_under(folder, entry.name, NAME)
-    except UnsafePath as error:
-        return [str(error)]
+    path = folder / entry.name
     if not path.is_file():
         return [f"{entry.name}: missing"]
     problems = []
     size = path.stat().st_size
     if size != entry.bytes:
         problems.append(f"{entry.name}: {size} bytes, the manifest says {entry.bytes}")
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-            problems.append(f"{entry.name}: SHA-256 differs from the manifest")
-    index, complaint = check_index(path, entry)
-    problems += complaint
+    if sha256_of(path) != entry.sha256:
+        problems.append(f"{entry.name}: SHA-256 differs from the manifest")
+    index, found = check_index(path, entry)
+    problems += found
     if index is not None:
         problems += verify_members(path, index)
     return problems
 
 
 def check_index(path: Path, entry: ShardEntry) -> tuple[ShardIndex | None, list[str]]:
-    """The shard's index, if it can be read, and what is wrong with it."""
+    """Returns the shard's index, or None if it cannot be read, and its problems."""
     place = index_path(path)
     if not place.is_file():
         return None, [f"{place.name}: missing"]
@@ -73,13 +69,13 @@ def check_index(path: Path, entry: ShardEntry) -> tuple[ShardIndex | None, list[
 
 
 def verify_members(path: Path, index: ShardIndex) -> list[str]:
-    """Compare each member of the tar with its row in the index, and each image with its KEY.json."""
-    rows: dict[tuple[str, str], list[Member]] = {}  # by key and extension; several where a name stands twice
+    """Compares each member of the tar with its row in the index, and each image with its KEY.json."""
+    rows: dict[tuple[str, str], list[Member]] = {}  # by key and extension; a name may occur twice
     for sample in range(len(index)):
         for member in index.members(sample):
             rows.setdefault((member.key, member.extension), []).append(member)
     problems: list[str] = []
-    images: dict[str, str] = {}  # key -> hash of its image; a key's members lie together
+    images: dict[str, str] = {}  # key -> hash of its image, because members of a key are neighbours
     damage: list[str] = []
     for info, data in read_members(path, True, damage.append):
         assert data is not None
@@ -102,7 +98,7 @@ def verify_members(path: Path, index: ShardIndex) -> list[str]:
 
 
 def compare_member(found: Member, row: Member | None) -> list[str]:
-    """What distinguishes a member from its row in the index."""
+    """Returns the differences between a member and its row in the index."""
     if row is None:
         return ["not in the index"]
     problems = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from priorclip.common.files import sha256_of
 from priorclip.common.processes import pool
 from priorclip.data_shards.find_shards import find_shards
 from priorclip.data_shards.format.manifest import NAME, Manifest, ShardContent, ShardEntry, combine_contents
@@ -64,11 +64,9 @@ def index_shard(path: Path) -> ShardContent:
             classes.update([label] if label is not None else [])
             fields |= {"captions"} if texts else set()
             fields |= {"coarse_captions"} if info.get("coarse_captions") else set()
-        file.seek(0)
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     for reason, count in bad.items():
         log.warning("%s: %d samples are bad (%s); streaming will skip them", path, count, reason)
-    entry = ShardEntry(path.name, len(index), path.stat().st_size, sha256, digest)
+    entry = ShardEntry(path.name, len(index), path.stat().st_size, sha256_of(path), digest)
     return ShardContent(entry, captions, dict(classes), sorted(fields), [])
 
 

@@ -20,10 +20,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from priorclip.common.safe_paths import plain_name
+from priorclip.common.files import is_stale, temporary_paths, write_bytes
 from priorclip.data_shards.find_shards import PROGRESS
 from priorclip.data_shards.format.manifest import NAME, Manifest, ShardContent, ShardEntry, combine_contents
-from priorclip.data_shards.format.shard_index import index_path, is_stale, temporary_paths, write_aside
+from priorclip.data_shards.format.shard_index import index_path
 from priorclip.data_shards.pack.selection import Selection
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def claim_folder(folder: Path, fingerprint: str, overwrite: bool, alone: bool = 
         raise FileExistsError(f"{folder} is not empty and was not written by pack: use another --output")
     else:
         progress.mkdir(parents=True, exist_ok=True)
-        write_aside(options, json.dumps({"fingerprint": fingerprint}).encode())
+        write_bytes(options, json.dumps({"fingerprint": fingerprint}).encode())
     remove_stale(folder)
     return progress
 
@@ -97,7 +97,7 @@ def remove_packed_files(folder: Path) -> bool:
     progress = folder / PROGRESS
     if not manifest and not progress.is_dir():
         return False
-    names = {plain_name(entry.name, folder / NAME) for entry in manifest.shards} if manifest else set()
+    names = {entry.name for entry in manifest.shards} if manifest else set()
     for name in names:
         if "/" in name or not name.endswith(".tar"):
             raise ValueError(f"{folder / NAME} names the shard {name!r}, which pack did not write: remove its entry")
@@ -120,7 +120,7 @@ def list_unfinished(progress: Path, names: Sequence[str]) -> list[str]:
 
 def write_shard_record(progress: Path, name: str, content: ShardContent) -> None:
     text = json.dumps(asdict(content), ensure_ascii=False)
-    write_aside(progress / f"{name}.json", text.encode("utf-8", "surrogateescape"))
+    write_bytes(progress / f"{name}.json", text.encode("utf-8", "surrogateescape"))
 
 
 def read_shard_record(path: Path) -> ShardContent:
@@ -167,7 +167,7 @@ def join_records(folder: Path, names: Sequence[str], fingerprint: str, options: 
     for name, rows in ((QUARANTINE, bad), (DUPLICATES, selection.duplicates), (EXCLUDED, selection.excluded)):
         if rows is not None:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            write_aside(folder / name, lines.encode("utf-8", "surrogateescape"))
+            write_bytes(folder / name, lines.encode("utf-8", "surrogateescape"))
     manifest.save(folder)
     remove_progress(folder)
     return manifest

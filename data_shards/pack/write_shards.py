@@ -29,11 +29,12 @@ from typing import BinaryIO
 from PIL import Image
 from tqdm import tqdm
 
+from priorclip.common.files import temporary_path
 from priorclip.data_shards.dedupe.leakage import EvaluationImages
 from priorclip.data_shards.find_shards import PROGRESS
 from priorclip.data_shards.format.manifest import Manifest, ShardContent, ShardEntry
 from priorclip.data_shards.format.sample import BadSample, captions_of
-from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_path, temporary_path
+from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_path
 from priorclip.data_shards.images.decode import open_image, upright_rgb, upright_size
 from priorclip.data_shards.images.jpeg import check_complete
 from priorclip.data_shards.order.hashing import hash_integers
