@@ -26,9 +26,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.launched import asked
+from priorclip.cluster.plan.memory import BYTES, PERSISTENT
 from priorclip.cluster.plan.model_table import ModelTable, load_table
 from priorclip.cluster.plan.network import Network
-from priorclip.cluster.plan.rank_memory import BYTES, PERSISTENT
 from priorclip.cluster.plan.step_time import Work, step_time
 
 SIZES = [1 << power for power in range(12, 26, 2)]  # bytes: 4 KiB to 16 MiB

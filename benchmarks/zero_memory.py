@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.launched import asked
+from priorclip.cluster.plan.memory import Setting, estimate_memory
 from priorclip.cluster.plan.model_table import ModelTable, load_table
-from priorclip.cluster.plan.rank_memory import Setting, estimate
 
 STATES = ("parameters", "gradients", "optimizer")
 
@@ -59,7 +59,7 @@ def compared(record: dict[str, Any], table: ModelTable, options: argparse.Namesp
         int(record["zero"]), record["world_size"], options.precision, record["batch"], record["batch"],
         checkpointing=record["checkpointing"], bucket=options.bucket, buckets=1,
     )  # fmt: skip
-    memory = estimate(table, setting)
+    memory = estimate_memory(table, setting)
     theory = sum(getattr(memory, name) for name in STATES)
     return {**record, "theory": theory, "estimate": memory.peak, "error": memory.peak / record["peak"] - 1}
 

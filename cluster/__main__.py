@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from priorclip.cluster.commands import CheckConfig, FaultsConfig, LaunchConfig, PlanConfig, SbatchConfig, SimulateConfig
+from priorclip.common.command_line import run_command
 from priorclip.common.masking import MaskedFormatter, masked_command, shut_out_others
 from priorclip.common.options import parse_command
 
@@ -33,34 +35,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     split = words.index("--") if "--" in words else len(words)
     own, run = words[:split], words[split + 1 :]
     command, config = parse_command(COMMANDS, own, prog="cluster", description=DESCRIPTION)
-    try:
-        if command == "check":
-            from priorclip.cluster.check.check_hosts import check_hosts
+    return run_command(f"cluster {command}", lambda: execute(command, config, own, run))
 
-            return check_hosts(config)
-        if command in ("plan", "simulate"):
-            from priorclip.cluster.plan.plan_run import plan, simulate
 
-            print(plan(config) if command == "plan" else simulate(config))
-            return 0
-        warn_of_secrets(run)
-        if not run:
-            example = f"python -m cluster {' '.join(own)} -- pretrain --config FILE.yaml"
-            raise ValueError(f"what to run is missing: {example}")
-        if command == "launch":
-            from priorclip.cluster.launch.start_run import launch
+def execute(command: str, config: Any, own: Sequence[str], run: Sequence[str]) -> int:
+    """Runs one command and returns its exit code. ``own`` are its words, ``run`` those of the run after ``--``."""
+    if command == "check":
+        from priorclip.cluster.check.check_hosts import check_hosts
 
-            return launch(config, run)
-        if command == "faults":
-            from priorclip.cluster.faults.inject import faults
+        return check_hosts(config)
+    if command == "plan":
+        from priorclip.cluster.plan.plan_run import plan
 
-            return faults(config, run)
-        from priorclip.cluster.launch.sbatch import submit
+        print(plan(config))
+        return 0
+    if command == "simulate":
+        from priorclip.cluster.plan.scaling import simulate
 
-        return submit(config, run)
-    except (OSError, ValueError) as error:
-        print(f"cluster {command}: error: {error}", file=sys.stderr)
-        return 2
+        print(simulate(config))
+        return 0
+    warn_of_secrets(run)
+    if not run:
+        example = f"python -m cluster {' '.join(own)} -- pretrain --config FILE.yaml"
+        raise ValueError(f"what to run is missing: {example}")
+    if command == "launch":
+        from priorclip.cluster.launch.start_run import launch
+
+        return launch(config, run)
+    if command == "faults":
+        from priorclip.cluster.faults.inject_faults import inject_faults
+
+        return inject_faults(config, run)
+    from priorclip.cluster.launch.sbatch import submit
+
+    return submit(config, run)
 
 
 def warn_of_secrets(run: Sequence[str]) -> None:

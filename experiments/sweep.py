@@ -20,9 +20,7 @@ import os
 import runpy
 import shlex
 import shutil
-import socket
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -33,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from priorclip.common.command_names import module_of
+from priorclip.common.launching import display_command, launch_command, run_logged
 from priorclip.experiments.commands import SweepConfig
 from priorclip.experiments.experiment import Experiment, family, load_data
 from priorclip.experiments.study import Part, load_study, part_of, study_names
@@ -78,7 +77,11 @@ def sweep(config: SweepConfig) -> int:
     same = same_trainings(plans.values())
     if config.dry_run:
         for folder, words in (each for commands in [*shared.values(), *plans.values()] for each in commands):
-            print(f"# {folder} is {same[folder][0]}" if folder in same else shown(launched(words, config.ranks)))
+            print(
+                f"# {folder} is {same[folder][0]}"
+                if folder in same
+                else display_command(command_of(words, config.ranks))
+            )
         return 0
     # What the runs of a level start from is kept, whatever of theirs is not.
     failed = run_plans(shared, replace(config, keep="all" if config.keep == "all" else "export"))
@@ -172,7 +175,7 @@ def run_training(folder: Path, words: list[str], ranks: int) -> bool:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WORDS).write_text(json.dumps(words))
     begun = time.monotonic()
-    code = run_logged(words, folder.with_suffix(".log"), ranks)
+    code = run_words(words, folder.with_suffix(".log"), ranks)
     logger.info("%s: %s, %.0f s", folder, "done" if code == 0 else f"exit code {code}", time.monotonic() - begun)
     return code == 0
 
@@ -189,11 +192,11 @@ def finished(folder: Path, words: list[str]) -> bool:
     return report.is_file()
 
 
-def run_logged(words: list[str], log: Path, ranks: int) -> int:
+def run_words(words: list[str], log: Path, ranks: int) -> int:
     """Exit code of ``python -m WORDS``; its output goes to the log."""
     if ranks:
         with log.open("ab") as file:
-            return subprocess.run(launched(words, ranks), stdout=file, stderr=subprocess.STDOUT).returncode
+            return run_logged(command_of(words, ranks), file)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     process = context.Process(target=run_here, args=(words, str(log)))
@@ -211,20 +214,9 @@ def run_here(words: list[str], log: str) -> None:
     runpy.run_module(module_of(words[0]), run_name="__main__", alter_sys=True)
 
 
-def launched(words: list[str], ranks: int) -> list[str]:
-    """The command line: plain python, or the deepspeed launcher for several ranks on this host."""
-    if not ranks:
-        return [sys.executable, "-m", module_of(words[0]), *words[1:]]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    launcher = str(Path(sys.executable).with_name("deepspeed"))
-    words = [module_of(words[0]), *words[1:]]
-    return [launcher, "--hostfile", "/dev/null", "--num_gpus", str(ranks), "--master_port", port, "--module", *words]
-
-
-def shown(command: list[str]) -> str:
-    return shlex.join([Path(command[0]).name, *command[1:]])
+def command_of(words: list[str], ranks: int) -> list[str]:
+    """The command line of a training: plain python, or the deepspeed launcher for several ranks on this host."""
+    return launch_command(module_of(words[0]), words[1:], ranks)
 
 
 def figures_of(part: Part, seeds: range) -> dict[int, dict[str, Any]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from priorclip.common.launching import launch_command
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, HELD_OUT = 96, 24
@@ -33,13 +34,8 @@ def environment() -> dict[str, str]:
 
 def run(*words: object, ranks: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """``python -m WORDS``, or with ranks ``deepspeed --num_gpus RANKS --module WORDS``."""
-    command = [sys.executable, "-m", *map(str, words)]
-    if ranks:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        launcher = str(Path(sys.executable).with_name("deepspeed"))
-        command = [launcher, "--num_gpus", str(ranks), "--master_port", str(port), "--module", *map(str, words)]
+    module, *arguments = map(str, words)
+    command = launch_command(module, arguments, ranks)
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
     return done
 

@@ -6,7 +6,7 @@
     python -m cluster check                                         # elsewhere: this machine
 
 A probe (host_probe.py) runs on every host in this folder and with this interpreter, as a run would. It tries to connect
-to the other hosts. If no problem is found, real ranks measure compute and network (rank_speed.py). The exit code is 1
+to the other hosts. If no problem is found, real ranks measure compute and network (rank_rates.py). The exit code is 1
 if there is any problem.
 """
 

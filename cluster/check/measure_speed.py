@@ -1,4 +1,4 @@
-"""Starts real ranks on all slots (rank_speed.py) and adds the compute rate of each host to its row."""
+"""Starts real ranks on all slots (rank_rates.py) and adds the compute rate of each host to its row."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from priorclip.cluster.check.rules import Finding, Row, check_speeds
 from priorclip.cluster.commands import CheckConfig, LaunchConfig
 from priorclip.cluster.launch.command_line import deepspeed_command
 
-RANK_PROGRAM = "priorclip.cluster.check.rank_speed"
+RANK_PROGRAM = "priorclip.cluster.check.rank_rates"
 RATES_MARK = "cluster-rates "  # starts the line with the JSON of rank 0
 END_SECONDS = 20.0
 

@@ -1,1 +1,1 @@
-"""`cluster faults`: kills processes of a run and compares the result with an undisturbed run."""
+"""`cluster faults`: kills processes of a run at random points and compares the result with an undisturbed run."""

@@ -1,6 +1,6 @@
-"""Whether two finished runs are the same to the last bit: the loss of each step, each tensor of the last checkpoint.
+"""Compares two finished runs to the last bit: the loss of each step and each tensor of the last checkpoint.
 
-compare(Path("runs/whole"), Path("runs/shot"))      # ["step 7: loss 0.41 instead of 0.42", ...], or []
+compare_runs(Path("runs/whole"), Path("runs/shot"))      # ["step 7: loss 0.41 instead of 0.42", ...], or []
 """
 
 from __future__ import annotations
@@ -12,39 +12,40 @@ from typing import Any
 from priorclip.training.monitoring.read_metrics import records
 
 
-def compare(whole: Path, shot: Path) -> list[str]:
-    """What is not the same in two finished runs: losses by step, tensors of the last checkpoint."""
-    found = []
-    traces = [losses(folder) for folder in (whole, shot)]
-    found += [f"step {step}: loss {traces[1].get(step)} instead of {loss}" for step, loss in traces[0].items()
-              if traces[1].get(step) != loss]  # fmt: skip
-    newest = [folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text() for folder in (whole, shot)]
+def compare_runs(expected: Path, actual: Path) -> list[str]:
+    """Returns the differences between two run directories: losses by step, tensors of the last checkpoint."""
+    folders = (expected, actual)
+    expected_losses, actual_losses = (losses(folder) for folder in folders)
+    found = [f"step {step}: loss {actual_losses.get(step)} instead of {loss}" for step, loss in expected_losses.items()
+             if actual_losses.get(step) != loss]  # fmt: skip
+    newest = [folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text() for folder in folders]
     if newest[0].name != newest[1].name:
         return [*found, f"the last checkpoint is {newest[1].name} instead of {newest[0].name}"]
     import torch
 
     for path in sorted(newest[0].glob("*.pt")):
         states = [torch.load(folder / path.name, map_location="cpu", weights_only=False) for folder in newest]
-        found += [f"{path.name}: {name} differs" for name in differing(states[0], states[1], "")]
+        found += [f"{path.name}: {name} differs" for name in different_tensors(states[0], states[1], "")]
     return found
 
 
 def losses(folder: Path) -> dict[int, float]:
+    """The training loss by step."""
     return {record["step"]: record["train/loss"] for record in records(folder) if "train/loss" in record}
 
 
-def differing(one: Any, other: Any, name: str) -> Iterator[str]:
-    """Names of the tensors that are not equal to the last bit."""
+def different_tensors(expected: Any, actual: Any, name: str) -> Iterator[str]:
+    """Yields the names of the tensors that are not equal to the last bit."""
     import torch
 
-    if isinstance(one, torch.Tensor):
-        if not (isinstance(other, torch.Tensor) and torch.equal(one, other)):
+    if isinstance(expected, torch.Tensor):
+        if not (isinstance(actual, torch.Tensor) and torch.equal(expected, actual)):
             yield name
-    elif isinstance(one, dict):
-        for key, value in one.items():
-            yield from differing(value, other.get(key), f"{name}.{key}" if name else str(key))
-    elif isinstance(one, list | tuple):
-        if len(one) != len(other):
-            yield f"{name}: {len(other)} entries instead of {len(one)}, which"
-        for number, value in enumerate(one[: len(other)]):
-            yield from differing(value, other[number], f"{name}[{number}]")
+    elif isinstance(expected, dict):
+        for key, value in expected.items():
+            yield from different_tensors(value, actual.get(key), f"{name}.{key}" if name else str(key))
+    elif isinstance(expected, list | tuple):
+        if len(expected) != len(actual):
+            yield f"{name}: {len(actual)} entries instead of {len(expected)}, which"
+        for number, value in enumerate(expected[: len(actual)]):
+            yield from different_tensors(value, actual[number], f"{name}[{number}]")

@@ -1,7 +1,7 @@
-"""The processes of a run on this machine that ``cluster faults`` may kill: its ranks, and SLURM's daemons above them.
+"""Finds the processes of a run on this machine that ``cluster faults`` may kill: ranks and SLURM's step daemons.
 
-ranks = Ranks("runs/faults/shot")            # a word of the run's command line that no other run has
-ranks.victims("rank", random.Random(0))      # [psutil.Process(pid=4711, ...)]
+processes = RunProcesses("runs/faults/shot")    # a word that only this run has on its command line
+processes.choose("rank", random.Random(0))      # [psutil.Process(pid=4711, ...)]
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from itertools import pairwise
 import psutil
 
 
-class Ranks:
-    """Processes of the run on this machine, found by the variables that its launcher gave them."""
+class RunProcesses:
+    """Processes of one run. Its ranks have ``marker`` on the command line and the variables of their launcher."""
 
     def __init__(self, marker: str) -> None:
         self.marker = marker
@@ -25,7 +25,8 @@ class Ranks:
     def name(self, process: psutil.Process) -> str:
         return self.names.get(process.pid, str(process.pid))
 
-    def all(self) -> list[psutil.Process]:
+    def ranks(self) -> list[psutil.Process]:
+        """The ranks and their data workers."""
         found = []
         for process in psutil.process_iter(["pid", "cmdline"]):
             words = process.info["cmdline"] or []
@@ -38,23 +39,24 @@ class Ranks:
                         found.append(process)
         return found
 
-    def victims(self, kind: str, chance: random.Random) -> list[psutil.Process]:
-        ranks = without_children(self.all())
+    def choose(self, kind: str, chance: random.Random) -> list[psutil.Process]:
+        """Chooses the processes for a kill of this kind; empty if there are none now."""
         if kind == "daemon":
-            return self.daemons(chance)
+            return self.step_daemon(chance)
+        ranks = without_children(self.ranks())
         if not ranks:
             return []
         return ranks if kind in ("job", "notice") else [chance.choice(ranks)]
 
     def job(self) -> str | None:
-        """The number of the SLURM job that the ranks are in."""
-        for process in self.all():
+        """The number of the SLURM job of the ranks."""
+        for process in self.ranks():
             with contextlib.suppress(psutil.Error):
                 return process.environ().get("SLURM_JOB_ID")
         return None
 
-    def daemons(self, chance: random.Random) -> list[psutil.Process]:
-        """A slurmstepd of a step of the job, which is what watches its tasks on a node."""
+    def step_daemon(self, chance: random.Random) -> list[psutil.Process]:
+        """One slurmstepd of the job: the daemon that watches the tasks of a step on a node."""
         job = self.job()
         found = []
         for process in psutil.process_iter(["cmdline"]):
@@ -67,18 +69,18 @@ class Ranks:
 
 
 def is_rank(words: list[str], environment: dict[str, str]) -> bool:
-    """Launchers and batch scripts have the run's words too, and those of a SLURM step its variables."""
-    modules = {after for word, after in pairwise(words) if word == "-m"}
-    launches = modules & {"cluster", "priorclip.cluster", "deepspeed.launcher.launch"}
-    return not launches and ("LOCAL_RANK" in environment or "SLURM_STEP_ID" in environment)
+    """Whether a process is a rank. Launchers have the words of the run too, and in a SLURM step also the variables."""
+    modules = {module for option, module in pairwise(words) if option == "-m"}
+    launchers = modules & {"cluster", "priorclip.cluster", "deepspeed.launcher.launch"}
+    return not launchers and ("LOCAL_RANK" in environment or "SLURM_STEP_ID" in environment)
 
 
 def without_children(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Data workers are forks of their rank, with its words and variables."""
+    """Drops data workers: they are forks of their rank, with its command line and variables."""
     ids = {process.pid for process in processes}
-    with_parents = []
+    parents = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.ppid() not in ids:
-                with_parents.append(process)
-    return with_parents
+                parents.append(process)
+    return parents

@@ -1,62 +1,63 @@
-"""Time of a training step on any number of GPUs, from a model of its parts; weak- and strong-scaling curves.
+"""Time of a training step on any number of GPUs, as the sum of its parts.
 
-    python -m cluster simulate --preset priorclip-b32 --gpu H100 --zero 2 --output scaling.png
-    python -m cluster simulate --images_per_second 900 --preset priorclip-b32      # measured, of one GPU
+    step = step_time(Work(seconds_a_sample=1 / 900, trained=150_000_000), Network(), ranks=64, batch=512)
+    step.seconds, step.gradients, step.images_per_second
 
-A step is, for W ranks with b samples each of a global batch N = W b:
+A step on W ranks with b samples each has a global batch N = W b. Its parts:
 
-    compute     FLOPs / (peak x MFU), or b / measured images a second; times 1 + cv x E[max of W standard normals],
-                for all wait for the slowest (Blom's approximation of the expected maximum)
-    loss        four products of b x d and d x N matrices in float32: similarities, computed again in the backward pass,
-                and the gradients of both sides (model/losses/retrieval_loss.py). It grows with the global batch
-    gradients   ZeRO 0, 1 and 2: all-reduce, for DeepSpeed 0.19 reduces whole buckets and keeps its part; 3: reduce-
-                scatter. In buckets, each with its latency; ZeRO 2 and 3 do it after every micro batch
-    parameters  ZeRO 1 and 2: one all-gather after the step; 3: one for each micro batch, and those that are used again
-                further away than stage3_max_reuse_distance once more in the backward pass; the small ones that stay
-                whole are gathered after the step, each by itself, which costs latency
-    features    all-gather of N x d text features and the reduce-scatter of their gradient, sums of N numbers
-    data        b / (workers x images a second of each); it works beside the GPU: a step takes at least that
+    compute     FLOPs / (peak x MFU), or b / measured images a second
+    stragglers  compute x cv x E[max of W standard normals], because all ranks wait for the slowest one (Blom's
+                approximation of the expected maximum)
+    loss        four products of b x d and d x N matrices in float32: similarities, which the backward pass computes
+                again, and the gradients of both sides (model/losses/retrieval_loss.py). It grows with the global batch
+    gradients   ZeRO 0, 1 and 2: all-reduce, because DeepSpeed 0.19 reduces whole buckets and keeps its share; ZeRO 3:
+                reduce-scatter. In buckets, each with its latency; ZeRO 2 and 3 reduce after every micro batch
+    parameters  ZeRO 1 and 2: one all-gather after the step; ZeRO 3: one for each micro batch, and a second one in the
+                backward pass for parameters whose next use is further away than stage3_max_reuse_distance. After the
+                step ZeRO 3 gathers each small parameter that is not sharded by itself, which costs latency
+    features    all-gather of N x d text features and reduce-scatter of their gradient, and sums of N numbers
+    data        b / (workers x images a second of each). Loading runs beside the GPU: a step takes at least this time
 
-A share of the gradients' collectives hides behind the backward pass, two thirds of compute, and under ZeRO-3 of the
-parameters' too; features and ZeRO-2's all-gather wait for nobody and nobody for them: they add up. cluster.network has
-the collectives. What the model leaves out: congestion between jobs, and topology beyond two levels.
+A share of the gradients' collectives overlaps with the backward pass, which is two thirds of compute. Under ZeRO-3 the
+collectives of parameters overlap too. Features and ZeRO-2's all-gather overlap with nothing: their time is added.
+network.py has the time of a collective. The model ignores congestion between jobs and topology beyond two levels.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 from priorclip.cluster.plan.network import Network
 
 PARTS = ("compute", "loss", "stragglers", "gradients", "parameters", "features", "data")
-BACKWARD = 2 / 3  # share of compute in the backward pass, where a forward pass is one half of it
+BACKWARD = 2 / 3  # share of compute in the backward pass, which is two forward passes
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step of the model is to a cluster.
+    """The work of one step.
 
     Args:
-        seconds_a_sample: of compute, forward and backward, on one rank alone
-        seconds_a_step: of compute, whatever the batch
-        trained: parameters that are trained
-        frozen: parameters that are not, which ZeRO-3 shards too
+        seconds_a_sample: compute a sample, forward and backward, on one rank alone
+        seconds_a_step: compute a step that does not depend on the batch
+        trained: trained parameters
+        frozen: frozen parameters, which ZeRO-3 shards too
         bytes_a_parameter: 2 for bf16, 4 for fp32
-        width: of the shared embedding space
-        loss_flops: a second, in float32, of a rank in the loss; None: it costs nothing
-        zero: stage
-        micro_batches: of a step
-        cached: each micro batch has a forward pass more, for gradient caching
-        persistent: parameters under stage3_param_persistence_threshold, their number
+        width: dimension of the embedding space
+        loss_flops: FLOP/s of a rank in the loss, in float32; None: the loss takes no time
+        zero: ZeRO stage
+        micro_batches: micro batches of a step
+        cached: gradient caching, which adds a forward pass to each micro batch
+        persistent: number of parameters under stage3_param_persistence_threshold
         reuse: elements of stage3_max_reuse_distance
-        bucket: elements that a collective takes at a time
-        overlap: share of the collectives that can hide behind compute; 0 where nothing runs beside it (gloo)
+        bucket: elements of one collective
+        overlap: share of the collectives that can overlap with compute; 0 if nothing overlaps (gloo)
         stragglers: standard deviation of a rank's compute, as a share of it
-        loader_rate: images a second that a rank's workers deliver; None: never what is waited for
-        cores: CPU ranks share so many, in computing and in collectives, which are copies in memory there; None: each
-            rank has a device of its own
+        loader_rate: images a second from a rank's workers; None: loading takes no time
+        cores: cores that CPU ranks share, for compute and for collectives, which are copies in memory there; None: each
+            rank has its own device
     """
 
     seconds_a_sample: float
@@ -80,18 +81,18 @@ class Work:
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds of a step by part, and what it comes to.
+    """Seconds of a step by part.
 
     Args:
-        ranks: GPUs
+        ranks: number of GPUs
         batch: samples a rank
-        compute: without waiting
-        loss: products of all pairs' features
-        stragglers: waiting for the slowest rank
-        gradients: of their collectives, what does not hide
-        parameters: of theirs
-        features: all of theirs
-        data: waiting for the loader
+        compute: forward and backward pass
+        loss: products of the features of all pairs
+        stragglers: wait for the slowest rank
+        gradients: their collectives, without the overlap
+        parameters: their collectives, without the overlap
+        features: their collectives
+        data: wait for the loader
     """
 
     ranks: int
@@ -114,104 +115,44 @@ class StepTime:
 
 
 def expected_maximum(ranks: int) -> float:
-    """Of so many standard normal numbers (Blom 1958)."""
+    """Expected maximum of ``ranks`` standard normal numbers (Blom 1958)."""
     return 0.0 if ranks < 2 else NormalDist().inv_cdf((ranks - 0.375) / (ranks + 0.25))
 
 
 def step_time(work: Work, network: Network, ranks: int, batch: float) -> StepTime:
-    """Of ``batch`` samples on each of so many ranks."""
+    """Time of a step with ``batch`` samples on each of ``ranks`` ranks."""
     compute = work.seconds_a_step + batch * work.seconds_a_sample
-    crowd = 1.0 if work.cores is None else max(1.0, ranks / work.cores)
-    compute *= crowd
-    loss = crowd * 4 * 2 * batch * ranks * batch * work.width / work.loss_flops if work.loss_flops else 0.0
+    slowdown = 1.0 if work.cores is None else max(1.0, ranks / work.cores)
+    compute *= slowdown
+    loss = slowdown * 4 * 2 * batch * ranks * batch * work.width / work.loss_flops if work.loss_flops else 0.0
     waiting = compute * work.stragglers * expected_maximum(ranks)
-    gradients, parameters = (crowd * seconds for seconds in collectives(work, network, ranks))
-    room = work.overlap * BACKWARD * compute
-    hidden = min(gradients, room)
-    gradients -= hidden
+    gradients, parameters = (slowdown * seconds for seconds in collectives(work, network, ranks))
+    overlapped = min(gradients, work.overlap * BACKWARD * compute)
+    gradients -= overlapped
     if work.zero == 3:
-        parameters -= min(parameters, work.overlap * compute - hidden)
-        parameters += crowd * network.half(0, ranks, work.persistent)
-    features = crowd * feature_exchange(work, network, ranks, batch)
+        parameters -= min(parameters, work.overlap * compute - overlapped)
+        parameters += slowdown * network.gather_or_scatter(0, ranks, work.persistent)
+    features = slowdown * feature_exchange(work, network, ranks, batch)
     busy = StepTime(ranks, batch, compute, loss, waiting, gradients, parameters, features, data=0.0)
     loading = batch / work.loader_rate if work.loader_rate else 0.0
     return replace(busy, data=max(0.0, loading - busy.seconds))
 
 
 def collectives(work: Work, network: Network, ranks: int) -> tuple[float, float]:
-    """Seconds of the collectives over gradients and over parameters of a step, nothing hidden."""
-    each, whole = work.bytes_a_parameter, work.trained + work.frozen
-    size, buckets = work.trained * each, math.ceil(work.trained / work.bucket)
+    """Seconds of the collectives of gradients and of parameters in a step, without overlap."""
+    bytes_each, whole = work.bytes_a_parameter, work.trained + work.frozen
+    size, buckets = work.trained * bytes_each, math.ceil(work.trained / work.bucket)
     if work.zero < 3:
         reduced = network.all_reduce(size, ranks, buckets) * (work.micro_batches if work.zero == 2 else 1)
-        return reduced, network.half(size, ranks, buckets) if work.zero else 0.0
-    again = max(0.0, work.trained - work.reuse / 2)  # of the backward pass; what is frozen has none
+        return reduced, network.gather_or_scatter(size, ranks, buckets) if work.zero else 0.0
+    # Gathered again for the backward pass, which frozen parameters do not need.
+    again = max(0.0, work.trained - work.reuse / 2)
     elements = (1 + work.cached) * whole + again
-    gathered = network.half(each * elements, ranks, math.ceil(elements / work.bucket))
-    return work.micro_batches * network.half(size, ranks, buckets), work.micro_batches * gathered
+    gathered = network.gather_or_scatter(bytes_each * elements, ranks, math.ceil(elements / work.bucket))
+    return work.micro_batches * network.gather_or_scatter(size, ranks, buckets), work.micro_batches * gathered
 
 
 def feature_exchange(work: Work, network: Network, ranks: int, batch: float) -> float:
-    """Text features (N, d) in float32 gathered, their gradient scattered, and three sums of N numbers."""
+    """Seconds to gather text features (N, d) in float32, scatter their gradient, and sum N numbers three times."""
     rows = ranks * batch
-    return 2 * network.half(4 * rows * work.width, ranks) + 3 * network.all_reduce(4 * rows, ranks)
-
-
-def weak_scaling(work: Work, network: Network, ranks: list[int], batch: float) -> list[StepTime]:
-    """The same batch on every rank."""
-    return [step_time(work, network, each, batch) for each in ranks]
-
-
-def strong_scaling(work: Work, network: Network, ranks: list[int], global_batch: int) -> list[StepTime]:
-    """The same global batch for all: as many ranks as have a sample each."""
-    return [step_time(work, network, each, global_batch / each) for each in ranks if each <= global_batch]
-
-
-def efficiency(steps: list[StepTime]) -> list[float]:
-    """Images a second of a rank, as a share of those where there are fewest ranks."""
-    first = steps[0].images_per_second / steps[0].ranks
-    return [step.images_per_second / step.ranks / first for step in steps]
-
-
-def table(steps: list[StepTime]) -> str:
-    lines = ["| GPUs | batch a GPU | step, ms | images/s | efficiency | " + " | ".join(PARTS) + " |",
-             "|---:" * (5 + len(PARTS)) + "|"]  # fmt: skip
-    for step, share in zip(steps, efficiency(steps), strict=True):
-        parts = " | ".join(f"{1e3 * getattr(step, name):.1f}" for name in PARTS)
-        lines.append(
-            f"| {step.ranks} | {step.batch:g} | {1e3 * step.seconds:.1f} | {step.images_per_second:,.0f} |"
-            f" {share:.0%} | {parts} |"
-        )
-    return "\n".join(lines)
-
-
-def as_dict(step: StepTime) -> dict[str, float]:
-    return {**asdict(step), "seconds": step.seconds, "images_per_second": step.images_per_second}
-
-
-def plot(weak: list[StepTime], strong: list[StepTime], title: str, path: str) -> None:
-    """Images a second against GPUs, both curves beside the ideal, and the share of a step's parts."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (speed, shares) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    ranks = [step.ranks for step in weak]
-    one = weak[0].images_per_second / weak[0].ranks
-    speed.plot(ranks, [one * each for each in ranks], "--", color="grey", label="ideal")
-    speed.plot(ranks, [step.images_per_second for step in weak], "o-", label=f"weak: {weak[0].batch:g} a GPU")
-    whole = round(strong[0].ranks * strong[0].batch)
-    speed.plot([step.ranks for step in strong], [step.images_per_second for step in strong], "s-",
-               label=f"strong: {whole:,} in all")  # fmt: skip
-    speed.set(xscale="log", yscale="log", xlabel="GPUs", ylabel="images/s", title=title)
-    speed.set_xscale("log", base=2)
-    speed.set_xticks(ranks, [str(each) for each in ranks])
-    speed.legend()
-    parts = [[getattr(step, name) / step.seconds for step in weak] for name in PARTS]
-    shares.stackplot(range(len(ranks)), parts, labels=PARTS)
-    shares.set_xticks(range(len(ranks)), [str(each) for each in ranks])
-    shares.set(xlabel="GPUs", ylabel="share of a step", title="weak scaling", ylim=(0, 1))
-    shares.legend(loc="lower left", fontsize="small")
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
+    return 2 * network.gather_or_scatter(4 * rows * work.width, ranks) + 3 * network.all_reduce(4 * rows, ranks)

@@ -229,7 +229,7 @@ def waited_for(look: Callable[[], Any], checking: threading.Thread) -> Any:
 
 
 def rank_on(host: str) -> psutil.Process | None:
-    """The rank of rank_speed.py on the host. Ranks are numbered like the hosts."""
+    """The rank of rank_rates.py on the host. Ranks are numbered like the hosts."""
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         with contextlib.suppress(psutil.Error, KeyError):

@@ -11,7 +11,7 @@ from pathlib import Path
 from loopback_slurm import Slurm
 from toy_launches import BASE, PYTHON, execute
 
-from priorclip.cluster.faults.run_processes import Ranks
+from priorclip.cluster.faults.run_processes import RunProcesses
 from priorclip.cluster.launch.sbatch import TEMPLATES
 
 KINDS = ("write", "daemon", "stop", "notice")
@@ -22,11 +22,11 @@ RUN = (*BASE, "--run.epochs", "4", "--run.engine.hang_minutes", "0.1", "--run.ch
 
 def give_early_notice(slurm: Slurm, folder: Path) -> None:
     """To the job of the run in ``folder``, while its two ranks import torch."""
-    ranks, deadline = Ranks(str(folder)), time.time() + 120
-    while len(ranks.all()) < 2 and time.time() < deadline:
+    processes, deadline = RunProcesses(str(folder)), time.time() + 120
+    while len(processes.ranks()) < 2 and time.time() < deadline:
         time.sleep(0.1)
     time.sleep(0.7)
-    job = ranks.job()
+    job = processes.job()
     assert job
     slurm.ask("scancel", "--signal=USR1", job)
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from toy_launches import PYTHON, execute
 
+from priorclip.cluster.plan.memory import Setting, estimate_memory
 from priorclip.cluster.plan.model_table import ModelTable, load_table
-from priorclip.cluster.plan.rank_memory import Setting, estimate
 
 BUCKET, BATCH = 200_000, 16
 PRESET = "priorclip-tiny"
@@ -42,7 +42,7 @@ def settings(zero: str, again: bool) -> Setting:
 def test_states_are_what_theory_says(
     held: dict[tuple[str, bool], dict[str, Any]], table: ModelTable, zero: str, again: bool
 ) -> None:
-    record, theory = held[zero, again], estimate(table, settings(zero, again))
+    record, theory = held[zero, again], estimate_memory(table, settings(zero, again))
     for name in ("parameters", "gradients", "optimizer"):
         assert record[name] == pytest.approx(getattr(theory, name), rel=0.05), name
 
@@ -51,7 +51,7 @@ def test_states_are_what_theory_says(
 def test_peak_is_estimated_within_15_percent(
     held: dict[tuple[str, bool], dict[str, Any]], table: ModelTable, zero: str, again: bool
 ) -> None:
-    assert estimate(table, settings(zero, again)).peak == pytest.approx(held[zero, again]["peak"], rel=0.15)
+    assert estimate_memory(table, settings(zero, again)).peak == pytest.approx(held[zero, again]["peak"], rel=0.15)
 
 
 def test_checkpointing_and_sharding_save_what_they_should(held: dict[tuple[str, bool], dict[str, Any]]) -> None:

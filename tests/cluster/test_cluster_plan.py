@@ -14,18 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from priorclip.cluster.__main__ import main
+from priorclip.cluster.plan.memory import Setting, estimate_memory, largest_micro_batch
 from priorclip.cluster.plan.model_table import ModelTable, Point
 from priorclip.cluster.plan.network import Network
-from priorclip.cluster.plan.rank_memory import Setting, estimate, largest_micro_batch
-from priorclip.cluster.plan.step_time import (
-    Work,
-    collectives,
-    efficiency,
-    expected_maximum,
-    step_time,
-    strong_scaling,
-    weak_scaling,
-)
+from priorclip.cluster.plan.scaling import efficiency, strong_scaling, weak_scaling
+from priorclip.cluster.plan.step_time import Work, collectives, expected_maximum, step_time
 
 MILLION = 1_000_000
 # 100 M trained in ten tensors and ten small ones, 20 M frozen; 10 MB of activations a pair as the backward pass begins.
@@ -52,7 +45,7 @@ P, F = sum(TABLE.tensors), TABLE.frozen
     ],
 )
 def test_states_by_stage(zero: int, precision: str, parameters: float, gradients: float, optimizer: float) -> None:
-    memory = estimate(TABLE, Setting(zero, 4, precision, 8, 8))
+    memory = estimate_memory(TABLE, Setting(zero, 4, precision, 8, 8))
     assert (memory.parameters, memory.gradients, memory.optimizer) == pytest.approx((parameters, gradients, optimizer))
 
 
@@ -62,17 +55,17 @@ def test_peak_grows_with_the_micro_batch_and_is_no_less_than_its_parts(
 ) -> None:
     # Micro batches that accumulate: ZeRO-1 keeps whole gradients then, and else a share.
     setting = Setting(zero, ranks, "bf16", micro, 128, checkpointing=again)
-    memory, more = estimate(TABLE, setting), estimate(TABLE, replace(setting, micro_batch=micro + 1))
+    memory, more = estimate_memory(TABLE, setting), estimate_memory(TABLE, replace(setting, micro_batch=micro + 1))
     assert memory.peak >= memory.parameters + memory.optimizer + max(memory.gradients, memory.activations)
     assert more.peak >= memory.peak
-    offloaded = estimate(TABLE, replace(setting, offload="optimizer"))
+    offloaded = estimate_memory(TABLE, replace(setting, offload="optimizer"))
     assert offloaded.peak <= memory.peak
     assert offloaded.host > 0
 
 
 def test_largest_micro_batch_is_the_last_that_fits() -> None:
     setting = Setting(2, 8, "bf16", 1, 512)
-    limit = estimate(TABLE, replace(setting, micro_batch=64)).peak
+    limit = estimate_memory(TABLE, replace(setting, micro_batch=64)).peak
     assert largest_micro_batch(TABLE, setting, limit) == 64
     assert largest_micro_batch(TABLE, setting, limit - 1) == 32
     assert largest_micro_batch(TABLE, setting, 3e8) == 0
@@ -82,17 +75,17 @@ def test_collectives_by_hand() -> None:
     network = Network(gpus_per_node=4, intra_gbytes=100, inter_gbytes=10, intra_microseconds=0, inter_microseconds=0)
     assert network.all_reduce(1e9, 4) == pytest.approx(2 * 3 / 4 * 1e9 / 100e9)
     assert network.all_reduce(1e9, 8) == pytest.approx(2 * 7 / 8 * 1e9 / 10e9)  # a node's cards are what all wait for
-    assert network.half(1e9, 1) == 0
+    assert network.gather_or_scatter(1e9, 1) == 0
     slow = replace(network, intra_microseconds=10, inter_microseconds=100)
     # Two nodes of four: seven hops, of which two go between the nodes; or three levels of a tree.
-    assert slow.half(8, 8) == pytest.approx(min(5 * 10e-6 + 2 * 100e-6, 3 * 100e-6), rel=1e-4)
+    assert slow.gather_or_scatter(8, 8) == pytest.approx(min(5 * 10e-6 + 2 * 100e-6, 3 * 100e-6), rel=1e-4)
 
 
 def test_bytes_of_the_stages() -> None:
     """In terms of one ring half over P parameters: an all-reduce is two, ZeRO 1 and 2 gather, ZeRO-3 halves both."""
     network = Network(intra_microseconds=0, inter_microseconds=0)
     work = Work(1e-3, trained=P, zero=0)
-    half = network.half(2 * P, 64)
+    half = network.gather_or_scatter(2 * P, 64)
     for stage, halves in ((0, 2), (1, 3), (2, 3), (3, 2)):
         assert sum(collectives(replace(work, zero=stage), network, 64)) == pytest.approx(halves * half)
     third = replace(work, zero=3)
@@ -186,7 +179,7 @@ def test_plan_saves_memory_where_it_must(table_file: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--gpus", "8 big ones"], "--gpus 8 big ones: write how many and how large, as 8x80GB"),
+        (["--gpus", "8 big ones"], "--gpus 8 big ones: write number and size, such as 8x80GB"),
         (["--gpus", "8x80GB", "--global_batch", "100"], "--global_batch 100 is not divisible by the 8 GPUs"),
         (["--gpus", "8x2GB"], "--reserve_gb 2.0 leaves nothing of 2 GB"),
         (["--gpu", "Abacus"], "--gpu Abacus is not known"),

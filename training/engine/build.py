@@ -101,17 +101,20 @@ def deepspeed_settings(engine: EngineConfig, optimizer: OptimizerConfig, world_s
 
 
 def settings_file(zero: str) -> Path:
-    """The JSON of a stage, of a name in cluster/zero, or the path itself."""
+    """Returns the JSON of a stage or of a name in cluster/zero, or the path itself."""
     for name in (zero, f"zero{zero}"):
         if (path := ZERO_FOLDER / f"{name}.json").is_file():
             return path
-    if not Path(zero).is_file():
+    path = Path(zero)
+    if not path.is_file() and path.parent == Path("cluster/zero"):
+        path = ZERO_FOLDER / path.name  # an installed package has the files, but not the folder cluster/zero
+    if not path.is_file():
         known = ", ".join(sorted(path.stem for path in ZERO_FOLDER.glob("*.json")))
         raise ValueError(
             f"run.engine.zero: '{zero}' is neither a ZeRO stage (0, 1, 2, 3) nor one of {known}, nor a DeepSpeed JSON"
             " file"
         )
-    return Path(zero)
+    return path
 
 
 def drop_optimizer(settings: dict[str, Any], optimizer: OptimizerConfig, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``python -m cluster launch ... -- priorclip.cluster.check.rank_speed``.
+"""``python -m cluster launch ... -- priorclip.cluster.check.rank_rates``.
 
 Measures compute and network of the ranks for ``cluster check``.
 
