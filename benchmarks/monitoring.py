@@ -23,7 +23,8 @@ import torch.distributed as dist
 from priorclip.common.options import parse, without_local_rank
 from priorclip.pretrain.commands import PretrainConfig, model_defaults
 from priorclip.pretrain.train_retrieval import train_retrieval
-from priorclip.training import loop
+from priorclip.training.monitoring.clock import Clock
+from priorclip.training.monitoring.measure import MetricCollector
 from priorclip.training.monitoring.metric_log import MetricLog
 
 EVERY = 20  # steps; a record as often as by default in half of them
@@ -86,10 +87,10 @@ def main() -> None:
     parser.add_argument("--zero", default="2")
     parser.add_argument("--output", default="runs/monitoring-benchmark", help="made, and removed at the end")
     args = parser.parse_args(without_local_rank(sys.argv[1:]))
-    loop.Watch.figures = timed(loop.Watch.figures)  # type: ignore[method-assign]
-    loop.Watch.gradients = timed(loop.Watch.gradients)  # type: ignore[method-assign]
-    MetricLog.numbers = timed(MetricLog.numbers)  # type: ignore[method-assign]
-    loop.Clock.stepped = noted(loop.Clock.stepped)  # type: ignore[method-assign]
+    MetricCollector.collect = timed(MetricCollector.collect)  # type: ignore[method-assign]
+    MetricCollector.on_gradients = timed(MetricCollector.on_gradients)  # type: ignore[method-assign]
+    MetricLog.write_metrics = timed(MetricLog.write_metrics)  # type: ignore[method-assign]
+    Clock.end_step = noted(Clock.end_step)  # type: ignore[method-assign]
     speed = run(args)
     if dist.get_rank() == 0:
         shutil.rmtree(args.output)

@@ -17,6 +17,7 @@ import deepspeed
 import torch
 
 from priorclip.data_shards import ShardSet, ShardStream, eval_batches
+from priorclip.data_shards.dedupe.identical_images import warn_of_shared_images
 from priorclip.data_shards.format.class_names import ClassIds
 from priorclip.finetune.commands import PriorConfig
 from priorclip.finetune.confusion_matrix import confusion, figures_of, write_confusion
@@ -24,9 +25,10 @@ from priorclip.finetune.scene_mixing import SceneTargets, soft_cross_entropy
 from priorclip.model import SceneClassifier, SceneConfig, parameter_groups, save_pretrained
 from priorclip.model.cost.flops import training_flops
 from priorclip.model.cost.peak_tflops import peak_of
-from priorclip.training.monitoring.measure import Subject
+from priorclip.training.loop import run_task
+from priorclip.training.monitoring.measure import ModelFacts
 from priorclip.training.ranks.distributed import Rank
-from priorclip.training.task import Task, run_task
+from priorclip.training.task import Task
 
 
 def train_prior(config: PriorConfig) -> dict[str, Any]:
@@ -58,9 +60,10 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
     if config.evaluation.shards:
         tested = ShardSet(config.evaluation.shards, **config.data.access)
         refuse_unknown(tested.classes, classes, config)
+        warn_of_shared_images(shards, tested, rank.rank)
         held_out = eval_batches(
             tested, None, config.data.side, config.evaluation.batch_size,
-            rank=rank.rank, world_size=rank.world_size, classes=classes, training=shards,
+            rank=rank.rank, world_size=rank.world_size, classes=classes,
         )  # fmt: skip
 
     targets = SceneTargets(len(classes), config.mixup, config.cutmix, config.label_smoothing)
@@ -92,8 +95,8 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
         return SceneClassifier(settings)
 
     groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.lr, run.optimizer.layer_decay)
-    subject = Subject(flops=partial(training_flops, build, config.data.side), peak_tflops=peak_of)
-    return Task(model, groups, stream, step, evaluate, export, test=test if held_out else None, subject=subject)
+    facts = ModelFacts(flops=partial(training_flops, build, config.data.side), peak_tflops=peak_of)
+    return Task(model, groups, stream, step, evaluate, export, test=test if held_out else None, model_facts=facts)
 
 
 def refuse_unknown(tested: list[str], classes: list[str], config: PriorConfig) -> None:

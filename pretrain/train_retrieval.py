@@ -19,15 +19,17 @@ from PIL import Image
 
 from priorclip.data_shards import EvalBatches, ShardSet, ShardStream, eval_batches, load_tokenizer
 from priorclip.data_shards.config import DataConfig, EvaluationConfig
+from priorclip.data_shards.dedupe.identical_images import warn_of_shared_images
 from priorclip.model import RetrievalObjective, build_model, load_weights, parameter_groups, save_pretrained
 from priorclip.model.config import LoraConfig, LossConfig, ModelConfig
 from priorclip.model.cost.peak_tflops import peak_of
 from priorclip.model.cost.summary import pair_flops, tower_of
 from priorclip.model.lora import adapt, merge
 from priorclip.training.config import RunConfig
-from priorclip.training.monitoring.measure import Subject
-from priorclip.training.ranks.distributed import Rank, gather_rows
-from priorclip.training.task import Task, run_task
+from priorclip.training.loop import run_task
+from priorclip.training.monitoring.measure import ModelFacts
+from priorclip.training.ranks.distributed import Rank, gather_rows_no_grad
+from priorclip.training.task import Task
 
 
 class RetrievalConfig(Protocol):
@@ -69,7 +71,7 @@ def retrieval_task(config: RetrievalConfig, rank: Rank, lora: LoraConfig, test: 
     if lora.rank:
         adapt(model, lora)
     model.set_grad_checkpointing(run.engine.grad_checkpointing)
-    objective = RetrievalObjective(config.loss, rank.device, gather_rows)
+    objective = RetrievalObjective(config.loss, rank.device, gather_rows_no_grad)
     held_out = held_out_batches(config.evaluation, config, stream, rank)
     tested = held_out_batches(test, config, stream, rank) if test else None
 
@@ -86,9 +88,10 @@ def retrieval_task(config: RetrievalConfig, rank: Rank, lora: LoraConfig, test: 
         save_pretrained(weights, model.config, folder / "export", folder / "tokenizer", extra=report)
 
     groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.lr, run.optimizer.layer_decay)
-    subject = Subject(tower_of, partial(pair_flops, model.config, config.data.side), peak_of)
+    facts = ModelFacts(tower_of, partial(pair_flops, model.config, config.data.side), peak_of)
     return Task(
-        model, groups, stream, objective.step, evaluate, export, split=objective, pictures=pictures, subject=subject,
+        model, groups, stream, objective.step, evaluate, export, feature_losses=objective, pictures=pictures,
+        model_facts=facts,
         test=(lambda engine: objective.evaluate(engine, tested)) if tested else None,
     )  # fmt: skip
 
@@ -100,7 +103,7 @@ def held_out_batches(
     if not part.shards:
         return None
     shards = ShardSet(part.shards, **config.data.access)
-    warn_of_shared_images(stream.source, shards, rank.rank)  # type: ignore[arg-type]
+    warn_of_shared_images(stream.source, shards, rank.rank)
     return eval_batches(
         shards, stream.fetcher.tokenizer, config.data.side, part.batch_size,
         rank=rank.rank, world_size=rank.world_size, caption_field=part.caption_field,

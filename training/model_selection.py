@@ -1,13 +1,13 @@
-"""Which weights a run is judged by and leaves behind: the last, their moving average, or the best of its evaluations.
+"""Which weights a run evaluates and exports: the last, their moving average, or those of its best evaluation.
 
-    outcome = Outcome(run, engine)
-    outcome.stepped()                               # after each step: the average follows
-    with outcome.judged(): figures = evaluate()     # the engine computes with what is judged
-    outcome.sees(figures); outcome.is_over          # patience has run out
-    weights, facts = outcome.weights()              # what is exported; their step, and their evaluation where known
+    selection = ModelSelection(config, engine)
+    selection.update_average()                                      # after each step
+    with selection.selected_weights(): metrics = evaluate(engine)
+    selection.add_evaluation(metrics); selection.is_out_of_patience
+    weights, facts = selection.export_weights()                     # facts: their step, and their evaluation if known
 
 The best weights are those of the best checkpoint, which ``run.checkpoint`` keeps anyway. Each checkpoint holds the
-averages of its step, and how long the run has waited for a better evaluation: a run that goes on has both.
+averages of its step, and the number of evaluations without a better one, so that a resumed run continues with both.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from priorclip.training.engine.build import full_state_dict
 logger = logging.getLogger(__name__)
 
 
-class Outcome:
-    """See the module's docstring. All methods but ``stepped`` and ``sees`` are collectives.
+class ModelSelection:
+    """All methods except `update_average` and `add_evaluation` are collectives.
 
     Args:
-        config: ``average``, ``export``, ``patience``, and ``checkpoint``, which says what best is
+        config: ``average``, ``export``, ``patience``, and ``checkpoint``, which defines the best evaluation
         engine: of the run, before its first step
     """
 
@@ -41,41 +41,43 @@ class Outcome:
         self.config, self.engine = config, engine
         self.averages = Averages(engine, config.average) if config.average.decay else None
         self.best: float | None = None
-        self.waited = 0
+        self.evaluations_without_better = 0
 
-    def stepped(self) -> None:
+    def update_average(self) -> None:
         if self.averages is not None:
             self.averages.update()
 
-    def judged(self) -> AbstractContextManager[None]:
+    def selected_weights(self) -> AbstractContextManager[None]:
+        """While it is open, the engine computes with the moving average, if the run keeps one."""
         return self.averages.in_place() if self.averages is not None else nullcontext()
 
-    def sees(self, evaluation: dict[str, float]) -> None:
-        """Take note of an evaluation.
+    def add_evaluation(self, evaluation: dict[str, float]) -> None:
+        """Compares an evaluation with the best one, if the configuration needs to know it.
 
         Raises:
-            ValueError: it has no figure by which the run could tell the best
+            ValueError: the evaluation does not have the metric ``run.checkpoint.best``
         """
         if self.config.export == "last" and not self.config.patience:
             return
         new = checkpoint.score(evaluation, self.config.checkpoint)
         if new is None:
             raise ValueError(
-                f"run.checkpoint.best is '{self.config.checkpoint.best}', but the figures of an evaluation are "
-                f"{', '.join(evaluation) or 'none: give evaluation.shards'}; run.export best and run.patience need one"
+                f"run.checkpoint.best is '{self.config.checkpoint.best}', but the metrics of an evaluation are "
+                f"{', '.join(evaluation) or 'none: set evaluation.shards'}; run.export best and run.patience need it"
             )
-        better = self.best is None or new > self.best
-        self.best, self.waited = (new, 0) if better else (self.best, self.waited + 1)
+        if self.best is None or new > self.best:
+            self.best, self.evaluations_without_better = new, 0
+        else:
+            self.evaluations_without_better += 1
 
     @property
-    def is_over(self) -> bool:
-        """Whether patience has run out."""
-        return 0 < self.config.patience <= self.waited
+    def is_out_of_patience(self) -> bool:
+        return 0 < self.config.patience <= self.evaluations_without_better
 
-    def weights(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Whole weights to export, and what the report says of them.
+    def export_weights(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Whole weights to export, and what the report says about them.
 
-        The engine computes with them from then on, and is not to be trained further.
+        From then on the engine computes with these weights. Do not train it further.
         """
         facts: dict[str, Any] = {}
         best = best_good(Path(self.config.dir) / "checkpoints", self.config) if self.config.export == "best" else None
@@ -93,17 +95,17 @@ class Outcome:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the averages."""
-        return {"best": self.best, "waited": self.waited}
+        return {"best": self.best, "waited": self.evaluations_without_better}
 
     def load(self, found: Path, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint that the engine has been brought to."""
-        self.best, self.waited = state.get("best"), state.get("waited", 0)
+        """Continues from a checkpoint that the engine has loaded."""
+        self.best, self.evaluations_without_better = state.get("best"), state.get("waited", 0)
         if self.averages is not None and not self.averages.load(found):
-            logger.warning("%s has no moving average: it starts afresh from the weights of that step", found)
+            logger.warning("%s has no moving average: a new one starts from the weights of that step", found)
 
 
 def best_good(folder: Path, config: RunConfig) -> Path | None:
-    """The best checkpoint whose checksums hold. Rank 0 looks, all ranks get its answer."""
+    """The best checkpoint whose checksums match. Rank 0 searches, all ranks get its answer."""
     found: list[str | None] = [None]
     if dist.get_rank() == 0:
         left = checkpoint.published(folder)

@@ -21,10 +21,10 @@ from priorclip.cluster.faults.compare_runs import losses
 from priorclip.training.checkpoints.files import best_of, fault, published, retire
 from priorclip.training.checkpoints.writer import Snapshot, save_file
 from priorclip.training.config import CheckpointConfig, MonitorConfig
-from priorclip.training.loop import recorded_speed
+from priorclip.training.run_folder import recorded_speed
 from priorclip.training.monitoring.metric_log import MetricLog
 from priorclip.training.monitoring.read_metrics import last_record, records
-from priorclip.training.ranks.rng_state import generator_states, set_generators
+from priorclip.training.ranks.rng_state import rng_states, set_rng_states
 
 
 @pytest.fixture(scope="module")
@@ -88,10 +88,10 @@ def test_records_that_cannot_be_written_do_not_end_the_run(mounted: Path, caplog
     with contextlib.suppress(OSError):
         filler.write_bytes(bytes(1 << 16))
     for step in range(1, 301):
-        log.numbers(step, {"train/loss": 0.5, "speed/step_seconds": [0.125] * 20})
+        log.write_metrics(step, {"train/loss": 0.5, "speed/step_seconds": [0.125] * 20})
     filler.unlink()
     for step in range(301, 306):
-        log.numbers(step, {"train/loss": 0.25})
+        log.write_metrics(step, {"train/loss": 0.25})
     log.close(finished=True)
     assert caplog.text.count("the record of the run cannot be written: [Errno 28] No space left on device") == 1
     steps = [record["step"] for record in records(folder)]
@@ -111,7 +111,7 @@ def test_record_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
     assert recorded_speed(tmp_path) == 8.0
     assert losses(tmp_path) == {1: 0.5, 2: 0.5, 3: 0.5}
     log = MetricLog(tmp_path, 10, 2, True, False, MonitorConfig())
-    log.numbers(3, {"train/loss": 0.25})
+    log.write_metrics(3, {"train/loss": 0.25})
     log.close()
     assert losses(tmp_path) == {1: 0.5, 2: 0.5, 3: 0.25}
 
@@ -201,10 +201,10 @@ def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
         return [*python, np.random.rand(), np.random.randn(), torch.rand(1).item(), torch.randn(1).item()]
 
     draws()  # one half of a pair of normal numbers is kept for the next time
-    save_file(generator_states(), tmp_path / "states.pt")
+    save_file(rng_states(), tmp_path / "states.pt")
     expected = [draws() for _ in range(400)]
     assert draws() != expected[0]
-    set_generators(torch.load(tmp_path / "states.pt", weights_only=True))
+    set_rng_states(torch.load(tmp_path / "states.pt", weights_only=True))
     assert [draws() for _ in range(400)] == expected
 
 

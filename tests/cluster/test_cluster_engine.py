@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from priorclip.training.config import EngineConfig, OptimizerConfig
 from priorclip.training.engine.build import ZERO_FOLDER, batch_split, deepspeed_settings, schedule_shape
 from priorclip.training.engine.offload import prepare_nvme
-from priorclip.training.ranks.distributed import rank_environment, ranks_here
-from priorclip.training.ranks.preemption import Notice
+from priorclip.training.ranks.distributed import rank_environment, local_world_size
+from priorclip.training.ranks.preemption import StopSignal
 
 
 def settings_of(tmp_path: Path, content: str) -> EngineConfig:
@@ -189,10 +189,10 @@ def test_warmup_in_steps() -> None:
 def test_notice_of_a_preemption(number: signal.Signals) -> None:
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        notice = Notice()
-        assert not notice.given
+        notice = StopSignal()
+        assert not notice.received
         os.kill(os.getpid(), number)
-        assert notice.given
+        assert notice.received
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -220,7 +220,7 @@ def test_task_of_srun_is_a_rank() -> None:
 )
 def test_ranks_that_share_a_host_share_its_cores(environment: dict[str, str], ranks: int | None) -> None:
     """Those of other hosts do not count."""
-    assert ranks_here(environment) == ranks
+    assert local_world_size(environment) == ranks
 
 
 def test_batch_script_is_no_rank() -> None:

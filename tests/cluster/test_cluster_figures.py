@@ -21,7 +21,7 @@ from toy_run import LATE_SECONDS, TOY_FLOPS, ToyStream, toy_model
 
 from priorclip.common.ports import free_port
 from priorclip.training.config import MonitorConfig
-from priorclip.training.monitoring.measure import Seen, skipped_figures
+from priorclip.training.monitoring.measure import RankMetrics, skipped_metrics
 from priorclip.training.monitoring.prometheus import open_endpoint
 from priorclip.training.monitoring.tensorboard_layout import LAYOUT, flat
 
@@ -63,7 +63,7 @@ def test_the_rank_that_is_late_is_named(toys: dict[str, ToyRun], run: str) -> No
     seconds = toys[run].records("speed/step_seconds_median")
     assert shares[3] == pytest.approx(lags[3] / seconds[3], rel=1e-6)
     assert "rank 1 on " in toys[run].output
-    assert "holds the others up by 0.3" in toys[run].output
+    assert "delays the other ranks by 0.3" in toys[run].output
 
 
 def test_bad_samples_of_all_ranks_are_added_up(toys: dict[str, ToyRun]) -> None:
@@ -71,8 +71,8 @@ def test_bad_samples_of_all_ranks_are_added_up(toys: dict[str, ToyRun]) -> None:
     assert run.records("data/skipped/image") == {step: 2 * step for step in (1, 4, 8, 12)}
     assert set(run.records("data/skipped/caption").values()) == {2}
     assert run.records("data/skipped") == {step: 2 * step + 2 for step in (1, 4, 8, 12)}
-    seen = [Seen("a", {}, {}, 0, 0, {}, {"image": 2}), Seen("b", {}, {}, 0, 0, {}, {"caption": 1, "image": 3})]
-    assert skipped_figures(seen) == {"data/skipped": 6, "data/skipped/caption": 1, "data/skipped/image": 5}
+    seen = [RankMetrics("a", {}, {}, 0, 0, {}, {"image": 2}), RankMetrics("b", {}, {}, 0, 0, {}, {"caption": 1, "image": 3})]
+    assert skipped_metrics(seen) == {"data/skipped": 6, "data/skipped/caption": 1, "data/skipped/image": 5}
 
 
 def test_speed_is_counted_over_all_steps_since_the_last_record(toys: dict[str, ToyRun]) -> None:

@@ -144,12 +144,12 @@ def test_signal_to_the_launch_command_reaches_the_ranks(tmp_path: Path) -> None:
 def test_signal_to_a_process_that_is_ending_does_not_kill_it() -> None:
     program = """
 import os, signal
-from priorclip.training.ranks.preemption import Notice
+from priorclip.training.ranks.preemption import StopSignal
 class Late:  # taken apart after Python's own handlers are
     def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR1):
         kill(pid, number)
         print("was told", flush=True)
-late, notice = Late(), Notice()
+late, notice = Late(), StopSignal()
 """
     done = execute([PYTHON, "-c", program])
     assert (done.returncode, done.stdout) == (0, "was told\n")
@@ -199,8 +199,8 @@ try:
 except SystemExit:
     os.kill(os.getpid(), signal.SIGUSR1)
 assert "torch" not in sys.modules
-from priorclip.training.ranks.preemption import Notice
-print(Notice().given, Notice().given, flush=True)
+from priorclip.training.ranks.preemption import StopSignal
+print(StopSignal().received, StopSignal().received, flush=True)
 """
     done = execute([PYTHON, "-c", program])
     assert done.stdout.splitlines()[-1] == "True False", done.stdout

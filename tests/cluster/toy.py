@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from priorclip.training.ranks.preemption import hear_early
+from priorclip.training.ranks.preemption import keep_early_signals
 
 if __name__ == "__main__":
-    hear_early()
+    keep_early_signals()
     from tests.cluster.toy_run import main
 
     main()

@@ -25,10 +25,13 @@ from torch import nn
 from priorclip.common.options import parse
 from priorclip.training.config import RunConfig
 from priorclip.training.engine.build import build_engine, full_state_dict
-from priorclip.training.loop import prepare_folder, total_steps, train
-from priorclip.training.monitoring.measure import Subject
+from priorclip.training.loop import train
+from priorclip.training.monitoring.measure import ModelFacts
 from priorclip.training.monitoring.report import set_up_logging, write_report
 from priorclip.training.ranks.distributed import seed_everything, start
+from priorclip.training.run import Run, total_steps
+from priorclip.training.run_folder import prepare_folder
+from priorclip.training.task import Task
 
 SAMPLES = 96
 LATE_SECONDS = 0.3
@@ -189,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             loss = loss * float("nan")
         return loss, {"mse": loss}
 
-    def evaluate() -> dict[str, float]:
+    def evaluate(engine) -> dict[str, float]:
         inputs = torch.cos(torch.arange(64.0)[:, None] * torch.arange(1, 9) * 0.21)
         outputs = []
         for part, half in enumerate(inputs.to(next(engine.module.parameters()).dtype).split(32)):
@@ -198,8 +201,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             outputs.append(engine(half).float())
         return {"mse": float(nn.functional.mse_loss(torch.cat(outputs), inputs.sum(1, keepdim=True).tanh()))}
 
-    subject = Subject(flops=lambda: TOY_FLOPS)
-    report = train(config.run, rank, engine, stream, step, evaluate, subject=subject)
+    facts = ModelFacts(flops=lambda: TOY_FLOPS)
+    task = Task(model, groups, stream, step, evaluate, export=lambda *_: None, model_facts=facts)
+    report = train(Run(config.run, rank, engine, task))
     state = full_state_dict(engine)
     if rank.is_first:
         torch.save(state, folder / "weights.pt")

@@ -63,9 +63,9 @@ def two_ranks(rank: int, folder: str) -> None:
     os.environ.update(DS_ACCELERATOR="cpu", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    from priorclip.training.ranks.distributed import leave_out_shared_memory_op
+    from priorclip.training.ranks.distributed import disable_shared_memory_op
 
-    leave_out_shared_memory_op()
+    disable_shared_memory_op()
     for precision, stage in ENGINES:
         average_by_hand(rank, Path(folder), precision, stage)
     for name, options in {
@@ -132,9 +132,11 @@ def average_by_hand(rank: int, folder: Path, precision: str, stage: int) -> None
 def whole_run(rank: int, folder: Path, name: str, zero: str, **options: Any) -> None:
     """A run through the shared loop; its exported weights and what it says of them are left in NAME.pt."""
     from priorclip.training.engine.build import build_engine, full_state_dict
-    from priorclip.training.loop import prepare_folder, total_steps, train
-    from priorclip.training.model_selection import Outcome
+    from priorclip.training.loop import train
     from priorclip.training.ranks.distributed import Rank
+    from priorclip.training.run import Run, total_steps
+    from priorclip.training.run_folder import prepare_folder
+    from priorclip.training.task import Task
 
     config = RunConfig(
         dir=f"{folder}/{name}", progress=False, average=AverageConfig(decay=DECAY),
@@ -148,19 +150,19 @@ def whole_run(rank: int, folder: Path, name: str, zero: str, **options: Any) -> 
     steps = total_steps(config, 1)
     groups = [{"params": list(model.parameters()), "weight_decay": 0.0}]
     engine = build_engine(model, groups, config, total_steps=steps, world_size=2)
-    outcome = Outcome(config, engine)
     seen: dict[int, dict[str, torch.Tensor]] = {}
 
     def step(engine: Any, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         loss = engine(batch["rows"]).float().square().mean()
         return loss, {"mse": loss}
 
-    def evaluate() -> dict[str, float]:
+    def evaluate(engine: Any) -> dict[str, float]:
         seen[engine.global_steps] = full_state_dict(engine)
         return {"mse": FIGURES[engine.global_steps - 1]}
 
-    report = train(config, me, engine, stream, step, evaluate, outcome=outcome)
-    weights, facts = outcome.weights()
+    run = Run(config, me, engine, Task(model, groups, stream, step, evaluate, export=lambda *_: None))
+    report = train(run)
+    weights, facts = run.model_selection.export_weights()
     torch.save((weights, facts, report["steps"], seen), f"{folder}/{name}-{rank}.pt")
     engine.destroy()
 

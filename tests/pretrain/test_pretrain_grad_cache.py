@@ -22,7 +22,7 @@ from priorclip.model.config import EncoderConfig, LossConfig, ModelConfig, PAECo
 from priorclip.model.export.from_checkpoint import whole_state
 from priorclip.model.objective import RetrievalObjective
 from priorclip.training.engine.grad_cache import backward_cached
-from priorclip.training.loop import micro_batch, optimize
+from priorclip.training.step import micro_batch, optimize
 
 SIZE, RATE, STEPS = 8, 0.01, 2
 LOSS = LossConfig(lambda_cs=0.7, chunk=3)
@@ -183,9 +183,9 @@ def two_ranks(rank: int, folder: str) -> None:
     import deepspeed
 
     from priorclip.training.engine.build import full_state_dict
-    from priorclip.training.ranks.distributed import leave_out_shared_memory_op
+    from priorclip.training.ranks.distributed import disable_shared_memory_op
 
-    leave_out_shared_memory_op()
+    disable_shared_memory_op()
 
     for precision, stage, pieces in ENGINES:
         model = built()

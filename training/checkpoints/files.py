@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from priorclip.training.config import CheckpointConfig
 from priorclip.training.engine.nvme import is_swapped, states_to_disk
-from priorclip.training.ranks.rng_state import restore_generators
+from priorclip.training.ranks.rng_state import restore_rng_states
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
                 " to nvme only as many ranks and stage 3 resume it. Take zero3-offload, if only for a checkpoint"
             )
         state = load_reshaped(engine, checkpoint, written)
-        restore_generators(checkpoint)
+        restore_rng_states(checkpoint)
         return state
     with states_to_disk(engine):
         path, client_state = engine.load_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
@@ -219,7 +219,7 @@ def load(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> dict[str, Any]:
     else:
         buffers = averaged_buffers(checkpoint)
     set_buffers(engine.module, buffers)
-    restore_generators(checkpoint)
+    restore_rng_states(checkpoint)
     return state_of_run(client_state)
 
 

@@ -50,7 +50,7 @@ from priorclip.training.checkpoints.files import (
 from priorclip.training.config import CheckpointConfig
 from priorclip.training.engine.averages import Averages, averages_name
 from priorclip.training.engine.nvme import states_in_memory
-from priorclip.training.ranks.rng_state import generator_states, generators_name
+from priorclip.training.ranks.rng_state import rng_states, rng_states_name
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +176,7 @@ class Writer:
             self.staging.files[buffers_name(self.rank)] = self.staging.snapshot.of(buffers)
         if self.averages is not None:
             self.staging.files[averages_name(self.rank)] = self.staging.snapshot.of(self.averages.named())
-        self.staging.files[generators_name(self.rank)] = generator_states()
+        self.staging.files[rng_states_name(self.rank)] = rng_states()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         shape = Shape.of(self.engine)

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-Batch = dict[str, Any]
+from priorclip.training.stream_protocol import Batch
+
 Parts = dict[str, Tensor]
 Features = Mapping[str, Any]  # a tensor, or None, by name
 
@@ -64,12 +65,12 @@ def backward_cached(
     states, cached = [], []
     with torch.no_grad(), statistics_kept(engine.module):
         for piece in pieces:
-            states.append(generator_states())
+            states.append(torch_rng_states())
             cached.append(step.encode(engine, piece()))
     loss, parts, gradients = feature_gradients(cached, whole, step)
     factor = torch.ones_like(loss) if judge is None else judge(loss)
     for piece, state, gradient in zip(pieces, states, gradients, strict=True):
-        set_generators(state)
+        set_torch_rng_states(state)
         features = step.encode(engine, piece())
         # Its gradient in the features is the one wanted. Not divided by the number of micro batches: they add up.
         surrogate = torch.stack([(features[name] * value).sum() for name, value in gradient.items()]).sum() * factor
@@ -119,15 +120,15 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def generator_states() -> list[Tensor]:
+def torch_rng_states() -> list[Tensor]:
     """Of the CPU and of the accelerator of this process."""
     accelerator = deepspeed.get_accelerator()
     states = [torch.get_rng_state()]
     return states if accelerator.device_name() == "cpu" else [*states, accelerator.get_rng_state()]
 
 
-def set_generators(states: list[Tensor]) -> None:
-    """Set them back to what `generator_states` returned."""
+def set_torch_rng_states(states: list[Tensor]) -> None:
+    """Set them back to what `torch_rng_states` returned."""
     torch.set_rng_state(states[0])
     for state in states[1:]:
         deepspeed.get_accelerator().set_rng_state(state)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from priorclip.training.checkpoints.files import replace_text
 from priorclip.training.config import MonitorConfig
-from priorclip.training.monitoring.measure import Seen
+from priorclip.training.monitoring.measure import RankMetrics
 from priorclip.training.monitoring.prometheus import open_endpoint
 from priorclip.training.monitoring.read_metrics import NAME, records
 from priorclip.training.monitoring.tensorboard_layout import LAYOUT, hparams_end, hparams_start
@@ -90,7 +90,7 @@ class MetricLog:
         for summary in hparams_start(yaml.safe_load(config)):
             self.board._get_file_writer().add_summary(summary)
 
-    def numbers(self, step: int, values: dict[str, Any], ranks: Sequence[Seen] = ()) -> None:
+    def write_metrics(self, step: int, values: dict[str, Any], ranks: Sequence[RankMetrics] = ()) -> None:
         """Figures of a step; ``ranks`` are what each rank saw, for the endpoint."""
         if not self.enabled:
             return
@@ -105,7 +105,7 @@ class MetricLog:
         if self.endpoint is not None:
             self.endpoint.update(step, values, ranks)
 
-    def pictures(self, step: int, images: Mapping[str, Image.Image]) -> None:
+    def write_images(self, step: int, images: Mapping[str, Image.Image]) -> None:
         if self.enabled:
             with self.bearing():
                 for name, image in images.items():

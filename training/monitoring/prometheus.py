@@ -23,11 +23,10 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from priorclip.training.config import MonitorConfig
+from priorclip.training.monitoring.measure import RankMetrics
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
-
-    from priorclip.training.monitoring.measure import Seen
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ class Endpoint:
 
         self.run = run
         self.values: dict[str, Any] = {}
-        self.ranks: Sequence[Seen] = ()
+        self.ranks: Sequence[RankMetrics] = ()
         self.told = time.time()
         self.lock = threading.Lock()
         registry = CollectorRegistry()
@@ -77,7 +76,7 @@ class Endpoint:
         self.server, self.thread = start_http_server(port, address, registry)
         logger.info("Prometheus endpoint: http://%s:%d/metrics", address, self.server.server_port)
 
-    def update(self, step: int, values: Mapping[str, Any], ranks: Sequence[Seen]) -> None:
+    def update(self, step: int, values: Mapping[str, Any], ranks: Sequence[RankMetrics]) -> None:
         """The figures of a step; those that this record has not stay as they were."""
         with self.lock:
             self.values |= {"step": step, **values}
@@ -100,7 +99,7 @@ class Endpoint:
                 yield self._gauge(GaugeMetricFamily, name, value)
         yield skipped
         yield self._gauge(GaugeMetricFamily, "record_timestamp_seconds", told)
-        for name, by_rank in rank_figures(ranks).items():
+        for name, by_rank in rank_metrics(ranks).items():
             family = GaugeMetricFamily(
                 f"priorclip_rank_{name}", f"{name} of each rank.", labels=["run", "rank", "host"]
             )
@@ -119,7 +118,7 @@ class Endpoint:
         self.thread.join()
 
 
-def rank_figures(ranks: Sequence[Seen]) -> dict[str, list[float]]:
+def rank_metrics(ranks: Sequence[RankMetrics]) -> dict[str, list[float]]:
     """Figure of each rank, by name."""
     if not ranks:
         return {}

@@ -67,13 +67,13 @@ def start(config: EngineConfig) -> Rank:
     # CUDA's matrix libraries are deterministic only with a fixed workspace, read when they start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    leave_out_shared_memory_op()
+    disable_shared_memory_op()
     join(datetime.timedelta(minutes=config.timeout_minutes))
     local_rank = int(os.environ["LOCAL_RANK"])
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
         device = torch.device("cpu")
-        ranks = ranks_here(os.environ) or dist.get_world_size()
+        ranks = local_world_size(os.environ) or dist.get_world_size()
         torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // ranks))
         keep_freed_memory()
     else:
@@ -127,7 +127,7 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def leave_out_shared_memory_op() -> None:
+def disable_shared_memory_op() -> None:
     """Keep DeepSpeed from compiling its CPU inference collective, which training has no use for.
 
     It takes a compiler, a lock that all runs of this user wait for, and 69 MB of /dev/shm a rank, never removed.
@@ -208,7 +208,7 @@ def slurm_environment(environment: dict[str, str]) -> dict[str, str]:
     }
 
 
-def ranks_here(environment: Mapping[str, str]) -> int | None:
+def local_world_size(environment: Mapping[str, str]) -> int | None:
     """Ranks on this host, from the launcher's variables; None where it says nothing."""
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"):  # torchrun, deepspeed, mpirun
         if name in environment:
@@ -250,7 +250,7 @@ def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str,
     return dict(zip(sorted(values), (packed / dist.get_world_size()).tolist()))
 
 
-def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+def gather_rows_no_grad(rows: torch.Tensor) -> torch.Tensor:
     """Rows ``(n, ...)`` of all ranks, rank after rank: ``(world n, ...)``. Each rank passes the same n. No gradient."""
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows.contiguous())

@@ -1,9 +1,9 @@
-"""SLURM's notice that a job will end: SIGTERM or SIGUSR1 becomes a flag that the loop reads at each step boundary.
+"""SLURM's signal that a job will end: SIGTERM or SIGUSR1 becomes a flag that the run reads after each step.
 
-    hear_early()            # before torch is imported, which takes seconds
-    notice = Notice()       # as training begins; given is true where SIGUSR1 has come meanwhile
+    keep_early_signals()           # before torch is imported, which takes seconds
+    stop_signal = StopSignal()     # when training begins; `received` is True if SIGUSR1 came before
 
-SIGTERM is no notice until training begins: launchers end ranks by it that wait for one which has failed.
+Until training begins, SIGTERM ends the process, because launchers use it to end ranks that wait for a failed one.
 """
 
 from __future__ import annotations
@@ -15,43 +15,39 @@ from types import FrameType
 
 logger = logging.getLogger(__name__)
 
-# EX_TEMPFAIL: the batch script requeues a job that ends with it.
-REQUEUE_EXIT_CODE = 75
-# Of a rank that ends a run that hangs.
-HANG_EXIT_CODE = 76
+REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: the batch script requeues a job that ends with it
+HANG_EXIT_CODE = 76  # of a rank that ends a run because it hangs
+
+EARLY_SIGNALS: list[int] = []
 
 
-HEARD: list[int] = []
+def keep_early_signals() -> None:
+    """Keeps a SIGUSR1 for the later ``StopSignal``. Without this, it would end a starting run, and its job."""
+    signal.signal(signal.SIGUSR1, lambda number, frame: EARLY_SIGNALS.append(number))
 
 
-def hear_early() -> None:
-    """Keep a SIGUSR1 for the ``Notice`` to come, which would else end a run that still starts, and its job with it."""
-    signal.signal(signal.SIGUSR1, lambda number, frame: HEARD.append(number))
+class EvaluationInterrupted(Exception):
+    """Leaves an evaluation, on all ranks at the same place, after a stop signal."""
 
 
-class Noticed(Exception):
-    """Leaves an evaluation that the notice came in, on all ranks at the same place."""
+class StopSignal:
+    """``received`` becomes True at the first SIGTERM or SIGUSR1. Create it in the main thread only.
 
-
-class Notice:
-    """``notice.given`` is True from the first SIGTERM or SIGUSR1 on. Only the main thread can install it.
-
-    Python takes its handlers away as it ends: a time limit's SIGUSR1 that comes then must not kill a run that is done.
+    Python removes its signal handlers when it exits. We then ignore SIGUSR1, so that it cannot kill a finished run.
     """
 
     def __init__(self) -> None:
-        self.given = False
+        self.received = False
         atexit.register(signal.signal, signal.SIGUSR1, signal.SIG_IGN)
         for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self.take)
-        for early in HEARD:  # none is added any more
-            self.take(early, None)
-        HEARD.clear()
+            signal.signal(number, self.receive)
+        for early in EARLY_SIGNALS:  # no more are added, because the handlers above are set
+            self.receive(early, None)
+        EARLY_SIGNALS.clear()
 
-    def take(self, number: int, frame: FrameType | None) -> None:
+    def receive(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if not self.given:
-            logger.warning(
-                "%s: a checkpoint is written at the next step, then the run ends", signal.Signals(number).name
-            )
-        self.given = True
+        if not self.received:
+            name = signal.Signals(number).name
+            logger.warning("%s: the run writes a checkpoint after this step, then it ends", name)
+        self.received = True

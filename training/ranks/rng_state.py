@@ -1,7 +1,7 @@
 """State of the generators that a rank draws from: Python's, NumPy's, torch's and its accelerator's.
 
-    state = generator_states()         # tensors and plain numbers: read back by torch.load(weights_only=True)
-    set_generators(state)              # the next draws are those that came after the state was taken
+    state = rng_states()         # tensors and plain numbers: read back by torch.load(weights_only=True)
+    set_rng_states(state)              # the next draws are those that came after the state was taken
 
 What this system's own steps draw follows from the step's number (cluster/distributed.seed_step). A library, or a task
 of the user's, may draw from the global generators all the same: a checkpoint keeps them for each rank.
@@ -19,11 +19,11 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 
-def generators_name(rank: int) -> str:
+def rng_states_name(rank: int) -> str:
     return f"generators_rank_{rank:05d}.pt"
 
 
-def generator_states() -> dict[str, Any]:
+def rng_states() -> dict[str, Any]:
     """Of this process."""
     numbers = np.random.get_state(legacy=False)
     assert isinstance(numbers, dict)
@@ -39,7 +39,7 @@ def generator_states() -> dict[str, Any]:
     return states
 
 
-def set_generators(states: dict[str, Any]) -> None:
+def set_rng_states(states: dict[str, Any]) -> None:
     """Of this process; an accelerator's only where both runs have one."""
     version, words, rest = states["python"]
     random.setstate((version, tuple(words), rest))
@@ -51,8 +51,8 @@ def set_generators(states: dict[str, Any]) -> None:
         accelerator.set_rng_state(states["accelerator"])
 
 
-def restore_generators(checkpoint: Path) -> None:
+def restore_rng_states(checkpoint: Path) -> None:
     """Those of this rank, where the checkpoint has them; a rank that the checkpoint did not know keeps its own."""
-    path = checkpoint / generators_name(dist.get_rank())
+    path = checkpoint / rng_states_name(dist.get_rank())
     if path.is_file():
-        set_generators(torch.load(path, map_location="cpu", weights_only=True))
+        set_rng_states(torch.load(path, map_location="cpu", weights_only=True))

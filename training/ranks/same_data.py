@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 
-if TYPE_CHECKING:
-    from priorclip.training.loop import Stream
+from priorclip.training.stream_protocol import Stream
 
 
 def refuse_different_data(stream: Stream) -> None:

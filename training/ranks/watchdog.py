@@ -1,7 +1,7 @@
 """A rank that hangs is named, with its host and stack, and ends the run, whatever its collectives do.
 
     watch = Watchdog(rank, minutes=5)
-    watch.moved()        # at each step
+    watch.count_step()        # at each step
     watch.stop()
 
 Two things watch. A process beside each rank (guardian.py) kills one that shows no sign of life: stopped, frozen
@@ -77,7 +77,7 @@ class Watchdog:
     def name(self) -> str:
         return f"rank {self.rank.rank} on {socket.gethostname()} (process {os.getpid()})"
 
-    def moved(self) -> None:
+    def count_step(self) -> None:
         """Called at each step."""
         self.steps += 1
 
