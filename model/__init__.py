@@ -28,16 +28,17 @@ if TYPE_CHECKING:
         SceneConfig,
         TextConfig,
         from_dict,
-        load_preset,
-        preset_names,
         to_dict,
     )
     from priorclip.model.export.folder import from_pretrained, load_weights, save_pretrained
-    from priorclip.model.losses.retrieval_loss import AttributionLoss, ContrastiveLoss, RetrievalLoss
+    from priorclip.model.losses.attribution import AttributionLoss
+    from priorclip.model.losses.contrastive import ContrastiveLoss
+    from priorclip.model.losses.retrieval_loss import RetrievalLoss
     from priorclip.model.networks.priorclip import PriorCLIP
     from priorclip.model.networks.prioritr import PriorITR
     from priorclip.model.networks.scene_classifier import SceneClassifier
     from priorclip.model.objective import RetrievalObjective
+    from priorclip.model.presets import load_preset, preset_names
     from priorclip.model.recall import chance, recall_at_k, retrieval_metrics
 
 HOME = {
@@ -52,12 +53,13 @@ HOME = {
         "SceneConfig",
         "TextConfig",
         "from_dict",
-        "load_preset",
-        "preset_names",
         "to_dict",
     ),
+    "presets": ("load_preset", "preset_names"),
     "export.folder": ("from_pretrained", "load_weights", "save_pretrained"),
-    "losses.retrieval_loss": ("AttributionLoss", "ContrastiveLoss", "RetrievalLoss"),
+    "losses.attribution": ("AttributionLoss",),
+    "losses.contrastive": ("ContrastiveLoss",),
+    "losses.retrieval_loss": ("RetrievalLoss",),
     "objective": ("RetrievalObjective",),
     "networks.scene_classifier": ("SceneClassifier",),
     "networks.priorclip": ("PriorCLIP",),

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
 from priorclip.model.commands import COMMANDS, BenchConfig, ConvertConfig, ExportConfig, SummaryConfig
 
@@ -20,15 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "summary": run_summary,
         "bench": run_bench,
     }
-    prog = "model"
-    try:
-        name, config = parse_command(COMMANDS, argv, prog=prog, description="Convert, export and measure models.")
-        prog = f"model {name}"
-        run[name](config)
-    except (OSError, ValueError) as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    name, config = parse_command(COMMANDS, argv, prog="model", description="Convert, export and measure models.")
+    return run_command(f"model {name}", lambda: run[name](config))
 
 
 def run_convert(config: ConvertConfig) -> None:

@@ -101,7 +101,7 @@ def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
     scales: dict[str, float] = {}
     for prefix, module in model.named_modules():
         if layer_decay < 1 and isinstance(module, ImageEncoder | TextEncoder):
-            layers = layers_of(module)
+            layers = layers_of(module.model)
             count = max(layers.values()) + 1
             scales |= {f"{prefix}.model.{name}": layer_decay ** (count - layer) for name, layer in layers.items()}
     return scales

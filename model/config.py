@@ -1,28 +1,19 @@
-"""What a model is made of, as dataclasses, and the presets that fill them.
+"""The options of a model and of its losses, as dataclasses. Their docstrings are the help texts of the commands.
 
-    config = load_preset("priorclip-b32")           # model/presets/priorclip-b32.yaml
-    config.vision.weights = None                    # random instead of the preset's pretrained weights
-    model = model.build_model(config)
+    config = ModelConfig(embed_dim=256, text=TextConfig(name="bert-base-uncased"))
+    model = build_model(config)
 
-A preset is a YAML file with the keys of `ModelConfig`; keys it leaves out keep the defaults here. No torch in this
-module: `--help` must not wait for it.
+model/presets/ has named configurations. No torch in this module: `--help` does not wait for it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
-import yaml
-
-MODEL_TYPE = "priorclip"  # as transformers knows our models
-FOR_READERS = ("format", "model_type", "architectures", "transformers_version", "dtype")
-PRESETS = Path(__file__).parent / "presets"
 T = TypeVar("T")
 
 
@@ -259,24 +250,6 @@ def check_dropout(group: str, value: float) -> None:
         raise ValueError(f"{group}.dropout must lie in [0, 1), not {value}")
 
 
-def preset_names() -> list[str]:
-    """Names of the presets, sorted."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def load_preset(name: str) -> ModelConfig:
-    """The preset as a configuration of its own, free to change. Raises ValueError that names the nearest preset."""
-    if name not in preset_names():
-        near = difflib.get_close_matches(name, preset_names(), n=1, cutoff=0)
-        raise ValueError(f"no preset '{name}': did you mean '{near[0]}'? presets: {', '.join(preset_names())}")
-    return from_dict(ModelConfig, yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8")))
-
-
-def plain_values(values: dict[str, Any]) -> dict[str, Any]:
-    """What config.json holds of our configuration, without what is there for its readers."""
-    return {name: value for name, value in values.items() if name not in FOR_READERS}
-
-
 def to_dict(config: ModelConfig | SceneConfig) -> dict[str, Any]:
     """The configuration as plain values, what YAML and JSON take."""
     return dataclasses.asdict(config)
@@ -344,21 +317,3 @@ class LoraConfig:
         if self.rank < 0:
             raise ValueError(f"lora.rank must not be negative, but is {self.rank}")
         check_dropout("lora", self.dropout)
-
-
-def architecture(export: str | None, preset: str) -> dict[str, Any]:
-    """The model's configuration as plain values: that of an export folder where one is given, else the preset's.
-
-    Raises:
-        ValueError: no such preset; a folder that is no export, or holds a scene classifier.
-    """
-    if export is None:
-        return to_dict(load_preset(preset))
-    path = Path(export) / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{export} is not an exported model: it has no config.json (a run exports to RUN/export)")
-    values = json.loads(path.read_text(encoding="utf-8"))
-    values = plain_values(values)
-    if values.get("kind") == "scene":
-        raise ValueError(f"{export} is a scene classifier: give it as --model.prior.weights, not as --init_from")
-    return values

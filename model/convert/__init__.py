@@ -17,12 +17,13 @@ from pathlib import Path
 from types import ModuleType
 
 from priorclip.model.commands import ConvertConfig
-from priorclip.model.config import ModelConfig, load_preset
-from priorclip.model.convert import open_clip, pir, released, transformers_clip
+from priorclip.model.config import ModelConfig
+from priorclip.model.convert import open_clip, pir, priorclip_release, transformers_clip
 from priorclip.model.convert.checkpoint import Checkpoint, read_checkpoint
 from priorclip.model.convert.clip_tokenizer import write_clip_tokenizer
 from priorclip.model.convert.family import Converted, Request, lacking_blocks
 from priorclip.model.export.folder import save_pretrained
+from priorclip.model.presets import load_preset
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ FAMILIES: dict[str, ModuleType] = {
     "openai": open_clip,
     "remoteclip": open_clip,
     "georsclip": open_clip,
-    "priorclip": released,
+    "priorclip": priorclip_release,
     "pir": pir,
     "transformers": transformers_clip,
     "open_clip": open_clip,
@@ -111,7 +112,7 @@ def write_tokenizer(config: ConvertConfig, converted: Converted, folder: Path) -
 
     name = config.tokenizer or converted.tokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise OSError(
             f"the tokenizer '{name}' is no folder, and the hub does not give it: --tokenizer names another ({error})"

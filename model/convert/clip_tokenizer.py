@@ -68,7 +68,7 @@ def from_hub() -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(HUB)
+        return AutoTokenizer.from_pretrained(HUB, trust_remote_code=False)
     except OSError as error:
         raise OSError(
             f"CLIP's vocabulary is neither in an installed open_clip_torch nor on the hub ({HUB}): "

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from priorclip.model.encoders.weights import State, some
+from priorclip.model.encoders.weights import State, first_names
 
 Take = Callable[[Sequence[Tensor], torch.Size], Tensor]
 
@@ -94,7 +94,7 @@ def fill(
         made[name] = tensor.to(wanted[name].dtype).contiguous().clone()
     problems = {"missing": sorted(set(missing)), "other shape": sorted(shapes)}
     if any(problems.values()):
-        told = "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names)
+        told = "; ".join(f"{what}: {first_names(names)}" for what, names in problems.items() if names)
         raise ValueError(f"{source} does not hold the model that it should: {told}")
     return made, sorted(state.keys() - used)
 

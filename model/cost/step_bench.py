@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from priorclip.model.build import build_model, parameter_groups
-from priorclip.model.config import load_preset
 from priorclip.model.cost.flops import count_flops, total
 from priorclip.model.cost.peak_tflops import peak_of
+from priorclip.model.device import pick_device
 from priorclip.model.losses.retrieval_loss import RetrievalLoss
+from priorclip.model.presets import load_preset
 
 if TYPE_CHECKING:
     from priorclip.model.commands import BenchConfig
@@ -89,12 +90,6 @@ def report(config: BenchConfig) -> str:
     take_turns(contenders, config.runs, device)
     found = compare(contenders, config, device)
     return json.dumps(found, indent=2) if config.format == "json" else table(found)
-
-
-def pick_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU on this machine, use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def ours(config: BenchConfig, device: torch.device) -> Contender:

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from priorclip.model.build import build_model
-from priorclip.model.config import ModelConfig, load_preset
-from priorclip.model.cost.activations import Point, activation_curve
+from priorclip.model.config import ModelConfig
+from priorclip.model.cost.activation_memory import Point, activation_curve
 from priorclip.model.cost.flops import count_flops, total, training_flops, under
 from priorclip.model.cost.peak_tflops import PEAKS
+from priorclip.model.presets import load_preset
 
 if TYPE_CHECKING:
     from priorclip.model.commands import SummaryConfig

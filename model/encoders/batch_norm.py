@@ -1,8 +1,8 @@
 """Batch normalisation whose statistics stay float32 while its weights train in half precision.
 
-DeepSpeed casts parameters to bfloat16 or float16 and leaves buffers alone, as it should: a running variance rounded to
-8 bits stops moving. But torch normalises half inputs only with weights of the statistics' type. So the weights are cast
-where they are used; their gradient comes back in their own type.
+DeepSpeed casts parameters to bfloat16 or float16 and does not cast buffers, which is right: a running variance with 8
+bits stops moving. But torch normalises half precision inputs only with weights of the statistics' dtype. So the weights
+are cast at each use, and their gradient has their own dtype.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def keep_statistics(model: nn.Module) -> None:
-    """Let every batch norm of the model take half precision weights beside float32 statistics, in place."""
+    """Lets every batch norm of the model use half precision weights with float32 statistics, in place."""
     for module in model.modules():
         if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            module.__class__ = mixed(type(module))  # type: ignore[arg-type]
+            module.__class__ = mixed_precision(type(module))  # type: ignore[arg-type]
 
 
 @cache  # type: ignore[arg-type]
-def mixed(kind: type[_BatchNorm]) -> type[_BatchNorm]:
-    """``kind`` (torch's or timm's batch norm) whose ``weight`` and ``bias`` read in the statistics' type."""
+def mixed_precision(kind: type[_BatchNorm]) -> type[_BatchNorm]:
+    """Returns a subclass of a batch norm whose ``weight`` and ``bias`` are read in the statistics' dtype."""
 
     def read(name: str) -> property:
         def value(self: _BatchNorm) -> Tensor | None:

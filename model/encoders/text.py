@@ -1,9 +1,9 @@
-"""Text encoders: any transformers model that encodes text, as token states and one pooled state.
+"""Text encoders: any transformers model for text, with token states and one pooled state.
 
     input_ids (B, T), attention_mask (B, T) -> states (B, T, C) -> pooled (B, C): first, mean or last token
 
-Padding never changes a feature: padded positions are masked, and pooling looks at real positions only. The model is
-built from its configuration alone; weights are loaded after, so an exported model needs neither hub nor packages.
+Padding never changes a feature: padded positions are masked, and pooling uses real positions only. The model is built
+from its configuration alone and its weights are loaded later, so an exported model needs neither hub nor packages.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModelWithProjection, PreTrainedConfig
 
+from priorclip.common.packages import PACKAGE
 from priorclip.model.config import TextConfig
-from priorclip.model.encoders.feature_cache import Memo
+from priorclip.model.encoders.feature_cache import FeatureCache
 from priorclip.model.encoders.layers import keep_locked, lock
-from priorclip.model.encoders.weights import PACKAGE, State, load_exactly, one_file, package_folder, read_state, some
+from priorclip.model.encoders.weights import State, first_names, load_exactly, one_file, read_state, weight_package
 
-# Towers whose tokens read those before them only, with positions counted from the first: they are padded at the end.
+# In these models a token reads only the tokens before it, and padding is at the end.
 CAUSAL = ("clip_text_model",)
 
 
@@ -37,20 +38,20 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.config = resolve(config, vocab_size)
         assert self.config.config is not None
-        architecture = architecture_of(self.config.config)
+        architecture = transformers_config(self.config.config)
         check_length(config.context_length, architecture)
-        self.model: Any = create(architecture)
+        self.model: Any = build_text_model(architecture)
         self.width: int = architecture.hidden_size
         self.clip_projection = None if config.weights is None else load_pretrained(self.model, config)
-        self.memo = Memo(config.remember, self.model, self.config.config) if config.remember else None
+        self.feature_cache = FeatureCache(config.remember, self.model, self.config.config) if config.remember else None
         if not config.trainable:
             self.requires_grad_(False)
         elif config.unlocked is not None:
-            lock(self, config.unlocked)
-        self.train()  # what is frozen has no dropout, from the first step on
+            lock(self.model, config.unlocked, config.name)
+        self.train()  # frozen modules have no dropout, from the first step on
 
     def train(self, mode: bool = True) -> TextEncoder:
-        """Training mode, unless the encoder is frozen."""
+        """Sets training mode, unless the encoder is frozen."""
         super().train(mode and self.config.trainable)
         if self.config.unlocked is not None:
             keep_locked(self.model)
@@ -58,20 +59,20 @@ class TextEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Token states (B, T, C)."""
-        # CLIP's tower reads backwards only, so that nothing before the padding sees it: without a mask attention takes
-        # its causal kernel. transformers looks into a mask for padding, and a tensor on the meta device holds none.
+        # In CLIP's tower no token before the padding reads it, so it needs no mask, and attention uses its causal
+        # kernel. transformers reads the values of a mask, and a tensor on the meta device has none.
         causal = self.model.config.model_type in CAUSAL and self.config.pooling == "eos"
         mask = None if causal or attention_mask.is_meta else attention_mask
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trainable):
-            if self.memo is not None and mask is not None:
-                return self.memo(lambda *new: self.states(*new), input_ids, mask)
+            if self.feature_cache is not None and mask is not None:
+                return self.feature_cache(lambda *new: self.states(*new), input_ids, mask)
             return self.states(input_ids, mask)
 
     def states(self, input_ids: Tensor, mask: Tensor | None) -> Tensor:
         return self.model(input_ids=input_ids, attention_mask=mask).last_hidden_state
 
     def pool(self, states: Tensor, attention_mask: Tensor) -> Tensor:
-        """States (B, T, C) -> (B, C) by the configured pooling; positions with mask 0 do not count."""
+        """Pools states (B, T, C) -> (B, C); positions with mask 0 do not count."""
         if self.config.pooling == "cls":
             return states[:, 0]
         real = attention_mask.to(states.dtype).unsqueeze(-1)
@@ -82,60 +83,61 @@ class TextEncoder(nn.Module):
         return states[torch.arange(states.shape[0], device=states.device), last]
 
     def set_grad_checkpointing(self, enable: bool) -> None:
-        # transformers 5.2x renamed them
-        turn = "enable" if enable else "disable"
-        method = getattr(self.model, f"activation_checkpointing_{turn}", None)
-        if method is None:
-            method = getattr(self.model, f"gradient_checkpointing_{turn}")
+        verb = "enable" if enable else "disable"
+        method = getattr(self.model, f"activation_checkpointing_{verb}", None)
+        if method is None:  # before transformers 5.2x
+            method = getattr(self.model, f"gradient_checkpointing_{verb}")
         method({"use_reentrant": False}) if enable else method()
 
 
 def resolve(config: TextConfig, vocab_size: int | None = None) -> TextConfig:
-    """The configuration with its architecture filled in: from ``name`` where ``config`` is null, and the vocabulary.
+    """Returns the configuration with its architecture, from ``name`` if ``config`` is null, and its vocabulary size.
 
-    Raises ValueError where neither is given, or where pretrained weights meet a vocabulary of another size.
+    Raises ValueError if neither is given, or if the tokenizer has more tokens than the pretrained weights.
     """
     config = copy.deepcopy(config)
     if config.config is None:
         if config.name is None:
             raise ValueError("text.name and text.config are both null: name a transformers model or give its sizes")
-        config.config = read_architecture(config.name)
+        config.config = read_named_config(config.name)
     if vocab_size is not None:
-        own = config.config.get("vocab_size")
-        if config.weights is not None and own is not None and vocab_size > own:
+        known = config.config.get("vocab_size")
+        if config.weights is not None and known is not None and vocab_size > known:
             raise ValueError(
                 f"the tokenizer has {vocab_size} tokens, but the pretrained text encoder "
-                f"'{config.name or config.weights}' knows {own}: use its own tokenizer, or text.weights null"
+                f"'{config.name or config.weights}' knows {known}: use its own tokenizer, or text.weights null"
             )
         if config.weights is None:
             config.config["vocab_size"] = vocab_size
     return config
 
 
-def read_architecture(name: str) -> dict[str, Any]:
-    """The configuration of a hub id, a local folder or ``package:NAME``."""
+def read_named_config(name: str) -> dict[str, Any]:
+    """Returns the configuration of a hub id, a local folder or ``package:NAME``, which the user named."""
     source = str(model_folder(name)) if name.startswith(PACKAGE) else str(Path(name).expanduser())
     try:
-        loaded = AutoConfig.from_pretrained(source if Path(source).exists() else name)
+        loaded = AutoConfig.from_pretrained(source if Path(source).exists() else name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"text.name '{name}' is neither a transformers model on the hub nor a folder: {error}"
         ) from error
     loaded = getattr(loaded, "text_config", None) or loaded
-    return json.loads(json.dumps(loaded.to_diff_dict() | {"model_type": loaded.model_type}))
+    values = json.loads(json.dumps(loaded.to_diff_dict() | {"model_type": loaded.model_type}))
+    values.pop("auto_map", None)  # names code
+    return values
 
 
 def model_folder(source: str) -> Path:
-    """The folder with config.json and weights inside an installed package."""
-    return one_file(package_folder(source), is_model_config, "transformers config.json").parent
+    """Returns the folder with config.json and weights inside an installed package."""
+    return one_file(weight_package(source), is_model_config, "transformers config.json").parent
 
 
 def is_model_config(path: Path) -> bool:
     return path.name == "config.json" and "model_type" in json.loads(path.read_text(encoding="utf-8"))
 
 
-def architecture_of(values: dict[str, Any]) -> PreTrainedConfig:
-    """A transformers configuration from plain values. Raises ValueError on an unknown ``model_type``."""
+def transformers_config(values: dict[str, Any]) -> PreTrainedConfig:
+    """Returns a transformers configuration from plain values. Raises ValueError on an unknown ``model_type``."""
     values = dict(values)
     model_type = values.pop("model_type", None)
     if model_type is None:
@@ -149,61 +151,60 @@ def check_length(context_length: int, architecture: PreTrainedConfig) -> None:
         raise ValueError(f"text.context_length {context_length} is over the text encoder's {limit} positions")
 
 
-def create(architecture: PreTrainedConfig) -> Any:
-    """The encoder, random weights, without a pooling layer of its own: its parameters would never be used."""
+def build_text_model(architecture: PreTrainedConfig) -> Any:
+    """Returns the encoder with random weights, without its own pooling layer, which would not be used."""
     auto = AutoModelForTextEncoding if type(architecture) in AutoModelForTextEncoding._model_mapping else AutoModel
     model_class = auto._model_mapping[type(architecture)]
     pooler = "add_pooling_layer" in inspect.signature(cast(type, model_class)).parameters
-    return auto.from_config(
-        architecture, attn_implementation="sdpa", **({"add_pooling_layer": False} if pooler else {})
-    )
+    options = {"add_pooling_layer": False} if pooler else {}
+    return auto.from_config(architecture, attn_implementation="sdpa", trust_remote_code=False, **options)
 
 
 def load_pretrained(model: Any, config: TextConfig) -> Tensor | None:
-    """Load the weights that ``config.weights`` names. Returns CLIP's text projection (d, C) where they hold one."""
+    """Loads the weights that ``config.weights`` names. Returns CLIP's text projection (d, C) if they hold one."""
     source = config.weights or ""
     if source == "hub":
         if config.name is None:
             raise ValueError("text.weights is 'hub', but text.name is null: name the hub's model")
         source = config.name
-    place = str(model_folder(source)) if source.startswith(PACKAGE) else str(Path(source).expanduser())
-    if Path(place).is_file():
-        state = read_state(Path(place))
+    path = str(model_folder(source)) if source.startswith(PACKAGE) else str(Path(source).expanduser())
+    if Path(path).is_file():
+        state = read_state(Path(path))
     else:
-        state = read_pretrained(model, place if Path(place).exists() else source)
+        state = read_pretrained(model, path if Path(path).exists() else source)
     projection = state.pop("text_projection.weight", None)
     load_exactly(model, fit_names(state, model), source)
     return projection
 
 
 def read_pretrained(model: Any, source: str) -> State:
-    """State dict of a hub id or a folder in transformers' own reading: old names, shards, .bin files.
+    """Returns the weights of a hub id or a folder as transformers reads them: old names, shards, .bin files.
 
-    Raises ValueError where weights of the model are missing: transformers would leave them random.
+    Raises ValueError if weights of the model are missing, because transformers would leave them random.
     """
     clip = model.config.model_type == "clip_text_model"
     kind: Any = CLIPTextModelWithProjection if clip else type(model)
     pooler = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
     try:
-        loaded, info = kind.from_pretrained(source, output_loading_info=True, **pooler)
+        loaded, info = kind.from_pretrained(source, output_loading_info=True, weights_only=True, **pooler)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"text weights '{source}' do not load as {kind.__name__}: {error}") from error
     missing = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
     if missing:
-        raise ValueError(f"the weights of {source} do not fit {kind.__name__}: missing: {some(missing)}")
+        raise ValueError(f"the weights of {source} do not fit {kind.__name__}: missing: {first_names(missing)}")
     return dict(loaded.state_dict())
 
 
 def fit_names(state: State, model: nn.Module) -> State:
-    """Weights by the model's names: a checkpoint prefixes them (``bert.``) and may hold parts that we leave out."""
-    own = model.state_dict().keys()
+    """Renames weights to the model's names: removes prefixes (``bert.``) and the parts that the encoder lacks."""
+    wanted = model.state_dict().keys()
     prefixes = ("", f"{getattr(model, 'base_model_prefix', '')}.", "text_model.")
-    left_out = ("pooler.", "cls.", "vision_model.", "visual_projection.", "logit_scale")
+    heads = ("pooler.", "cls.", "vision_model.", "visual_projection.", "logit_scale")
     fitted: State = {}
     for name, value in state.items():
-        short = next((name.removeprefix(p) for p in prefixes if name.removeprefix(p) in own), None)
+        short = next((name.removeprefix(p) for p in prefixes if name.removeprefix(p) in wanted), None)
         if short is not None:
             fitted[short] = value
-        elif not name.endswith("position_ids") and not name.removeprefix("bert.").startswith(left_out):
+        elif not name.endswith("position_ids") and not name.removeprefix("bert.").startswith(heads):
             fitted[name] = value
     return fitted

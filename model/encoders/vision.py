@@ -2,9 +2,9 @@
 
     images uint8 (B, 3, H, W) -> [0, 1] -> this encoder's mean and std -> timm -> tokens (B, L, C) and global (B, C)
 
-Layouts that timm gives: (B, L, C) with prefix tokens before the patches (ViT), NCHW (convolutional nets), NHWC (Swin).
-Each encoder normalises on the device by its own mean and standard deviation, so that vision and prior encoders of
-different schooling share one batch of uint8 pixels.
+Layouts of timm: (B, L, C) with prefix tokens before the patches (ViT), NCHW (convolutional nets), NHWC (Swin). Each
+encoder normalises on the device by its own mean and standard deviation. So vision and prior encoders with different
+pretraining share one batch of uint8 pixels.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from priorclip.model.config import EncoderConfig
 from priorclip.model.encoders.batch_norm import keep_statistics
-from priorclip.model.encoders.feature_cache import Memo
+from priorclip.model.encoders.feature_cache import FeatureCache
 from priorclip.model.encoders.layers import keep_locked, lock
 from priorclip.model.encoders.weights import load_exactly, read_image_weights, scene_backbone
 
 
 class VisualTokens(NamedTuple):
-    """What a backbone sees: tokens (B, L, C) in row-major order, global feature (B, C), grid (h, w) with h*w = L."""
+    """Features of images: tokens (B, L, C) in row-major order, global feature (B, C), grid (h, w) with h*w = L."""
 
     tokens: Tensor
     pooled: Tensor
@@ -36,11 +36,11 @@ class VisualTokens(NamedTuple):
 
 
 class ImageEncoder(nn.Module):
-    """A timm model without classifier, with its normalisation, freezing and weights as configured.
+    """A timm model without classifier, with normalisation, freezing and weights by its configuration.
 
     Args:
-        config: what to build
-        pool: true: forward gives the pooled feature (B, C). false: timm's unpooled features
+        config: the configuration
+        pool: true: forward returns the pooled feature (B, C); false: timm's unpooled features
     """
 
     mean: Tensor
@@ -58,15 +58,15 @@ class ImageEncoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         facts = (config.name, config.image_size, mean, std, pool)
-        self.memo = Memo(config.remember, self.model, facts) if config.remember else None
+        self.feature_cache = FeatureCache(config.remember, self.model, facts) if config.remember else None
         if not config.trainable:
             self.requires_grad_(False)
         elif config.unlocked is not None:
-            lock(self, config.unlocked)
+            lock(self.model, config.unlocked, config.name)
         self.train()
 
     def train(self, mode: bool = True) -> ImageEncoder:
-        """Training mode, except for what the configuration freezes."""
+        """Sets training mode, except for the modules that the configuration freezes."""
         super().train(mode and self.config.trainable)
         if self.config.unlocked is not None:
             keep_locked(self.model)
@@ -77,7 +77,10 @@ class ImageEncoder(nn.Module):
         return self
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8, or float in [0, 1], (B, 3, H, W) -> normalised, in the dtype of the weights."""
+        """Normalises (B, 3, H, W), uint8 or float in [0, 1] -> the dtype of the weights.
+
+        Raises ValueError if an encoder that does not pool gets another image size.
+        """
         weights = next(self.parameters()).dtype
         dtype = torch.promote_types(weights, torch.float32)
         pixels = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
@@ -87,19 +90,19 @@ class ImageEncoder(nn.Module):
         if pixels.shape[-2:] != size:
             got = "x".join(map(str, pixels.shape[-2:]))
             raise ValueError(f"images are {got} pixels, but image_size of '{self.config.name}' is {size[0]}")
-        # Channels last: convolutions take a third less time in it, on CPUs and on tensor cores; others do not mind.
+        # Channels last makes convolutions a third faster, on CPUs and on tensor cores; other layers are not slower.
         normalised = ((pixels - self.mean.to(dtype)) / self.std.to(dtype)).to(weights)
         return normalised.contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> pooled feature (B, C) or timm's unpooled features."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trainable):
-            if self.memo is not None:
-                return self.memo(lambda new: self.model(self.normalise(new)), images)
+            if self.feature_cache is not None:
+                return self.feature_cache(lambda new: self.model(self.normalise(new)), images)
             return self.model(self.normalise(images))
 
     def tokens(self, images: Tensor) -> VisualTokens:
-        """The unpooled features as tokens, whatever their layout. The global feature is the class token or the mean."""
+        """Returns unpooled features of any layout as tokens. The global feature is the class token or the mean."""
         features = self(images)
         if features.ndim == 3:
             prefix = getattr(self.model, "num_prefix_tokens", 0)
@@ -114,9 +117,9 @@ class ImageEncoder(nn.Module):
 
 
 def create_backbone(config: EncoderConfig, pool: bool) -> tuple[nn.Module, Tensor | None]:
-    """The timm model with its weights, without classifier, and CLIP's projection where those weights hold one.
+    """Returns the timm model with its weights, without classifier, and CLIP's projection if the weights hold one.
 
-    Raises ValueError that says what timm did not like.
+    Raises ValueError with timm's reason if the model cannot be built.
     """
     if config.projection is not None and not pool:
         raise ValueError(
@@ -125,7 +128,7 @@ def create_backbone(config: EncoderConfig, pool: bool) -> tuple[nn.Module, Tenso
     hub = config.weights in ("hub", "timm")
     known = known_config(config.name)
     refuse_other_scene_backbone(config)
-    # timm keeps the projection into CLIP's embedding space where other models have their classifier.
+    # timm keeps CLIP's projection in the place of the classifier.
     is_clip = "_clip_" in config.name
     classes = known.num_classes if hub and known and is_clip and config.projection is None else 0
     size = {"img_size": config.image_size} if known and known.fixed_input_size else {}
@@ -147,12 +150,12 @@ def create_backbone(config: EncoderConfig, pool: bool) -> tuple[nn.Module, Tenso
 
 
 def known_config(name: str) -> Any:
-    """What timm knows of the model's weights and input. ValueError that names the nearest where there is no such."""
+    """Returns timm's facts about the model's weights and input. Raises ValueError that names the nearest model."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        near = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        nearest = difflib.get_close_matches(architecture, timm.list_models(), n=3)
         raise ValueError(
-            f"timm has no encoder '{architecture}'" + (f": did you mean {', '.join(near)}?" if near else "")
+            f"timm has no encoder '{architecture}'" + (f": did you mean {', '.join(nearest)}?" if nearest else "")
         )
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
@@ -161,36 +164,33 @@ def known_config(name: str) -> Any:
 
 
 def refuse_other_scene_backbone(config: EncoderConfig) -> None:
-    """ValueError where the weights are a scene classifier's of another backbone."""
+    """Raises ValueError if the weights are those of a scene classifier with another backbone."""
     trained = scene_backbone(config.weights)
-    if trained and architecture_of(trained["name"]) != architecture_of(config.name):
-        told = f"'{trained['name']}'" + (f" with kwargs {trained['kwargs']}" if trained.get("kwargs") else "")
+    if trained and trained.name.partition(".")[0] != config.name.partition(".")[0]:
+        trained_name = f"'{trained.name}'" + (f" with kwargs {trained.kwargs}" if trained.kwargs else "")
         raise ValueError(
-            f"the weights of {config.weights} are those of {told}, but this encoder is '{config.name}': "
-            f"give it that name (prior.name, or vision.name, of the model), or train a prior of its own"
+            f"the weights of {config.weights} are those of {trained_name}, but this encoder is '{config.name}': "
+            f"set prior.name (or vision.name) of the model to that name, or train a prior with this encoder"
         )
 
 
-def architecture_of(name: str) -> str:
-    return name.partition(".")[0]
-
-
 def normalisation(config: EncoderConfig) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of the encoder's input, by channel: its own, those its weights were trained with in
-    `finetune prior`, or timm's."""
-    own, trained = known_config(config.name), scene_backbone(config.weights)
-    mean, std = (own.mean, own.std) if own else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
-    return list(config.mean or trained.get("mean") or mean), list(config.std or trained.get("std") or std)
+    """Returns mean and standard deviation of the input by channel: configured, of the exported prior, or timm's."""
+    known, trained = known_config(config.name), scene_backbone(config.weights)
+    mean, std = (known.mean, known.std) if known else (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
+    if trained:
+        mean, std = trained.mean or mean, trained.std or std
+    return list(config.mean or mean), list(config.std or std)
 
 
 def grid_of(length: int) -> tuple[int, int]:
-    """The square grid of so many tokens."""
+    """Returns the square grid (h, w) of ``length`` tokens. Raises ValueError if there is none."""
     side = math.isqrt(length)
     if side * side != length:
-        raise ValueError(f"{length} visual tokens are no square grid; the encoders take square images")
+        raise ValueError(f"{length} visual tokens make no square grid; the encoders take square images")
     return side, side
 
 
 def is_plain_vit(model: nn.Module) -> bool:
-    """Whether the instruction can go in before the blocks: timm's VisionTransformer with its own forward."""
+    """Tells whether the instruction can enter before the blocks: timm's VisionTransformer with its own forward."""
     return isinstance(model, VisionTransformer) and type(model).forward_features is VisionTransformer.forward_features

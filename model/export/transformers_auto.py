@@ -1,10 +1,11 @@
 """transformers' ``AutoModel`` and ``AutoConfig`` for export folders.
 
-    import model                                        # after transformers; or: import model.auto
-    found = AutoModel.from_pretrained("runs/demo/export")
-    found(pixel_values=images, input_ids=ids, attention_mask=mask).image_embeds
+    import priorclip.model          # after transformers; or: import priorclip.model.export.transformers_auto
+    model = AutoModel.from_pretrained("runs/demo/export")
+    model(pixel_values=images, input_ids=ids, attention_mask=mask).image_embeds
 
-The wrapper holds one of our models and loads it by our own reader, so that both ways give the same weights.
+The wrapper holds one of our models and loads it by `from_pretrained`, so both ways give the same weights, and a
+configuration of somebody else is read in the same safe way.
 """
 
 from __future__ import annotations
@@ -19,25 +20,32 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import ModelOutput
 
 from priorclip.model.build import build_model
-from priorclip.model.config import MODEL_TYPE, ModelConfig, from_dict, plain_values, to_dict
+from priorclip.model.config import ModelConfig, to_dict
 from priorclip.model.export.folder import from_pretrained, save_pretrained
+from priorclip.model.export_config import FOR_READERS, MODEL_TYPE, config_from_untrusted
 
 HUB_OPTIONS = ("cache_dir", "revision", "token", "local_files_only")
 
 
 class PriorCLIPConfig(PreTrainedConfig):
-    """Our configuration as transformers keeps it: ``architecture`` holds the values of `ModelConfig`."""
+    """Our configuration in transformers' form: ``architecture`` holds the values of `ModelConfig`.
+
+    Other keys of a config.json, such as ``auto_map`` or ``_attn_implementation``, are left out.
+    """
 
     model_type = MODEL_TYPE
 
     def __init__(self, architecture: dict[str, Any] | None = None, **values: Any):
         own = {name: values.pop(name) for name in to_dict(ModelConfig()) if name in values}
-        super().__init__(**values)
+        super().__init__(**{name: value for name, value in values.items() if name in FOR_READERS})
         self.architecture = architecture or own
 
     def ours(self) -> ModelConfig:
-        """The configuration as our models take it."""
-        return from_dict(ModelConfig, plain_values(self.architecture))
+        """Returns the configuration of our model. Raises ValueError that names an unknown key or a bad value."""
+        config = config_from_untrusted(self.architecture)
+        if not isinstance(config, ModelConfig):
+            raise ValueError("a scene classifier has no transformers model")
+        return config
 
 
 @dataclass
@@ -54,7 +62,7 @@ class PriorCLIPOutput(ModelOutput):
 
 
 class PriorCLIPModel(PreTrainedModel):
-    """PriorCLIP, PriorITR or plain CLIP behind transformers' interface."""
+    """PriorCLIP, PriorITR or plain CLIP with transformers' interface."""
 
     config_class = PriorCLIPConfig
     base_model_prefix = "inner"
@@ -71,21 +79,21 @@ class PriorCLIPModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         **_: Any,
     ) -> PriorCLIPOutput:
-        """Features of images and texts.
+        """Returns features of images and texts.
 
         Args:
-            pixel_values: (B, 3, H, W), uint8 or float in [0, 1]: the model normalises them by itself
+            pixel_values: (B, 3, H, W), uint8 or float in [0, 1]; the model normalises them
             input_ids: (T, L)
             attention_mask: (T, L)
         """
-        found = self.inner(pixel_values, input_ids, attention_mask)
-        image, text = found["image_features"], found["text_features"]
+        outputs = self.inner(pixel_values, input_ids, attention_mask)
+        image, text = outputs["image_features"], outputs["text_features"]
         both = image is not None and text is not None
-        return PriorCLIPOutput(image, text, found["logit_scale"] * image @ text.T if both else None)
+        return PriorCLIPOutput(image, text, outputs["logit_scale"] * image @ text.T if both else None)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *_: Any, config: Any = None, **options: Any) -> PriorCLIPModel:  # type: ignore[override]
-        """The model of an export folder or a hub id, in eval mode; ``dtype`` converts its weights."""
+        """Returns the model of an export folder or a hub id, in eval mode; ``dtype`` converts its weights."""
         hub = {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
         inner = from_pretrained(folder, **hub)
         model = cls(PriorCLIPConfig(architecture=to_dict(inner.config)), inner)
@@ -93,7 +101,7 @@ class PriorCLIPModel(PreTrainedModel):
         return model.to(dtype).eval() if isinstance(dtype, torch.dtype) else model.eval()  # type: ignore[arg-type]
 
     def save_pretrained(self, folder: str | Path, **_: Any) -> None:  # type: ignore[override]
-        """Write an export folder of ours."""
+        """Writes an export folder of ours."""
         save_pretrained(self.inner.state_dict(), self.inner.config, folder)
 
 

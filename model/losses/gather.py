@@ -1,11 +1,10 @@
 """Tensors of all ranks, with gradients that make the mean over ranks exact.
 
-Each rank computes the loss of its own rows against everybody's columns. The gradient of a gathered feature therefore
-has a part on every rank; the backward passes here sum those parts (a reduce-scatter for a gather, an all-reduce for a
-sum). With that, averaging parameter gradients over ranks, as DeepSpeed does, gives the gradient of the mean over ranks
-of the losses, to the last term.
+Each rank computes the loss of its own rows against the columns of all ranks. So every rank has a part of the gradient
+of a gathered feature. The backward passes here sum those parts (reduce-scatter for a gather, all-reduce for a sum).
+DeepSpeed averages parameter gradients over ranks, which then gives the exact gradient of the mean loss over ranks.
 
-All of it is the identity in a process without torch.distributed.
+In a process without torch.distributed, all of these functions are the identity.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# torch 2.14 names them so, and warns at each call by the names of before.
+# torch 2.14 renamed them and warns at each call of the old names.
 all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def world_size() -> int:
-    """Ranks of the default process group; 1 where there is none."""
+    """Returns the number of ranks in the default process group; 1 without one."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process among the ranks of the default process group; 0 where there is none."""
+    """Returns the rank of this process in the default process group; 0 without one."""
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 def gather_integers(x: Tensor) -> Tensor:
-    """(B, ...) of every rank -> (W * B, ...), in the order of ranks, no gradient. B must be the same on all ranks."""
+    """Gathers (B, ...) of all ranks -> (W * B, ...) in rank order, without gradient. B is the same on all ranks."""
     size = world_size()
     if size == 1:
         return x
@@ -42,7 +41,7 @@ def gather_integers(x: Tensor) -> Tensor:
 
 
 class GatherRows(torch.autograd.Function):
-    """(B, d) of every rank -> (W * B, d); backward: sum over ranks of the gradient of this rank's rows."""
+    """Gathers (B, d) of all ranks -> (W * B, d); backward: sum over ranks of the gradient of this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -57,7 +56,7 @@ class GatherRows(torch.autograd.Function):
 
 
 class SumOverRanks(torch.autograd.Function):
-    """Elementwise sum of every rank's tensor; backward: sum over ranks of the gradient."""
+    """Elementwise sum of the tensors of all ranks; backward: sum over ranks of the gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ class SumOverRanks(torch.autograd.Function):
 
 
 class AverageGradient(torch.autograd.Function):
-    """The tensor itself; backward: mean over ranks of the gradient, so that every rank has the whole of it."""
+    """The tensor itself; backward: mean over ranks of the gradient, the same on all ranks."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -86,26 +85,26 @@ class AverageGradient(torch.autograd.Function):
         return mean
 
 
-def gather_rows(x: Tensor) -> Tensor:
-    """Rows of all ranks, differentiable."""
+def gather_rows_with_gradient(x: Tensor) -> Tensor:
+    """Gathers the rows (B, d) of all ranks -> (W * B, d), differentiable."""
     return x if world_size() == 1 else GatherRows.apply(x)  # type: ignore[no-any-return]
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:
-    """Sum over ranks, differentiable."""
+    """Sums over ranks, differentiable."""
     return x if world_size() == 1 else SumOverRanks.apply(x)  # type: ignore[no-any-return]
 
 
 def average_gradient(x: Tensor) -> Tensor:
-    """x, the same on all ranks, with a gradient that is the same too.
+    """Returns x, which is the same on all ranks, and makes its gradient the same on all ranks.
 
-    For what follows backward and is not linear: a clamp that looks at the gradient's sign must see that of the whole.
+    A clamp that depends on the sign of the gradient needs the gradient of the global batch.
     """
     return x if world_size() == 1 else AverageGradient.apply(x)  # type: ignore[no-any-return]
 
 
 def log_sum_over_ranks(x: Tensor) -> Tensor:
-    """log of the sum over ranks of exp(x), elementwise, no gradient. Not a number where a rank's x is not."""
+    """Returns the log of the sum over ranks of exp(x), elementwise, without gradient. A NaN of one rank reaches all."""
     if world_size() == 1:
         return x
     top = x.clone()
@@ -116,6 +115,6 @@ def log_sum_over_ranks(x: Tensor) -> Tensor:
 
 
 def own_share(x: Tensor) -> Tensor:
-    """(W * B, ...) in the order of ranks -> this rank's (B, ...)."""
+    """Takes this rank's (B, ...) from (W * B, ...) in rank order."""
     size = world_size()
     return x if size == 1 else x.chunk(size)[rank()]

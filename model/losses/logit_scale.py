@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 
 def log_scale(start: float, learned: bool) -> nn.Parameter:
-    """log(start) as a parameter (1,); one that is not learned keeps its place in checkpoints, but has no gradient."""
+    """Returns log(start) as a parameter (1,). If it is not learned, it has no gradient but stays in checkpoints."""
     return nn.Parameter(torch.tensor([math.log(start)]), requires_grad=learned)
 
 
 class ClampBelow(torch.autograd.Function):
     """min(x, limit), whose gradient still moves x back inside.
 
-    A plain clamp has gradient zero outside, so a parameter that steps over the limit stays there. Clamping the
-    parameter in place does not help under ZeRO: the fp32 master is another, partitioned tensor, and overwrites the
-    clamped copy. Here the gradient passes inside, and at or over the limit where descent along it lowers x.
+    The gradient of a plain clamp is zero outside, so a parameter that steps over the limit stays there. Clamping the
+    parameter in place does not help under ZeRO: the fp32 master weights are another, partitioned tensor and overwrite
+    the clamped copy. Here the gradient passes below the limit. At or over the limit it passes if descent lowers x.
     """
 
     @staticmethod
@@ -37,9 +37,9 @@ class ClampBelow(torch.autograd.Function):
 
 
 def clamped_exp(log_scale: Tensor, limit: float) -> Tensor:
-    """exp(min(log_scale, limit)) as a scalar (), float32 at least.
+    """Returns exp(min(log_scale, limit)) as a scalar (), at least float32.
 
-    The parameter itself has shape (1,): DeepSpeed cannot broadcast one without dimensions.
+    The parameter has shape (1,) because DeepSpeed cannot broadcast a parameter without dimensions.
     """
     dtype = torch.promote_types(log_scale.dtype, torch.float32)
     return ClampBelow.apply(log_scale.to(dtype).reshape(()), limit).exp()  # type: ignore[no-any-return]

@@ -19,8 +19,7 @@ from priorclip.model.config import ModelConfig
 from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import ImageEncoder
 from priorclip.model.losses.logit_scale import log_scale
-from priorclip.model.networks.priorclip import start_projection
-from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, unit
+from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, start_projection, unit
 
 
 class PlainVision(nn.Module):

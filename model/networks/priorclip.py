@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from priorclip.model.config import ModelConfig
-from priorclip.model.encoders.instructed import InstructedBackbone, InstructedViT
 from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import ImageEncoder, is_plain_vit
 from priorclip.model.losses.logit_scale import log_scale
-from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, unit
+from priorclip.model.networks.instructed_vision import InstructedBackbone, InstructedViT
+from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, start_projection, unit
 
 
 class PriorCLIP(TwoTowers):
@@ -72,11 +72,3 @@ class PriorCLIP(TwoTowers):
         self.text.set_grad_checkpointing(enable)
         if self.config.prior.trainable:
             self.prior.model.set_grad_checkpointing(enable)
-
-
-def start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
-    """CLIP's own projection where the weights hold one that fits, so that its two towers still agree; else random."""
-    nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
-    if pretrained is not None and pretrained.shape == projection.weight.shape:
-        with torch.no_grad():
-            projection.weight.copy_(pretrained)

@@ -7,8 +7,6 @@ prior ``belief_map``; without one ``has_belief`` is false.
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -74,18 +72,16 @@ class TwoTowers(nn.Module):
         """Token ids (B, T) -> L2-normalised (B, d), float32 at least."""
         raise NotImplementedError
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay leaves alone."""
-        from priorclip.model.build import undecayed
 
-        return undecayed(self)
+def start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
+    """Copies CLIP's own projection (d, C) if the weights hold one that fits, so that its two towers still agree.
 
-    @classmethod
-    def from_pretrained(cls, folder: str | Path, **hub: Any) -> Any:
-        """The model of an export folder, or of one on the hub by its id, in eval mode."""
-        from priorclip.model.export.folder import from_pretrained
-
-        return from_pretrained(folder, **hub)
+    Otherwise the projection starts at random.
+    """
+    nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+    if pretrained is not None and pretrained.shape == projection.weight.shape:
+        with torch.no_grad():
+            projection.weight.copy_(pretrained)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from priorclip.model.losses.retrieval_loss import ContrastiveLoss
+from priorclip.model.losses.contrastive import ContrastiveLoss
 
 
 def contrastive(image: Tensor, text: Tensor, scale: Tensor, ids: Tensor) -> Tensor:

@@ -17,7 +17,9 @@ from priorclip.model.build import build_model, parameter_groups
 from priorclip.model.config import BeliefConfig, EncoderConfig, FusionConfig, LossConfig, ModelConfig, PAEConfig
 from priorclip.model.export.folder import save_pretrained
 from priorclip.model.losses import retrieval_loss as losses
-from priorclip.model.losses.retrieval_loss import AttributionLoss, ContrastiveLoss, RetrievalLoss
+from priorclip.model.losses.attribution import AttributionLoss
+from priorclip.model.losses.contrastive import ContrastiveLoss
+from priorclip.model.losses.retrieval_loss import RetrievalLoss
 from priorclip.pretrain.commands import PretrainConfig, model_defaults
 
 REQUIRED = ["--run.dir", "runs/x", "--data.shards", "data/x"]

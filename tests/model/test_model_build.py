@@ -8,17 +8,10 @@ import torch
 import torch.nn.functional as F
 from tiny_models import BERT, CLIP_TEXT, VISION, tiny
 
-from priorclip.model.build import build_model, parameter_groups
-from priorclip.model.config import (
-    BeliefConfig,
-    EncoderConfig,
-    TextConfig,
-    from_dict,
-    load_preset,
-    preset_names,
-    to_dict,
-)
+from priorclip.model.build import build_model, parameter_groups, undecayed
+from priorclip.model.config import BeliefConfig, EncoderConfig, TextConfig, from_dict, to_dict
 from priorclip.model.losses.retrieval_loss import RetrievalLoss
+from priorclip.model.presets import load_preset, preset_names
 
 KINDS = [("priorclip", vision) for vision in VISION] + [("prioritr", vision) for vision in ("vit", "swin", "resnet")]
 
@@ -214,7 +207,7 @@ def test_parameter_groups_split_by_what_decays():
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert {id(p) for p in decay["params"]} | {id(p) for p in without["params"]} == {id(p) for p in trained}
     assert len(decay["params"]) + len(without["params"]) == len(trained)
-    names = model.no_weight_decay()
+    names = undecayed(model)
     for part in ("logit_scale", "attribution_scale", "cls_token", "pos_embed", "position_embeddings", "norm", "bias"):
         assert any(part in name for name in names), part
     for name, parameter in model.named_parameters():

@@ -16,7 +16,8 @@ from priorclip.model.losses.retrieval_loss import RetrievalLoss
 MEMORY = """
 from pathlib import Path
 import torch
-from priorclip.model.losses.retrieval_loss import AttributionLoss, ContrastiveLoss
+from priorclip.model.losses.attribution import AttributionLoss
+from priorclip.model.losses.contrastive import ContrastiveLoss
 
 def resident(name):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -75,7 +75,7 @@ def test_what_was_saved_loads_to_the_same_features(made, folder):
     ids, mask = torch.randint(1, 70, (2, 5)), torch.ones(2, 5, dtype=torch.long)
     for key, value in made(images, ids, mask).items():
         assert torch.equal(loaded(images, ids, mask)[key], value), key
-    assert PriorCLIP.from_pretrained(folder).config == loaded.config
+    assert from_pretrained(folder).config == loaded.config
 
 
 def test_files_of_the_folder(folder):

@@ -12,7 +12,7 @@ import torch
 from foreign_models import images, normalised, texts, tiny_open_clip
 from tiny_models import tiny
 
-from priorclip.model import PriorCLIP, from_pretrained, save_pretrained
+from priorclip.model import from_pretrained, save_pretrained
 from priorclip.model.__main__ import main
 from priorclip.model.build import build_model
 from priorclip.model.convert import open_clip
@@ -105,7 +105,7 @@ def test_hub_ids_are_read_from_the_cache(ours, tmp_path):
     references = tmp_path / "models--someone--prior-clip" / "refs"
     references.mkdir()
     (references / "main").write_text("abc")
-    found = PriorCLIP.from_pretrained("someone/prior-clip", cache_dir=tmp_path, local_files_only=True)
+    found = from_pretrained("someone/prior-clip", cache_dir=tmp_path, local_files_only=True)
     assert torch.equal(found.encode_image(images(64)), ours[1].encode_image(images(64)))
     with pytest.raises(FileNotFoundError, match="someone/nothing is no folder here, and the hub does not give it"):
         from_pretrained("someone/nothing", cache_dir=tmp_path, local_files_only=True)
@@ -138,7 +138,7 @@ def data(tmp_path_factory):
 
 
 def test_a_runs_checkpoint_becomes_the_runs_export(data, tmp_path, caplog, capsys):
-    """Under ZeRO-3; tests/training/test_training_gradcache.py reads checkpoints of all stages."""
+    """Under ZeRO-3; tests/pretrain/test_pretrain_grad_cache.py reads checkpoints of all stages."""
     train(tmp_path / "run", data, zero=3)
     arguments = ["export", "--input", str(tmp_path / "run"), "--output", str(tmp_path / "out")]
     assert main(arguments) == 0

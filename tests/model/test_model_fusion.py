@@ -13,8 +13,8 @@ from torch import nn
 
 from priorclip.model.build import build_model
 from priorclip.model.config import BeliefConfig, FusionConfig, ModelConfig
-from priorclip.model.encoders.instructed import InstructedBackbone
 from priorclip.model.networks.belief import apply_belief
+from priorclip.model.networks.instructed_vision import InstructedBackbone
 from priorclip.model.networks.priorclip import PriorCLIP
 
 BELIEFS = {
@@ -164,7 +164,7 @@ def test_gradients_reach_the_instruction_and_the_tokens_through_the_weights(reco
         return list(torch.autograd.grad(visual(images(), prior).square().sum(), inputs))
 
     whole = gradients()
-    from priorclip.model.encoders import instructed
+    from priorclip.model.networks import instructed_vision as instructed
 
     weigh = instructed.weigh
     monkeypatch.setattr(instructed, "weigh", lambda tokens, weights, compat: weigh(tokens, weights.detach(), compat))

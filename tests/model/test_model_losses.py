@@ -6,8 +6,10 @@ import loss_reference as reference
 import pytest
 import torch
 
+from priorclip.model.losses.attribution import AttributionLoss
+from priorclip.model.losses.contrastive import ContrastiveLoss, SymmetricCrossEntropy
 from priorclip.model.losses.logit_scale import clamped_exp
-from priorclip.model.losses.retrieval_loss import AttributionLoss, ContrastiveLoss, RetrievalLoss, SymmetricCrossEntropy
+from priorclip.model.losses.retrieval_loss import RetrievalLoss
 
 
 def leaves(width: int = 6, size: int = 12):

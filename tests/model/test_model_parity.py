@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from foreign_models import VOCABULARY, images, normalised, open_clip_model, shaken, texts
 
 from priorclip.model.build import build_model
-from priorclip.model.convert import open_clip, pir, released, transformers_clip
+from priorclip.model.convert import open_clip, pir, priorclip_release, transformers_clip
 from priorclip.model.convert.checkpoint import Checkpoint
 from priorclip.model.convert.family import Request
 
@@ -152,7 +152,7 @@ def test_released_priorclip_features():
     torch.manual_seed(4)
     prior = shaken(ModifiedResNet([3, 4, 6, 3], 512, heads=32, image_size=224, width=64)).eval()
     instruct = torch.nn.Linear(512, 768)
-    model, converted = ours(released, released_state(clip, prior, instruct), "priorclip")
+    model, converted = ours(priorclip_release, released_state(clip, prior, instruct), "priorclip")
     assert converted.unused == []
     assert (converted.config.kind, converted.config.belief.compat) == ("priorclip", "released")
     pixels, (ids, mask) = images(), texts()

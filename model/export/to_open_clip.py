@@ -12,8 +12,6 @@ towers are written without it, and its image features, which the prior's token c
 from __future__ import annotations
 
 import logging
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from priorclip.common.files import folder_aside
 from priorclip.model.convert.open_clip import text_rules, vision_rules
 from priorclip.model.convert.rules import Take, their_names, transposed
 from priorclip.model.encoders.weights import State
-from priorclip.model.export.folder import publish, write_json
+from priorclip.model.export.folder import write_json
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +38,9 @@ def export_open_clip(model: Any, folder: str | Path) -> Path:
     config = open_clip_config(model)
     state = open_clip_state(model)
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with folder_aside(folder) as aside:
         write_json(aside / "open_clip_config.json", config)
         save_file(state, aside / "open_clip_model.safetensors", metadata={"format": "pt"})
-        publish(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return folder
 
 

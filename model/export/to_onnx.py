@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from priorclip.model.export.folder import copy_tokenizer, preprocessor, publish, write_json
+from priorclip.common.files import folder_aside
+from priorclip.model.export.folder import copy_tokenizer, preprocessor, write_json
 
 log = logging.getLogger(__name__)
 
@@ -64,12 +63,10 @@ def export_onnx(model: Any, folder: str | Path, source: str | Path) -> Path:
     if lacking:
         raise ValueError(f"--format onnx needs {', '.join(lacking)}: pip install .[onnx]")
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     size, length = model.config.vision.image_size, model.config.text.context_length
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
     ids, mask = torch.ones(2, length, dtype=torch.long), torch.ones(2, length, dtype=torch.long)
-    try:
+    with folder_aside(folder) as aside:
         write_tower(ImageTower(model), (images,), ["images"], "image_features", aside / "image.onnx")
         write_tower(
             TextTower(model), (ids, mask), ["input_ids", "attention_mask"], "text_features", aside / "text.onnx"
@@ -84,10 +81,6 @@ def export_onnx(model: Any, folder: str | Path, source: str | Path) -> Path:
             "embed_dim": model.config.embed_dim,
         }
         write_json(aside / "onnx.json", facts)
-        publish(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     return folder
 
 

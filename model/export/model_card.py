@@ -1,0 +1,53 @@
+"""The model card of an export folder, README.md: what the model is, how to load it, its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from priorclip.model.config import ModelConfig, SceneConfig
+
+
+def model_card(config: ModelConfig | SceneConfig, state_dict: Mapping[str, Tensor], extra: Mapping[str, Any]) -> str:
+    """Returns the text of the card; ``extra`` holds figures and facts, name -> value or nested names."""
+    size = sum(value.numel() for value in state_dict.values()) / 1e6
+    if isinstance(config, SceneConfig):
+        title, facts = "Scene classifier", {"backbone": config.backbone.name, "classes": len(config.classes)}
+    else:
+        title = {"priorclip": "PriorCLIP", "prioritr": "PriorITR", "clip": "CLIP"}[config.kind]
+        text = config.text.name or (config.text.config or {}).get("model_type")
+        facts = {
+            "vision": config.vision.name,
+            "prior": config.prior.name,
+            "text": text,
+            "width": config.embed_dim,
+        }
+    lines = [
+        "---",
+        "library_name: pytorch",
+        "tags: [remote-sensing, image-text-retrieval]",
+        "---",
+        f"# {title}",
+        "",
+    ]
+    lines += [f"{size:.1f} M values. Method: PriorCLIP, arXiv 2405.10160.", ""]
+    lines += ["| part | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
+    lines += ["```python", "from priorclip.model import from_pretrained", "model = from_pretrained(FOLDER)", "```", ""]
+    if extra:
+        rows = [f"| {name} | {rounded(value)} |" for name, value in flatten(extra)]
+        lines += ["## Figures", "", "| | |", "|---|---|", *rows, ""]
+    return "\n".join(lines)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Joins nested names by dots."""
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        rows += flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)]
+    return rows
+
+
+def rounded(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
