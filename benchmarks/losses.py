@@ -73,7 +73,8 @@ def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from open_clip.loss import ClipLoss
 
-    from priorclip.model.losses.retrieval_loss import AttributionLoss, ContrastiveLoss
+    from priorclip.model.losses.attribution import AttributionLoss
+    from priorclip.model.losses.contrastive import ContrastiveLoss
 
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

@@ -25,7 +25,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from priorclip.common.options import without_local_rank
 from priorclip.model import RetrievalObjective, build_model, parameter_groups
-from priorclip.model.config import LossConfig, load_preset
+from priorclip.model.config import LossConfig
+from priorclip.model.presets import load_preset
 from priorclip.training.config import EngineConfig, OptimizerConfig, RunConfig
 from priorclip.training.engine.build import build_engine, settings_file
 from priorclip.training.ranks.distributed import Rank, seed_everything, start

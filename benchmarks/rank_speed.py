@@ -26,7 +26,7 @@ import torch.distributed as dist
 from benchmarks.rank_memory import synthetic_batch, synthetic_run
 from priorclip.common.options import without_local_rank
 from priorclip.model import build_model
-from priorclip.model.config import load_preset
+from priorclip.model.presets import load_preset
 from priorclip.training.config import EngineConfig
 from priorclip.training.ranks.distributed import Rank, seed_everything, start
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from priorclip.data_shards.config import DataConfig, EvaluationConfig
-from priorclip.model.config import EncoderConfig, LoraConfig, LossConfig, ModelConfig, architecture
+from priorclip.model.config import EncoderConfig, LoraConfig, LossConfig, ModelConfig
+from priorclip.model.export_config import starting_architecture
 from priorclip.training.config import OptimizerConfig, RunConfig
 
 
@@ -114,14 +115,14 @@ COMMANDS: dict[str, type[Any]] = {
 
 def instruct_defaults(given: dict[str, Any]) -> dict[str, Any]:
     """Defaults of ``model.*`` are the architecture that ``--init_from`` was trained with."""
-    return {"model": architecture(given["init_from"], "")} if given.get("init_from") else {}
+    return {"model": starting_architecture(given["init_from"], "")} if given.get("init_from") else {}
 
 
 def closed_defaults(given: dict[str, Any]) -> dict[str, Any]:
     """The paper's closed-domain recipe (design.md section 5), and ``model.*`` from ``--init_from`` or ``--preset``."""
     recipe = OptimizerConfig(lr=6e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, schedule="linear", warmup=0.1)
     return {
-        "model": architecture(given.get("init_from"), given["preset"]),
+        "model": starting_architecture(given.get("init_from"), given["preset"]),
         "run": {"epochs": 50, "optimizer": vars(recipe), "engine": {"global_batch": 128}},
     }
 

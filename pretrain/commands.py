@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from priorclip.data_shards.config import DataConfig, EvaluationConfig
-from priorclip.model.config import LossConfig, ModelConfig, architecture
+from priorclip.model.config import LossConfig, ModelConfig
+from priorclip.model.export_config import starting_architecture
 from priorclip.training.config import RunConfig
 
 
@@ -40,4 +41,4 @@ class PretrainConfig:
 
 def model_defaults(given: dict[str, Any]) -> dict[str, Any]:
     """Defaults of ``model.*`` that follow from ``--init_from`` or ``--preset``."""
-    return {"model": architecture(given.get("init_from"), given["preset"])}
+    return {"model": starting_architecture(given.get("init_from"), given["preset"])}
