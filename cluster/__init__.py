@@ -1,1 +1,1 @@
-"""Launching runs (hostfile, SLURM, MPI, local) and the runtime that every run shares."""
+"""Launches a run (hostfile, SLURM, MPI, local), checks hosts, tests recovery from faults, plans memory and time."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from priorclip.cluster.commands import CheckConfig, FaultsConfig, LaunchConfig, PlanConfig, SbatchConfig, SimulateConfig
 from priorclip.common.command_line import run_command
-from priorclip.common.masking import MaskedFormatter, masked_command, shut_out_others
+from priorclip.common.masking import MaskedFormatter, deny_other_writers, masked_command
 from priorclip.common.options import parse_command
 
 logger = logging.getLogger(__name__)
@@ -22,15 +22,15 @@ COMMANDS = {
     "plan": PlanConfig,
     "simulate": SimulateConfig,
 }
-DESCRIPTION = "Start runs on one machine, the hosts of a hostfile or SLURM. What stands after -- is the run."
+DESCRIPTION = "Start runs on one machine, the hosts of a hostfile or SLURM. Write the run after --."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: the run's own for ``launch``, 2 for a request that makes no sense."""
+    """Runs one command. Returns its exit code: that of the run for ``launch``, 2 for an invalid request."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(MaskedFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    shut_out_others()
+    deny_other_writers()
     words = list(sys.argv[1:] if argv is None else argv)
     split = words.index("--") if "--" in words else len(words)
     own, run = words[:split], words[split + 1 :]
@@ -57,7 +57,7 @@ def execute(command: str, config: Any, own: Sequence[str], run: Sequence[str]) -
     warn_of_secrets(run)
     if not run:
         example = f"python -m cluster {' '.join(own)} -- pretrain --config FILE.yaml"
-        raise ValueError(f"what to run is missing: {example}")
+        raise ValueError(f"the command of the run is missing: {example}")
     if command == "launch":
         from priorclip.cluster.launch.start_run import launch
 
@@ -72,10 +72,11 @@ def execute(command: str, config: Any, own: Sequence[str], run: Sequence[str]) -
 
 
 def warn_of_secrets(run: Sequence[str]) -> None:
+    """Logs a warning if an option of the run looks like a secret."""
     if masked_command(run) != " ".join(run):
         logger.warning(
-            "the options of the run hold what looks like a secret, and every user of its hosts can read them in the"
-            " list of processes: put it into the environment instead"
+            "an option of the run looks like a secret, and every user of its hosts can read it in the list of"
+            " processes: put it into the environment instead"
         )
 
 

@@ -1,4 +1,4 @@
-"""What ``python -m cluster check|launch|sbatch|faults`` is told. No torch is imported here."""
+"""The options of ``python -m cluster``: one dataclass a sub-command, importable without torch."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from priorclip.cluster.plan.network import Network
 
 @dataclass
 class CheckConfig:
-    """Look at this machine, the hosts of a hostfile, or the nodes of a SLURM job, before a run.
+    """Check this machine, the hosts of a hostfile, or the nodes of a SLURM job before a run.
 
     Args:
         hostfile: hosts and slots, one ``worker-0 slots=8`` a line; null for this SLURM job's nodes, or this machine
-        ssh_port: port of the hosts' ssh servers, null for ssh's own choice
-        nodes: SLURM nodes to look at, in a job of its own
+        ssh_port: port of the hosts' ssh servers; null for ssh's default
+        nodes: number of SLURM nodes to check, in a job of its own
         gpus_per_node: ranks of a SLURM node; null for one a GPU, or two without GPUs
-        srun_args: further options of the SLURM job, such as its partition, in one string
-        folder: where runs are written, looked at on every host
-        shards: folder of shards, or tars in braces notation, whose sizes every host compares with their manifest
-        master_addr: address of the first host where ranks would meet; null is what a run would take
-        master_port: port of the rendezvous; null is what a run would take
-        free_gb: least free disk of that folder, GB
-        shm_gb: least free /dev/shm, GB; NCCL and data workers pass tensors through it
-        skew_seconds: most that a host's clock may differ from this machine's
+        srun_args: more options of the SLURM job in one string, such as the partition
+        folder: folder of the runs; its free disk is checked on every host
+        shards: folder of shards, or tars in braces notation; every host compares their sizes with the manifest
+        master_addr: address of the first host for the rendezvous; null for the default of a run
+        master_port: port of the rendezvous; null for the default of a run
+        free_gb: minimum of free disk in that folder, GB
+        shm_gb: minimum of free /dev/shm, GB; NCCL and data workers use it for tensors
+        skew_seconds: maximum difference between a host's clock and this machine's
         measure: start real ranks that measure compute, all-reduce and links
-        slow_share: a host or link below this share of the others' median is slow
-        all_reduce_gb_s: least bus bandwidth of the all-reduce, GB/s; 0 accepts any
-        timeout_seconds: how long a host may take to answer, and the ranks to measure
+        slow_share: a host or link below this share of the median of the others is slow
+        all_reduce_gb_s: minimum bus bandwidth of the all-reduce, GB/s; 0 accepts any
+        timeout_seconds: timeout of a host's answer, and of the measurement
         json: print JSON instead of the table
     """
 
@@ -58,15 +58,15 @@ class LaunchConfig:
     Args:
         hostfile: hosts and slots, one ``worker-0 slots=8`` a line; null for this machine alone
         nproc: ranks on this machine; null for one a GPU, or two without GPUs
-        launcher: how ranks are started; null is pdsh with a hostfile, else local. node: the ranks of this node, of a
-            run that is started once on every node
-        node_rank: of this node, counted from 0, for --launcher node; null asks srun
-        nodes: how many there are, for --launcher node; null asks srun
-        launcher_args: further options of pdsh, mpirun or srun, in one string
+        launcher: program that starts the ranks; null is pdsh with a hostfile, otherwise local. node: starts only the
+            ranks of this node; you start it once on every node
+        node_rank: number of this node, counted from 0, for --launcher node; null takes srun's
+        nodes: number of nodes, for --launcher node; null takes srun's
+        launcher_args: more options of pdsh, mpirun or srun, in one string
         ssh_port: port of the hosts' ssh servers
-        master_addr: address of the first host on the cluster's network; null is the first that the host itself names
+        master_addr: address of the first host on the cluster's network; null for the first of ``hostname -I`` there
         master_port: port of the rendezvous; null for a free one on this machine, 29500 with a hostfile
-        dry_run: print the command instead
+        dry_run: only print the command
     """
 
     hostfile: str | None = None
@@ -86,24 +86,25 @@ class SbatchConfig:
     """Submit a run to SLURM: sbatch [options] -- pretrain --config FILE [...]
 
     Args:
-        nodes: machines of the job
-        gpus_per_node: GPUs, and ranks, on each; 0 for a run on CPUs
+        nodes: number of nodes of the job
+        gpus_per_node: GPUs, and ranks, on each node; 0 for a run on CPUs
         ranks_per_node: null for one a GPU, or two without GPUs
-        launcher: srun starts every rank; node: srun starts one launcher a node (cluster launch), which starts its ranks
+        launcher: srun: srun starts every rank; node: srun starts one launcher a node (cluster launch), which starts its
+            ranks
         cpus_per_task: cores a rank, for its data workers
-        time: limit, [days-]hours:minutes:seconds; the run checkpoints before it and is requeued
+        time: time limit, [days-]hours:minutes:seconds; before it, the run writes a checkpoint and is requeued
         partition: null for the cluster's default
         account: null for the user's default
         qos: null for the default
         job_name: name of the job and of its logs
-        signal_seconds: how long before the limit the ranks are told to checkpoint
-        container: image that the ranks run in, null for none
+        signal_seconds: seconds before the limit at which the ranks get the signal to write a checkpoint
+        container: image in which the ranks run; null for none
         container_runtime: apptainer, or pyxis (srun --container-image)
-        python: interpreter of the ranks; null is this one, or python3 in a container
+        python: interpreter of the ranks; null for this one, or python3 in a container
         logs: folder of the log files, one a node
-        retries: how often the job goes back into the queue after a run that failed: a rank was killed, a node is lost
+        retries: how often a failed run is requeued (a rank was killed, a node was lost)
         template: batch script with {{names}} to fill in; null is cluster/slurm/run.sbatch, or node.sbatch
-        dry_run: print the script instead of submitting it
+        dry_run: only print the script
     """
 
     nodes: int = 1
@@ -128,24 +129,24 @@ class SbatchConfig:
 
 @dataclass
 class FaultsConfig:
-    """Kill a run at random points and see that it comes out the same: faults [options] -- pretrain --config FILE [...]
+    """Kill a run at random points and check that it ends the same: faults [options] -- pretrain --config FILE [...]
 
     Args:
-        kills: how many
-        kinds: of what: rank (one of them), job (all ranks), daemon (SLURM's step daemon of a node), write (a rank while
-            a checkpoint is written); stop: a rank is not killed but stopped, which the run has to find out; notice: the
-            job is told that it will end, as before its time limit
+        kills: number of kills
+        kinds: kinds of kills: rank (one rank), job (all ranks), daemon (SLURM's step daemon of a node), write (a rank
+            that is writing a checkpoint); stop: a rank is stopped instead of killed, which the run has to detect;
+            notice: the job gets the signal that comes before its time limit
         launcher: local starts the command again after a kill; slurm submits a job, which SLURM requeues
-        folder: of the two runs, whole and shot, and report.json and report.md
-        seed: of the random points and victims
-        nproc: ranks, on each node
-        nodes: of the job; kills reach the ranks on this machine only
+        folder: folder of the two runs, whole and shot, and of report.json and report.md
+        seed: seed of the random points and processes
+        nproc: ranks on each node
+        nodes: nodes of the job; only ranks on this machine are killed
         gpus_per_node: 0 for a run on CPUs
-        time: limit of the job
+        time: time limit of the job
         partition: null for the cluster's default
         account: null for the user's default
         template: batch script with {{names}} to fill in, as for sbatch
-        hasten: tell SLURM to start a job that was put back at once; takes an operator's rights
+        hasten: start a requeued job at once; needs an operator's rights
     """
 
     kills: int = 20
@@ -170,29 +171,29 @@ class PlanConfig:
     """Plan a run: memory of a GPU, batch sizes, ZeRO stage, time, data rate, checkpoints.
 
     Args:
-        preset: a name in model/presets
-        gpus: how many and how large: 8x80GB
-        gpu: its name, for the peak that --mfu is a share of
+        preset: name in model/presets
+        gpus: number and memory of the GPUs: 8x80GB
+        gpu: name of the GPU, for the peak that --mfu refers to
         global_batch: pairs a step; null for 512 a GPU, as published
-        micro_batch: samples a GPU at a time; null for the most that fits
+        micro_batch: samples of one forward pass of a GPU; null for the largest that fits
         zero: ZeRO stage; null for the lowest of 2 and 3 that fits (one GPU: 0)
-        grad_checkpointing: null: only where it is needed
+        grad_checkpointing: null: only if it is needed
         precision: of parameters and activations
         throughput: measured images/s of one GPU, without checkpointing and gradient caching
-        bench: JSON of 'python -m model bench --format json', in the place of throughput
-        mfu: share of the peak that is reached, where nothing is measured: an assumption
-        peak_tflops: of the GPU, where its name is not known
-        pairs: of an epoch; RS5M's
-        epochs: of the run
+        bench: JSON of 'python -m model bench --format json', instead of throughput
+        mfu: assumed share of the peak FLOP/s, if throughput is not measured
+        peak_tflops: peak of the GPU, if its name is not known
+        pairs: pairs of an epoch; the default is RS5M
+        epochs: epochs of the run
         loader: JSON of 'python -m data_shards bench'
-        loader_rate: images/s of a loader's worker, in its place
-        workers: loader's workers of a rank that there are
-        kilobytes_an_image: of an encoded image; RS5M's shards have 100
-        disk_gbytes: GB/s that checkpoints are written with
-        reserve_gb: of each GPU for CUDA, cuDNN and NCCL
+        loader_rate: images/s of one data worker, instead of the JSON
+        workers: data workers a rank
+        kilobytes_an_image: size of an encoded image; in RS5M's shards 100
+        disk_gbytes: GB/s of writing checkpoints
+        reserve_gb: GB of each GPU for CUDA, cuDNN and NCCL
         fragmentation: share of the rest that the allocator loses
         network: links of the cluster
-        table: output of 'python -m model summary --memory --format json', in the place of making it
+        table: output of 'python -m model summary --memory --format json'; null runs that command
         json: print JSON
     """
 
@@ -223,33 +224,33 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         names = ("global_batch", "micro_batch", "throughput", "mfu", "peak_tflops", "pairs", "epochs", "loader_rate")
-        over_zero(self, *names, "workers", "kilobytes_an_image", "disk_gbytes")
-        shares(self, "mfu", "fragmentation")
+        check_positive(self, *names, "workers", "kilobytes_an_image", "disk_gbytes")
+        check_shares(self, "mfu", "fragmentation")
         if self.reserve_gb < 0:
             raise ValueError(f"reserve_gb must not be negative, but is {self.reserve_gb}")
 
 
 @dataclass
 class SimulateConfig:
-    """Simulate the scaling of a run to many GPUs: weak and strong, by parts of a step.
+    """Simulate how a run scales to many GPUs, weak and strong, by parts of a step.
 
     Args:
-        preset: a name in model/presets
-        gpu: its name, for the peak that --mfu is a share of
-        images_per_second: measured, of one GPU; null: from FLOPs, peak and MFU
-        mfu: share of the peak, where nothing is measured: an assumption
-        peak_tflops: of the GPU, where its name is not known
+        preset: name in model/presets
+        gpu: name of the GPU, for the peak that --mfu refers to
+        images_per_second: measured on one GPU; null: from FLOPs, peak and MFU
+        mfu: assumed share of the peak FLOP/s, if images_per_second is not measured
+        peak_tflops: peak of the GPU, if its name is not known
         precision: of parameters and gradients
         zero: ZeRO stage
         batch: pairs a GPU of the weak curve
-        global_batch: of the strong curve
+        global_batch: pairs a step of the strong curve
         gpus: largest number of GPUs, a power of two
-        overlap: share of collectives that can hide behind compute
+        overlap: share of the collectives that can overlap with compute
         stragglers: standard deviation of a GPU's compute, as a share of it
-        loader_rate: images/s that the workers of a rank deliver; null: enough
+        loader_rate: images/s from the workers of a rank; null: loading takes no time
         network: links of the cluster
-        table: output of 'python -m model summary --memory --format json', in the place of making it
-        output: PNG to write
+        table: output of 'python -m model summary --memory --format json'; null runs that command
+        output: PNG file to write
         json: print JSON
     """
 
@@ -273,22 +274,22 @@ class SimulateConfig:
 
     def __post_init__(self) -> None:
         names = ("images_per_second", "mfu", "peak_tflops", "batch", "global_batch", "gpus", "loader_rate")
-        over_zero(self, *names)
-        shares(self, "mfu", "overlap", "stragglers")
+        check_positive(self, *names)
+        check_shares(self, "mfu", "overlap", "stragglers")
         if self.gpus & (self.gpus - 1):
             raise ValueError(f"gpus must be a power of two, but is {self.gpus}")
 
 
-def over_zero(config: object, *names: str) -> None:
-    """Raises ValueError for a number that is there and not over 0."""
+def check_positive(config: object, *names: str) -> None:
+    """Raises ValueError for a number that is not above 0. None is allowed."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be over 0, but is {value}")
 
 
-def shares(config: object, *names: str) -> None:
-    """Raises ValueError for what is no share of a whole."""
+def check_shares(config: object, *names: str) -> None:
+    """Raises ValueError for a number outside of 0 to 1."""
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
             raise ValueError(f"{name} must be between 0 and 1, but is {getattr(config, name)}")

@@ -1,7 +1,7 @@
-"""The packages that are commands, and the module that each of them is.
+"""The packages that are commands, and the module of each.
 
 module_of("pretrain")              -> "priorclip.pretrain"
-module_of("tests.cluster.toy_run") -> "tests.cluster.toy_run"
+module_of("tests.toy_run") -> "tests.toy_run"
 """
 
 from __future__ import annotations
@@ -10,5 +10,5 @@ PACKAGES = ("cluster", "data_shards", "experiments", "finetune", "model", "pretr
 
 
 def module_of(command: str) -> str:
-    """The module of ``python -m`` for a command of ours. Another name is a module of the user's and stays as it is."""
+    """Returns the module for ``python -m`` of one of our commands. Other names are modules of the user and stay."""
     return f"priorclip.{command}" if command.split(".")[0] in PACKAGES else command

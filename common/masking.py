@@ -1,10 +1,10 @@
-"""What a run keeps to itself: secrets out of everything that it writes, and its files out of the hands of others.
+"""Removes secrets from everything that a run writes, and write permission of other users from its files.
 
     masked("https://me:hunter2@host/a.tar?sig=9f&part=1")   ->  "https://me:***@host/a.tar?sig=***&part=1"
     masked_values({"api_key": "abc", "lr": 0.1})            ->  {"api_key": "***", "lr": 0.1}
 
-A secret is what has the name of one (``...password``, ``...token``, ``...access_key`` ...), what stands where one does
-in a URL, and what looks like a key of a well-known service.
+A secret is a value with the name of one (``...password``, ``...token``, ``...access_key`` ...), the password or the
+signature in a URL, or a string that looks like a key of a well-known service.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NAME = (
     r"|secret[_-]?key|private[_-]?key|account[_-]?key|credentials?|authorization)"
 )
 QUERY = r"X-Amz-(?:Signature|Credential|Security-Token)|sig|signature|key|AWSAccessKeyId"
-# True, false, null and small numbers are settings, such as ``instruction_token: true``.
+# True, false, null and small numbers are settings and no secrets: ``instruction_token: true``.
 PLAIN = r"(?:true|false|null|none|\d{1,6})(?=[\s'\",}]|$)"
 VALUE = r"(?!['\"]?(?:" + PLAIN + r"|\*\*\*|--))(?:\"[^\"]*\"|'[^']*'|[^\s'\",}]+)"
 PATTERNS = tuple(
@@ -42,14 +42,14 @@ OWN_NAME = re.compile(NAME, re.IGNORECASE)
 
 
 def masked(text: str) -> str:
-    """The text with ``***`` in the place of each secret."""
+    """Returns the text with ``***`` instead of each secret."""
     for pattern, kept in PATTERNS:
         text = pattern.sub(kept, text)
     return text
 
 
 def masked_command(words: Sequence[str]) -> str:
-    """A command line without its secrets: also where a name and its value are two words."""
+    """Returns a command line without secrets, also if a name and its value are two words."""
     shown = [masked(word) for word in words]
     for place, word in enumerate(words[:-1]):
         if word.startswith("--") and OWN_NAME.fullmatch(word[2:]) and not re.fullmatch(PLAIN, words[place + 1], re.I):
@@ -58,7 +58,7 @@ def masked_command(words: Sequence[str]) -> str:
 
 
 def masked_values(values: Any, name: str = "") -> Any:
-    """Nested dictionaries and lists without the secrets in their strings, and without the strings of secret names."""
+    """Returns nested dictionaries and lists without secrets in strings and without strings named like a secret."""
     if isinstance(values, dict):
         return {key: masked_values(value, str(key)) for key, value in values.items()}
     if isinstance(values, list | tuple):
@@ -69,14 +69,14 @@ def masked_values(values: Any, name: str = "") -> Any:
 
 
 class MaskedFormatter(logging.Formatter):
-    """Log lines, tracebacks and all, without secrets."""
+    """Formats log records and their tracebacks without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         return masked(super().format(record))
 
 
 def copy_masked(source: IO[bytes], sink: TextIO) -> threading.Thread:
-    """Copies a process's output line by line, progress bars too, without its secrets; the thread ends with it."""
+    """Copies the output of a process line by line without secrets, in a thread that ends with the output."""
 
     def copy() -> None:
         pending = b""
@@ -92,6 +92,6 @@ def copy_masked(source: IO[bytes], sink: TextIO) -> threading.Thread:
     return thread
 
 
-def shut_out_others() -> None:
-    """From now on no file of this process, or of those it starts, can be written by others, whatever the umask was."""
+def deny_other_writers() -> None:
+    """Sets the umask so that other users cannot write the files of this process and its children."""
     os.umask(os.umask(0o077) | 0o002)

@@ -24,12 +24,29 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
+from priorclip.common.command_line import ERROR, print_error
+
 T = TypeVar("T")
+
+# Options of the parser itself.
+OWN_KEYS = ("help", "print_config", "print_shtab")
+
+TAG = "tag:yaml.org,2002:"
+NULL = TAG + "null"
+# What an option of this type may be in a YAML file without being text.
+PLAIN_TAGS: dict[Any, tuple[str, ...]] = {
+    type(None): (NULL,),
+    int: (TAG + "int",),
+    float: (TAG + "int", TAG + "float"),
+    bool: (TAG + "bool",),
+}
 
 UNKNOWN = re.compile(
     r"unrecognized arguments: --?(?P<flag>[\w.-]+)"
@@ -38,6 +55,22 @@ UNKNOWN = re.compile(
     r"|Option '(?P<top>[\w.]+)' is not accepted"
     r"|[Kk]ey '(?P<key>[\w.]+)' is not expected"
 )
+
+# Messages of jsonargparse, and the same in fewer words.
+PLAIN_ERRORS = [
+    (re.compile(pattern, re.DOTALL), plain)
+    for pattern, plain in (
+        (r'Parser key "([\w.]+)":\s*', r"\1: "),
+        (
+            r"Does not validate against any of the Union subtypes\s+Subtypes: \[(.*?)\]\n.*Given value: ",
+            r"expected \1, got ",
+        ),
+        (r"Expected an? (<class '\w+'>)\. Got value: ", r"expected \1, got "),
+        (r"<class 'NoneType'>", r"null"),
+        (r"<class '(\w+)'>", r"\1"),
+        (r"(Problems parsing config|Unexpected config): .*", r"this is no YAML file of 'key: value' lines"),
+    )
+]
 
 
 class Parser(ArgumentParser):
@@ -48,15 +81,94 @@ class Parser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+        self.config: type[Any] | None = None  # the dataclass of the options, if there are no sub-commands
+        self.command: str | None = None  # the sub-command that runs, if there are some
+        self.file: str | None = None  # the YAML file that is being read
+
+    def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
+        """Parses a YAML file, which errors then name."""
+        self.file = str(path)
+        try:
+            namespace = super().parse_path(path, *args, **kwargs)
+        except UnicodeDecodeError as error:
+            self.error(str(error))
+        self.file = None
+        return namespace
+
+    def parse_string(self, *args: Any, **kwargs: Any) -> Namespace:
+        """Parses the text of a YAML file. Values of text options need no quotes there: ``zero: 2``."""
+        try:
+            for name in {"content", "cfg_str"} & kwargs.keys():  # the second is the name in older versions
+                kwargs[name] = quote_text(kwargs[name], self.config)
+        except TypeError as error:
+            self.error(str(error))
+        return super().parse_string(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends the process with one line that names the key, and exit code 2."""
         unknown = unknown_key(message)
         if unknown:
             known = [key for key in known_keys(self) if key != "config"]
             near = nearest(unknown, known)
-            hint = f"did you mean '{near}'?" if near else f"known keys: {', '.join(sorted(known))}"
-            message = f"unknown key '{unknown}': {hint}\n({message})"
-        super().error(message, ex)
+            some = f"known keys: {', '.join(sorted(known))}" if len(known) <= 50 else "--help lists the keys"
+            hint = f"did you mean '{near}'?" if near else some
+            message = f"unknown key '{unknown}': {hint}"
+        for pattern, plain in PLAIN_ERRORS:
+            message = pattern.sub(plain, message)
+        if self.command and "arguments are required" in message:
+            message = message.replace(f" {self.command}.", " ")
+        prog = " ".join(filter(None, (self.prog.replace(" [options]", ""), self.command)))
+        print_error(prog, f"{self.file}: {message}" if self.file else message)
+        sys.exit(ERROR)
+
+
+def quote_text(content: str, hint: Any) -> str:
+    """Returns the YAML text with quotes around the values of options that are text by the type ``hint``.
+
+    YAML reads ``zero: 2`` and ``dir: 2024-05-01`` as a number and a date.
+
+    Raises:
+        TypeError: a value that jsonargparse would overlook: null, or no group of keys
+    """
+    try:
+        node = yaml.compose(content, Loader=yaml.SafeLoader)
+    except yaml.YAMLError:
+        return content  # the parser reports the error
+    if not isinstance(node, yaml.MappingNode):
+        return content
+    quote_node(node, hint)
+    return yaml.serialize(node, allow_unicode=True)
+
+
+def quote_node(node: yaml.Node, hint: Any, key: str = "") -> None:
+    """Quotes the scalars at and under the node that are text by the type ``hint``, as in ``quote_text``."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if is_dataclass(hint) and not isinstance(node, yaml.MappingNode):
+        given = node.value if isinstance(node, yaml.ScalarNode) else "a list"
+        raise TypeError(f"{key}: expected keys of its own, such as {key}.{fields(hint)[0].name}, got {given}")
+    if node.tag == NULL and hint in (str, int, float, bool):
+        raise TypeError(f"{key}: expected {hint.__name__}, got null")
+    if isinstance(node, yaml.ScalarNode):
+        if any(is_text(kind) for kind in kinds) and not any(node.tag in PLAIN_TAGS.get(kind, ()) for kind in kinds):
+            node.tag, node.style = TAG + "str", node.style or '"'
+        return
+    for kind in kinds:
+        types = get_type_hints(kind) if is_dataclass(kind) else {}
+        inner = get_args(kind)[-1] if get_origin(kind) in (list, tuple, dict) else None
+        if isinstance(node, yaml.MappingNode) and get_origin(kind) in (dict, None):
+            # A group without keys, "run:", is left out.
+            node.value = [
+                item for item in node.value if not (item[1].tag == NULL and is_dataclass(types.get(item[0].value)))
+            ]
+            for name, value in node.value:
+                quote_node(value, types.get(name.value, inner), f"{key}.{name.value}" if key else str(name.value))
+        elif isinstance(node, yaml.SequenceNode) and get_origin(kind) in (list, tuple):
+            for value in node.value:
+                quote_node(value, inner, key)
+
+
+def is_text(hint: Any) -> bool:
+    return hint is str or (get_origin(hint) is Literal and isinstance(get_args(hint)[0], str))
 
 
 def unknown_key(message: str) -> str | None:
@@ -80,7 +192,7 @@ def known_keys(parser: ArgumentParser) -> list[str]:
                 keys += known_keys(child)
         else:
             keys += [option[2:] for option in action.option_strings if option.startswith("--")]
-    keys = [key for key in dict.fromkeys(keys) if not key.endswith("+") and key not in ("help", "print_config")]
+    keys = [key for key in dict.fromkeys(keys) if not key.endswith("+") and key not in OWN_KEYS]
     groups = {key.rsplit(".", 1)[0] for key in keys if "." in key}
     return [key for key in keys if key not in groups]
 
@@ -127,6 +239,7 @@ def parse(
 
 
 def fill_parser(parser: Parser, config: type[Any], words: Sequence[str], defaults: Defaults | None) -> None:
+    parser.config = config
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below")
     parser.add_class_arguments(config)
     if defaults is not None:
@@ -149,10 +262,17 @@ def peek(config: type[Any], words: Sequence[str]) -> dict[str, Any]:
         if name != "config":
             found[name] = yaml.safe_load(text)
         elif os.path.isfile(text):
-            with open(text) as file:
-                content = yaml.safe_load(file)
-            found.update({key: value for key, value in (content or {}).items() if key in names})
+            found.update({key: value for key, value in read_mapping(text, config).items() if key in names})
     return found
+
+
+def read_mapping(path: str, config: type[Any]) -> dict[str, Any]:
+    """Returns the top level of a YAML file, or nothing from a file that the parser will refuse."""
+    try:
+        content = yaml.safe_load(quote_text(Path(path).read_text(), config))
+    except (yaml.YAMLError, TypeError, UnicodeDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def known_defaults(parser: Parser, nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -188,6 +308,7 @@ def parse_command(
     if words and words[0] in commands:
         words = [words[0], *plain_words(words[1:], commands[words[0]])]
     parser = Parser(prog=prog, description=description)
+    parser.command = words[0] if words[:1] and words[0] in commands else None
     subcommands = parser.add_subcommands(required=True, dest="command")
     for name, config in commands.items():
         child = Parser(prog=f"{prog} {name}", description=first_line(config))

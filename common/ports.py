@@ -1,18 +1,19 @@
-"""Ports that ranks meet at: a free one on one machine, one that follows from the job's number under SLURM."""
+"""Ports of the rendezvous: a free one on one machine, or one that follows from the job number under SLURM."""
 
 from __future__ import annotations
 
 import socket
 
-TORCH_PORT = 29500  # torch's and DeepSpeed's, where nothing else is said
+TORCH_PORT = 29500  # default of torch and DeepSpeed
 
 
 def free_port() -> int:
+    """Returns a port that is free on this machine now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
 
 
 def job_port(job: int) -> int:
-    """A port that every rank of a SLURM job knows without being told."""
+    """Returns the port of a SLURM job. Every rank computes the same."""
     return 20000 + job % 20000

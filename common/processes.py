@@ -1,10 +1,9 @@
-"""Processes of this machine that share work; each sees the environment that its parent has when it is asked for.
+"""Worker processes on this machine. Each gets the environment that its parent has when the pool is made.
 
-    with pool(8) as team: results = team.map(work, jobs)
+    with pool(8) as workers: results = workers.map(work, jobs)
 
-They come from a fork server, which is safe beside threads, MPI and CUDA, and which keeps the environment of the moment
-when it was first needed. Credentials, an endpoint or a proxy that were set after that reach a process because it is
-handed the environment as it starts.
+A fork server starts them, because this is safe beside threads, MPI and CUDA. The server keeps the environment of its
+own start. So we pass the present one to each process, which then has credentials, an endpoint or a proxy set later.
 """
 
 from __future__ import annotations
@@ -17,20 +16,20 @@ from typing import Any
 
 
 def pool(workers: int, prepare: Callable[..., object] | None = None, *arguments: Any) -> ProcessPoolExecutor:
-    """An executor of ``workers`` processes, in each of which ``prepare(*arguments)`` runs first."""
+    """Returns an executor of ``workers`` processes. Each process first calls ``prepare(*arguments)``."""
     context = multiprocessing.get_context("forkserver")
     return ProcessPoolExecutor(workers, context, initializer=begin, initargs=(dict(os.environ), prepare, *arguments))
 
 
 def begin(environment: Mapping[str, str], prepare: Callable[..., object] | None = None, *arguments: Any) -> None:
-    """What a new process does first."""
-    take_environment(environment)
+    """Runs first in a new process: takes the environment and calls ``prepare``."""
+    replace_environment(environment)
     if prepare is not None:
         prepare(*arguments)
 
 
-def take_environment(environment: Mapping[str, str]) -> None:
-    """Make it this process's own, removals included."""
+def replace_environment(environment: Mapping[str, str]) -> None:
+    """Makes ``environment`` the environment of this process and removes all other variables."""
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     os.environ.update(environment)

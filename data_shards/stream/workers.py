@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from priorclip.common.processes import take_environment
+from priorclip.common.processes import replace_environment
 
 SMALL = 1 << 18  # bytes that are sent through the pipe
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -93,7 +93,7 @@ def start_forkserver() -> None:
 
 def begin_worker(environment: Mapping[str, str], worker: int) -> None:
     """What a worker does first: credentials and proxies are those that the training process has now."""
-    take_environment(environment)
+    replace_environment(environment)
     ignore_preemption_signals(worker)
 
 

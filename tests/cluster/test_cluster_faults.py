@@ -39,7 +39,7 @@ def test_run_that_is_shot_ends_as_one_that_is_not(slurm: Slurm, tmp_path: Path) 
               "--kinds", f"[{','.join(KINDS)}]", "--folder", str(folder), "--template", str(template))  # fmt: skip
     early = threading.Thread(target=give_early_notice, args=(slurm, folder / "whole"))
     early.start()  # the undisturbed run is to come out the same all the same
-    done = execute([PYTHON, "-m", "cluster", *faults, "--", "tests.cluster.toy", *RUN], slurm.environment)
+    done = execute([PYTHON, "-m", "cluster", *faults, "--", "tests.toy", *RUN], slurm.environment)
     early.join()
     assert done.returncode == 0, done.stdout
     report = json.loads((folder / "report.json").read_text())

@@ -15,7 +15,7 @@ from toy_launches import PYTHON, ToyRun, execute, needed, run_toys, toy_argument
 def single(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
     """Runs of one process, no launcher."""
     parent = tmp_path_factory.mktemp("single")
-    return run_toys(parent, {"plain": ("--run.engine.zero", "2")}, launcher=(PYTHON, "-m", "tests.cluster.toy_runs"))
+    return run_toys(parent, {"plain": ("--run.engine.zero", "2")}, launcher=(PYTHON, "-m", "tests.toy_runs"))
 
 
 def test_one_process_has_the_trace_of_two_ranks(toys: dict[str, ToyRun], single: dict[str, ToyRun]) -> None:
@@ -30,7 +30,7 @@ def mpirun() -> tuple[str, ...]:
 
 def test_rank_that_fails_under_mpirun_ends_the_job(tmp_path: Path) -> None:
     begun = time.time()
-    done = execute([*mpirun(), "tests.cluster.toy_run", *toy_arguments(tmp_path / "run", "--raise_at", "3")])
+    done = execute([*mpirun(), "tests.toy_run", *toy_arguments(tmp_path / "run", "--raise_at", "3")])
     records = ToyRun(tmp_path / "run").records("time")
     assert done.returncode == 1
     assert time.time() - max(begun, *records.values()) < 60

@@ -45,7 +45,7 @@ def launch(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Launch
     folder = tmp_path_factory.mktemp("security") / "it's {a,b} $HOME `id` 50%n"
     words = toy_arguments(folder, "--kill_at", "6", "--hub_token", SECRETS[0], "--note", NOTE)
     done: list[subprocess.CompletedProcess[str]] = []
-    command = ["launch", "--", "tests.cluster.toy_run", *words]
+    command = ["launch", "--", "tests.toy_run", *words]
     thread = threading.Thread(target=lambda: done.append(network.cluster(*command)))
     listened: set[tuple[str, int]] = set()
     there = listening(network.hosts[0])  # SLURM's daemon of the host, where another test has started one

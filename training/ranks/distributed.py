@@ -29,7 +29,7 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.comm.comm import mpi_discovery
 
-from priorclip.common.masking import shut_out_others
+from priorclip.common.masking import deny_other_writers
 from priorclip.common.ports import TORCH_PORT, free_port, job_port
 from priorclip.training.config import EngineConfig
 from priorclip.training.ranks.rendezvous import agent_has_store, bound_store, interface_to
@@ -61,7 +61,7 @@ def start(config: EngineConfig) -> Rank:
     Raises:
         RuntimeError: some, but not all, of the variables that the launchers set are there.
     """
-    shut_out_others()
+    deny_other_writers()
     environment = rank_environment(dict(os.environ))
     os.environ.update(environment)
     # CUDA's matrix libraries are deterministic only with a fixed workspace, read when they start.

@@ -1,0 +1,92 @@
+"""The rule for errors and exit codes of every command.
+
+    data_shards pack: error: --shard-size must be at least 1, not 0
+
+    ended by                              stderr            exit code
+    the command's return                  -                 the returned number, 0 for None
+    OSError, ValueError                   one line          2
+    Ctrl-C                                one line          130
+    a closed pipe: ``pack ... | head``    -                 141
+    another exception                     its traceback     1
+
+A wrong option ends with the same line and 2 (common/options.py). Each rank of a run prints its own line with the rank
+and the host. An exception that torch or DeepSpeed raises keeps its traceback unless it is about a file.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+
+from priorclip.common.masking import masked
+
+ERROR, INTERRUPTED, CLOSED_PIPE = 2, 128 + 2, 128 + 13
+LIBRARIES = ("torch", "deepspeed")
+
+
+def run_command(
+    prog: str,
+    work: Callable[[], int | None],
+    errors: tuple[type[Exception], ...] = (OSError, ValueError),
+    interrupted: str = "interrupted",
+) -> int:
+    """Runs ``work`` and returns the exit code of the command.
+
+    Args:
+        prog: the command's name in messages, such as ``data_shards pack``
+        work: returns the exit code, or None for 0
+        errors: exceptions that say what the user has to change
+        interrupted: the message after Ctrl-C
+    """
+    try:
+        code = work() or 0
+        sys.stdout.flush()  # a closed pipe shows here
+        return code
+    except KeyboardInterrupt:
+        print_error(prog, interrupted)
+        return INTERRUPTED
+    except errors as error:
+        if isinstance(error, BrokenPipeError) and drop_closed_stdout():
+            return CLOSED_PIPE
+        if raised_by_library(error):
+            raise
+        print_error(prog, f"{this_rank()}{error}")
+        return ERROR
+
+
+def print_error(prog: str, message: str) -> None:
+    """Prints ``PROG: error: MESSAGE`` as one line on stderr, without secrets and control characters."""
+    print(f"{prog}: error: {one_line(masked(message))}", file=sys.stderr, flush=True)
+
+
+def one_line(text: str) -> str:
+    """Returns the text as one printable line: ``"a\\n  b\\x1b"`` becomes ``"a b\\x1b"`` with the escape spelled out."""
+    text = " ".join(text.split())
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def this_rank() -> str:
+    """Returns ``"rank 3 of 8 on HOST: "`` if this process is one of several ranks, otherwise nothing."""
+    rank, ranks = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
+    return "" if rank is None or ranks == "1" else f"rank {rank} of {ranks} on {socket.gethostname()}: "
+
+
+def raised_by_library(error: BaseException) -> bool:
+    """Tells whether torch or DeepSpeed raised the error. One with an ``errno`` is about a file of the user."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    module = trace.tb_frame.f_globals.get("__name__", "") if trace else ""
+    return getattr(error, "errno", None) is None and module.split(".")[0] in LIBRARIES
+
+
+def drop_closed_stdout() -> bool:
+    """Tells whether the reader of stdout has gone. Then points stdout to nothing, so that the exit prints no error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
