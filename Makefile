@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PINS := $(shell cat constraints.txt setup.py | sha256sum | cut -c1-16)
 READY := $(VENV)/ready-$(PINS)
 # Half of the suite by its time; tests/cluster, with SLURM, is most of the other.
-FIRST_TESTS := tests/data_shards tests/model tests/retrieval tests/training tests/test_imports.py tests/test_options.py
+FIRST_TESTS := tests/data_shards tests/model tests/retrieval tests/training tests/test_imports.py tests/common
 PACKAGES := model data_shards cluster pretrain finetune retrieval demo benchmarks tests common/options.py setup.py
 
 .PHONY: demo test lint format install clean

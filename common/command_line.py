@@ -16,6 +16,7 @@ and the host. An exception that torch or DeepSpeed raises keeps its traceback un
 from __future__ import annotations
 
 import os
+import select
 import socket
 import sys
 from collections.abc import Callable
@@ -84,9 +85,9 @@ def raised_by_library(error: BaseException) -> bool:
 
 def drop_closed_stdout() -> bool:
     """Tells whether the reader of stdout has gone. Then points stdout to nothing, so that the exit prints no error."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    closed = bool(poll.poll(0))
+    if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    return closed

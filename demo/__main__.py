@@ -18,6 +18,7 @@ from pathlib import Path
 from demo.config import DemoConfig
 from demo.plans import synthetic_plan, ucmerced_plan
 from demo.steps import StepFailed, run_steps
+from priorclip.common.command_line import run_command
 from priorclip.common.options import parse
 
 PLANS = {"synthetic": synthetic_plan, "ucmerced": ucmerced_plan}
@@ -25,19 +26,19 @@ PLANS = {"synthetic": synthetic_plan, "ucmerced": ucmerced_plan}
 
 def main() -> int:
     config = parse(DemoConfig, prog="demo")
+    return run_command("demo", lambda: demo(config), (StepFailed, OSError, ValueError))
+
+
+def demo(config: DemoConfig) -> None:
+    """Runs all steps, then writes and prints the report."""
     folder = Path(config.dir or ("runs/demo" if config.source == "synthetic" else f"runs/demo-{config.source}"))
     begun = time.time()
-    try:
-        steps = PLANS[config.source](config, folder)
-        keep_previous(folder)
-        run_steps(steps, folder)
-    except (StepFailed, ValueError) as error:
-        print(f"demo: {error}", file=sys.stderr)
-        return 1
+    steps = PLANS[config.source](config, folder)
+    keep_previous(folder)
+    run_steps(steps, folder)
     report = collect(folder, config, time.time() - begun)
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(summary(folder, report))
-    return 0
 
 
 def keep_previous(folder: Path) -> None:

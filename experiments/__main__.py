@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
 from priorclip.experiments.commands import COMMANDS, POSITIONAL, ResplitConfig
 
@@ -19,20 +20,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(prog: str, config: Any) -> int:
-    """Runs the command whose options ``config`` holds. Exits with a message if a name, file or folder is wrong."""
-    try:
-        if isinstance(config, ResplitConfig):
-            from priorclip.experiments.resplit import resplit
+    """Runs the command whose options ``config`` holds, and returns its exit code."""
+    return run_command(prog, lambda: work(config), interrupted="interrupted: the same command goes on")
 
-            print("\n".join(map(str, resplit(config))))
-            return 0
-        from priorclip.experiments.sweep import sweep
 
-        return sweep(config)
-    except (OSError, ValueError) as error:
-        sys.exit(f"{prog}: {error}")
-    except KeyboardInterrupt:
-        sys.exit(f"{prog}: interrupted: the same command goes on")
+def work(config: Any) -> int:
+    if isinstance(config, ResplitConfig):
+        from priorclip.experiments.resplit import resplit
+
+        print("\n".join(map(str, resplit(config))))
+        return 0
+    from priorclip.experiments.sweep import sweep
+
+    return sweep(config)
 
 
 if __name__ == "__main__":

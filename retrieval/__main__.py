@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
 from priorclip.retrieval.commands import (
     COMMANDS,
@@ -40,16 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot print ends nothing
-    prog = "retrieval"
-    try:
-        words = bracketed(sys.argv[1:] if argv is None else argv, LISTS)
-        name, config = parse_command(COMMANDS, words, prog=prog, description="Evaluate and use a trained model.")
-        prog = f"retrieval {name}"
-        run[name](config)
-    except (OSError, ValueError) as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    words = bracketed(sys.argv[1:] if argv is None else argv, LISTS)
+    name, config = parse_command(COMMANDS, words, prog="retrieval", description="Evaluate and use a trained model.")
+    return run_command(f"retrieval {name}", lambda: run[name](config))
 
 
 def bracketed(words: Sequence[str], lists: Sequence[str]) -> list[str]:

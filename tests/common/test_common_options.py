@@ -111,6 +111,44 @@ def test_missing_and_mistyped_values(capsys: pytest.CaptureFixture[str]) -> None
     assert "optimizer.lr" in refused(capsys, "--dir", "d", "--optimizer.lr", "fast")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("dry_run: maybe", "dry_run: expected bool, got maybe"),
+        ("optimizer: {lr: fast}", "optimizer.lr: expected float, got fast"),
+        ("optimizer: {lr: null}", "optimizer.lr: expected float, got null"),
+        ("optimizer: 3", "optimizer: expected keys of its own, such as optimizer.lr, got 3"),
+        ("optimizer: [1]", "optimizer: expected keys of its own, such as optimizer.lr, got a list"),
+        ("preset: [a]", "preset: expected str, got ['a']"),
+        ("shards: {a: 1}", "shards: expected str, list[str], null, got {'a': 1}"),
+        ("a: b: c", "this is no YAML file of 'key: value' lines"),
+        ("- a", "this is no YAML file of 'key: value' lines"),
+    ],
+)
+@pytest.mark.parametrize("defaults", [None, lambda given: {}])
+def test_wrong_type_in_a_file_is_one_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: str, message: str, defaults: Any
+) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(content)
+    with pytest.raises(SystemExit, match="2"):
+        parse(Config, ["--config", str(path), "--dir", "d"], prog="x", defaults=defaults)
+    assert capsys.readouterr().err == f"x: error: {path}: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("2", "2"), ("2024-05-01", "2024-05-01"), ("1e-3", "1e-3"), ("yes", "yes"), ("0x1F", "0x1F")],
+)
+def test_text_in_a_file_needs_no_quotes(tmp_path: Path, value: str, expected: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(f"dir: {value}\nshards: [{value}, b]\nextra: {{a: 2}}\noptimizer:\n")
+    config = parse(Config, ["--config", str(path)], prog="x")
+    assert config == Config(expected, [expected, "b"], extra={"a": 2})
+    path.write_text(f"dir: {value}\nshards: null\noptimizer: {{lr: 1e-3}}\n")
+    assert parse(Config, ["--config", str(path)], prog="x") == Config(expected, optimizer=Optimizer(1e-3))
+
+
 def test_command_line_over_file_over_defaults(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("dir: from_file\npreset: big\noptimizer: {lr: 0.5, betas: [0.1, 0.2]}\n")
