@@ -1,4 +1,4 @@
-"""The data plane: labelled or captioned images become tar shards, and tar shards become a deterministic stream.
+"""The data pipeline: packs labelled or captioned images into tar shards, and reads them as a deterministic stream.
 
     sources -> pack -> TAR + TAR.idx + manifest.json -> ShardSet -> epoch_order -> ShardStream -> uint8 batches
                                                               \\-> eval_batches (every image once, all captions)
@@ -9,7 +9,7 @@
     stream = ShardStream(shards, tokenizer, config, global_batch=512, rank=0, world_size=1, seed=0)
     for batch in stream: ...
 
-Nothing here imports torch or transformers until a stream or a tokenizer is asked for.
+torch and transformers are imported only when a stream or a tokenizer is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a run says about its data: one dataclass, importable without torch."""
+"""The data options of a run. Importable without torch."""
 
 from __future__ import annotations
 
@@ -17,38 +17,37 @@ class DataConfig:
 
     Args:
         shards: folder, braceexpand pattern or list of them, e.g. "data/{pub11,rs3}-train-{0000..0031}.tar";
-            local path, http(s)://, s3://, gs://, hf:// or pipe: (a remote folder with a manifest ends in a slash); or
-            several corpora and how often an epoch passes over each: {"data/pub11": 1, "data/rs3": 2.5}, or
+            local path, http(s)://, s3://, gs://, hf:// or pipe: (a remote folder has a manifest and ends in a slash);
+            or several corpora with weights, the passes in an epoch: {"data/pub11": 1, "data/rs3": 2.5}, or
             [{shards: data/pub11, weight: 1}, ...]
-        caption_field: list in KEY.json that captions are drawn from: captions or coarse_captions
+        caption_field: list of captions in KEY.json: captions or coarse_captions
         image_size: side of the square image given to the model, in pixels; null takes the model's
-        scale: smallest share of the image's area that a random crop keeps (1.0: no random crop)
-        hflip: mirror left to right half of the time
-        vflip: mirror top to bottom half of the time
-        rot90: turn by a random multiple of 90 degrees; an aerial image has no up
-        classes: scene classes in the order of their label ids; null takes them from the manifest
-        block_size: samples in a block, a run of neighbours that the shuffle keeps in one window; fewer shuffle better
-        window_blocks: blocks, from all over the shards, whose samples are shuffled together; more shuffle better, and
-            keep more shards open and more bytes in caches at a time
-        workers: decoding processes a rank (0 decodes in the training process)
-        prefetch: batches that each worker keeps ready
-        start_method: how workers start: forkserver is safe beside torch.distributed, MPI and CUDA; fork starts faster
-        pin_memory: copy batches to page-locked memory, for GPUs
-        max_pixels: images with more pixels than this are refused before they are decoded
-        check_hashes: compare each image with the sha256 that packing recorded
-        max_bad_share: the run stops when more than this share of an epoch's samples is bad; counted from the start or
-            resume of the run, and for several ranks on each, which allows for the luck of the draw
+        scale: smallest share of the image area that a random crop keeps (1.0: no random crop)
+        hflip: mirror left to right with probability 0.5
+        vflip: mirror top to bottom with probability 0.5
+        rot90: rotate by a random multiple of 90 degrees, because an aerial image has no up
+        classes: scene classes in the order of their label ids; null takes those of the manifest
+        block_size: samples in a block of neighbours, which the shuffle keeps in one window; smaller shuffles better
+        window_blocks: blocks from all shards whose samples are shuffled together; more shuffles better, but needs more
+            open shards and a larger cache
+        workers: decoding processes of each rank (0 decodes in the training process)
+        prefetch: batches that each worker prepares ahead
+        start_method: how workers start: forkserver is safe with torch.distributed, MPI and CUDA; fork starts faster
+        pin_memory: copy batches to pinned memory, for GPUs
+        max_pixels: images with more pixels are refused before they are decoded
+        check_hashes: compare each image with the SHA-256 that packing recorded
+        max_bad_share: the run stops if more than this share of an epoch's samples is bad; counted from the start or
+            resume of the run, on each rank with a margin for chance
         quarantine: JSON-lines file to which each bad sample is appended once (shard, key, reason); null is
             quarantine.jsonl in the run directory
-        cache: folder for the node's copies of remote shards, shared by its ranks; null is ~/.cache/data_shards
-        cache_limit: bytes of image data kept there, e.g. 50GB or 200GiB; what was used longest ago goes first; 0 keeps
-            none, so that each sample travels once an epoch over all nodes
-        read_ahead: requests for remote samples that each worker has under way (0: one sample after the other)
-        timeout: seconds that one request to a remote shard may take, its body included
-        caption_noise: share of the samples that get the captions of another one while training, the same in every
-            epoch: how robust is the training to wrong pairs? The share of the seed's order, see
-            data_shards/stream/semantic_noise.py
-        label_noise: share of the samples that get another scene class while training
+        cache: folder for this node's copies of remote shards, shared by its ranks; null is ~/.cache/data_shards
+        cache_limit: largest size of the image data there, e.g. 50GB or 200GiB; the least recently used data is deleted
+            first; 0 keeps none, and each sample is transferred once an epoch over all nodes
+        read_ahead: concurrent requests of each worker for remote samples (0: one sample at a time)
+        timeout: seconds for one request to a remote shard, with its body
+        caption_noise: share of the samples that get the captions of another sample in training, to measure robustness
+            to wrong pairs; the same samples in every epoch, see data_shards/stream/semantic_noise.py
+        label_noise: share of the samples that get another scene class in training
     """
 
     shards: Shards
@@ -83,7 +82,7 @@ class DataConfig:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, not {getattr(self, name)}")
         if not 0 < self.scale <= 1:
-            raise ValueError(f"data.scale is a share of the image's area: 0 < scale <= 1, not {self.scale}")
+            raise ValueError(f"data.scale must be above 0 and at most 1, not {self.scale} (share of the image area)")
         for name in ("max_bad_share", "caption_noise", "label_noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.{name} must be between 0 and 1, not {getattr(self, name)}")
@@ -91,11 +90,11 @@ class DataConfig:
         if not 0 <= self.read_ahead <= 256:
             raise ValueError(f"data.read_ahead must be between 0 and 256, not {self.read_ahead}")
         if not self.timeout > 0:
-            raise ValueError(f"data.timeout is a number of seconds above 0, not {self.timeout}")
+            raise ValueError(f"data.timeout must be above 0 seconds, not {self.timeout}")
         if self.workers < 0:
-            raise ValueError(f"data.workers must not be negative, but is {self.workers}")
+            raise ValueError(f"data.workers must be at least 0, not {self.workers}")
         if self.start_method not in ("forkserver", "fork", "spawn"):
-            raise ValueError(f"data.start_method: forkserver, fork or spawn, not {self.start_method!r}")
+            raise ValueError(f"data.start_method must be forkserver, fork or spawn, not {self.start_method!r}")
 
     def follow(self, image_size: int, run_dir: str) -> None:
         """Sets the options that are null and follow from others of the run: the image size and the quarantine file."""
@@ -109,19 +108,19 @@ class DataConfig:
 
     @property
     def access(self) -> dict[str, Any]:
-        """How shards are opened, as keywords of ShardSet."""
+        """The keywords of ShardSet that say how shards are read."""
         names = ("cache", "cache_limit", "timeout", "read_ahead")
         return {name: getattr(self, name) for name in names}
 
 
 @dataclass
 class EvaluationConfig:
-    """Evaluation while training, on shards the training does not see.
+    """Evaluation during training, on shards that are not trained on.
 
     Args:
         shards: the held-out shards; null for none
-        caption_field: list in KEY.json with the captions
-        batch_size: images, and texts, a rank encodes at a time
+        caption_field: list of captions in KEY.json
+        batch_size: images, and texts, that a rank encodes at a time
     """
 
     shards: str | list[str] | None = None
@@ -139,9 +138,7 @@ def byte_count(text: int | str) -> int:
         try:
             count = int(float(number) * UNITS[unit])
         except (ValueError, KeyError, OverflowError):
-            raise ValueError(
-                f"data.cache_limit: {text!r} is no number of bytes: write e.g. 50GB, 512MiB, or 0"
-            ) from None
+            raise ValueError(f"data.cache_limit: {text!r} is not a size: write for example 50GB, 512MiB or 0") from None
     if count < 0:
-        raise ValueError(f"data.cache_limit: {text!r}: a number of bytes is not negative")
+        raise ValueError(f"data.cache_limit: {text!r} is negative: write for example 50GB, 512MiB or 0")
     return count

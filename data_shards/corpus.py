@@ -1,11 +1,11 @@
-"""What `shards` may say: one corpus, or a mix of corpora with weights. No numpy here, for `--help` reads it.
+"""Parses the option `shards`: one corpus, or a mix of corpora with weights. Imports no numpy, because `--help` does it.
 
     data/train                                                    one corpus
-    [data/pub11, "data/rs3-{0000..0031}.tar"]                     one corpus too, of the shards of both
+    [data/pub11, "data/rs3-{0000..0031}.tar"]                     one corpus with the shards of both
     [{shards: data/pub11, weight: 1}, {shards: [data/rs3, data/more], weight: 2.5}]           a mix
-    {data/pub11: 1, data/rs3: 2.5}                                the same, shorter: shards and their weight
+    {data/pub11: 1, data/rs3: 2.5}                                the same, shorter
 
-A weight is how often an epoch passes over the corpus: 1 each sample once, 2 twice, 0.5 (or "1/2") every other epoch.
+A weight is the number of passes in an epoch: 1 gives each sample once, 2 twice, 0.5 (or "1/2") once in two epochs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LARGEST_WEIGHT = 10_000
 
 @dataclass(frozen=True)
 class Corpus:
-    """Shards that are passed over together, ``weight`` times an epoch."""
+    """Shards that belong together, with their passes in an epoch."""
 
     shards: Sequence[str | Path]
     weight: Fraction = Fraction(1)
@@ -34,7 +34,7 @@ class Corpus:
 
 
 def corpora(spec: str | Sequence[str | Path | Mapping[str, Any]] | Mapping[str, Any]) -> list[Corpus]:
-    """The corpora of a specification, in its order. Raises ValueError that names the piece and the key at fault."""
+    """Returns the corpora of a specification, in order. Raises ValueError, which names the wrong piece and key."""
     if isinstance(spec, str):
         return [Corpus([spec])]
     if isinstance(spec, Mapping):
@@ -49,24 +49,24 @@ def corpora(spec: str | Sequence[str | Path | Mapping[str, Any]] | Mapping[str, 
 def _corpus(piece: Mapping[str, Any]) -> Corpus:
     for key in piece:
         if key not in KEYS:
-            near = difflib.get_close_matches(str(key), KEYS, n=1, cutoff=0.4)
-            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(KEYS)}"
+            matches = difflib.get_close_matches(str(key), KEYS, n=1, cutoff=0.4)
+            hint = f"did you mean '{matches[0]}'?" if matches else f"known keys: {', '.join(KEYS)}"
             raise ValueError(f"shards: unknown key '{key}' in {dict(piece)}: {hint}")
     shards = piece.get("shards")
     names = [shards] if isinstance(shards, str) else shards
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"shards: {dict(piece)} needs 'shards', a folder, a pattern or a list of them")
+        raise ValueError(f"shards: {dict(piece)} needs 'shards': a folder, a pattern or a list of them")
     return Corpus(names, _weight(piece.get("weight", 1), ", ".join(names)))
 
 
 def _weight(value: Any, name: str) -> Fraction:
-    """The weight as it is written: 0.1 is a tenth and not the binary number next to it."""
+    """Returns the exact weight: 0.1 is one tenth, not the nearest binary number."""
     try:
         weight = Fraction(str(value)) if not isinstance(value, bool) else Fraction(0)
     except (ValueError, ZeroDivisionError) as error:
         raise ValueError(f"shards: the weight of {name} is not a number: {value!r}") from error
     if not 0 < weight <= LARGEST_WEIGHT:
         raise ValueError(
-            f"shards: the weight of {name} is {value}: passes an epoch, above 0 and at most {LARGEST_WEIGHT}"
+            f"shards: the weight of {name} is {value}: it must be above 0 and at most {LARGEST_WEIGHT} passes"
         )
     return weight

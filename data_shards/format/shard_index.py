@@ -20,16 +20,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import platform
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 from numpy.typing import NDArray
 
+from priorclip.common.files import write_bytes
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS, split_name
 from priorclip.data_shards.format.tar import read_members
 
@@ -38,7 +35,6 @@ log = logging.getLogger(__name__)
 FORMAT, VERSION = "data-shards-index", 1
 HEADER_BYTES = 1 << 16  # longest first line of an index
 DAMAGE_LOGGED = 5  # damaged places in the log
-TEMPORARY = re.compile(r"\.(?P<host>[\w.-]*)~(?P<process>\d+)\.tmp$")  # end of an unfinished file's name
 
 
 @dataclass(frozen=True)
@@ -135,7 +131,7 @@ class ShardIndex:
         parts += [array.tobytes() for array in (self.first, self.key_end, self.offset, self.size, self.kind)]
         parts += [self.sha256.tobytes()] if self.sha256 is not None else []
         data = b"".join([*parts, self.key_text])
-        write_aside(path, data)
+        write_bytes(path, data)
         return hashlib.sha256(data).digest()
 
     @classmethod
@@ -231,35 +227,3 @@ def scan(path: Path, hashes: bool = False) -> ShardIndex:
 def index_path(tar: Path) -> Path:
     """Returns the path of the index of a tar."""
     return tar.with_name(f"{tar.name}.idx")
-
-
-def write_aside(path: Path, data: bytes) -> None:
-    """Writes ``path`` atomically: to a temporary file beside it, then fsync and rename."""
-    temporary = temporary_path(path)
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def temporary_path(path: Path) -> Path:
-    """Returns the temporary name of ``path``; it is unique to this process."""
-    return path.with_name(f"{path.name}.{platform.node()}~{os.getpid()}.tmp")
-
-
-def temporary_paths(folder: Path) -> list[Path]:
-    """Returns the temporary files of running and of killed processes."""
-    return [path for path in folder.glob("*.tmp") if TEMPORARY.search(path.name)]
-
-
-def is_stale(temporary: Path) -> bool:
-    """Returns True if the writer was a process of this machine and has ended."""
-    writer = TEMPORARY.search(temporary.name)
-    if writer is None or writer["host"] != platform.node():
-        return False
-    return not psutil.pid_exists(int(writer["process"]))

@@ -1,1 +1,1 @@
-"""Which sample stands at which position of an epoch."""
+"""Which sample is at which position of an epoch."""

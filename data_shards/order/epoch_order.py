@@ -1,14 +1,14 @@
-"""The order of an epoch: a function of (seed, epoch, shard sizes) and of nothing else.
+"""The order of an epoch: a function of (seed, epoch, shard sizes) only.
 
-    shards      A A A A A A  B B B B  C C C          as the manifest lists them
-    blocks      [A A][A A][A A] [B B][B B] [C C][C]  at most block_size samples, never across a shard
-    shuffled    [C][A A][B B] [B B][C C][A A][A A]   by (seed, epoch), from all over the shards
+    shards      A A A A A A  B B B B  C C C          in the order of the manifest
+    blocks      [A A][A A][A A] [B B][B B] [C C][C]  at most block_size samples, never across shards
+    shuffled    [C][A A][B B] [B B][C C][A A][A A]   by (seed, epoch), from all shards
     windows     {[C][A A][B B]} {[B B][C C][A A]}... window_blocks blocks; the samples of a window are permuted
 
-A global batch is a range of positions in this order, so that it is the same for any number of ranks and workers. As the
-blocks of a window come from all shards, shards that are sorted (by class, by source) are mixed as well as others. Every
-sample is a read of its own; what a window reads of a shard is contiguous block by block, which caches can use. Memory
-is 24 bytes a block and a few permuted windows of 8 bytes a sample: 5 million samples in blocks of 32: six megabytes.
+A global batch is a range of positions in this order, so that it is the same for any number of ranks and workers. The
+blocks of a window come from all shards, so sorted shards (by class, by source) are mixed as well as others. Each sample
+is one read. A window reads whole blocks of a shard, which caches can use. Memory is 24 bytes for each block, and 8
+bytes for each sample of a few permuted windows: 6 MB for 5 million samples in blocks of 32.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ WINDOWS_KEPT = 4
 
 
 class EpochOrder:
-    """Position in the epoch -> sample index. ``order[position]``, ``len(order)``; every sample exactly once.
+    """Maps a position in the epoch to a sample index: ``order[position]``, ``len(order)``. Each sample occurs once.
 
     Args:
         sizes: samples of each shard, in manifest order
-        seed: of the run
+        seed: seed of the run
         epoch: 0-based
         block_size: samples in a block
         window_blocks: blocks in a window
@@ -42,7 +42,7 @@ class EpochOrder:
         counts = np.asarray(sizes, dtype=np.int64)
         starts = np.cumsum(counts) - counts
         self._key = hash_integers(seed, epoch, WINDOW_ORDER)
-        blocks = -(-counts // block_size)  # of each shard, the last one shorter
+        blocks = -(-counts // block_size)  # of each shard; the last may be shorter
         shard = np.repeat(np.arange(len(counts)), blocks)
         number = np.arange(blocks.sum()) - np.repeat(np.cumsum(blocks) - blocks, blocks)
         shuffled = permutation(hash_integers(seed, epoch, BLOCK_ORDER), len(shard))
@@ -64,11 +64,11 @@ class EpochOrder:
 
     @property
     def windows(self) -> int:
-        """Number of windows; their samples follow each other in the epoch."""
+        """Number of windows. Their samples follow each other in the epoch."""
         return len(self._window_start)
 
     def window(self, window: int) -> NDArray[np.int64]:
-        """Sample indices of a window, permuted. Consecutive positions share it, so a few are kept."""
+        """Returns the permuted sample indices of a window. The last few windows are kept."""
         if window in self._windows:
             self._windows.move_to_end(window)
             return self._windows[window]
@@ -85,5 +85,5 @@ class EpochOrder:
 def epoch_order(
     sizes: Sequence[int], seed: int, epoch: int, block_size: int = 32, window_blocks: int = 2048
 ) -> EpochOrder:
-    """The order of one epoch; see :class:`EpochOrder`."""
+    """Returns the order of one epoch; see :class:`EpochOrder`."""
     return EpochOrder(sizes, seed, epoch, block_size, window_blocks)

@@ -1,7 +1,7 @@
-"""Random numbers as a function of their coordinates: ``mix(seed, epoch, sample)`` is the same everywhere, for ever.
+"""Random numbers as a hash of integers: ``hash_integers(seed, epoch, sample)`` is the same everywhere and always.
 
-SplitMix64 (Steele, Lea, Flood 2014) rather than a numpy generator, because numpy does not promise the same permutation
-from one version to the next, and the order of an epoch must outlive an upgrade in the middle of a run.
+It is SplitMix64 (Steele, Lea, Flood 2014), not a numpy generator: numpy may change its permutations between versions,
+and the order of an epoch must stay the same if numpy is upgraded in the middle of a run.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
 
 
-def hash_integers(*coordinates: int) -> int:
-    """A 64-bit hash of the coordinates, in order."""
+def hash_integers(*integers: int) -> int:
+    """Returns a 64-bit hash of the integers, in order."""
     state = 0
-    for value in coordinates:
+    for value in integers:
         state = _finish((state ^ (value & MASK)) + GAMMA & MASK)
     return state
 
 
 def hash_range(key: int, count: int) -> NDArray[np.uint64]:
-    """``count`` 64-bit hashes: element i is ``mix`` finished on key and i."""
+    """Returns ``count`` 64-bit hashes; element i is the hash of key and i."""
     state = np.arange(count, dtype=np.uint64) * np.uint64(GAMMA) + np.uint64(key & MASK)
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -30,7 +30,7 @@ def hash_range(key: int, count: int) -> NDArray[np.uint64]:
 
 
 def permutation(key: int, count: int) -> NDArray[np.int64]:
-    """A permutation of 0..count-1 that depends on ``key`` alone."""
+    """Returns a permutation of 0..count-1 that depends only on ``key``."""
     return np.argsort(hash_range(key, count), kind="stable")
 
 

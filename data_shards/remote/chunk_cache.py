@@ -1,13 +1,13 @@
-"""The node's copy of remote shards: chunks of 4 MiB in a folder that all its ranks and workers share.
+"""This node's copies of remote shards: chunks of 4 MiB in a folder that all its ranks and workers share.
 
-    ~/.cache/data_shards/chunks/3f2ab4...-000012          bytes 12 * 4 MiB .. of one state of one object
-                                3f2ab4...-000013.part     being fetched, locked by who fetches it
+    ~/.cache/data_shards/chunks/3f2ab4...-000012          bytes 12 * 4 MiB .. of one version of one object
+                                3f2ab4...-000013.part     being fetched, locked by the process that fetches it
 
-A chunk is fetched by one process while others wait for it; a holder that dies loses its lock, one that makes no
-progress is passed over. A chunk counts from before its first byte is asked for, and chunks that were used longest ago
-go first, so that the folder is within its limit at every moment (unless what is being fetched just then is more). A
-chunk that is open still reads after it has gone, and one that is gone is fetched again. With a full disk the run goes
-on without new chunks.
+One process fetches a chunk while others wait for it. A process that dies loses its lock; if it makes no progress,
+another process fetches the chunk. A chunk counts before its first byte is requested, and the least recently used chunks
+are deleted first, so the folder is always within its limit (unless the chunks that are being fetched exceed it). An
+open chunk can still be read after its deletion; a deleted chunk is fetched again. If the disk is full, the run goes on
+without new chunks.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from typing import IO
 log = logging.getLogger(__name__)
 
 CHUNK = 4 << 20  # bytes
-KEPT_SHARE = 0.9  # of the limit: what an eviction leaves, so that it is not due again at once
+KEPT_SHARE = 0.9  # share of the limit that an eviction leaves, so that the next one is not due at once
 POLL = 0.01  # seconds
-_warned_folders: set[Path] = set()  # folders without room that this process has remarked upon
+_warned_folders: set[Path] = set()  # full folders that this process has warned about
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 class ChunkCache:
-    """Files of a folder, at most ``limit`` bytes of them.
+    """The files of a folder, at most ``limit`` bytes together.
 
     Args:
-        folder: is made where it is missing
+        folder: is created if it is missing
         limit: bytes; 0 keeps none
-        patience: seconds without progress after which a process that fetches is not waited for any longer
+        patience: seconds to wait for another process that fetches and makes no progress
     """
 
     def __init__(self, folder: Path, limit: int, patience: float) -> None:
         self.folder, self.limit, self.patience = folder, limit, patience
 
     def open(self, name: str, size: int, fetch: Callable[[], Iterable[bytes]]) -> int | None:
-        """A descriptor of the chunk, fetched if it is not here; None where it cannot be kept. The caller closes it."""
+        """Returns a file descriptor of the chunk, fetched if missing, or None without room. The caller closes it."""
         path = self.folder / name
         found = self._opened(path, size)
         if found is not None or not self.limit:
@@ -54,12 +54,12 @@ class ChunkCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with claim_part(path, self.patience) as part:
                 if part is None:
-                    return self.open(name, size, fetch)  # another has finished it
+                    return self.open(name, size, fetch)  # another process has finished it
                 self._make_room(part, size)
                 filled = write(part, fetch())
                 if filled != size:
                     raise OSError(f"{filled} of {size} bytes came")
-                with self._book():  # whoever counts sees one name of it
+                with self._book():  # so that a process that counts sees it under one name
                     publish(part, path)
                 return os.dup(part.fileno())
         except OSError as error:
@@ -67,7 +67,7 @@ class ChunkCache:
                 raise
             if self.folder not in _warned_folders:
                 _warned_folders.add(self.folder)
-                log.warning("no room in %s (%s): remote shards are read without keeping them", self.folder, error)
+                log.warning("no room in %s (%s): remote shards are read without a copy", self.folder, error)
             return None
 
     def _opened(self, path: Path, size: int) -> int | None:
@@ -75,32 +75,32 @@ class ChunkCache:
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        if os.fstat(handle).st_size != size:  # cannot come from us
+        if os.fstat(handle).st_size != size:  # not a file of ours
             os.close(handle)
             path.unlink(missing_ok=True)
             return None
         with contextlib.suppress(OSError):
-            os.utime(handle)  # the time of use that eviction goes by
+            os.utime(handle)  # eviction goes by the time of the last use
         return handle
 
     def _book(self) -> AbstractContextManager[IO[str]]:
-        """The bytes that are held, chunks on their way included; locked, for each change of them."""
+        """Locks the file with the number of bytes in the folder, chunks in progress included."""
         return file_lock(self.folder / ".bytes", self.patience)
 
     def _make_room(self, part: IO[bytes], size: int) -> None:
-        """Count ``part`` as ``size`` bytes; where that is past the limit, drop what was used longest ago."""
+        """Counts ``part`` as ``size`` bytes. Above the limit, evicts the least recently used chunks."""
         with self._book() as book:
             text = book.read(64).strip()
-            held = int(text) if text.isdigit() else self.limit + 1  # unknown: count
+            held = int(text) if text.isdigit() else self.limit + 1  # unknown: count again
             if held + size > self.limit:
                 held = self._evict(size)
-            part.truncate(size)  # a hole so far; its length tells others what is coming
+            part.truncate(size)  # a sparse file: its length tells other processes how much will come
             book.seek(0)
             book.truncate()
             book.write(str(held + size))
 
     def _evict(self, size: int) -> int:
-        """Remove chunks, oldest use first, down to the share that is kept; returns the bytes left."""
+        """Removes the least recently used chunks, down to the kept share. Returns the bytes that are left."""
         coming, found = 0, []
         for entry in os.scandir(self.folder):
             with contextlib.suppress(FileNotFoundError):
@@ -123,7 +123,7 @@ class ChunkCache:
 
 
 def fetch_once(path: Path, patience: float, fetch: Callable[[], Iterable[bytes]]) -> Path:
-    """``path``, which one process of the node makes by ``fetch`` while the others wait, if it is not there."""
+    """Returns ``path``. If it is missing, one process of the node writes it by ``fetch`` while the others wait."""
     while not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with claim_part(path, patience) as part:
@@ -136,9 +136,9 @@ def fetch_once(path: Path, patience: float, fetch: Callable[[], Iterable[bytes]]
 
 @contextlib.contextmanager
 def claim_part(path: Path, patience: float) -> Iterator[IO[bytes] | None]:
-    """``path.part``, locked and empty, for the one who is to write it; None where another has finished it meanwhile.
+    """Locks ``path.part`` for this process, which writes it. Yields None if another process has finished ``path``.
 
-    What is not renamed by the end is removed.
+    Removes the part at the end, unless ``publish`` has renamed it.
     """
     place = path.with_name(f"{path.name}.part")
     patient_until = time.monotonic() + patience
@@ -153,13 +153,13 @@ def claim_part(path: Path, patience: float) -> Iterator[IO[bytes] | None]:
             if _is_same_file(part, place):
                 if not path.exists():
                     break
-                place.unlink(missing_ok=True)  # another finished it after we had looked, and we made an empty one
+                place.unlink(missing_ok=True)  # another process finished it just before we made an empty part
         except BlockingIOError:
             state = os.fstat(part.fileno())
-            if state.st_mtime != last:  # it grows, so its writer lives
+            if state.st_mtime != last:  # it grows, so its writer is alive
                 last, patient_until = state.st_mtime, time.monotonic() + patience
             elif time.monotonic() > patient_until:
-                log.warning("%s: whoever fetches it makes no progress; it is fetched again", place)
+                log.warning("%s: the process that fetches it makes no progress; fetching it again", place)
                 place.unlink(missing_ok=True)
         _release(part)
         time.sleep(POLL)
@@ -173,14 +173,14 @@ def claim_part(path: Path, patience: float) -> Iterator[IO[bytes] | None]:
 
 
 def publish(part: IO[bytes], path: Path) -> None:
-    """Give a finished part its name, unless its maker was passed over meanwhile: then ``path.part`` is another's."""
+    """Renames a finished part, unless another process has taken over: then ``path.part`` is a different file."""
     place = path.with_name(f"{path.name}.part")
     if _is_same_file(part, place):
         os.replace(place, path)
 
 
 def remove_if_abandoned(place: Path) -> bool:
-    """Whether nobody writes the part any more; then it is removed."""
+    """Removes the part and returns True if no process writes it any more."""
     part = open(place, "rb", buffering=0)  # noqa: SIM115
     try:
         fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -194,7 +194,7 @@ def remove_if_abandoned(place: Path) -> bool:
 
 
 def write(part: IO[bytes], data: Iterable[bytes]) -> int:
-    """Write all pieces and let them reach the disk; returns their bytes."""
+    """Writes all pieces and flushes them to the disk. Returns the number of bytes."""
     count = 0
     for piece in data:
         view = memoryview(piece)
@@ -206,7 +206,7 @@ def write(part: IO[bytes], data: Iterable[bytes]) -> int:
 
 
 def mark_alive(part: IO[bytes]) -> None:
-    """Tell those who wait for the file that its maker lives."""
+    """Updates the time of the part, so that waiting processes see progress."""
     with contextlib.suppress(OSError):
         os.utime(part.fileno())
 
@@ -219,7 +219,7 @@ def _is_same_file(part: IO[bytes], place: Path) -> bool:
 
 
 def _release(part: IO[bytes]) -> None:
-    """Unlock first: a child forked meanwhile holds the same lock, and closing here would leave it locked there."""
+    """Unlocks, then closes: a forked child shares the lock, and closing alone would leave it locked."""
     with contextlib.suppress(OSError):
         fcntl.flock(part, fcntl.LOCK_UN)
     part.close()
@@ -227,8 +227,10 @@ def _release(part: IO[bytes]) -> None:
 
 @contextlib.contextmanager
 def file_lock(path: Path, patience: float) -> Iterator[IO[str]]:
-    """The file, locked. After ``patience`` seconds it is used unlocked: whoever holds it was stopped, and none may wait
-    for ever. What is guarded so is a count or a copy, which doing twice does not spoil."""
+    """Opens and locks a file. After ``patience`` seconds it goes on without the lock, because its holder has stopped.
+
+    The lock guards a count or a copy, so doing the work twice does no harm.
+    """
     until = time.monotonic() + patience
     with open(path, "a+", encoding="ascii") as file:
         while True:
@@ -237,7 +239,7 @@ def file_lock(path: Path, patience: float) -> Iterator[IO[str]]:
                 break
             except BlockingIOError:
                 if time.monotonic() > until:
-                    log.warning("%s: whoever holds the lock makes no progress; it is passed over", path)
+                    log.warning("%s: its holder makes no progress; going on without the lock", path)
                     break
                 time.sleep(POLL)
         try:

@@ -1,15 +1,16 @@
-"""Ranges of a remote file over HTTP, whatever the network does meanwhile.
+"""Reads ranges of a remote file over HTTP, with retries.
 
-    for data in stream("https://host/a.tar", 4096, 1 << 20, version, timeout=60): ...
+    for data in fetch_range("https://host/a.tar", 4096, 1 << 20, version, timeout=60): ...
 
-    refused, reset, timed out, cut short, 408, 429, 5xx   again, after 0.5, 1, 2, ... s with jitter, or Retry-After's
-    cut in the middle                                     again from the byte where it stopped
+    refused, reset, timed out, cut short, 408, 429, 5xx   retry after 0.5, 1, 2, ... s with jitter, or after Retry-After
+    cut in the middle                                     retry from the byte where it stopped
     401, 403, 404, 410 and the like                       RemoteError at once
     another size or ETag than before                      RemoteError "shard has changed"
 
-A request takes ``timeout`` seconds at most, its body included, so that a server which trickles cannot hold the run up.
-Attempts count from the last one that brought at least ``PROGRESS`` bytes. A host that used up all attempts gets single
-ones until it answers again. Connections are kept open per process, and are never shared over a fork.
+A request with its body takes at most ``timeout`` seconds, so that a slow server cannot block the run. The count of
+attempts starts again after an attempt that brought at least ``PROGRESS`` bytes. After a host has used up all attempts,
+it gets one attempt for each request until it answers. Each process keeps its own connections open; a forked child does
+not share them.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ from priorclip.data_shards.remote.signed_request import build_request
 from priorclip.data_shards.remote.urls import public_url
 
 log = logging.getLogger(__name__)
-logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)  # its debug lines give addresses, signatures too
+logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)  # its debug lines show URLs with signatures
 
 ATTEMPTS = 6
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; doubling in between
 CONNECT_TIMEOUT = 10.0
 PROGRESS = 1 << 16  # bytes
-PIECE = 1 << 18  # bytes taken from the connection at a time
-DRAINED = 1 << 16  # a longer rest of a body is cut off with its connection instead of being read
+PIECE = 1 << 18  # bytes read from the connection at a time
+DRAINED = 1 << 16  # bytes; for a longer rest of a body the connection is closed
 TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504, 509))
-REDIRECT_KEPT = 300.0  # seconds for which the end of a redirection is asked directly
+REDIRECT_KEPT = 300.0  # seconds in which the target of a redirect is requested directly
 NOT_CARRIED_OVER = frozenset(("authorization", "cookie"))
 
 
 class RemoteError(OSError):
-    """A remote file that cannot be read. ``reason`` is a phrase to count by; the text has no secrets."""
+    """A remote file that cannot be read. ``reason`` is a phrase that is counted; the text has no secrets."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -56,7 +57,7 @@ class RemoteError(OSError):
 
 @dataclass(frozen=True)
 class Version:
-    """What tells one state of a remote file from another; ``ranges``: the server gives parts of it."""
+    """Size, ETag and date of a remote file. ``ranges`` is True if the server sends parts of it."""
 
     size: int
     etag: str = ""
@@ -64,14 +65,14 @@ class Version:
     ranges: bool = True
 
     def same(self, other: Version) -> bool:
-        """Servers behind one address may give their own ETags each: an equal date counts as well."""
+        """Returns True for the same version. An equal date is enough, as servers of one host may differ in ETags."""
         if self.size != other.size:
             return False
         return not (self.etag and other.etag) or self.etag == other.etag or bool(self.modified == other.modified != "")
 
 
 class Transient(Exception):
-    """An attempt that failed and may be repeated, after ``pause`` seconds where the server said so."""
+    """A failed attempt that may be repeated, after ``pause`` seconds if the server asks for it."""
 
     def __init__(self, text: str, pause: float | None = None) -> None:
         super().__init__(text)
@@ -79,16 +80,16 @@ class Transient(Exception):
 
 
 class _Process:
-    """Connections, and what is known of hosts, of one process."""
+    """Connections of one process, and the state of hosts."""
 
     def __init__(self) -> None:
         self.pools: dict[str, urllib3.PoolManager] = {}
         self.redirects: dict[str, tuple[str, float]] = {}
         self.down: set[str] = set()
-        self.jitter = random.Random()  # its own: the global generator belongs to the run
+        self.jitter = random.Random()  # not the global generator, which belongs to the run
 
     def pool(self, address: str) -> urllib3.PoolManager:
-        """Connections to the host, through the proxy of http_proxy, https_proxy and no_proxy."""
+        """Returns connections to the host, through the proxy of http_proxy, https_proxy and no_proxy."""
         parts = urlsplit(address)
         bypass = urllib.request.proxy_bypass(parts.hostname or "")
         proxy = "" if bypass else urllib.request.getproxies().get(parts.scheme, "")
@@ -110,7 +111,7 @@ os.register_at_fork(after_in_child=_reset_after_fork)
 
 
 def fetch_version(url: str, timeout: float) -> Version:
-    """Size, ETag and date of a remote file, by a request for its first byte. Raises RemoteError."""
+    """Requests the first byte of a remote file to learn its size, ETag and date. Raises RemoteError."""
     return _repeated(url, lambda limit: _fetch_version(url, limit), timeout)
 
 
@@ -123,7 +124,7 @@ def _fetch_version(url: str, timeout: float) -> Version:
 
 
 def fetch_file(url: str, timeout: float, known: Version | None = None) -> tuple[bytes, Version] | None:
-    """A small file whole, and its state; None where it still is in the state ``known``. Raises RemoteError."""
+    """Fetches a whole small file and its version; None if its version is still ``known``. Raises RemoteError."""
     asked = {"If-None-Match": known.etag} if known and known.etag else {}
     asked = {"If-Modified-Since": known.modified} if known and known.modified and not known.etag else asked
 
@@ -142,19 +143,19 @@ def fetch_file(url: str, timeout: float, known: Version | None = None) -> tuple[
 
 
 def fetch_range(url: str, start: int, length: int, version: Version, timeout: float) -> Iterator[bytes]:
-    """Bytes start .. start + length - 1 in pieces, each byte once. Raises RemoteError.
+    """Yields bytes start .. start + length - 1 in pieces, each byte once. Raises RemoteError.
 
-    A file whose server gives no ranges is read from its beginning, and is asked for as a whole only.
+    If the server does not support ranges, only a request for the whole file is allowed.
     """
     if not version.ranges and (start, length) != (0, version.size):
-        raise RemoteError("remote cannot be read", f"{public_url(url)}: its server gives no parts of a file")
+        raise RemoteError("remote cannot be read", f"{public_url(url)}: its server does not support range requests")
     taken = since_failure = failures = 0
     while taken < length:
         try:
             until = time.monotonic() + timeout
             headers = {"Range": f"bytes={start + taken}-{start + length - 1}"} if version.ranges else {}
             response = _open(url, headers, until)
-            skip = 0 if version.ranges else taken  # without ranges what is there already passes by again
+            skip = 0 if version.ranges else taken  # without ranges, the file is sent again from its start
             try:
                 _check_range(url, response, version, start + taken)
                 for data in _body(response, until):
@@ -196,7 +197,7 @@ def _pause_or_give_up(url: str, failures: int, error: Transient) -> None:
         raise RemoteError("remote cannot be read", f"{public_url(url)}: {error} ({failures} attempts)") from None
     pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)) * _process.jitter.uniform(0.5, 1)
     pause = min(LONGEST_PAUSE, max(pause, error.pause or 0))
-    log.info("%s: %s; again in %.1f s", public_url(url), error, pause)
+    log.info("%s: %s; retry in %.1f s", public_url(url), error, pause)
     time.sleep(pause)
 
 
@@ -205,14 +206,14 @@ def _host(url: str) -> str:
 
 
 def _open(url: str, headers: dict[str, str], until: float) -> urllib3.BaseHTTPResponse:
-    """The answer's head: 200, 206 or 304. Raises RemoteError for a final refusal, Transient for a passing fault."""
+    """Returns a response with status 200, 206 or 304. Raises RemoteError for a final error, Transient for a retry."""
     address, own = build_request(url)
     kept, kept_until = _process.redirects.get(url, ("", 0.0))
     if kept_until > time.monotonic():
         response = _get(kept, headers, until)
         if response.status in (200, 206, 304) or response.status in TRANSIENT:
             return _check_status(url, response)
-        _finish(response)  # the signature of the place may have run out: ask anew
+        _finish(response)  # the signature of the target may have expired: start from the URL again
     _process.redirects.pop(url, None)
     headers = {**own, **headers}
     for _ in range(6):
@@ -229,7 +230,7 @@ def _open(url: str, headers: dict[str, str], until: float) -> urllib3.BaseHTTPRe
         address = target
         if not set(headers) & {"Authorization"}:
             _process.redirects[url] = (address, time.monotonic() + REDIRECT_KEPT)
-    raise RemoteError("remote cannot be read", f"{public_url(url)}: redirected without end")
+    raise RemoteError("remote cannot be read", f"{public_url(url)}: too many redirects, or one to another scheme")
 
 
 def _get(address: str, headers: dict[str, str], until: float) -> urllib3.BaseHTTPResponse:
@@ -253,22 +254,22 @@ def _check_status(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.BaseH
     status = response.status
     if status in (200, 206, 304):
         return response
-    said = f"{status} {response.reason or ''}".strip()
+    text = f"{status} {response.reason or ''}".strip()
     wait = response.headers.get("Retry-After")
     try:
         code = re.search(rb"<Code>(\w{1,40})</Code>", response.read1(4096) or b"")
     except (urllib3.exceptions.HTTPError, OSError):
         code = None
     _finish(response)
-    said += f" ({code[1].decode()})" if code else ""
+    text += f" ({code[1].decode()})" if code else ""
     if status in TRANSIENT or (code and code[1] in (b"RequestTimeout", b"SlowDown")):
-        raise Transient(said, _seconds(wait))
+        raise Transient(text, _seconds(wait))
     if status in (404, 410):
-        raise RemoteError("shard is missing", f"{public_url(url)}: {said}")
+        raise RemoteError("shard is missing", f"{public_url(url)}: {text}")
     if status == 416:
-        raise RemoteError("shard has changed", f"{public_url(url)}: {said}, it is shorter than it was, or empty")
-    advice = ": check the credentials, or whether the link has run out" if status in (401, 403) else ""
-    raise RemoteError("remote cannot be read", f"{public_url(url)}: {said}{advice}")
+        raise RemoteError("shard has changed", f"{public_url(url)}: {text}, the file has become shorter, or is empty")
+    advice = ": check the credentials, and if the link has expired" if status in (401, 403) else ""
+    raise RemoteError("remote cannot be read", f"{public_url(url)}: {text}{advice}")
 
 
 def _version(url: str, response: urllib3.BaseHTTPResponse) -> Version:
@@ -276,14 +277,14 @@ def _version(url: str, response: urllib3.BaseHTTPResponse) -> Version:
     ranges = response.status == 206
     size = headers.get("Content-Range", "").rpartition("/")[2] if ranges else headers.get("Content-Length", "")
     if not size.isdigit():
-        raise RemoteError("remote cannot be read", f"{public_url(url)}: its server does not say how long it is")
+        raise RemoteError("remote cannot be read", f"{public_url(url)}: its server does not send its size")
     return Version(int(size), headers.get("ETag", ""), headers.get("Last-Modified", ""), ranges)
 
 
 def _check_range(url: str, response: urllib3.BaseHTTPResponse, version: Version, start: int) -> None:
-    """The answer is of the file that was seen first, and of the place that was asked for."""
+    """Checks that the response is the requested range of the same version. Raises RemoteError or Transient."""
     if version.ranges and response.status != 206:
-        raise Transient(f"{response.status} in place of a part of the file")
+        raise Transient(f"status {response.status} in place of a range of the file")
     found = _version(url, response)
     if not version.same(found):
         raise RemoteError(
@@ -291,22 +292,22 @@ def _check_range(url: str, response: urllib3.BaseHTTPResponse, version: Version,
             f"{public_url(url)}: {found.size} bytes {found.etag}, before {version.size} {version.etag}",
         )
     if version.ranges and not re.match(rf"bytes {start}-", response.headers.get("Content-Range", "")):
-        raise Transient("another part of the file than was asked for")
+        raise Transient("the server sent another range than requested")
 
 
 def _body(response: urllib3.BaseHTTPResponse, until: float) -> Iterator[bytes]:
-    """Pieces of a body as they arrive. Raises Transient where it stops early or takes too long."""
+    """Yields pieces of a body as they arrive. Raises Transient if it stops early or takes too long."""
     try:
         while data := response.read1(PIECE):
             yield data
             if time.monotonic() > until:
-                raise Transient("time-out: the body comes too slowly")
+                raise Transient("timeout: the body comes too slowly")
     except (urllib3.exceptions.HTTPError, OSError) as error:
         raise Transient(_describe_error(error)) from None
 
 
 def _finish(response: urllib3.BaseHTTPResponse) -> None:
-    """Give the connection back if little is left to read on it, else end it."""
+    """Returns the connection to the pool if little is left to read; otherwise closes it."""
     left = getattr(response, "length_remaining", None)
     try:
         if left is not None and left == 0:
@@ -322,7 +323,7 @@ def _finish(response: urllib3.BaseHTTPResponse) -> None:
 
 
 def _seconds(text: str | None) -> float | None:
-    """Retry-After, in seconds or as a date."""
+    """Parses Retry-After, which is seconds or a date."""
     if not text:
         return None
     if text.strip().isdigit():
@@ -334,13 +335,13 @@ def _seconds(text: str | None) -> float | None:
 
 
 def _describe_error(error: BaseException) -> str:
-    """What went wrong, without the address that urllib3 puts in its texts."""
+    """Describes an error without the URL that urllib3 puts in its texts."""
     cause = error.__cause__ or error.__context__ or error
     kinds = {
-        urllib3.exceptions.NameResolutionError: "the host name is not known",
+        urllib3.exceptions.NameResolutionError: "the host name is unknown",
         urllib3.exceptions.NewConnectionError: "no connection (refused, or the host cannot be reached)",
-        urllib3.exceptions.TimeoutError: "time-out",
-        urllib3.exceptions.SSLError: "TLS failed (is the certificate valid here? SSL_CERT_FILE names more authorities)",
+        urllib3.exceptions.TimeoutError: "timeout",
+        urllib3.exceptions.SSLError: "TLS failed: is the certificate valid here? SSL_CERT_FILE adds authorities",
         urllib3.exceptions.ProxyError: "the proxy cannot be reached",
         urllib3.exceptions.IncompleteRead: "the body was cut short",
     }

@@ -1,15 +1,15 @@
-"""Where the bytes of a shard are: a file here, or an object over there. Both have a size and ``pread(offset, length)``.
+"""Files of shards, local or remote. Both have a size and ``pread(offset, length)``.
 
     LocalFile(Path("data/train-000000.tar")).pread(512, 4000)
     RemoteFile("https://host/data/train-000000.tar", Access.from_options("cache", "50GB")).pread(512, 4000)
 
-A remote shard is never fetched whole. With ``limit`` > 0 it is read in chunks of 4 MiB that the node keeps
-(see chunk_cache.py): every node fetches each chunk once, for all epochs where the limit holds
-the shards and once an epoch where it holds a shuffling window of them; over W nodes the shards travel W times. With
-``limit`` 0 just the samples travel: each once an epoch over all nodes together, one request for every few neighbours.
-Small files beside the shards (manifest, .idx) are kept either way.
+A remote shard is not fetched whole. With ``limit`` > 0 it is read in chunks of 4 MiB that the node keeps (see
+chunk_cache.py). Each node fetches each chunk once in the run if the limit holds all shards, and once an epoch if it
+holds a shuffling window of them; W nodes transfer the shards W times. With ``limit`` 0 only the samples are
+transferred: each once an epoch over all nodes together, with one request for every few neighbours. The node keeps the
+small files beside the shards (manifest, .idx) in both cases.
 
-A server that cannot give parts of a file is the exception: there the node keeps whole shards.
+If a server does not support range requests, the node keeps whole shards.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from priorclip.common.files import write_bytes
 from priorclip.data_shards.config import byte_count
-from priorclip.data_shards.format.shard_index import scan, write_aside
+from priorclip.data_shards.format.shard_index import scan
 from priorclip.data_shards.remote import http_ranges, urls
 from priorclip.data_shards.remote.chunk_cache import CHUNK, ChunkCache, claim_part, fetch_once, file_lock, mark_alive
 from priorclip.data_shards.remote.http_ranges import RemoteError, Version
 
 log = logging.getLogger(__name__)
 
-SCAN_BLOCK = 1 << 20  # bytes that a scan takes at a time: members larger than this are skipped
+SCAN_BLOCK = 1 << 20  # bytes that a scan reads at a time; it skips members that are larger
 EVERYTHING = 1 << 62
-_warned_hosts: set[str] = set()  # hosts that were remarked upon in this process
+_warned_hosts: set[str] = set()  # hosts that this process has warned about
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Access:
     """How remote shards are read.
 
     Args:
-        folder: of the node's copies
+        folder: folder of this node's copies
         limit: bytes of image data kept there; 0 keeps none
-        timeout: seconds that one request may take
+        timeout: seconds for one request
         chunk: bytes of a chunk
     """
 
@@ -57,13 +58,13 @@ class Access:
 
     @classmethod
     def from_options(cls, cache: str | None = None, limit: int | str = "50GB", timeout: float = 60.0) -> Access:
-        """From options as they are written; ``cache`` None is ~/.cache/data_shards (or under XDG_CACHE_HOME)."""
+        """Builds it from options; ``cache`` None is ~/.cache/data_shards, or data_shards in XDG_CACHE_HOME."""
         home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "data_shards"
         return cls((Path(cache) if cache else home).expanduser(), byte_count(limit), timeout, CHUNK)
 
     @property
     def patience(self) -> float:
-        """Seconds without progress after which another process that fetches is not waited for."""
+        """Seconds to wait for another process that fetches and makes no progress."""
         return 2 * self.timeout
 
     @property
@@ -76,7 +77,7 @@ class Access:
 
 
 class LocalFile:
-    """A tar on a file system, opened at the first read and kept open."""
+    """A tar on a file system, opened by the first read and kept open."""
 
     remote = False
 
@@ -97,14 +98,14 @@ class LocalFile:
         return self.path.stat().st_size
 
     def pread(self, offset: int, length: int) -> bytes:
-        """At most ``length`` bytes; fewer at the end of the file, and none allocated past it. Raises OSError."""
+        """Reads at most ``length`` bytes, fewer at the end of the file; allocates no more. Raises OSError."""
         if self._handle is None:
             self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         left = os.fstat(self._handle).st_size - offset
         return os.pread(self._handle, max(0, min(length, left)), offset)
 
     def close(self) -> None:
-        """Let go of the open file; reading opens it again."""
+        """Closes the file; reading opens it again."""
         if self._handle is not None:
             os.close(self._handle)
             self._handle = None
@@ -114,10 +115,10 @@ class LocalFile:
 
 
 class RemoteFile:
-    """A tar behind a URL; see the module docstring. Reads from several threads are fine.
+    """A tar behind a URL; see the module docstring. Several threads may read.
 
     Args:
-        url: may carry a password or a signature; ``name``, ``address`` and ``str()`` do not
+        url: may hold a password or a signature; ``name``, ``address`` and ``str()`` do not
         access: see Access
     """
 
@@ -128,7 +129,7 @@ class RemoteFile:
         self.url, self._access = url, access
         self.name = unquote(urlsplit(url).path.rstrip("/").rsplit("/", 1)[-1])
         self.address = self.identity = urls.unsigned_url(url)
-        self.expected: int | None = None  # bytes that the manifest says
+        self.expected: int | None = None  # bytes in the manifest
 
     def __str__(self) -> str:
         return urls.public_url(self.url)
@@ -138,13 +139,13 @@ class RemoteFile:
 
     @cached_property
     def version(self) -> Version:
-        """Its state when it was first seen. Raises RemoteError."""
+        """The version at the first request. Raises RemoteError."""
         version = http_ranges.fetch_version(self.url, self._access.timeout)
         host = urlsplit(self.url).netloc
         if not version.ranges and host not in _warned_hosts:
             _warned_hosts.add(host)
             log.warning(
-                "the server of %s gives no parts of files: shards are fetched whole into %s before they are read",
+                "the server of %s does not support range requests: whole shards are fetched into %s first",
                 self,
                 self._access.wholes.folder,
             )
@@ -155,7 +156,7 @@ class RemoteFile:
         return self.version.size
 
     def pread(self, offset: int, length: int) -> bytes:
-        """At most ``length`` bytes; fewer at the end of the file. Raises RemoteError."""
+        """Reads at most ``length`` bytes, fewer at the end of the file. Raises RemoteError."""
         if self.expected not in (None, self.size):
             raise RemoteError("shard has changed", f"{self}: {self.size} bytes, its manifest says {self.expected}")
         end = min(offset + length, self.size)
@@ -172,7 +173,7 @@ class RemoteFile:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _piece(self, cache: ChunkCache, name: str, start: int, stop: int, offset: int, end: int) -> bytes:
-        """Bytes offset .. end - 1 of the chunk start .. stop - 1; from the network alone where it cannot be kept."""
+        """Reads bytes offset .. end - 1 of the chunk start .. stop - 1, without a copy if the cache has no room."""
 
         def fetch() -> Iterator[bytes]:
             return http_ranges.fetch_range(self.url, start, stop - start, self.version, self._access.timeout)
@@ -186,20 +187,20 @@ class RemoteFile:
         if self.version.ranges:
             return b"".join(http_ranges.fetch_range(self.url, offset, end - offset, self.version, self._access.timeout))
         raise RemoteError(
-            "remote cannot be read", f"{self}: its server gives whole files only, and {cache.folder} has no room for it"
+            "remote cannot be read", f"{self}: its server sends whole files only, and {cache.folder} has no room for it"
         )
 
     @property
     def _key(self) -> str:
-        """Name of this state of this object in the cache."""
+        """Name of this version of the object in the cache."""
         state = f"{self.identity} {self.size} {self._access.chunk} {self.version.etag or self.version.modified}"
         return hashlib.sha256(state.encode()).hexdigest()[:24]
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: a remote file holds no connection."""
 
     def index(self, sha256: str) -> Path:
-        """The node's copy of the .idx beside it, which must have this SHA-256. Raises RemoteError, OSError."""
+        """Returns this node's copy of the .idx with this SHA-256, 64 hex digits. Raises RemoteError, OSError."""
 
         def fetch() -> Iterator[bytes]:
             url = urls.url_in_folder(urls.folder_url(self.url), f"{urlsplit(self.url).path.rsplit('/', 1)[-1]}.idx")
@@ -208,26 +209,26 @@ class RemoteFile:
             data = answer[0]
             if hashlib.sha256(data).hexdigest() != sha256:
                 raise RemoteError(
-                    "index cannot be read", f"{urls.public_url(url)} is not the one that the manifest names"
+                    "index cannot be read", f"{urls.public_url(url)} has another SHA-256 than its manifest says"
                 )
             yield data
 
         return fetch_once(self._access.folder / "indices" / f"{sha256[:32]}.idx", self._access.patience, fetch)
 
     def scanned(self) -> Path:
-        """The node's copy of its index as its headers say it, walked once. Raises RemoteError, ValueError."""
+        """Returns this node's copy of an index built from the tar's headers. Raises RemoteError, ValueError."""
         path = self._access.folder / "indices" / f"scanned-{self._key}.idx"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with claim_part(path, self._access.patience) as part:
                 if part is not None:
-                    log.info("%s has no index: its headers are walked once", self)
-                    scan(Walked(self, lambda: mark_alive(part))).save(path)  # type: ignore[arg-type]
+                    log.info("%s has no index: reading its headers once", self)
+                    scan(ScanSource(self, lambda: mark_alive(part))).save(path)  # type: ignore[arg-type]
         return path
 
 
-class Walked:
-    """A remote file as ``scan`` opens one: ``.open("rb")``; ``step`` is called at each read."""
+class ScanSource:
+    """A remote file that ``scan`` can open by ``.open("rb")``. Each read calls ``step``."""
 
     def __init__(self, file: RemoteFile, step: Callable[[], None]) -> None:
         self.file, self.step = file, step
@@ -266,9 +267,9 @@ ShardFile = LocalFile | RemoteFile
 
 
 def fetch_manifest(url: str, access: Access) -> Path | None:
-    """The folder with the node's copy of the manifest in the remote folder ``url``; None where there is none.
+    """Returns the folder with this node's copy of the manifest of a remote folder; None if it has no manifest.
 
-    The copy is asked after at each start, and fetched again only where it has changed. Raises RemoteError.
+    Each call asks the server and fetches the manifest again only if it has changed. Raises RemoteError.
     """
     place = urls.url_in_folder(url, "manifest.json")
     folder = access.folder / "manifests" / urls.url_hash(place)
@@ -281,11 +282,11 @@ def fetch_manifest(url: str, access: Access) -> Path | None:
                 known = Version(**json.loads(about.read_text())) if copy.exists() else None
             answer = http_ranges.fetch_file(place, access.timeout, known)
             if answer is not None:
-                write_aside(copy, answer[0])
-                write_aside(about, json.dumps(asdict(answer[1])).encode())
+                write_bytes(copy, answer[0])
+                write_bytes(about, json.dumps(asdict(answer[1])).encode())
             return folder
         except RemoteError as error:
-            # S3 says "forbidden" of what is not there to those who may not list the bucket.
+            # Without the right to list the bucket, S3 answers "forbidden" for missing files.
             if error.reason == "shard is missing" or ": 403 " in error.detail:
                 copy.unlink(missing_ok=True)
                 return None

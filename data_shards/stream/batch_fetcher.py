@@ -1,8 +1,8 @@
-"""Positions of an epoch -> one batch: read, decode, augment, tokenise. Runs in the worker processes.
+"""Makes one batch from positions of an epoch: reads, decodes, augments, tokenizes. Runs in the worker processes.
 
-A sample that is bad is replaced by another of its corpus, drawn by (seed, epoch, position, attempt), so that every rank
-keeps its batch size and the replacement is the same after a resume. What was bad travels with the batch to the training
-process.
+A bad sample is replaced by another one of its corpus, drawn by (seed, epoch, position, attempt). So every rank keeps
+its batch size, and the replacement is the same after a resume. The list of bad samples goes with the batch to the
+training process.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 AUGMENTATION, REPLACEMENT = 3, 4
 ATTEMPTS = 100
-LONGEST_TOKEN = 64  # characters; more than a token of any vocabulary of words has
+LONGEST_TOKEN = 64  # characters; longer than any token of a vocabulary of words
 BAD_ROWS = "bad_rows"
 
 Position = tuple[int, int]  # (epoch, position in the epoch)
 
 
 class SampleSource(Protocol):
-    """What a stream reads from: ShardSet or RecordSet."""
+    """The samples of a stream: ShardSet or RecordSet."""
 
     sizes: list[int]
     classes: list[str]
@@ -53,15 +53,15 @@ class SampleSource(Protocol):
 
 
 class BatchFetcher(Dataset):
-    """A map-style dataset whose item is a whole batch: DataLoader hands ``__getitems__`` the batch's positions.
+    """A map-style dataset whose item is a whole batch: DataLoader calls ``__getitems__`` with the batch's positions.
 
     Args:
         source: samples
         tokenizer: transformers tokenizer, or None for images and labels only
         config: see DataConfig
-        seed: of the run
-        train: random crop, flips and caption, and the noise of the config; otherwise the centred square and the first
-            caption
+        seed: seed of the run
+        train: True for random crop, flips and caption and the noise of the config; False for the centred square and
+            the first caption
     """
 
     def __init__(
@@ -81,11 +81,11 @@ class BatchFetcher(Dataset):
         self.noise = SemanticNoise(seed, len(source), *shares)
 
     def order(self, epoch: int) -> MixedOrder:
-        """The sample index at each position of an epoch."""
+        """Returns the sample index at each position of an epoch."""
         return MixedOrder(self.mixture, epoch)
 
     def __getitems__(self, positions: Sequence[Position]) -> dict[str, Any]:
-        """One batch; see ShardStream for its keys. ``bad_rows`` lists what was replaced."""
+        """Returns one batch with the keys of ShardStream; ``bad_rows`` lists the replaced samples."""
         bad_rows: list[dict[str, str]] = []
         size = self.config.side
         images = pixel_buffer((len(positions), 3, size, size))
@@ -111,22 +111,23 @@ class BatchFetcher(Dataset):
     def fetch(
         self, epoch: int, position: int, bad_rows: list[dict[str, str]]
     ) -> tuple[int, NDArray[np.uint8], int, str]:
-        """(sample index, pixels, label id or -1, caption) of a position, or of the one that replaces it."""
-        corpus, passage, index = self.mixture.draw(epoch, position)
+        """Returns (sample index, pixels, label id or -1, caption) of a position, or of its replacement."""
+        corpus, pass_number, index = self.mixture.draw(epoch, position)
         for attempt in range(ATTEMPTS):
             try:
-                return index, *self.prepare(self.source.read(index), passage, index)
+                return index, *self.prepare(self.source.read(index), pass_number, index)
             except BadSample as error:
                 shard, key = self.source.name(index)
                 bad_rows.append({"shard": shard, "key": key, "reason": error.reason, "detail": error.detail})
             index = self.mixture.substitute(corpus, hash_integers(self.seed, epoch, REPLACEMENT, position, attempt))
         shards = ", ".join(sorted({row["shard"] for row in bad_rows})[:5])
-        raise RuntimeError(f"{ATTEMPTS} samples in a row are bad ({bad_rows[-1]['reason']}): see {shards}")
+        reason = bad_rows[-1]["reason"]
+        raise RuntimeError(f"{ATTEMPTS} samples in a row are bad ({reason}): run `data_shards verify` on {shards}")
 
-    def prepare(self, sample: Sample, passage: int, index: int) -> tuple[NDArray[np.uint8], int, str]:
-        """Pixels, label id and caption of one sample, a function of (seed, pass of its corpus, sample index)."""
+    def prepare(self, sample: Sample, pass_number: int, index: int) -> tuple[NDArray[np.uint8], int, str]:
+        """Returns pixels, label id and caption of one sample, which depend on (seed, pass of its corpus, sample)."""
         config = self.config
-        rng = random.Random(hash_integers(self.seed, passage, AUGMENTATION, index))
+        rng = random.Random(hash_integers(self.seed, pass_number, AUGMENTATION, index))
         draw = rng.random()
         caption = ""
         if self.tokenizer is not None:
@@ -154,15 +155,15 @@ class BatchFetcher(Dataset):
 
 
 def pixel_buffer(shape: tuple[int, ...]) -> torch.Tensor:
-    """uint8, not initialised; in a worker it lies in shared memory, where it would be copied to on its way out."""
+    """Returns an uninitialized uint8 tensor; in a worker it is in shared memory, which saves a later copy."""
     if get_worker_info() is None:
         return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's own default_collate gets it
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's default_collate does
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def prefetch_samples(source: Any, samples: Iterable[int], images: bool = True) -> None:
-    """Tell a source that can read ahead what is read next, in this order."""
+    """Tells a source that can read ahead which samples are read next, in this order."""
     prefetch = getattr(source, "prefetch", None)
     if prefetch is not None:
         prefetch(samples, images)
@@ -170,10 +171,10 @@ def prefetch_samples(source: Any, samples: Iterable[int], images: bool = True) -
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> dict[str, torch.Tensor]:
     """``input_ids`` and ``attention_mask``, int64 (b, T), padded to the tokenizer's ``model_max_length``."""
-    longest = LONGEST_TOKEN * tokenizer.model_max_length  # more is cut off in any case, after a second a megabyte
+    longest = LONGEST_TOKEN * tokenizer.model_max_length  # the rest would be cut off anyway, and costs a second per MB
     texts = [text[:longest] for text in texts]
-    # Lists, for with return_tensors transformers walks every token in Python: a fifth of a batch's time at 256 pixels.
-    # And numpy reads lists at three times the speed of torch.
+    # Lists, because return_tensors loops over all tokens in Python: a fifth of a batch's time at 256 pixels.
+    # numpy converts lists three times as fast as torch.
     encoded = tokenizer(texts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length)
     names = ("input_ids", "attention_mask")
     return {name: torch.from_numpy(np.array(encoded[name], np.int64)) for name in names}

@@ -1,11 +1,12 @@
-"""Every image once with all its captions, the same number of batches on every rank.
+"""Evaluation batches: every image once, with all its captions; the same number of batches on every rank.
 
     batches = eval_batches(shards, tokenizer, 224, 64, rank, world_size)
     for batch in batches.images(): ...   # images uint8 (b, 3, S, S), index (b,), labels (b,)
     for batch in batches.texts(): ...    # input_ids, attention_mask (b, T), index (b,), image_index (b,)
-    batches.text_image                   # (captions,) the image of each caption
+    batches.text_image                   # (captions,) the image index of each caption
 
-Rank r takes items r, r + W, ...; the last batches are filled up with index -1, so that collectives stay in step.
+Rank r takes items r, r + W, ...; the last batches are padded with index -1, so that all ranks make the same
+collectives.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PADDING = -1
-READ_TOGETHER = 1024  # captions asked for together
+READ_TOGETHER = 1024  # captions that are prefetched together
 
 
 class ImageFetcher(Dataset):
-    """Batches of images by index; -1 gives a black image. With ``skip_bad`` a bad image is one of those too."""
+    """Batches of images by index; -1 gives a black image. With ``skip_bad``, a bad image becomes -1 too."""
 
     def __init__(self, source: SampleSource, size: int, classes: list[str], max_pixels: int, skip_bad: bool) -> None:
         self.source, self.size, self.max_pixels, self.skip_bad = source, size, max_pixels, skip_bad
@@ -57,7 +58,7 @@ class ImageFetcher(Dataset):
                 shard, key = self.source.name(index)
                 if not self.skip_bad:
                     raise ValueError(f"evaluation image {key} of {shard} cannot be used: {error}") from error
-                log.warning("evaluation image %s of %s is left out: %s", key, shard, error)
+                log.warning("evaluation image %s of %s is skipped: %s", key, shard, error)
                 kept[row] = PADDING
         return {
             "images": torch.from_numpy(images),
@@ -70,8 +71,8 @@ class EvalBatches:
     """Batches of one rank over all images, and over all captions.
 
     Attributes:
-        captions: every caption, those of an image side by side
-        text_image: int64 (captions,), the image index of each
+        captions: all captions; those of one image are neighbours
+        text_image: int64 (captions,), the image index of each caption
         classes: scene classes in the order of the label ids
     """
 
@@ -109,15 +110,15 @@ class EvalBatches:
         return len(self.captions)
 
     def keys(self) -> list[str]:
-        """Key of each image."""
+        """Returns the key of each image."""
         return [self.source.name(index)[1] for index in range(len(self.source))]
 
     def images(self) -> Iterator[dict[str, torch.Tensor]]:
-        """images uint8 (b, 3, S, S), index int64 (b,), labels int64 (b,); the same number of batches on all ranks."""
+        """Yields images uint8 (b, 3, S, S), index int64 (b,), labels int64 (b,); as many batches on all ranks."""
         yield from load_batches(self.fetcher, self._plan(self.image_count), self.workers)
 
     def texts(self) -> Iterator[dict[str, torch.Tensor]]:
-        """input_ids, attention_mask int64 (b, T), index and image_index int64 (b,)."""
+        """Yields input_ids and attention_mask int64 (b, T), index and image_index int64 (b,)."""
         assert self.tokenizer is not None, "texts() needs a tokenizer"
         for indices in self._plan(self.text_count):
             index = np.array(indices, dtype=np.int64)
@@ -127,19 +128,19 @@ class EvalBatches:
             yield tokenize(self.tokenizer, texts) | extra
 
     def pixels(self, images: list[int]) -> torch.Tensor:
-        """uint8 (n, 3, S, S) of a few images, read by this process."""
+        """Reads a few images in this process: uint8 (n, 3, S, S)."""
         return self.fetcher.__getitems__(images)["images"]
 
     def scenes(self, images: list[int]) -> list[str]:
-        """Scene names of a few images, from their metadata alone; empty for none."""
+        """Returns the scene names of a few images without reading the images; "" for none."""
         return [self.source.text(image).label or "" for image in images]
 
     def _plan(self, count: int) -> list[list[int]]:
-        """Indices of this rank's batches, filled up with -1 to the same number on every rank."""
-        count_per_rank = -(-count // (self.batch_size * self.world_size))
-        mine = list(range(self.rank, count, self.world_size))
-        mine += [PADDING] * (count_per_rank * self.batch_size - len(mine))
-        return [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
+        """Returns the indices of this rank's batches, padded with -1 to the same number on every rank."""
+        rounds = -(-count // (self.batch_size * self.world_size))
+        indices = list(range(self.rank, count, self.world_size))
+        indices += [PADDING] * (rounds * self.batch_size - len(indices))
+        return [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
 
 
 def eval_batches(
@@ -156,23 +157,23 @@ def eval_batches(
     skip_bad: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> EvalBatches:
-    """Batches for an evaluation: every image once, by the centred square, with all its captions.
+    """Returns batches for an evaluation: every image once, as the centred square, with all its captions.
 
     Args:
-        source: ShardSet, RecordSet, or records of an annotation file (``sources.karpathy(...)``)
+        source: ShardSet, RecordSet, or the records of an annotation file (``sources.karpathy(...)``)
         tokenizer: transformers tokenizer; None for images and labels only
-        image_size: side in pixels
-        batch_size: of one rank
-        rank, world_size: of this process
+        image_size: side of the square in pixels
+        batch_size: items of one rank
+        rank, world_size: rank of this process, and number of ranks
         caption_field: captions or coarse_captions
-        classes: label ids; None takes the source's
+        classes: classes in the order of their label ids; None takes those of the source
         workers: decoding processes
-        skip_bad: give a bad image the index -1 instead of raising; an evaluation that leaves out images is another
-            evaluation, so this is off
-        max_pixels: larger images are bad
+        skip_bad: give a bad image the index -1 and do not raise. Off by default, because results on fewer images are
+            not comparable
+        max_pixels: images with more pixels are bad
 
     Raises:
-        ValueError: a bad image or a sample without caption, with its name
+        ValueError: an image is bad or a sample has no caption; it names the sample
     """
     samples = source if hasattr(source, "read") else RecordSet(list(source))  # type: ignore[arg-type]
     names = classes if classes is not None else samples.classes  # type: ignore[union-attr]
@@ -190,6 +191,7 @@ def eval_batches(
 
 
 def require_captions(source: SampleSource, index: int, caption_field: str) -> list[str]:
+    """Returns the captions of a sample. Raises ValueError, which names the sample, if it has none."""
     try:
         return source.captions(index, caption_field)
     except BadSample as error:

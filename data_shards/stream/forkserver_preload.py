@@ -1,13 +1,13 @@
-"""Imported by the fork server that decoding workers come from (see workers.py), and by nothing else.
+"""Only the fork server of the decoding workers imports this module (see workers.py).
 
 SLURM announces preemption and the end of a time limit by SIGTERM or SIGUSR1 to the whole process group. The training
-process answers with a checkpoint; its workers must live on until then, and so must the fork server, whose death they
-would take for the end of the run. They end when the training process tells them to, or when it is gone.
+process then writes a checkpoint. Its workers must live until then, and so must the fork server, because workers end
+with it. They end when the training process stops them, or when it ends.
 """
 
 from __future__ import annotations
 
-# Loaded once here, with torch, so that workers start at once.
+# Imported once here, with torch, so that workers start fast.
 from transformers import PreTrainedTokenizerFast  # noqa: F401
 
 import priorclip.data_shards.stream.batch_fetcher  # noqa: F401

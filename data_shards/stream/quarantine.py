@@ -1,9 +1,9 @@
-"""The book of bad samples: counted per reason, written down, and a stop where they are too many.
+"""Counts bad samples by reason, lists them in a file, and stops the run if there are too many.
 
     {"shard": "data/b.tar", "key": "airport/12", "reason": "unreadable image", "detail": "OSError: ..."}
 
-The ranks of a run append to one file, which holds a sample once for each reason, however many epochs meet it and
-however often the run is resumed: what other ranks have added is read before each append.
+All ranks of a run append to one file. It holds a sample once for each reason, also after many epochs and resumes: a
+rank reads the lines of the other ranks before it appends.
 """
 
 from __future__ import annotations
@@ -20,38 +20,37 @@ log = logging.getLogger(__name__)
 
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 SHARDS_NAMED = 5
-LOGGED = 20  # bad samples that the log tells of; all of them are in the file
+LOGGED = 20  # bad samples in the log at level WARNING; the file lists all
 
 
 class TooManyBadSamples(RuntimeError):
-    """More bad samples than ``max_bad_share`` allows; the message names the worst shards and reasons."""
+    """There are more bad samples than ``max_bad_share`` allows. The message names the worst shards and reasons."""
 
 
 class Quarantine:
     """Bad samples of one rank.
 
     Args:
-        path: JSON-lines file to append ``{"shard", "key", "reason", "detail"}`` to; None keeps the counts only
+        path: JSON-lines file that gets ``{"shard", "key", "reason", "detail"}``; None keeps only the counts
 
     Attributes:
-        skipped: reads that were bad by reason, over the life of the stream; a resumed run counts anew, in the epoch
-            it resumes in as well
+        skipped: bad reads by reason since the start of the stream; a resumed run starts at 0
 
     Raises:
-        OSError: the file cannot be written; said at once and not when the first bad sample comes
+        OSError: the file cannot be written; raised at the start, not at the first bad sample
     """
 
     def __init__(self, path: str | None = None) -> None:
         self.path = path
         self.skipped: Counter[str] = Counter()
         self._shards: Counter[str] = Counter()
-        self._seen: set[tuple[str, str]] = set()  # (shard, key) of this epoch: a replacement may meet one again
+        self._seen: set[tuple[str, str]] = set()  # (shard, key) of this epoch: a replacement may be the same sample
         self._epoch = -1
-        self._told = 0
-        self._book = QuarantineFile(path) if path else None
+        self._logged = 0
+        self._file = QuarantineFile(path) if path else None
 
     def add(self, rows: list[dict[str, str]], epoch: int, allowed: float) -> None:
-        """Take the rows of one batch. Raises TooManyBadSamples beyond ``allowed`` samples in an epoch."""
+        """Adds the rows of one batch. Raises TooManyBadSamples above ``allowed`` samples in an epoch."""
         if epoch != self._epoch:
             self._epoch = epoch
             self._shards.clear()
@@ -63,23 +62,23 @@ class Quarantine:
             place = row["shard"], row["key"]
             self._shards[row["shard"]] += place not in self._seen
             self._seen.add(place)
-            self._told += 1
-            level = logging.WARNING if self._told <= LOGGED else logging.DEBUG
+            self._logged += 1
+            level = logging.WARNING if self._logged <= LOGGED else logging.DEBUG
             log.log(level, "bad sample %s in %s: %s (%s)", row["key"], row["shard"], row["reason"], row["detail"])
-        if self._book:
-            self._write(self._book, rows)
+        if self._file:
+            self._write(self._file, rows)
         if self._shards.total() > allowed:
-            raise TooManyBadSamples(self._complaint(allowed))
+            raise TooManyBadSamples(self._message(allowed))
 
-    def _write(self, book: QuarantineFile, rows: list[dict[str, str]]) -> None:
-        """A disk that fills up in the middle of a run costs the list, not the run: the counts go on."""
+    def _write(self, file: QuarantineFile, rows: list[dict[str, str]]) -> None:
+        """Appends rows. If the disk is full, the run goes on with the counts and without the list."""
         try:
-            book.add(rows)
+            file.add(rows)
         except OSError as error:
-            log.error("%s cannot be written any more (%s): bad samples are counted and not listed", self.path, error)
-            self._book = None
+            log.error("%s cannot be written (%s): bad samples are now counted and not listed", self.path, error)
+            self._file = None
 
-    def _complaint(self, allowed: float) -> str:
+    def _message(self, allowed: float) -> str:
         worst = ", ".join(f"{shard} ({count})" for shard, count in self._shards.most_common(SHARDS_NAMED))
         reasons = ", ".join(f"{reason}: {count}" for reason, count in self.skipped.most_common())
         return (
@@ -90,22 +89,22 @@ class Quarantine:
 
 
 def allowed_bad_samples(share: float, samples: int, world_size: int) -> float:
-    """Bad samples of one rank in an epoch that ``share`` of all samples allows.
+    """Returns the number of bad samples of one rank in an epoch that ``share`` of all samples allows.
 
-    A rank sees a random part of the epoch: three standard deviations more than its part are no sign of a worse share,
-    nor are three samples more, for the square root is too little where the part is one sample or less.
+    A rank reads a random part of the epoch. So its limit is three standard deviations above its part, plus three
+    samples, because the standard deviation is too small if the part is one sample or less.
     """
     part = share * samples / world_size
     return part if world_size == 1 else min(share * samples, part + 3 * math.sqrt(part) + 3)
 
 
 class QuarantineFile:
-    """The file that all ranks append to. Raises OSError, naming the option, where it cannot be written."""
+    """The file to which all ranks append. Raises OSError, which names the option, if it cannot be written."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
         self._known: set[int] = set()
-        self._read = 0  # bytes of the file that are in ``_known``
+        self._read = 0  # bytes of the file that ``_known`` covers
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, APPEND, 0o644))
@@ -113,13 +112,13 @@ class QuarantineFile:
             raise OSError(f"data.quarantine: {path} cannot be written ({error}): name another file") from error
 
     def add(self, rows: list[dict[str, str]]) -> None:
-        """Append the rows that the file has not, by one write, so that lines of several ranks do not mix."""
+        """Appends new rows in one write, so that lines of several ranks do not mix."""
         self._catch_up()
         fresh = {row_hash(row): row for row in rows if row_hash(row) not in self._known}
         if not fresh:
             return
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh.values())
-        data = text.encode("utf-8", "backslashreplace")  # a key's odd bytes as \udcff, which JSON reads back
+        data = text.encode("utf-8", "backslashreplace")  # invalid bytes of a key become \udcff, which JSON can read
         handle = os.open(self.path, APPEND, 0o644)
         try:
             while data:
@@ -129,12 +128,12 @@ class QuarantineFile:
         self._known |= fresh.keys()
 
     def _catch_up(self) -> None:
-        """Learn the whole lines that were added since the last time."""
+        """Reads the complete lines that were added since the last call."""
         try:
             with open(self.path, "rb") as file:
                 file.seek(self._read)
                 data = file.read()
-        except FileNotFoundError:  # moved away while the run goes on: begin another
+        except FileNotFoundError:  # somebody moved it during the run: start a new file
             self._known.clear()
             self._read = 0
             return
@@ -144,10 +143,10 @@ class QuarantineFile:
             try:
                 self._known.add(row_hash(json.loads(line)))
             except (ValueError, KeyError, TypeError):
-                continue  # not ours, or torn by a full disk
+                continue  # not our line, or cut by a full disk
 
 
 def row_hash(row: dict[str, str]) -> int:
-    """64 bits of shard, key and reason: 50,000 bad samples, 1 % of five million, are known in five megabytes."""
+    """Returns a 64-bit hash of shard, key and reason. 50,000 bad samples, 1 % of 5 million, take 5 MB."""
     text = "\n".join((row["shard"], row["key"], row["reason"]))
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

@@ -1,11 +1,11 @@
 """The stream of training batches: the same sequence for any number of ranks and workers, resumable anywhere.
 
-    epoch e      positions 0 .. N-1, see data_shards.mixture           N samples, B = N // G global batches
+    epoch e      positions 0 .. N-1, see order/mixture.py              N samples, B = N // G global batches
     batch b      positions b*G .. (b+1)*G - 1                          G samples, the same set for every world size
     rank r of W  positions b*G + r, b*G + r + W, ...                   G / W samples
-    state        {"epoch": e, "samples_seen": (b+1)*G}                 after the batch was handed out
+    state        {"epoch": e, "samples_seen": (b+1)*G}                 after the batch was returned
 
-The N - B*G samples left over at the end of an epoch are dropped (a different few every epoch) and the log says so.
+The last N - B*G samples of an epoch are dropped. They differ from epoch to epoch, and the log reports their number.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 
 
 class ShardStream:
-    """Batches of one rank, for ever or for a number of epochs.
+    """Batches of one rank, without end or for a number of epochs.
 
     Each batch is a dict, b = global_batch / world_size:
         images: uint8 (b, 3, S, S), not normalised
         input_ids, attention_mask: int64 (b, T); absent without a tokenizer
-        labels: int64 (b,), place in the classes, -1 for none
+        labels: int64 (b,), index in the classes, -1 for none
         image_ids: int64 (b,), sample indices
         epoch: int
 
@@ -43,14 +43,14 @@ class ShardStream:
         source: ShardSet, or RecordSet of an annotation file
         tokenizer: transformers tokenizer, or None for images and labels only
         config: see DataConfig
-        global_batch: samples of all ranks together; world_size must divide it
-        rank, world_size: of this process
-        seed: of the run
-        train: random crop, flips and caption; otherwise the centred square and the first caption
-        epochs: stop after this many (counted from epoch 0); None never stops
+        global_batch: samples of a batch over all ranks; world_size must divide it
+        rank, world_size: rank of this process, and number of ranks
+        seed: seed of the run
+        train: True for random crop, flips and caption; False for the centred square and the first caption
+        epochs: stop after this number of epochs, counted from epoch 0; None never stops
 
     Raises:
-        ValueError: the world size does not divide the batch, or there are fewer samples than one batch
+        ValueError: the world size does not divide the global batch, or one batch needs more samples than there are
     """
 
     def __init__(
@@ -73,41 +73,41 @@ class ShardStream:
         check_batch(self.samples, global_batch, rank, world_size)
         self._quarantine = Quarantine(config.quarantine)
         self._epoch = 0
-        self._seen = 0
+        self._samples_seen = 0
         if rank == 0:
-            self._remarks()
+            self._log_summary()
 
-    def _remarks(self) -> None:
-        """What a user might not expect, said once."""
+    def _log_summary(self) -> None:
+        """Logs once what a user may not expect: weights, noise, dropped samples, unknown labels."""
         source, global_batch = self.source, self.global_batch
         mixture = self.fetcher.mixture
         for part, quota in zip(mixture.parts, mixture.quotas, strict=True):
             if quota != self.samples or part.weight != 1:
-                form = "%s: weight %s, %d samples, %d or %.1f %% of an epoch of %d"
+                form = "%s: weight %s, %d samples, %d (%.1f %%) of the %d samples of an epoch"
                 log.info(form, part.name, part.weight, part.samples, quota, 100 * quota / self.samples, self.samples)
         if self.config.caption_noise or self.config.label_noise:
             log.warning(
-                "%.0f %% of the samples have the captions of another one, %.0f %% another scene class: a test of "
+                "%.0f %% of the samples get the captions of another one and %.0f %% another scene class, to test "
                 "robustness (data.caption_noise, data.label_noise)",
                 100 * self.config.caption_noise, 100 * self.config.label_noise,
             )  # fmt: skip
         dropped = self.samples % global_batch
         if dropped:
             log.info(
-                "%d of %d samples do not fill a batch of %d: dropped each epoch, others every time",
+                "%d of %d samples do not fill a batch of %d: each epoch drops that many, not always the same ones",
                 dropped, self.samples, global_batch,
             )  # fmt: skip
         with contextlib.suppress(BadSample):
             label = source.text(0).label
             if label is not None and not self.classes:
                 log.warning(
-                    "samples have labels (%r) that no manifest lists: all count as unlabelled. "
+                    "samples have labels (%r) that are in no manifest: all samples count as unlabelled. "
                     "Run `python -m data_shards index` on the shards, or set data.classes",
                     label,
                 )
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         return self.samples // self.global_batch
 
     @property
@@ -117,12 +117,12 @@ class ShardStream:
 
     @property
     def skipped(self) -> Counter[str]:
-        """Bad samples of this rank by reason."""
+        """Number of bad samples of this rank, by reason."""
         return self._quarantine.skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the next batch starts. ``data`` and ``order`` guard against going on in another sequence."""
-        place = {"epoch": self._epoch, "samples_seen": self._seen}
+        """Returns the position of the next batch. ``data`` and ``order`` detect other shards or another shuffling."""
+        place = {"epoch": self._epoch, "samples_seen": self._samples_seen}
         return {**place, "data": self.source.fingerprint, "order": self._order}
 
     @property
@@ -135,31 +135,31 @@ class ShardStream:
         return order + "".join(noise)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state, of any world size and worker count.
+        """Continues from a state, which may come from another world size and number of workers.
 
-        Raises ValueError where shards, weights, seed or shuffling are not those of the state.
+        Raises ValueError if shards, weights, seed or shuffling differ from those of the state.
         """
         data = state.get("data", self.source.fingerprint)
         if data != self.source.fingerprint:
             raise ValueError(
                 "the shards or their weights have changed since the checkpoint was written "
-                f"({data}, now {self.source.fingerprint}): the place in the epoch has no meaning on them. "
+                f"({data}, now {self.source.fingerprint}): its position in the epoch does not fit them. "
                 "Restore the shards, or start the data from epoch 0"
             )
         order = state.get("order", self._order)
         if order != self._order:
             raise ValueError(
-                f"the checkpoint was written with {order}, and this run has {self._order}: samples would come twice or "
-                "not at all. Set them as they were, or start the data from epoch 0"
+                f"the checkpoint was written with {order}, and this run has {self._order}: samples would repeat or be "
+                "skipped. Set the old values, or start the data from epoch 0"
             )
-        epoch, seen = int(state["epoch"]), int(state["samples_seen"])
-        if epoch < 0 or not 0 <= seen <= self.samples:
-            raise ValueError(f"samples_seen {seen} of epoch {epoch} is outside the {self.samples} samples")
-        self._epoch, self._seen = epoch, seen
-        self._wrap()
+        epoch, samples_seen = int(state["epoch"]), int(state["samples_seen"])
+        if epoch < 0 or not 0 <= samples_seen <= self.samples:
+            raise ValueError(f"samples_seen {samples_seen} of epoch {epoch} is outside the {self.samples} samples")
+        self._epoch, self._samples_seen = epoch, samples_seen
+        self._start_next_epoch()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Batches from the current state on. Abandoning the iterator stops its workers; a new one goes on."""
+        """Yields batches from the current state on. Closing the iterator stops its workers; a new one continues."""
         config = self.config
         allowed = allowed_bad_samples(config.max_bad_share, self.samples, self.world_size)
         loader = load_batches(
@@ -172,32 +172,33 @@ class ShardStream:
         )
         for batch in loader:
             self._quarantine.add(batch.pop(BAD_ROWS), batch["epoch"], allowed)
-            self._seen += self.global_batch
-            self._wrap()
+            self._samples_seen += self.global_batch
+            self._start_next_epoch()
             yield batch
 
     def positions(self) -> Iterator[list[Position]]:
-        """(epoch, position) of every sample of this rank's batches, from the current state on."""
-        epoch, seen = self._epoch, self._seen
+        """Yields (epoch, position) of each sample of this rank's batches, from the current state on."""
+        epoch, start = self._epoch, self._samples_seen
         while self.epochs is None or epoch < self.epochs:
-            for start in range(seen, self.samples - self.global_batch + 1, self.global_batch):
-                mine = range(start + self.rank, start + self.global_batch, self.world_size)
-                yield [(epoch, position) for position in mine]
-            epoch, seen = epoch + 1, 0
+            for first in range(start, self.samples - self.global_batch + 1, self.global_batch):
+                own = range(first + self.rank, first + self.global_batch, self.world_size)
+                yield [(epoch, position) for position in own]
+            epoch, start = epoch + 1, 0
 
-    def _wrap(self) -> None:
-        """The end of an epoch is the start of the next."""
-        if self._seen + self.global_batch > self.samples:
-            self._epoch, self._seen = self._epoch + 1, 0
+    def _start_next_epoch(self) -> None:
+        """Moves to the next epoch if this one has no further batch."""
+        if self._samples_seen + self.global_batch > self.samples:
+            self._epoch, self._samples_seen = self._epoch + 1, 0
 
 
 def check_batch(samples: int, global_batch: int, rank: int, world_size: int) -> None:
+    """Raises ValueError if the batch fits neither the ranks nor the samples."""
     if global_batch < 1 or world_size < 1 or not 0 <= rank < world_size:
         raise ValueError(f"global batch {global_batch}, rank {rank} of world size {world_size}: out of range")
     if global_batch % world_size:
         raise ValueError(
             f"the world size {world_size} must divide the global batch {global_batch}: "
-            f"use {global_batch // world_size * world_size or world_size} or another number of ranks"
+            f"use {global_batch // world_size * world_size or world_size}, or another number of ranks"
         )
     if samples < global_batch:
         raise ValueError(f"{samples} samples are fewer than one global batch of {global_batch}: use a smaller batch")

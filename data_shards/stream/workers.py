@@ -1,4 +1,4 @@
-"""Decoding workers of a stream or an evaluation: how they start, which signals they survive, how they end."""
+"""Starts and stops the decoding workers of a stream or an evaluation, and makes them ignore preemption signals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from priorclip.common.processes import replace_environment
 
-SMALL = 1 << 18  # bytes that are sent through the pipe
+SMALL = 1 << 18  # bytes; smaller tensors go through the pipe
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -31,13 +31,13 @@ def load_batches(
     start_method: str = "forkserver",
     pin_memory: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """What ``fetcher.__getitems__`` returns for each entry of the plan, in the plan's order.
+    """Yields ``fetcher.__getitems__(entry)`` for each entry of the plan, in order.
 
     Closing the iterator, or the end of the process, stops the workers.
     """
     options: dict[str, Any] = {}
     if workers:
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are parallel already
         context = multiprocessing.get_context(start_method)
         if start_method == "forkserver":
             start_forkserver()
@@ -53,12 +53,12 @@ def load_batches(
         collate_fn=collate,
         num_workers=workers,
         pin_memory=pin_memory,
-        generator=torch.Generator(),  # else each iterator would move the global generator, and with it dropout
+        generator=torch.Generator(),  # otherwise each iterator would advance the global generator, which dropout uses
         **options,
     )
     iterator = iter(loader)
     received = map(arrays_to_tensors, iterator)
-    # Workers ignore SIGTERM, by which multiprocessing ends them at exit: they are told to stop before it tries.
+    # multiprocessing ends workers by SIGTERM at exit, which they ignore: so they are stopped before.
     stop = getattr(iterator, "_shutdown_workers", None)
     if stop is None:
         yield from received
@@ -72,14 +72,14 @@ def load_batches(
 
 
 def start_forkserver() -> None:
-    """Start the fork server with our module loaded, also where the package is found by sys.path alone.
+    """Starts the fork server with our module imported, also if only sys.path finds the package.
 
-    Python 3.11 gives the fork server its environment and not its sys.path, and passes over what it cannot import.
+    Python 3.11 gives the fork server the environment but not sys.path, and ignores modules that it cannot import.
     """
     multiprocessing.set_forkserver_preload(["priorclip.data_shards.stream.forkserver_preload"])
     root, before = str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = root if not before else f"{root}{os.pathsep}{before}"
-    # Blocked signals stay so in what is started: its own ignoring begins when it has imported torch.
+    # The new process inherits blocked signals. It ignores them itself only after it has imported torch.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, PREEMPTION_SIGNALS)
     try:
         forkserver.ensure_running()
@@ -92,24 +92,24 @@ def start_forkserver() -> None:
 
 
 def begin_worker(environment: Mapping[str, str], worker: int) -> None:
-    """What a worker does first: credentials and proxies are those that the training process has now."""
+    """Prepares a new worker: takes the current credentials and proxies of the training process."""
     replace_environment(environment)
     ignore_preemption_signals(worker)
 
 
 def ignore_preemption_signals(worker: int) -> None:
-    """SLURM's warning goes to the whole process group; only the training process is to act on it."""
+    """Ignores SLURM's warning, which goes to the whole process group; only the training process reacts to it."""
     for number in PREEMPTION_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def unchanged(batch: Any) -> Any:
-    """The fetcher returns whole batches already."""
+    """Returns the batch itself, because the fetcher already makes whole batches."""
     return batch
 
 
 def small_tensors_to_arrays(batch: dict[str, Any]) -> dict[str, Any]:
-    """Small tensors as arrays: each tensor costs a handle of shared memory, a millisecond in both processes."""
+    """Turns small tensors into arrays, because a shared-memory tensor costs a millisecond in both processes."""
     return {
         name: value.numpy() if isinstance(value, torch.Tensor) and value.nbytes < SMALL else value
         for name, value in batch.items()
@@ -117,5 +117,5 @@ def small_tensors_to_arrays(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def arrays_to_tensors(batch: dict[str, Any]) -> dict[str, Any]:
-    """What ``without_handles`` was given."""
+    """Reverses ``small_tensors_to_arrays``."""
     return {name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in batch.items()}

@@ -770,7 +770,7 @@ def test_a_disk_that_fills_up_costs_the_list_and_not_the_run(
     for number in range(3):
         book.add([row(number)], 0, 99)
     assert book.skipped["no image"] == 3
-    assert caplog.text.count("cannot be written any more") == 1
+    assert caplog.text.count("bad samples are now counted and not listed") == 1
 
 
 def test_a_sample_met_again_as_a_replacement_counts_once(tmp_path: Path) -> None:

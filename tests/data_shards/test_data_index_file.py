@@ -106,7 +106,7 @@ print(before, psutil.Process().memory_full_info().uss - before, len(shards._indi
 def test_a_process_keeps_no_index_in_memory(tmp_path: Path) -> None:
     """64 indices of 40,000 samples, 150 MB when held whole; all of RS5M is twice that."""
     from priorclip.data_shards.format.manifest import Manifest, ShardEntry
-    from priorclip.data_shards.format.shard_index import write_aside
+    from priorclip.common.files import write_bytes
 
     first = tmp_path / "s-000.tar"
     first.touch()
@@ -118,7 +118,7 @@ def test_a_process_keeps_no_index_in_memory(tmp_path: Path) -> None:
         os.link(tmp_path / "s-000.tar.idx", tmp_path / f"{name}.idx")
     entries = [ShardEntry(name, 40_000, 0, "", "") for name in names]
     Manifest(64 * 40_000, 0, 0, [], {}, [], entries).save(tmp_path)
-    write_aside(tmp_path / "measure.py", MEASURE.encode())
+    write_bytes(tmp_path / "measure.py", MEASURE.encode())
     done = subprocess.run(
         [sys.executable, str(tmp_path / "measure.py"), str(tmp_path)],
         capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},

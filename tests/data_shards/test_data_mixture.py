@@ -37,10 +37,10 @@ PARTS = st.lists(st.builds(MixturePart, SIZES, WEIGHTS), min_size=1, max_size=4)
 
 def endless(part: MixturePart, number: int, start: int, seed: int) -> Iterator[tuple[int, int, int]]:
     """(corpus, pass, sample) of one pass after the other."""
-    for passage in itertools.count():
-        order = EpochOrder(part.sizes, seed, passage, 4, 3)
+    for pass_number in itertools.count():
+        order = EpochOrder(part.sizes, seed, pass_number, 4, 3)
         for place in range(len(order)):
-            yield number, passage, start + order[place]
+            yield number, pass_number, start + order[place]
 
 
 def slow_epochs(parts: list[MixturePart], seed: int, epochs: int) -> list[list[tuple[int, int, int]]]:
@@ -158,10 +158,10 @@ def test_one_corpus_is_what_it_was() -> None:
     for epoch in range(2):
         passes = {}
         for position in range(46):
-            corpus, passage, sample = stream.fetcher.mixture.draw(epoch, position)
+            corpus, pass_number, sample = stream.fetcher.mixture.draw(epoch, position)
             assert (corpus, sample) == (0, stream.fetcher.order(epoch)[position])
             indices.update(f"{sample} ".encode())
-            passes[sample] = passage
+            passes[sample] = pass_number
         for sample in range(46):
             rng = random.Random(hash_integers(5, passes[sample], 3, sample))
             drawn.update(repr((epoch, sample, rng.random(), rng.random())).encode())
@@ -255,7 +255,7 @@ def test_shares_are_logged_and_weights_are_in_the_fingerprint(
 ) -> None:
     with caplog.at_level(logging.INFO):
         stream = stream_of(config({str(two["a"]): 1, str(two["b"]): "5/2"}))
-    assert "weight 5/2, 11 samples, 28 or 48.3 % of an epoch of 58" in caplog.text
+    assert "weight 5/2, 11 samples, 28 (48.3 %) of the 58 samples of an epoch" in caplog.text
     assert len(stream) == 7
     other = stream_of(config({str(two["a"]): 1, str(two["b"]): 2}))
     with pytest.raises(ValueError, match="shards or their weights have changed"):
@@ -265,7 +265,7 @@ def test_shares_are_logged_and_weights_are_in_the_fingerprint(
     state = stream.state_dict()
     for options in ({"seed": 6}, {"block": 5}):
         shards = config({str(two["a"]): 1, str(two["b"]): "5/2"}, block_size=options.get("block", 4))
-        with pytest.raises(ValueError, match="samples would come twice"):
+        with pytest.raises(ValueError, match="samples would repeat"):
             stream_of(shards, seed=options.get("seed", 5)).load_state_dict(state)
 
 
@@ -280,7 +280,7 @@ def test_mistakes_are_named(two: dict[str, Path], tmp_path: Path) -> None:
         config([{"weight": 2}])
     with pytest.raises(ValueError, match=r"a-000000\.tar is named twice"):
         ShardSet({a: 1, f"{a}/a-000000.tar": 2})
-    with pytest.raises(ValueError, match="gives no sample an epoch"):
+    with pytest.raises(ValueError, match="gives no sample in an epoch"):
         stream_of(config({a: 1, b: "1/1000"}))
     write_tar(tmp_path / "nothing.tar", {})
     with pytest.raises(ValueError, match=r"no sample in .*nothing\.tar"):

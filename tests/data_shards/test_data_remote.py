@@ -144,7 +144,7 @@ def test_an_index_that_is_missing_or_of_another_tar_is_replaced_by_a_scan(
     shards, local = opened(f"{server.url}/train/", tmp_path), ShardSet(str(packed))
     for index in (13, 24):
         assert sample(shards, index) == sample(local, index)
-    assert "not the one that the manifest names" in caplog.text
+    assert "has another SHA-256 than its manifest says" in caplog.text
 
 
 # Failures -----------------------------------------------------------------------------------------------------------
@@ -220,11 +220,11 @@ def test_a_server_that_trickles_is_given_up(server: RemoteServer, tmp_path: Path
     monkeypatch.setattr(http_ranges, "ATTEMPTS", 2)
     server.behaviour = Behaviour(trickle=0.02)
     started = time.monotonic()
-    with pytest.raises(BadSample, match="time-out"):
+    with pytest.raises(BadSample, match="timeout"):
         shards.read(3)
     assert time.monotonic() - started < 60  # all of it would take minutes
     server.behaviour = Behaviour(latency=1.0)
-    with pytest.raises(BadSample, match="time-out"):
+    with pytest.raises(BadSample, match="timeout"):
         shards.read(3)
 
 
@@ -238,7 +238,7 @@ def test_a_server_without_ranges_is_fetched_whole_once(
         shards = opened(spec, tmp_path, cache_limit=limit)
         local = ShardSet(str(packed))
         assert [sample(shards, i) for i in range(20)] == [sample(local, i + 10) for i in range(20)]
-    assert caplog.text.count("no parts of files") == 1
+    assert caplog.text.count("does not support range requests") == 1
     whole = [row for row in server.of(r"\.tar$") if row.range is None]
     assert 2 <= len(whole) <= 4  # each once, but for what was dropped
     files = sorted((tmp_path / "cache" / "whole").glob("*-whole"))
@@ -447,7 +447,7 @@ def test_nobody_waits_for_ever_for_a_stopped_process(
         handle = cache.open("a", 5, lambda: [b"whole"])
     assert handle is not None
     os.close(handle)
-    assert "passed over" in caplog.text
+    assert "going on without the lock" in caplog.text
     opened(f"{server.url}/train/", tmp_path)
     (lock,) = (tmp_path / "cache").rglob(".lock")
     with chunk_cache.file_lock(lock, 1):
@@ -767,5 +767,5 @@ def test_no_byte_is_read_twice_over_the_network_while_packing_is_large(tmp_path:
     with serving(tmp_path / "served") as server:
         shards, local = opened(f"{server.url}/train/", tmp_path), ShardSet(str(folder))
         assert [sample(shards, i) for i in range(3)] == [sample(local, i) for i in range(3)]
-    with pytest.raises(RemoteError, match="no parts"):
+    with pytest.raises(RemoteError, match="range requests"):
         list(http_ranges.fetch_range("http://host/a", 5, 5, Version(99, ranges=False), 1))

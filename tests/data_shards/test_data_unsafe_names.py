@@ -86,10 +86,7 @@ def write_parquet(root: Path, names: list[str]) -> list[str]:
     return ["--source", "parquet", "--parquet", str(root / "data.parquet")]
 
 
-SOURCES = {
-    write.__name__: write
-    for write in (write_karpathy, write_filepath, write_csv, write_rs5m, write_precomp, write_parquet)
-}
+SOURCES = (write_karpathy, write_filepath, write_csv, write_rs5m, write_precomp, write_parquet)
 
 
 @pytest.mark.parametrize("name", EVIL.values(), ids=EVIL.keys())
