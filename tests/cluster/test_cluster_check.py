@@ -1,7 +1,7 @@
-"""``python -m cluster check`` on real hosts that something is really wrong with: each fault is found and named.
+"""``python -m cluster check`` on real hosts with real problems: each problem is found and named.
 
-``node1`` has other code, another deepspeed, full disks, other shards and a closed firewall; ``late`` is node1 by a
-clock that is two minutes ahead, ``same`` is node0, ``gone`` an address where nobody is; another program has the port.
+``node1`` has other code, another deepspeed, full disks, other shards and a closed firewall. ``late`` is node1 with a
+clock that is two minutes ahead, ``same`` is node0, ``gone`` is an address without a host. Another program has the port.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from priorclip.cluster.check.rules import check_speeds, find_problems
 from priorclip.cluster.commands import CheckConfig
 from priorclip.common.ports import TORCH_PORT
 
-# libfaketime would turn sleeps as well, and has them fail now and then on a busy machine.
+# libfaketime also changes sleeps, and they sometimes fail with it on a busy machine.
 LATE_CLOCK = """
 #include <sys/syscall.h>
 #include <time.h>
@@ -73,7 +73,7 @@ def other_shards(folder: Path, shards: Path) -> tuple[str, str]:
 
 @contextlib.contextmanager
 def late_sshd(network: Network) -> Iterator[None]:
-    """Another sshd on node1 whose sessions' clock is ahead; ``ssh late`` leads there."""
+    """Starts another sshd on node1, whose sessions have a clock that is ahead. ``ssh late`` connects to it."""
     folder = network.bin.parent
     library = folder / "late.so"
     compiler = [needed("gcc", "g++"), "-shared", "-fPIC", "-x", "c", "-", "-o", str(library)]
@@ -81,8 +81,8 @@ def late_sshd(network: Network) -> Iterator[None]:
     settings = (folder / "sshd_config").read_text()
     (folder / "sshd_late").write_text("Port 2222\n" + settings.replace("SetEnv ", f"SetEnv LD_PRELOAD={library} "))
     late = f"{network.hosts[1].address}\n    Port 2222"
-    places = {"late": late, "same": network.hosts[0].address, "gone": network.gone}
-    known = "".join(f"Host {name}\n    HostName {place}\n" for name, place in places.items())
+    addresses = {"late": late, "same": network.hosts[0].address, "gone": network.gone}
+    known = "".join(f"Host {name}\n    HostName {address}\n" for name, address in addresses.items())
     ssh_config = folder / "ssh_config"
     before = ssh_config.read_text()
     ssh_config.write_text(known + before)
@@ -104,7 +104,7 @@ def late_sshd(network: Network) -> Iterator[None]:
 def broken(
     network: Network, small_pretraining: SmallPretraining, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """What check says, as JSON, of everything at once."""
+    """The JSON of check with all problems at the same time."""
     needed("nft", "nftables")
     folder = tmp_path_factory.mktemp("broken")
     runs, (node0, node1) = folder / "runs", network.hosts
@@ -113,18 +113,18 @@ def broken(
     hostfile.write_text("".join(f"{name} slots=1\n" for name in ("node0", "same", "node1", "late", "gone")))
     small = ("-t", "tmpfs", "-o", "size=4m", "tmpfs")
     taken = subprocess.Popen(node0.enter(PYTHON, "-m", "http.server", str(TORCH_PORT)), stderr=subprocess.DEVNULL)
-    with contextlib.ExitStack() as faults:
-        faults.callback(taken.wait, timeout=10)
-        faults.callback(taken.terminate)
+    with contextlib.ExitStack() as problems:
+        problems.callback(taken.wait, timeout=10)
+        problems.callback(taken.terminate)
         for source, target in (
             other_code(folder), other_deepspeed(folder), other_shards(folder, small_pretraining.shards)
         ):  # fmt: skip
-            faults.enter_context(node1.mounted("--bind", source, target))
-        faults.enter_context(node1.mounted(*small, "/dev/shm"))
-        faults.enter_context(node1.mounted(*small, str(runs)))
+            problems.enter_context(node1.mounted("--bind", source, target))
+        problems.enter_context(node1.mounted(*small, "/dev/shm"))
+        problems.enter_context(node1.mounted(*small, str(runs)))
         node1.run("nft", FIREWALL)
-        faults.callback(node1.run, "nft", "flush", "ruleset")
-        faults.enter_context(late_sshd(network))
+        problems.callback(node1.run, "nft", "flush", "ruleset")
+        problems.enter_context(late_sshd(network))
         words = [
             "--folder",
             str(runs),
@@ -155,20 +155,20 @@ def broken(
         ("node0", f"port {TORCH_PORT} cannot be used: Address already in use", "--master-port"),
     ],
 )
-def test_fault_is_found(broken: dict[str, Any], host: str, problem: str, remedy: str) -> None:
+def test_problem_is_found(broken: dict[str, Any], host: str, problem: str, remedy: str) -> None:
     found = [each for each in broken["findings"] if each["host"] == host and problem in each["problem"]]
     assert len(found) == 1, broken["findings"]
     assert remedy in found[0]["remedy"]
 
 
-def test_sound_host_is_left_alone(broken: dict[str, Any]) -> None:
+def test_good_host_has_no_other_problem(broken: dict[str, Any]) -> None:
     assert [each["problem"].split(" ")[0] for each in broken["findings"] if each["host"] in ("node0", "same")] == [
         "port"
     ]
-    assert broken["rates"] is None, "nothing is measured on hosts that cannot run"
+    assert broken["rates"] is None, "hosts with problems are not measured"
 
 
-def test_truncated_shard_is_told_from_a_missing_one(broken: dict[str, Any]) -> None:
+def test_truncated_and_missing_shards_have_different_messages(broken: dict[str, Any]) -> None:
     (node1,) = [row for row in broken["hosts"] if row["host"] == "node1"]
     assert sorted(problem.split(" ")[-1] for problem in node1["shards"]["problems"].values()) == [
         "directory",
@@ -177,7 +177,7 @@ def test_truncated_shard_is_told_from_a_missing_one(broken: dict[str, Any]) -> N
 
 
 def test_slow_host_is_named(network: Network) -> None:
-    """When the ranks have met, node1's has to share a core with four others that go before it."""
+    """After the rendezvous, the rank of node1 shares a core with four processes of higher priority."""
     words = ("--free-gb", "0", "--shm-gb", "0", "--slow-share", "0.6", "--json")
     first, *_, last = sorted(os.sched_getaffinity(0))
     done: list[subprocess.CompletedProcess[str]] = []
@@ -185,12 +185,12 @@ def test_slow_host_is_named(network: Network) -> None:
     checking.start()
     others: list[subprocess.Popen[bytes]] = []
     try:
-        ranks = [waited_for(partial(rank_on, host.name), checking) for host in network.hosts]
-        waited_for(partial(has_met, ranks[1].pid), checking)
+        ranks = [wait_until(partial(rank_on, host.name), checking) for host in network.hosts]
+        wait_until(partial(has_connection, ranks[1].pid), checking)
         for rank, core in zip(ranks, (first, last)):
             rank.cpu_affinity([core])
-        put_before(ranks[0].pid, -20)  # of whatever else this machine has to do
-        put_before(ranks[1].pid, 10)
+        set_priority(ranks[0].pid, -20)  # above other work on this machine
+        set_priority(ranks[1].pid, 10)
         spin = ["taskset", "-c", str(last), "sh", "-c", "while :; do :; done"]
         others += [subprocess.Popen(spin) for _ in range(4)]
         checking.join()
@@ -207,25 +207,26 @@ def test_slow_host_is_named(network: Network) -> None:
     assert [link[:2] for link in report["rates"]["links"]] == [[0, 1]]
 
 
-def put_before(pid: int, nice: int) -> None:
-    """Among the processes of its session, and, where the kernel groups processes by session, of its session too."""
+def set_priority(pid: int, nice: int) -> None:
+    """Sets the priority of the process, and of its session if the kernel groups processes by session."""
     os.setpriority(os.PRIO_PROCESS, pid, nice)
     with contextlib.suppress(FileNotFoundError):
         Path(f"/proc/{pid}/autogroup").write_text(str(nice))
 
 
-def has_met(pid: int) -> bool:
-    """Whether a connection to the rendezvous is made on the host of the process; psutil looks at this machine's."""
+def has_connection(pid: int) -> bool:
+    """Whether the host of the process has a connection to the rendezvous. psutil shows only those of this machine."""
     tables = [Path(f"/proc/{pid}/net/{kind}").read_text() for kind in ("tcp", "tcp6")]
     return any(f":{TORCH_PORT:04X} 01 " in table for table in tables)
 
 
-def waited_for(look: Callable[[], Any], checking: threading.Thread) -> Any:
+def wait_until(condition: Callable[[], Any], checking: threading.Thread) -> Any:
+    """Returns the first true value of ``condition`` while check runs."""
     while checking.is_alive():
-        if found := look():
+        if found := condition():
             return found
         time.sleep(0.02)
-    raise AssertionError("check ended before its ranks were seen")
+    raise AssertionError("check ended before its ranks were found")
 
 
 def rank_on(host: str) -> psutil.Process | None:
@@ -265,11 +266,11 @@ def test_this_machine_and_shards_behind_a_url(small_pretraining: SmallPretrainin
 
 
 def probe_of(host: str, **changes: Any) -> dict[str, Any]:
-    """A row of a GPU host, which this machine is not."""
-    usual = {"python": "3.11.7", "torch": "2.14.1", "deepspeed": "0.19.8", "cuda": "13.0", "nccl": "2.28.3"}
+    """A row of a GPU host, because this machine has no GPUs."""
+    versions = {"python": "3.11.7", "torch": "2.14.1", "deepspeed": "0.19.8", "cuda": "13.0", "nccl": "2.28.3"}
     sizes = {"count": 8, "slots": 8, "free_gb": 500.0, "shm_gb": 60.0, "skew_s": 0.1, "tflops": 700.0}
     code = {"code": {"cluster": "0a"}, "commit": "abc", "shards": None, "accelerator": "H200"}
-    return {"host": host, **usual, **sizes, **code, **changes}
+    return {"host": host, **versions, **sizes, **code, **changes}
 
 
 @pytest.mark.parametrize(
@@ -282,7 +283,7 @@ def probe_of(host: str, **changes: Any) -> dict[str, Any]:
         ({"free_gb": None}, ". does not exist"),
     ],
 )
-def test_gpu_host_with_a_fault(changes: dict[str, Any], problem: str) -> None:
+def test_gpu_host_with_a_problem(changes: dict[str, Any], problem: str) -> None:
     rows = [probe_of("a"), probe_of("b")]
     assert find_problems(rows, CheckConfig()) == []
     found = find_problems([*rows, probe_of("c", **changes)], CheckConfig())
@@ -297,8 +298,8 @@ def test_slow_link_and_slow_network_are_named() -> None:
     assert low.problem == "all-reduce at 90 GB/s, 100 wanted"
 
 
-def test_ranks_that_do_not_end_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that pass over SIGTERM, and one that has left their session with their output open."""
+def test_check_does_not_wait_for_ranks_that_do_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for ranks that ignore SIGTERM, nor for a process of another session that keeps their output open."""
     monkeypatch.setattr(measure_speed, "END_SECONDS", 0.3)
     code, output = measure_speed.run_with_limit(
         ["bash", "-c", "trap '' TERM; echo begun; sleep 60; sleep 60"], None, 0.3

@@ -1,4 +1,4 @@
-"""``python -m cluster check|launch|sbatch``: the command lines and scripts they make, and what they refuse."""
+"""``python -m cluster check|launch|sbatch``: their command lines and scripts, and the requests that they refuse."""
 
 from __future__ import annotations
 
@@ -76,17 +76,17 @@ def test_local_launch_finds_a_port_and_two_cpu_ranks() -> None:
     assert 1024 < port < 65536
 
 
-def test_local_launch_takes_the_gpus_that_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_launch_uses_the_visible_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    allowed = {"CUDA_VISIBLE_DEVICES": "5,2,7"}
-    assert world_of(deepspeed_command(LaunchConfig(), RUN, allowed)) == {"node0": [5, 2, 7]}
-    assert world_of(deepspeed_command(LaunchConfig(nproc=2), RUN, allowed)) == {"node0": [5, 2]}
+    visible = {"CUDA_VISIBLE_DEVICES": "5,2,7"}
+    assert world_of(deepspeed_command(LaunchConfig(), RUN, visible)) == {"node0": [5, 2, 7]}
+    assert world_of(deepspeed_command(LaunchConfig(nproc=2), RUN, visible)) == {"node0": [5, 2]}
     assert world_of(deepspeed_command(LaunchConfig(), RUN, {})) == {"node0": [0, 1, 2]}
     with pytest.raises(ValueError, match="--nproc 4, but there are 3 GPUs"):
-        deepspeed_command(LaunchConfig(nproc=4), RUN, allowed)
+        deepspeed_command(LaunchConfig(nproc=4), RUN, visible)
 
 
-def test_one_launcher_a_node_takes_its_place_from_srun() -> None:
+def test_launcher_of_a_node_reads_its_number_from_srun() -> None:
     node = LaunchConfig(launcher="node", nproc=8)
     step = {"SLURM_NODEID": "1", "SLURM_STEP_NUM_NODES": "4", "SLURM_JOB_ID": "45678", "MASTER_ADDR": "10.0.0.2"}
     command = deepspeed_command(node, RUN, {**CPU, **step})
@@ -104,7 +104,7 @@ def test_hostfile_launch(hosts: str) -> None:
     assert command[command.index("--module") + 1] == "priorclip.pretrain"
 
 
-def test_openmpi_launch_tells_mpirun_what_deepspeed_does_not(hosts: str) -> None:
+def test_openmpi_launch_adds_arguments_for_mpirun(hosts: str) -> None:
     config = LaunchConfig(hostfile=hosts, launcher="openmpi", ssh_port=2222, master_port=29512, launcher_args="--np 2")
     (given_args,) = [word for word in deepspeed_command(config, RUN, CPU) if word.startswith("--launcher_args=")]
     words = shlex.split(given_args.removeprefix("--launcher_args="))
@@ -124,7 +124,7 @@ def test_slurm_launch_runs_the_module(hosts: str, tmp_path: Path) -> None:
 
 
 def test_launcher_that_is_killed_fails_the_launch(tmp_path: Path) -> None:
-    """DeepSpeed's runner itself ends with 0 there, as if the run had finished."""
+    """DeepSpeed's own runner exits with 0 then, as if the run had finished."""
     hosts = tmp_path / "hosts"
     hosts.write_text("node0 slots=1\nnode1 slots=1\n")
     (tmp_path / "bin").mkdir()
@@ -164,9 +164,9 @@ WORDS = st.text(st.characters(exclude_characters="\0\r", exclude_categories=["Cs
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(words=st.lists(WORDS, min_size=1, max_size=6))
 def test_words_arrive_whole_over_pdsh(words: list[str]) -> None:
-    """What DeepSpeed's pdsh runner does to the words, then pdsh's %, then a real shell."""
-    through = [quote_for_pdsh(word) for word in words]
-    deepspeed = ['"{}"'.format(word.replace('"', '\\"')) if " " in word else word for word in through]
+    """The words pass through the quoting of DeepSpeed's pdsh runner, the % of pdsh, and a real shell."""
+    quoted = [quote_for_pdsh(word) for word in words]
+    deepspeed = ['"{}"'.format(word.replace('"', '\\"')) if " " in word else word for word in quoted]
     line = " ".join(deepspeed).replace("%%", "%")
     shown = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
     assert shown.decode().split("\0")[:-1] == words
@@ -206,8 +206,8 @@ def test_batch_script_with_a_container() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(words=st.lists(WORDS, max_size=5))
-def test_batch_script_hands_the_words_on(words: list[str]) -> None:
-    """The srun line, run by a real bash in which srun prints its words."""
+def test_batch_script_keeps_the_words(words: list[str]) -> None:
+    """A real bash runs the script, with an srun that prints its words."""
     script = render_script(SbatchConfig(), ["pretrain", *words])
     printing = 'srun() { printf "%s\\0" "$@"; }\n' + script
     shown = subprocess.run(["bash", "-c", printing], capture_output=True, check=True).stdout.decode().split("\0")[:-1]
@@ -218,14 +218,14 @@ def test_batch_script_hands_the_words_on(words: list[str]) -> None:
     ("limit", "seconds"),
     [("10", 600), ("1:30", 90), ("2:00:05", 7205), ("1-2", 93600), ("1-2:03", 93780), ("1-2:03:04", 93784), ("0", 0)],
 )
-def test_time_limits_are_read_as_slurm_does(limit: str, seconds: int) -> None:
+def test_time_limits_have_the_meaning_of_slurm(limit: str, seconds: int) -> None:
     assert seconds_of(limit) == seconds
 
 
 @pytest.mark.parametrize("launcher", ["srun", "node"])
 @pytest.mark.parametrize(("code", "retries", "requeued"), [(0, 2, 0), (75, 0, 4), (3, 0, 0), (137, 2, 2)])
-def test_job_goes_back_into_the_queue(code: int, retries: int, requeued: int, launcher: str, tmp_path: Path) -> None:
-    """Four runs of the job: after a stop at a checkpoint always, after a failure as often as it was told."""
+def test_job_is_requeued(code: int, retries: int, requeued: int, launcher: str, tmp_path: Path) -> None:
+    """Four runs of the job: requeued after each stop at a checkpoint, and after a failure ``retries`` times."""
     script = render_script(SbatchConfig(launcher=launcher, retries=retries, logs=str(tmp_path)), RUN)
     programs = f'srun() {{ return {code}; }}\nscontrol() {{ [ "$1" = requeue ] && echo "requeued $2"; }}\n'
     variables = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "x"}
@@ -255,17 +255,17 @@ def test_sbatch_refuses(config: SbatchConfig, message: str) -> None:
 
 
 def test_template_of_a_user(tmp_path: Path) -> None:
-    path = tmp_path / "mine.sbatch"
+    path = tmp_path / "own.sbatch"
     path.write_text(
         TEMPLATES["srun"].read_text().replace("#SBATCH --requeue", "#SBATCH --requeue\n#SBATCH --constraint=a100")
     )
     assert "#SBATCH --constraint=a100\n" in render_script(SbatchConfig(template=str(path)), RUN)
     path.write_text("#!/bin/bash\nsrun {{comand}}\n")
-    with pytest.raises(ValueError, match=r"mine.sbatch, line 2: \{\{comand\}\} is not one of .*command"):
+    with pytest.raises(ValueError, match=r"own.sbatch, line 2: \{\{comand\}\} is not one of .*command"):
         render_script(SbatchConfig(template=str(path)), RUN)
 
 
-def test_nothing_to_run_is_said() -> None:
+def test_missing_run_is_an_error() -> None:
     done = execute([PYTHON, "-m", "cluster", "launch", "--nproc", "2"])
     assert done.returncode == 2
     assert "python -m cluster launch --nproc 2 -- pretrain --config FILE.yaml" in done.stdout

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from loopback_slurm import Slurm
-from network_hosts import Network, ended, started
+from network_hosts import Network, start, wait_for_end
 from small_pretraining import EPOCHS, GLOBAL_BATCH, IMAGES, SmallPretraining
 from toy_launches import PYTHON, ROOT
 
@@ -73,10 +73,10 @@ class Reader:
             text += " --slow-share 0.1 --free-gb 0.5"
         shell = ["bash", "-euo", "pipefail", "-c", text]
         if where == "every host":
-            many = [started(host.enter(*shell), self.variables) for host in self.network.hosts]
+            many = [start(host.enter(*shell), self.variables) for host in self.network.hosts]
         else:
-            many = [started(shell, self.variables)]
-        done = [ended(process) for process in many]
+            many = [start(shell, self.variables)]
+        done = [wait_for_end(process) for process in many]
         code, output = max(one.returncode for one in done), "".join(one.stdout for one in done)
         submitted = re.search(r"Submitted batch job (\d+)", output)
         if submitted:

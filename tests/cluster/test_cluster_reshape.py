@@ -16,7 +16,7 @@ from priorclip.training.checkpoints.files import Shape
 from priorclip.training.checkpoints.reshape import convert, load_param
 
 Conversion = Callable[[], None]
-ONE = (PYTHON, "-m", "tests.cluster.toy_runs")
+ONE = (PYTHON, "-m", "tests.toy_runs")
 # Where a run stops, and how many ranks of which stage take it up: (source, stage of the target).
 ON_ONE = {"2_to_1": ("zero2", "2"), "z3_2_to_1": ("zero3", "3"), "z0_2_to_1": ("zero0", "0")}
 ON_TWO = {
@@ -66,7 +66,7 @@ def reshaped(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) 
     options |= {f"single{stage}": ("--run.engine.zero", stage) for stage in ("2", "3")}
     done = run_toys(parent, {**options, "batch_norm": STOPPABLE}, ONE)
     done |= taken_up(parent, ON_TWO | HALF_ON_TWO, {**toys, **done}, None)
-    four = (PYTHON, "-m", "cluster", "launch", "--nproc", "4", "--", "tests.cluster.toy_runs")
+    four = (PYTHON, "-m", "cluster", "launch", "--nproc", "4", "--", "tests.toy_runs")
     return done | taken_up(parent, ON_FOUR, toys, four)
 
 

@@ -130,7 +130,7 @@ def test_only_the_newest_are_kept(toys: dict[str, ToyRun]) -> None:
 def test_signal_to_the_launch_command_reaches_the_ranks(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     options = toy_arguments(folder, "--run.epochs", "100000", "--run.checkpoint.every", "1000000")
-    run = subprocess.Popen([*LAUNCH, "tests.cluster.toy_run", *options], cwd=ROOT, env=environment())
+    run = subprocess.Popen([*LAUNCH, "tests.toy_run", *options], cwd=ROOT, env=environment())
     try:
         wait_for_step(folder, 3, run)
         run.send_signal(signal.SIGTERM)

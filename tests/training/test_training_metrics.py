@@ -71,7 +71,10 @@ def test_bad_samples_of_all_ranks_are_added_up(toys: dict[str, ToyRun]) -> None:
     assert run.records("data/skipped/image") == {step: 2 * step for step in (1, 4, 8, 12)}
     assert set(run.records("data/skipped/caption").values()) == {2}
     assert run.records("data/skipped") == {step: 2 * step + 2 for step in (1, 4, 8, 12)}
-    seen = [RankMetrics("a", {}, {}, 0, 0, {}, {"image": 2}), RankMetrics("b", {}, {}, 0, 0, {}, {"caption": 1, "image": 3})]
+    seen = [
+        RankMetrics("a", {}, {}, 0, 0, {}, {"image": 2}),
+        RankMetrics("b", {}, {}, 0, 0, {}, {"caption": 1, "image": 3}),
+    ]
     assert skipped_metrics(seen) == {"data/skipped": 6, "data/skipped/caption": 1, "data/skipped/image": 5}
 
 

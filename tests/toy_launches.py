@@ -11,14 +11,16 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
 from priorclip.common.ports import free_port
 
-ROOT = Path(__file__).resolve().parents[2]
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable
 BASE = ("--run.log_every", "1", "--run.engine.threads", "1", "--run.engine.global_batch", "16", "--run.epochs", "2",
         "--run.progress", "false", "--run.deterministic", "true", "--run.engine.timeout_minutes", "2")  # fmt: skip
@@ -42,6 +44,8 @@ class ToyRun:
         return list(self.records("train/loss").values())
 
     def weights(self) -> dict[str, torch.Tensor]:
+        import torch
+
         return torch.load(self.folder / "weights.pt", weights_only=True)
 
 
@@ -102,7 +106,7 @@ def run_toys(
     parent: Path, options: Mapping[str, Sequence[str]], launcher: Sequence[str] | None = None
 ) -> dict[str, ToyRun]:
     """One launch of all these runs, on two ranks unless ``launcher`` says otherwise; fails if the launch does."""
-    launcher = launcher or (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--", "tests.cluster.toy_runs")
+    launcher = launcher or (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--", "tests.toy_runs")
     parent.mkdir(parents=True, exist_ok=True)
     plan = parent / "runs.json"
     plan.write_text(json.dumps([toy_arguments(parent / name, *words) for name, words in options.items()]))
@@ -114,6 +118,8 @@ def run_toys(
 
 def assert_same(run: ToyRun, whole: ToyRun) -> None:
     """Weights, training trace and evaluations are equal to the last bit."""
+    import torch
+
     weights, expected = run.weights(), whole.weights()
     assert weights.keys() == expected.keys()
     for name, value in expected.items():

@@ -1,6 +1,6 @@
 """Several toy runs one after another on the same ranks, for importing DeepSpeed takes longer than a run.
 
-    python -m cluster launch --nproc 2 -- tests.cluster.toy_runs RUNS.json
+    python -m cluster launch --nproc 2 -- tests.toy_runs RUNS.json
 
 RUNS.json is a list of argument lists of toy_run; rank 0 writes how each ended into RUNS.json.ended: its exit code, or
 the message of its error.
@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from priorclip.common.options import without_local_rank
 from priorclip.training.checkpoints.writer import CheckpointError
-from tests.cluster.toy_run import main
+from tests.toy_run import main
 
 
 def run_all(path: Path) -> None:

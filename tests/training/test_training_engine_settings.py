@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from priorclip.training.config import EngineConfig, OptimizerConfig
 from priorclip.training.engine.build import ZERO_FOLDER, batch_split, deepspeed_settings, schedule_shape
 from priorclip.training.engine.offload import prepare_nvme
-from priorclip.training.ranks.distributed import rank_environment, local_world_size
+from priorclip.training.ranks.distributed import local_world_size, rank_environment
 from priorclip.training.ranks.preemption import StopSignal
 
 

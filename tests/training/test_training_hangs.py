@@ -21,7 +21,7 @@ from priorclip.training.ranks.guardian import kernel_says
 from priorclip.training.ranks.preemption import HANG_EXIT_CODE
 from priorclip.training.ranks.watchdog import Watchdog, verdict
 
-GUARDIAN = ROOT / "cluster" / "guardian.py"
+GUARDIAN = ROOT / "training" / "ranks" / "guardian.py"
 
 
 def test_rank_that_sleeps_for_ever_is_told_from_those_that_wait(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_rank_that_sleeps_for_ever_is_told_from_those_that_wait(tmp_path: Path) 
     port = free_port()
     options = ("--run.engine.hang_minutes", "0.1", "--run.engine.timeout_minutes", "15", "--freeze_at", "5")
     launch = (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--master-port", str(port), "--")
-    done = execute([*launch, "tests.cluster.toy_run", *toy_arguments(tmp_path / "run", *options)])
+    done = execute([*launch, "tests.toy_run", *toy_arguments(tmp_path / "run", *options)])
     assert time.time() - max(ToyRun(tmp_path / "run").records("time").values()) < 120
     assert done.returncode == HANG_EXIT_CODE, done.stdout
     host = socket.gethostname()

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from test_cluster_training import reference
+from test_training_loop import reference
 from toy_launches import ToyRun, run_toys
 
 SKIP = ("--run.bad_steps.action", "skip")
