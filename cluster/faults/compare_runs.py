@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from priorclip.common.safe_load import load_tensors
 from priorclip.training.monitoring.read_metrics import records
 
 
@@ -21,10 +22,8 @@ def compare_runs(expected: Path, actual: Path) -> list[str]:
     newest = [folder / "checkpoints" / (folder / "checkpoints" / "latest").read_text() for folder in folders]
     if newest[0].name != newest[1].name:
         return [*found, f"the last checkpoint is {newest[1].name} instead of {newest[0].name}"]
-    import torch
-
     for path in sorted(newest[0].glob("*.pt")):
-        states = [torch.load(folder / path.name, map_location="cpu", weights_only=False) for folder in newest]
+        states = [load_tensors(folder / path.name) for folder in newest]
         found += [f"{path.name}: {name} differs" for name in different_tensors(states[0], states[1], "")]
     return found
 

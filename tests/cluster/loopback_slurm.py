@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes, the hosts of ``network``, with a GPU each by name; shared by the tests of a session."""
+"""A real SLURM of two nodes, the hosts of ``network``, each with a fake GPU. The tests of a session share it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REST_SECONDS = 5
 
 @dataclass(frozen=True)
 class Slurm:
-    """The cluster's configuration, as the environment that its programs read."""
+    """A running SLURM, by the environment that its programs read."""
 
     environment: dict[str, str]
 
@@ -30,17 +30,17 @@ class Slurm:
         return execute(command, self.environment).stdout
 
     def wait(self, job: str, logs: Path) -> tuple[dict[str, str], str]:
-        """What scontrol says of the job once it has ended, and its logs."""
-        deadline, rested = time.time() + JOB_SECONDS, 0
+        """Waits for the job to end. Returns the fields of scontrol and the text of its logs."""
+        deadline, waited = time.time() + JOB_SECONDS, 0
         while time.time() < deadline:
             words = self.ask("scontrol", "--oneliner", "show", "job", job).split()
             fields = dict(word.split("=", 1) for word in words if "=" in word)
             if fields.get("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
                 return fields, text_of(logs)
-            # SLURM lets a requeued job rest for two minutes, for its last run to be cleared away. Here that is when its
-            # steps are gone, and some seconds more: slurmd tells a job's runs apart by the second they began.
-            rested = rested + 1 if fields.get("Reason") == "BeginTime" and not steps_of(job) else 0
-            if rested == REST_SECONDS:
+            # SLURM delays a requeued job by two minutes, so that it can clean up the last run. Here we start it some
+            # seconds after its steps have ended: slurmd distinguishes the runs of a job by the second of their start.
+            waited = waited + 1 if fields.get("Reason") == "BeginTime" and not steps_of(job) else 0
+            if waited == REST_SECONDS:
                 self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
             time.sleep(1)
         state = self.ask("squeue") + self.ask("sinfo", "-lN")
@@ -48,7 +48,7 @@ class Slurm:
 
 
 def steps_of(job: str) -> list[str]:
-    """slurmstepd processes of the job that are still there."""
+    """slurmstepd processes of the job that still run."""
     titles = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
     return [title for title in titles if title.startswith(f"slurmstepd: [{job}.")]
 
@@ -58,7 +58,7 @@ def text_of(logs: Path) -> str:
 
 
 def configuration(folder: Path, ports: Sequence[int], network: Network) -> str:
-    """slurm.conf of a controller here and a node on each host, running as this user."""
+    """slurm.conf of a controller here and a node on each host, all run by this user."""
     nodes = "\n".join(
         f"NodeName={host.name} NodeHostname={host.name} NodeAddr={host.address} Port={port} CPUs=16 Gres=gpu:1"
         for host, port in zip(network.hosts, ports[1:])
@@ -100,7 +100,7 @@ PartitionName=short Nodes=node[0-1] Default=YES MaxTime=INFINITE State=UP
 
 @pytest.fixture(scope="session")
 def slurm(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """munged, slurmctld and two slurmd, stopped by their process ids at the end."""
+    """Starts munged, slurmctld and two slurmd. At the end stops them by their process ids."""
     programs = {name: needed(f"/usr/sbin/{name}", package) for name, package in
                 (("munged", "munge"), ("slurmctld", "slurm-wlm"), ("slurmd", "slurm-wlm"))}  # fmt: skip
     needed("sbatch", "slurm-wlm")

@@ -1,9 +1,9 @@
-"""Two hosts in network namespaces of this machine, each with an address, a host name and mounts of its own, and sshd.
+"""Two hosts in network namespaces of this machine. Each has its own address, host name, mounts and sshd.
 
-    node0 10.77.N.2, node1 10.77.N.3 on one bridge, which this machine is on as 10.77.N.1; each host has a second
-    interface, ``public``, that leads nowhere.
+    node0 10.77.N.2, node1 10.77.N.3 and this machine 10.77.N.1 are on one bridge. Each host has a second interface,
+    ``public``, without a connection.
 
-The files are this machine's, as if all of it were a shared file system, until a test mounts something else for a host.
+The hosts see the files of this machine as a shared file system, until a test mounts something else on a host.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAMES = ("node0", "node1")
 
 @dataclass(frozen=True)
 class Host:
-    """A host, and the process whose namespaces are its own."""
+    """A host, and the process that holds its namespaces."""
 
     name: str
     address: str
@@ -33,18 +33,18 @@ class Host:
     pid: int
 
     def enter(self, *command: str) -> list[str]:
-        """``command`` as it is run on this host."""
+        """The command line that runs ``command`` on this host."""
         return ["nsenter", "--target", str(self.pid), "--net", "--uts", "--mount", f"--wd={ROOT}", *command]
 
     def run(self, *command: str, extra: Mapping[str, str] | None = None) -> str:
-        """The command's output on this host; AssertionError where it fails."""
+        """Runs the command on this host and returns its output. AssertionError if it fails."""
         done = execute(self.enter(*command), extra)
         assert done.returncode == 0, done.stdout
         return done.stdout
 
     @contextlib.contextmanager
     def mounted(self, *words: str) -> Iterator[None]:
-        """``mount WORDS`` seen by this host alone."""
+        """``mount WORDS`` on this host alone."""
         self.run("mount", *words)
         try:
             yield
@@ -54,9 +54,9 @@ class Host:
 
 @dataclass(frozen=True)
 class Network:
-    """The hosts, their hostfile with one slot each, and a folder whose ``ssh`` knows their key and addresses.
+    """The hosts, their hostfile with one slot each, and a folder with an ``ssh`` that has their key and addresses.
 
-    ``address`` is this machine's on their network, ``gone`` one where nobody is, ``servers`` are their sshd.
+    ``address`` is that of this machine on their network, ``gone`` one without a host, ``servers`` are their sshd.
     """
 
     hosts: tuple[Host, Host]
@@ -68,7 +68,7 @@ class Network:
 
     @property
     def variables(self) -> dict[str, str]:
-        """Environment in which ``ssh node0``, and what starts it, works."""
+        """Environment in which ``ssh node0`` works, also for the programs that call it."""
         return {"PATH": f"{self.bin}{os.pathsep}{Path(PYTHON).parent}{os.pathsep}{os.environ['PATH']}"}
 
     def cluster(self, command: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -103,7 +103,7 @@ def make_host(name: str, number: int, bridge: str, subnet: str, names: Path) -> 
 
 
 def ssh_files(folder: Path, addresses: Mapping[str, str]) -> None:
-    """Keys, the configuration of both ends, and ``bin/ssh``, which takes it."""
+    """Writes keys, the configuration of both ends, and ``bin/ssh``, which uses it."""
     for key in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
     shutil.copy(folder / "user_key.pub", folder / "authorized_keys")
@@ -125,7 +125,7 @@ def ssh_files(folder: Path, addresses: Mapping[str, str]) -> None:
 
 @pytest.fixture(scope="session")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    """The bridge, the hosts and their sshd, ended by their process ids."""
+    """Makes the bridge, the hosts and their sshd. At the end stops them by their process ids."""
     sshd = needed("/usr/sbin/sshd", "openssh-server")
     needed("ip", "iproute2")
     root_needed("to make network namespaces")
@@ -140,7 +140,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
     (folder / "hosts").write_text("".join(f"{name} slots=1\n" for name in NAMES))
     Path("/run/sshd").mkdir(exist_ok=True)  # privilege separation
     processes: list[subprocess.Popen[bytes]] = []
-    remove_what_is_left(bridge)
+    remove_old_bridge(bridge)
     ip("link", "add", bridge, "type", "bridge")
     try:
         ip("address", "add", f"{subnet}.1/24", "dev", bridge)
@@ -150,7 +150,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
             host, holder = make_host(name, place, bridge, subnet, folder / "etc_hosts")
             processes.append(holder)
             command = host.enter(sshd, "-D", "-e", "-f", str(folder / "sshd_config"))
-            # Nothing that is started here may rely on a careful umask.
+            # A run must not rely on a restrictive umask.
             servers.append(subprocess.Popen(dying_with_us(command), stderr=subprocess.DEVNULL, umask=0))
             processes.append(servers[-1])
             hosts.append(host)
@@ -166,8 +166,8 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
         ip("link", "delete", bridge)
 
 
-def remove_what_is_left(bridge: str) -> None:
-    """A bridge of this name whose hosts are gone, as they are with a test process that was killed."""
+def remove_old_bridge(bridge: str) -> None:
+    """Removes a bridge of this name without hosts, which a killed test process leaves."""
     members = Path(f"/sys/class/net/{bridge}/brif")
     if members.is_dir() and not list(members.iterdir()):
         ip("link", "delete", bridge)
@@ -177,20 +177,21 @@ def wait_for_ssh(network: Network) -> None:
     deadline = time.time() + 40
     for host in network.hosts:
         while True:
-            said = execute([str(network.bin / "ssh"), host.name, "hostname"]).stdout.strip()
-            if said == host.name:
+            answer = execute([str(network.bin / "ssh"), host.name, "hostname"]).stdout.strip()
+            if answer == host.name:
                 break
-            assert time.time() < deadline, f"sshd of {host.name} does not answer: {said}"
+            assert time.time() < deadline, f"sshd of {host.name} does not answer: {answer}"
             time.sleep(0.2)
 
 
-def started(command: Sequence[str], extra: Mapping[str, str]) -> subprocess.Popen[str]:
-    """A command that goes on while others are run."""
+def start(command: Sequence[str], extra: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Starts a command and returns while it runs."""
     return subprocess.Popen(
         command, cwd=ROOT, env={**environment(), **extra}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
 
 
-def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+def wait_for_end(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """Waits for the process and returns its exit code and output."""
     output, _ = process.communicate(timeout=LIMIT_SECONDS)
     return subprocess.CompletedProcess(process.args, process.returncode, output)

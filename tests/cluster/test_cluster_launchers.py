@@ -1,4 +1,4 @@
-"""One process against two ranks, and a rank that fails under mpirun. Launchers: test_cluster_page.py."""
+"""One process compared with two ranks, and a rank that fails under mpirun. Other launchers: test_cluster_page.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toy_launches import PYTHON, ToyRun, execute, needed, run_toys, toy_argument
 
 @pytest.fixture(scope="module")
 def single(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
-    """Runs of one process, no launcher."""
+    """Runs of one process without a launcher."""
     parent = tmp_path_factory.mktemp("single")
     return run_toys(parent, {"plain": ("--run.engine.zero", "2")}, launcher=(PYTHON, "-m", "tests.toy_runs"))
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed's ranks hold, as torch's allocator tells it, against theory; and the plan's estimate within 15 %."""
+"""Memory of DeepSpeed's ranks, measured with torch's allocator, against theory; the plan's estimate within 15 %."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def table() -> ModelTable:
 
 
 @pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], dict[str, Any]]:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, bool], dict[str, Any]]:
     """Records of two ranks, by stage and checkpointing."""
     request: Path = tmp_path_factory.mktemp("memory") / "request.json"
     runs = [{"zero": zero, "batch": BATCH, "checkpointing": again, "bucket": BUCKET} for zero, again in CASES]
@@ -39,22 +39,22 @@ def settings(zero: str, again: bool) -> Setting:
 
 
 @pytest.mark.parametrize(("zero", "again"), CASES)
-def test_states_are_what_theory_says(
-    held: dict[tuple[str, bool], dict[str, Any]], table: ModelTable, zero: str, again: bool
+def test_states_have_the_size_of_theory(
+    measured: dict[tuple[str, bool], dict[str, Any]], table: ModelTable, zero: str, again: bool
 ) -> None:
-    record, theory = held[zero, again], estimate_memory(table, settings(zero, again))
+    record, theory = measured[zero, again], estimate_memory(table, settings(zero, again))
     for name in ("parameters", "gradients", "optimizer"):
         assert record[name] == pytest.approx(getattr(theory, name), rel=0.05), name
 
 
 @pytest.mark.parametrize(("zero", "again"), CASES)
 def test_peak_is_estimated_within_15_percent(
-    held: dict[tuple[str, bool], dict[str, Any]], table: ModelTable, zero: str, again: bool
+    measured: dict[tuple[str, bool], dict[str, Any]], table: ModelTable, zero: str, again: bool
 ) -> None:
-    assert estimate_memory(table, settings(zero, again)).peak == pytest.approx(held[zero, again]["peak"], rel=0.15)
+    assert estimate_memory(table, settings(zero, again)).peak == pytest.approx(measured[zero, again]["peak"], rel=0.15)
 
 
-def test_checkpointing_and_sharding_save_what_they_should(held: dict[tuple[str, bool], dict[str, Any]]) -> None:
-    assert held["2", True]["peak"] < held["2", False]["peak"]
-    assert held["2", False]["optimizer"] < 0.8 * held["0", False]["optimizer"]
-    assert held["3", False]["parameters"] < held["2", False]["parameters"]
+def test_checkpointing_and_sharding_save_memory(measured: dict[tuple[str, bool], dict[str, Any]]) -> None:
+    assert measured["2", True]["peak"] < measured["2", False]["peak"]
+    assert measured["2", False]["optimizer"] < 0.8 * measured["0", False]["optimizer"]
+    assert measured["3", False]["parameters"] < measured["2", False]["parameters"]

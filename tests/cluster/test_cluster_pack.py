@@ -1,4 +1,4 @@
-"""Packing as a real SLURM array, and as a step of several tasks: the same bytes as one process writes."""
+"""Packing as a real SLURM array and as a step of several tasks writes the same bytes as one process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ARRAY = ("--array=0-2", "--ntasks=1", "--cpus-per-task=1", "--time=5", "--wait",
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Hash of every file, the hidden ones too."""
+    """Hash of every file, also of hidden ones."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -26,7 +26,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def command() -> list[str]:
-    """Drawn scenes in seven shards; --output is to follow."""
+    """Packs drawn scenes into seven shards. The tests add --output."""
     words = "pack --source synthetic --count 28 --size 48 --shard-size 4 --workers 1 --duplicates drop --output"
     return [PYTHON, "-m", "data_shards", *words.split()]
 
@@ -41,7 +41,7 @@ def whole(command: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def array(slurm: Slurm, folder: Path, script: str) -> tuple[int, str]:
-    """Exit code of an array job of three tasks, and what they wrote."""
+    """Exit code of an array job of three tasks, and their output."""
     folder.mkdir(exist_ok=True)
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
@@ -56,7 +56,7 @@ def test_array_that_fails_and_is_submitted_again(
 ) -> None:
     shards = tmp_path / "shards"
     line = shlex.join([*command, str(shards)])
-    broken = f'[ "$SLURM_ARRAY_TASK_ID" = 1 ] && ulimit -f 8\n{line}'  # no room for a shard: SIGXFSZ, or an OSError
+    broken = f'[ "$SLURM_ARRAY_TASK_ID" = 1 ] && ulimit -f 8\n{line}'  # too small for a shard: SIGXFSZ, or an OSError
     code, output = array(slurm, tmp_path / "first", broken)
     assert code != 0, output
     assert not (shards / "manifest.json").exists()
@@ -73,7 +73,7 @@ def test_array_that_fails_and_is_submitted_again(
 def test_step_of_several_tasks(
     slurm: Slurm, command: list[str], whole: dict[str, str], tmp_path: Path, mpi: str
 ) -> None:
-    """Each takes its share, or, where SLURM offers MPI, rank 0 hands out the shards."""
+    """Each task packs its share. If SLURM offers MPI, rank 0 distributes the shards."""
     shards = tmp_path / "shards"
     step = ["srun", f"--mpi={mpi}", "--nodes=2", "--ntasks=2", "--time=5", "--chdir", str(ROOT), *command, str(shards)]
     done = subprocess.run(

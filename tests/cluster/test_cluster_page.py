@@ -1,6 +1,6 @@
-"""Every command of docs/cluster.md on real hosts, SLURM, sshd, pdsh and MPI: what it trains is the same everywhere.
+"""Runs every command of docs/cluster.md on real hosts, SLURM, sshd, pdsh and MPI: the result is always the same.
 
-The commands are taken from the page as they stand, but for paths, the number of GPUs of a host, and the hosts' names.
+The test changes only paths, the number of GPUs of a host, and host names in the commands of the page.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STEPS = EPOCHS * IMAGES // GLOBAL_BATCH
 
 @dataclass(frozen=True)
 class Ran:
-    """A command of the page: its run directory, exit code and output."""
+    """A finished command of the page: its run directory, exit code and output."""
 
     folder: Path
     code: int
@@ -42,7 +42,7 @@ class Ran:
 
 @dataclass(frozen=True)
 class Reader:
-    """Someone who follows the page."""
+    """Runs commands of the page."""
 
     network: Network
     slurm: Slurm
@@ -51,7 +51,7 @@ class Reader:
 
     @property
     def variables(self) -> dict[str, str]:
-        # Open MPI refuses root, which only tests are.
+        # Open MPI refuses root without these variables; only tests run as root.
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         return {**self.network.variables, **self.slurm.environment, **root}
 
@@ -65,11 +65,11 @@ class Reader:
             ("cluster.hosts", str(self.network.hostfile)),
             ("data/rs5m", str(self.pretraining.shards)),
             ("runs/logs", str(logs)),
-            ("-n 16 python", f"-n 2 {PYTHON}"),  # a remote shell of root's has another one first in its path
+            ("-n 16 python", f"-n 2 {PYTHON}"),  # root's remote shell finds another python first
         ):
             text = text.replace(old, new)
         text = re.sub(r"(--\S+-per-node|--nproc) 8", r"\1 1", text)
-        if "cluster check" in text:  # the hosts' cores and disk are this machine's, which has other things to do
+        if "cluster check" in text:  # the hosts share the cores and disk of this busy machine
             text += " --slow-share 0.1 --free-gb 0.5"
         shell = ["bash", "-euo", "pipefail", "-c", text]
         if where == "every host":
@@ -94,7 +94,7 @@ def reader(
 
 @pytest.fixture(scope="module")
 def on_this_machine(reader: Reader) -> Ran:
-    """Two ranks of one machine: what all others are compared with."""
+    """Two ranks of one machine, the reference for all other commands."""
     (command,) = [text for text in RUNS if text.startswith("python -m cluster launch -- ")]
     ran = reader.run("", command)
     assert ran.code == 0, ran.output
@@ -104,13 +104,13 @@ def on_this_machine(reader: Reader) -> Ran:
 
 def test_page_has_every_launch_path() -> None:
     hosts = "--hostfile cluster.hosts"
-    fronts = ("python -m pretrain", "cluster launch -- ", f"cluster launch {hosts} -- ", f"deepspeed {hosts}",
+    prefixes = ("python -m pretrain", "cluster launch -- ", f"cluster launch {hosts} -- ", f"deepspeed {hosts}",
               f"cluster launch {hosts} --launcher openmpi", f"mpirun {hosts}", "torchrun --nnodes 2",
               "cluster launch --launcher node", "cluster sbatch --nodes 2", "cluster sbatch --launcher node",
               f"--ntasks-per-node 8 python -m cluster launch {hosts} --launcher slurm",
               )  # fmt: skip
-    for front in fronts:
-        assert any(front in text for text in RUNS), front
+    for prefix in prefixes:
+        assert any(prefix in text for text in RUNS), prefix
 
 
 @pytest.mark.parametrize("command", [text for text in RUNS if not text.startswith("python -m cluster launch -- ")])
@@ -118,7 +118,7 @@ def test_run_is_the_same_to_the_last_bit(command: str, reader: Reader, on_this_m
     (where,) = [where for where, text in COMMANDS if text == command]
     ran = reader.run(where, command)
     assert ran.code == 0, ran.output
-    if command.startswith("python -m pretrain"):  # one rank adds up in another order
+    if command.startswith("python -m pretrain"):  # one rank sums in another order
         for step, figures in on_this_machine.trace().items():
             assert ran.trace()[step] == pytest.approx(figures, rel=1e-5)
         return

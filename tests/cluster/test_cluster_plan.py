@@ -1,4 +1,4 @@
-"""Plans and simulations against figures computed by hand, and the commands on a real preset."""
+"""Plans and simulations compared with values computed by hand, and the commands on a real preset."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from priorclip.cluster.plan.scaling import efficiency, strong_scaling, weak_scal
 from priorclip.cluster.plan.step_time import Work, collectives, expected_maximum, step_time
 
 MILLION = 1_000_000
-# 100 M trained in ten tensors and ten small ones, 20 M frozen; 10 MB of activations a pair as the backward pass begins.
+# 100 M trained parameters in ten large and ten small tensors, 20 M frozen; 10 MB of activations a pair at the start of
+# the backward pass.
 CURVE = [Point(0.0, 0.0, 10e6), Point(0.5, 0.0, 5e6), Point(1.0, 0.0, 0.0)]
 RECOMPUTED = [replace(point, sample=point.sample / 5) for point in CURVE]
 TABLE = ModelTable(
@@ -36,7 +37,7 @@ P, F = sum(TABLE.tensors), TABLE.frozen
     [
         (0, "fp32", 4 * (P + F), 4 * P, 8 * P),
         (0, "bf16", 2 * (P + F), 2 * P, 12 * P),
-        # The second rank has elements 25 to 50 M of 100: the tensors 20-30, 30-40, 40-50 and 50-60 M, cut ones whole.
+        # The second rank has elements 25 to 50 M of 100: the tensors 20-30, 30-40, 40-50 and 50-60 M, counted whole.
         (1, "bf16", 2 * (P + F), 2 * 40e6, 12 * P / 4),
         (2, "fp32", 4 * (P + F), 4 * 40e6, 12 * P / 4),
         (2, "bf16", 2 * (P + F), 2 * 40e6, 12 * P / 4),
@@ -53,7 +54,7 @@ def test_states_by_stage(zero: int, precision: str, parameters: float, gradients
 def test_peak_grows_with_the_micro_batch_and_is_no_less_than_its_parts(
     zero: int, ranks: int, micro: int, again: bool
 ) -> None:
-    # Micro batches that accumulate: ZeRO-1 keeps whole gradients then, and else a share.
+    # Micro batches accumulate, so that ZeRO-1 keeps whole gradients.
     setting = Setting(zero, ranks, "bf16", micro, 128, checkpointing=again)
     memory, more = estimate_memory(TABLE, setting), estimate_memory(TABLE, replace(setting, micro_batch=micro + 1))
     assert memory.peak >= memory.parameters + memory.optimizer + max(memory.gradients, memory.activations)
@@ -74,29 +75,31 @@ def test_largest_micro_batch_is_the_last_that_fits() -> None:
 def test_collectives_by_hand() -> None:
     network = Network(gpus_per_node=4, intra_gbytes=100, inter_gbytes=10, intra_microseconds=0, inter_microseconds=0)
     assert network.all_reduce(1e9, 4) == pytest.approx(2 * 3 / 4 * 1e9 / 100e9)
-    assert network.all_reduce(1e9, 8) == pytest.approx(2 * 7 / 8 * 1e9 / 10e9)  # a node's cards are what all wait for
+    assert network.all_reduce(1e9, 8) == pytest.approx(
+        2 * 7 / 8 * 1e9 / 10e9
+    )  # the network cards of a node limit the ring
     assert network.gather_or_scatter(1e9, 1) == 0
     slow = replace(network, intra_microseconds=10, inter_microseconds=100)
-    # Two nodes of four: seven hops, of which two go between the nodes; or three levels of a tree.
+    # Two nodes of four: seven hops, two of them between the nodes; or three levels of a tree.
     assert slow.gather_or_scatter(8, 8) == pytest.approx(min(5 * 10e-6 + 2 * 100e-6, 3 * 100e-6), rel=1e-4)
 
 
 def test_bytes_of_the_stages() -> None:
-    """In terms of one ring half over P parameters: an all-reduce is two, ZeRO 1 and 2 gather, ZeRO-3 halves both."""
+    """An all-reduce costs two all-gathers over P parameters. ZeRO 1 and 2 add one more; ZeRO-3 needs two in total."""
     network = Network(intra_microseconds=0, inter_microseconds=0)
     work = Work(1e-3, trained=P, zero=0)
-    half = network.gather_or_scatter(2 * P, 64)
-    for stage, halves in ((0, 2), (1, 3), (2, 3), (3, 2)):
-        assert sum(collectives(replace(work, zero=stage), network, 64)) == pytest.approx(halves * half)
+    unit = network.gather_or_scatter(2 * P, 64)
+    for stage, count in ((0, 2), (1, 3), (2, 3), (3, 2)):
+        assert sum(collectives(replace(work, zero=stage), network, 64)) == pytest.approx(count * unit)
     third = replace(work, zero=3)
-    assert sum(collectives(replace(third, frozen=P), network, 64)) == pytest.approx(3 * half)
-    assert sum(collectives(replace(third, reuse=0), network, 64)) == pytest.approx(3 * half), "gathered twice"
+    assert sum(collectives(replace(third, frozen=P), network, 64)) == pytest.approx(3 * unit)
+    assert sum(collectives(replace(third, reuse=0), network, 64)) == pytest.approx(3 * unit), "gathered twice"
     slow = Network(intra_microseconds=0, inter_microseconds=100)
     small = [step_time(replace(third, persistent=count), slow, 64, 1).parameters for count in (0, 50)]
-    assert small[1] - small[0] == pytest.approx(50 * 6 * 100e-6), "each takes log2 64 hops, and hides behind nothing"
-    for stage, halves in ((1, 3), (2, 4 * 2 + 1), (3, 4 * 3)):
+    assert small[1] - small[0] == pytest.approx(50 * 6 * 100e-6), "each takes log2 64 hops and overlaps with nothing"
+    for stage, count in ((1, 3), (2, 4 * 2 + 1), (3, 4 * 3)):
         cached = replace(work, zero=stage, micro_batches=4, cached=True)
-        assert sum(collectives(cached, network, 64)) == pytest.approx(halves * half)
+        assert sum(collectives(cached, network, 64)) == pytest.approx(count * unit)
 
 
 @pytest.mark.parametrize("ranks", [2, 8, 64, 512])
@@ -114,27 +117,27 @@ def test_scaling_curves() -> None:
     slow = replace(free, inter_gbytes=1.0)
     weak = efficiency(weak_scaling(work, slow, ranks, 64))
     assert weak[1] > 0.99
-    assert weak[2] < 0.5, "0.2 GB twice at 1 GB/s take longer than 64 ms of compute"
+    assert weak[2] < 0.5, "0.2 GB twice at 1 GB/s takes longer than 64 ms of compute"
     strong = strong_scaling(work, slow, ranks, 64)
-    assert [step.ranks for step in strong] == [1, 8, 64], "no rank is without a sample"
+    assert [step.ranks for step in strong] == [1, 8, 64], "every rank has a sample"
     assert efficiency(strong)[2] < weak[2]
     assert step_time(replace(work, loader_rate=500), free, 8, 64).seconds == pytest.approx(64 / 500)
     assert step_time(replace(work, cores=2), free, 4, 64).compute == pytest.approx(2 * 64e-3)
-    products = 4 * 2 * 64 * 512 * 512  # of a rank's 64 rows and the features of 8 ranks, 512 numbers each
+    products = 4 * 2 * 64 * 512 * 512  # 64 rows of a rank and the features of 8 ranks, 512 numbers each
     assert step_time(replace(work, loss_flops=1e9), free, 8, 64).loss == pytest.approx(products / 1e9)
 
 
-def test_efficient_overlap_hides_gradients_only_behind_the_backward_pass() -> None:
+def test_gradients_overlap_only_with_the_backward_pass() -> None:
     network = Network(gpus_per_node=1, inter_gbytes=1.0, inter_microseconds=0)
     work = Work(1e-3, trained=P, stragglers=0, overlap=1.0, zero=0)
-    bare = network.all_reduce(2 * P, 8, math.ceil(P / work.bucket))
-    assert step_time(work, network, 8, 60).gradients == pytest.approx(bare - 2 / 3 * 60e-3)
+    without_overlap = network.all_reduce(2 * P, 8, math.ceil(P / work.bucket))
+    assert step_time(work, network, 8, 60).gradients == pytest.approx(without_overlap - 2 / 3 * 60e-3)
     assert step_time(work, network, 8, 6000).gradients == 0
 
 
 @pytest.fixture(scope="module")
 def table_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As the model package writes it, in a process of its own."""
+    """The output of the model package, from its own process."""
     import subprocess
     import sys
 
@@ -157,7 +160,7 @@ def test_plan_of_a_preset(table_file: Path, capsys: pytest.CaptureFixture[str]) 
     assert not found["setting"]["checkpointing"]
     assert found["global_batch"] == 4096
     assert found["steps_an_epoch"] == 5_070_186 // 4096
-    assert 0.512 < found["step_seconds"] < 0.7, "512 pairs at 1,000 a second, and waiting"
+    assert 0.512 < found["step_seconds"] < 0.7, "512 pairs at 1,000 a second, and collectives"
     assert found["days"] == pytest.approx(20 * found["steps_an_epoch"] * found["step_seconds"] / 86400)
     assert found["data"]["workers_a_rank"] == math.ceil(found["images_per_second"] / 8 / 300)
     assert found["memory"]["peak"] < found["usable_bytes"]
@@ -167,7 +170,7 @@ def test_plan_of_a_preset(table_file: Path, capsys: pytest.CaptureFixture[str]) 
     assert f"{found['days']:.2f} days" in text
 
 
-def test_plan_saves_memory_where_it_must(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_saves_memory_if_it_must(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wide = planned(capsys, table_file, "--gpus", "4x80GB", "--global_batch", "131072")
     tight = planned(capsys, table_file, "--gpus", "4x12GB", "--global_batch", "131072")
     assert not wide["grad_cache"]
@@ -189,9 +192,7 @@ def test_plan_saves_memory_where_it_must(table_file: Path, capsys: pytest.Captur
         (["--table", "setup.py"], "setup.py is no output of 'python -m model summary"),
     ],
 )
-def test_plans_that_make_no_sense(
-    options: list[str], message: str, table_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_plans(options: list[str], message: str, table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--preset", "priorclip-tiny", "--table", str(table_file), *options]) == 2
     assert message in capsys.readouterr().err
 
@@ -207,7 +208,7 @@ def test_plans_that_make_no_sense(
         (["simulate", "--network.inter_gbytes", "0"], "network.inter_gbytes must be over 0"),
     ],
 )
-def test_numbers_that_make_no_sense(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_numbers(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(words)
     assert message in capsys.readouterr().err
@@ -224,7 +225,7 @@ def test_simulate_writes_curves_and_a_plot(
     found = json.loads(capsys.readouterr().out)
     assert [step["ranks"] for step in found["weak"]] == [1 << power for power in range(10)]
     assert all(step["ranks"] * step["batch"] == 32768 for step in found["strong"])
-    assert found["weak"][0]["images_per_second"] == pytest.approx(2000, rel=2e-3), "but for the loss"
+    assert found["weak"][0]["images_per_second"] == pytest.approx(2000, rel=2e-3), "without the time of the loss"
     with Image.open(picture) as image:
         assert image.width > 800
         assert len(image.convert("RGB").getcolors(1 << 24) or []) > 20, "the plot has curves"

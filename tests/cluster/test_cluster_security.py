@@ -1,4 +1,4 @@
-"""No secret is written, no file is others' to write, ranks listen on one network only, and names inject nothing."""
+"""No secret is written, others cannot write files, ranks listen on one network only, and names inject no commands."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOTE = f"https://me:{SECRETS[0]}@host/a.tar?X-Amz-Signature={SECRETS[1]}&part=1 
 
 @dataclass(frozen=True)
 class Launch:
-    """A run over pdsh that stopped at a checkpoint, and the (address, port) pairs that were listened on meanwhile."""
+    """A run over pdsh that stopped at a checkpoint, and the (address, port) pairs on which it listened."""
 
     run: ToyRun
     node0: Host
@@ -41,27 +41,27 @@ class Launch:
 
 @pytest.fixture(scope="module")
 def launch(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """Under umask 000, in a directory whose name a remote shell, pdsh and DeepSpeed would each take apart."""
+    """A run with umask 000, in a directory whose name needs quoting for a remote shell, pdsh and DeepSpeed."""
     folder = tmp_path_factory.mktemp("security") / "it's {a,b} $HOME `id` 50%n"
     words = toy_arguments(folder, "--kill_at", "6", "--hub_token", SECRETS[0], "--note", NOTE)
     done: list[subprocess.CompletedProcess[str]] = []
     command = ["launch", "--", "tests.toy_run", *words]
     thread = threading.Thread(target=lambda: done.append(network.cluster(*command)))
     listened: set[tuple[str, int]] = set()
-    there = listening(network.hosts[0])  # SLURM's daemon of the host, where another test has started one
-    before = os.umask(0)
+    before_run = listening(network.hosts[0])  # SLURM's daemon of the host, if another test has started one
+    old_umask = os.umask(0)
     try:
         thread.start()
         while thread.is_alive():
-            listened |= listening(network.hosts[0]) - there
+            listened |= listening(network.hosts[0]) - before_run
             time.sleep(0.05)
     finally:
-        os.umask(before)
+        os.umask(old_umask)
     return Launch(ToyRun(folder, done[0].returncode, done[0].stdout), network.hosts[0], listened)
 
 
 def listening(host: Host) -> set[tuple[str, int]]:
-    """Where programs of the host listen, but for its sshd."""
+    """(address, port) pairs on which programs of the host listen, except its sshd."""
     found = set()
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{host.pid}/net/{table}").read_text().splitlines()[1:]:
@@ -87,7 +87,7 @@ def test_no_secret_is_written_or_printed(launch: Launch) -> None:
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
     assert "https://me:***@host/a.tar?X-Amz-Signature=***&part=1" in (launch.run.folder / "config.yaml").read_text()
     assert "note: https://me:***@host" in launch.run.output, "the rank's own log line"
-    assert "put it into the environment" in launch.run.output, "who gives it as an option is told that all can see it"
+    assert "put it into the environment" in launch.run.output, "a secret in an option causes a warning"
 
 
 def test_no_file_can_be_written_by_others(launch: Launch) -> None:
@@ -95,7 +95,7 @@ def test_no_file_can_be_written_by_others(launch: Launch) -> None:
         assert not path.stat().st_mode & 0o002, path
 
 
-def test_ranks_listen_on_the_network_of_the_cluster_alone(launch: Launch) -> None:
+def test_ranks_listen_only_on_the_network_of_the_cluster(launch: Launch) -> None:
     assert (launch.node0.address, TORCH_PORT) in launch.listened
     assert {address for address, _ in launch.listened} <= {launch.node0.address, "127.0.0.1"}
     assert launch.node0.public not in {address for address, _ in launch.listened}
@@ -112,8 +112,8 @@ PLACES = (
 
 @settings(max_examples=100, deadline=None)
 @given(secret=SECRET, place=st.sampled_from(PLACES), around=st.text("abc =:\n\"'", max_size=8))
-def test_secret_is_masked_wherever_it_stands(secret: str, place: str, around: str) -> None:
-    # A slash ends the part of a URL where a password can be.
+def test_secret_is_masked_everywhere(secret: str, place: str, around: str) -> None:
+    # A slash ends the part of a URL that can hold a password.
     assume("/" not in secret or "user:" not in place)
     assume(not secret.isdigit())
     text = masked(f"{around} {place.format(secret)} {around}")
@@ -129,7 +129,7 @@ def test_secret_is_masked_wherever_it_stands(secret: str, place: str, around: st
      "ssh://git@host/x", "--data.shards {pub11,rs3}-train-{0000..0031}.tar", "lr: 0.001", "http://host:8080/x?page=2",
      "keys: [a, b]", "hub/laion/CLIP-ViT-B-32"],
 )  # fmt: skip
-def test_what_is_no_secret_stays(text: str) -> None:
+def test_text_without_secret_stays(text: str) -> None:
     assert masked(text) == text
 
 
@@ -166,8 +166,8 @@ OPTIONS = ("job_name", "partition", "account", "qos", "time", "logs", "container
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=NASTY)
-def test_hostfile_and_addresses_take_nothing_but_names(name: str, tmp_path: Path) -> None:
-    """What passes is a plain name, which no shell, ssh or pdsh can take for anything else."""
+def test_hostfile_and_addresses_accept_only_names(name: str, tmp_path: Path) -> None:
+    """Accepted names are plain: no shell, ssh or pdsh can read them as something else."""
     path = tmp_path / "hosts"
     path.write_text(f"{name} slots=2\n")
     try:
@@ -187,8 +187,8 @@ def test_hostfile_and_addresses_take_nothing_but_names(name: str, tmp_path: Path
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=NASTY, option=st.sampled_from(OPTIONS))
-def test_names_in_a_batch_script_run_nothing(name: str, option: str, tmp_path: Path) -> None:
-    """A real bash runs what is rendered, with srun, sbatch's lines and scontrol doing nothing."""
+def test_names_in_a_batch_script_run_no_command(name: str, option: str, tmp_path: Path) -> None:
+    """A real bash runs the rendered script. srun and scontrol do nothing."""
     trap = tmp_path / "touched"
     assume("\0" not in name)
     try:
@@ -198,7 +198,7 @@ def test_names_in_a_batch_script_run_nothing(name: str, option: str, tmp_path: P
         script.encode()
     except (ValueError, UnicodeError):
         return
-    # sbatch reads no further than to the first command.
+    # sbatch reads only to the first command.
     for line in script.partition("\nset -uo")[0].splitlines():
         assert re.fullmatch(r"#SBATCH --[a-z-]+(=[\w.+,@%:/={}-]+)?|#(?!SBATCH).*|", line), line
     harmless = "srun() { :; }\nscontrol() { :; }\n" + script
