@@ -1,4 +1,4 @@
-"""`data_shards index`: a manifest and .idx files for tars that others wrote (RS5M, img2dataset, any WebDataset)."""
+"""`data_shards index`: writes a manifest and .idx files for tars of other programs (RS5M, img2dataset, WebDataset)."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ log = logging.getLogger(__name__)
 
 
 def build_index(spec: str | Sequence[str], workers: int, overwrite: bool = False) -> list[tuple[Path, Manifest]]:
-    """Index the tars of a specification; returns each folder with its new manifest.
+    """Indexes the tars of a specification. Returns each folder with its new manifest.
 
-    Raises ValueError for remote tars, FileExistsError where a folder has a manifest, unless ``overwrite``.
+    Raises:
+        ValueError: a tar is remote
+        FileExistsError: a folder has a manifest and ``overwrite`` is False
     """
     pieces = [spec] if isinstance(spec, str) else list(spec)
     remote = [piece for piece in pieces if is_remote(piece)]
     if remote:
-        raise ValueError(f"{public_url(remote[0])} is remote: an index is written beside local tars")
+        raise ValueError(f"{public_url(remote[0])} is remote: `data_shards index` works on local tars only")
     folders: dict[Path, list[Path]] = {}
     for path in (file.path for file in find_shards(pieces) if isinstance(file, LocalFile)):
         folders.setdefault(path.parent, []).append(path)
     for folder in folders:
         if (folder / NAME).exists() and not overwrite:
-            raise FileExistsError(f"{folder} has a manifest already: --overwrite replaces it")
+            raise FileExistsError(f"{folder} has a manifest: set --overwrite to replace it")
     done = []
     for folder, paths in folders.items():
         contents = parallel(index_shard, paths, workers, "index")
@@ -47,7 +49,7 @@ def build_index(spec: str | Sequence[str], workers: int, overwrite: bool = False
 
 
 def index_shard(path: Path) -> ShardContent:
-    """Write the .idx of one tar; returns what it adds to the manifest. Bad samples stay in and are warned of."""
+    """Writes the .idx of one tar. Returns its part of the manifest. Bad samples stay in, with a warning."""
     index = scan(path, hashes=True)
     digest = index.save(index_path(path)).hex()
     classes: Counter[str] = Counter()
@@ -65,13 +67,13 @@ def index_shard(path: Path) -> ShardContent:
             fields |= {"captions"} if texts else set()
             fields |= {"coarse_captions"} if info.get("coarse_captions") else set()
     for reason, count in bad.items():
-        log.warning("%s: %d samples are bad (%s); streaming will skip them", path, count, reason)
+        log.warning("%s: %d samples are bad (%s); streaming skips them", path, count, reason)
     entry = ShardEntry(path.name, len(index), path.stat().st_size, sha256_of(path), digest)
     return ShardContent(entry, captions, dict(classes), sorted(fields), [])
 
 
 def sample_text(file: Any, index: ShardIndex, sample: int) -> tuple[list[str], str | None, dict[str, Any]]:
-    """Captions, label and JSON of a sample. Raises BadSample where it has no image or its text does not parse."""
+    """Returns captions, label and JSON of a sample. Raises BadSample if it has no image or its text is damaged."""
     members = index.members(sample)
     if not any(member.extension in IMAGE_MEMBERS for member in members):
         raise BadSample("no image", index.key(sample))
@@ -84,7 +86,7 @@ def sample_text(file: Any, index: ShardIndex, sample: int) -> tuple[list[str], s
 
 
 def parallel(work: Callable, items: Iterable, workers: int, title: str) -> list:
-    """Results of ``work`` for each item, in order, with a progress bar."""
+    """Returns the results of ``work`` for each item, in order, and shows a progress bar."""
     jobs = list(items)
 
     def bar(results: Iterable) -> Iterator:

@@ -1,8 +1,8 @@
-"""Which records are packed: not those of an evaluation, and each picture once. See leakage.py and duplicates.py.
+"""Selects the records to pack: without evaluation images and duplicates. See leakage.py and duplicates.py in dedupe/.
 
-    records -> hashes (.pack/prints, where they are needed) -> excluded.jsonl, duplicates.jsonl -> the rest
+    records -> hashes (.pack/prints, if needed) -> excluded.jsonl, duplicates.jsonl -> the other records
 
-It depends on the records and the options alone: each task of an array comes to the same, as does a run that goes on.
+The selection depends only on records and options, so each task of an array and each restarted run selects the same.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from priorclip.data_shards.sources import Record
 
 @dataclass(frozen=True)
 class Selection:
-    """The records to pack, and a row for each that is not; None where it was not asked for."""
+    """The records to pack, and a row for each record that is left out; None if the option is off."""
 
     records: list[Record]
     duplicates: list[dict[str, Any]] | None = None
@@ -39,17 +39,17 @@ class Selection:
 
 
 def check_duplicate_options(mode: str, near: int | None) -> None:
-    """ValueError for a mode that there is not, or a distance that makes no sense."""
+    """Raises ValueError for an unknown mode or an impossible distance."""
     if mode not in MODES:
-        raise ValueError(f"--duplicates: {', '.join(MODES)}, not {mode!r}")
+        raise ValueError(f"--duplicates must be one of {', '.join(MODES)}, not {mode!r}")
     if near is not None and mode == "keep":
-        raise ValueError("--near-duplicates finds them for --duplicates drop or merge: say which")
+        raise ValueError("--near-duplicates needs --duplicates drop or merge")
     check_distance("--near-duplicates", near)
 
 
 def check_distance(option: str, distance: int | None) -> None:
     if distance is not None and not 0 <= distance <= MAX_DISTANCE:
-        raise ValueError(f"{option} is a number of bits of 64 that may differ, 0 to {MAX_DISTANCE}, not {distance}")
+        raise ValueError(f"{option} must be a number of bits (of 64), 0 to {MAX_DISTANCE}, not {distance}")
 
 
 def select_records(
@@ -62,22 +62,22 @@ def select_records(
     pool: WorkerPool,
     share: TaskShare,
 ) -> Selection:
-    """Leave out the images of the evaluation, then duplicates.
+    """Leaves out evaluation images, then duplicates.
 
     Args:
-        records: all that could be packed
-        folder: keeps the hashes, for a run that goes on
+        records: all records
+        folder: stores the hashes for a restarted run
         mode: keep, drop or merge duplicates
-        near: bits up to which two images are duplicates; None compares bytes only
+        near: largest number of different hash bits of two duplicates; None compares bytes only
         evaluation: images to leave out
-        max_pixels: larger images are not compared by their look
-        pool: takes the hashes
-        share: of this task
+        max_pixels: larger images are compared by their bytes only
+        pool: computes the hashes
+        share: parts of the hashes that this task computes first
     """
     if mode == "keep" and evaluation is None:
         return Selection(records)
-    look = near is not None or (evaluation is not None and evaluation.kind == PERCEPTUAL)
-    hashes = hash_records(records, folder, PERCEPTUAL if look else EXACT, max_pixels, pool, share)
+    perceptual = near is not None or (evaluation is not None and evaluation.kind == PERCEPTUAL)
+    hashes = hash_records(records, folder, PERCEPTUAL if perceptual else EXACT, max_pixels, pool, share)
     keep = np.ones(len(records), bool)
     excluded = duplicates = None
     counts: dict[str, dict[str, int]] = {}

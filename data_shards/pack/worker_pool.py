@@ -1,16 +1,16 @@
-"""Who packs: this process, local ones, the ranks of an MPI job; and which part, where several tasks share the work.
+"""The processes that pack (this one, local ones, MPI ranks), and the share of the work that this task has.
 
     python -m data_shards pack ... --workers 8        8 processes of this machine
     mpirun -n 9 python -m data_shards pack ...        rank 0 plans and hands out jobs, ranks 1 to 8 work
-    sbatch --array=0-7 ... data_shards pack ...       8 tasks that know nothing of each other: each a share of the jobs
-    srun -n 8 python -m data_shards pack ...          MPI where srun offers it (--mpi=pmix), else 8 shares
+    sbatch --array=0-7 ... data_shards pack ...       8 independent tasks, each with a share of the jobs
+    srun -n 8 python -m data_shards pack ...          MPI if srun offers it (--mpi=pmix), otherwise 8 shares
 
     with open_worker_pool(workers) as pool:
-        if pool is None: return                       # a rank that has served, and is done
+        if pool is None: return                       # an MPI rank that has finished its jobs
         for result in pool.run(work, jobs, count): ...
 
-Jobs are handed out one at a time and a few ahead, so that slow ones are balanced and neither memory nor the wire holds
-more than those few. MPI is imported in a job of several ranks and nowhere else.
+Each worker gets one job at a time and one ahead, so that slow jobs are balanced and only a few jobs are in memory or
+on the network. MPI is imported only in a job of several ranks.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from priorclip.common.processes import pool
 
 log = logging.getLogger(__name__)
 
-AHEAD = 2  # jobs a worker: one that it does, one that waits for it
+AHEAD = 2  # jobs per worker: one that runs, one that waits
 
 
 @dataclass(frozen=True)
 class TaskShare:
-    """The jobs index, index + count, index + 2 count ... are this task's."""
+    """The jobs of this task: index, index + count, index + 2 count ..."""
 
     index: int = 0
     count: int = 1
@@ -42,24 +42,24 @@ class TaskShare:
 
 
 class WorkerPool:
-    """Runs jobs in ``workers`` processes, which it starts when the first come, or in the pool that it is given."""
+    """Runs jobs in ``workers`` processes, which it starts with the first job, or in the given executor."""
 
-    def __init__(self, workers: int, pool: Executor | None = None) -> None:
+    def __init__(self, workers: int, executor: Executor | None = None) -> None:
         self.workers = workers
-        self.pool = pool
+        self.executor = executor
 
     def run(self, work: Callable[..., Any], jobs: Iterable[tuple], count: int) -> Iterator[Any]:
-        """``work(*job)`` of each of the ``count`` jobs, in the order in which they end. An error of one ends all."""
+        """Yields ``work(*job)`` of ``count`` jobs in the order in which they end. The first error ends all."""
         workers = max(1, min(self.workers, count))
-        if self.pool is None and workers <= 1:
+        if self.executor is None and workers <= 1:
             for job in jobs:
                 yield work(*job)
             return
-        with self._pool(workers) as pool:
+        with self._open_executor(workers) as executor:
             waiting: set[Future] = set()
             try:
                 for job in jobs:
-                    waiting.add(pool.submit(work, *job))
+                    waiting.add(executor.submit(work, *job))
                     if len(waiting) >= AHEAD * workers:
                         done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                         yield from (future.result() for future in done)
@@ -70,17 +70,18 @@ class WorkerPool:
                 for future in waiting:
                     future.cancel()
 
-    def _pool(self, workers: int) -> AbstractContextManager[Executor]:
-        if self.pool is not None:
-            return nullcontext(self.pool)  # it serves further runs
+    def _open_executor(self, workers: int) -> AbstractContextManager[Executor]:
+        if self.executor is not None:
+            return nullcontext(self.executor)  # stays open for the next run
         return pool(workers)
 
 
 @contextmanager
 def open_worker_pool(workers: int) -> Iterator[WorkerPool | None]:
-    """The crew of this process; None on an MPI rank other than 0, once it has done what rank 0 gave it.
+    """Opens the worker pool of this process. An MPI rank other than 0 first does its jobs and then gets None.
 
-    Raises ValueError where the launcher has started several ranks and the MPI library does not see them.
+    Raises:
+        ValueError: the launcher started several ranks, but the MPI library does not see them
     """
     world = mpi_world(os.environ)
     if world == 1:
@@ -92,17 +93,17 @@ def open_worker_pool(workers: int) -> Iterator[WorkerPool | None]:
     if MPI.COMM_WORLD.Get_size() != world:
         raise ValueError(
             f"the launcher started {world} ranks, but the MPI library of mpi4py sees {MPI.COMM_WORLD.Get_size()}: "
-            "start them with that library's own mpirun, or with srun --mpi=pmix where it is built for it"
+            "start them with that library's own mpirun, or with srun --mpi=pmix if the library supports it"
         )
     with MPICommExecutor(MPI.COMM_WORLD, root=0) as ranks:
         if ranks is not None:
-            log.info("%d MPI ranks: rank 0 plans, the others work; --workers has no effect", world)
+            log.info("%d MPI ranks: rank 0 hands out jobs, the others pack; --workers has no effect", world)
         yield WorkerPool(world - 1, cast(Executor, ranks)) if ranks is not None else None
 
 
 def mpi_world(environment: Mapping[str, str]) -> int:
-    """Ranks of the MPI job that this process belongs to, from the launcher's variables; 1 without one."""
-    # mpirun's own word comes first: in a SLURM job it starts its daemons by srun, whose variables are theirs.
+    """Returns the number of ranks of this MPI job from the launcher's variables; 1 without MPI."""
+    # mpirun's variables come first, because in a SLURM job srun's variables describe mpirun's daemons.
     for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
         if name in environment:
             return read_number(environment, name)
@@ -112,9 +113,10 @@ def mpi_world(environment: Mapping[str, str]) -> int:
 
 
 def find_task_share(environment: Mapping[str, str]) -> TaskShare:
-    """This process's share of the work: that of its SLURM array task, and of its place in a step without MPI.
+    """Returns this process's share of the work, from its SLURM array task and its rank in a step without MPI.
 
-    Raises ValueError where the array's task numbers are not evenly spaced.
+    Raises:
+        ValueError: the task numbers of the array are not evenly spaced
     """
     share = TaskShare()
     if "SLURM_ARRAY_TASK_ID" in environment:
@@ -127,8 +129,8 @@ def find_task_share(environment: Mapping[str, str]) -> TaskShare:
         highest = read_number(environment, "SLURM_ARRAY_TASK_MAX", lowest + (count - 1) * step)
         if rest or not 0 <= place < count or highest != lowest + (count - 1) * step:
             raise ValueError(
-                f"SLURM array task {task} of {count} tasks from {lowest} to {highest} in steps of {step}: pack shares "
-                "its work among tasks in a row, as in --array=0-7"
+                f"SLURM array task {task} of {count} tasks from {lowest} to {highest} in steps of {step}: pack needs "
+                "evenly spaced task numbers, for example --array=0-7"
             )
         share = TaskShare(place, count)
     launched = any(name in environment for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
@@ -143,4 +145,4 @@ def read_number(environment: Mapping[str, str], name: str, default: int | None =
     try:
         return int(text)  # type: ignore[arg-type]  # None is the TypeError below
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the launcher's variable {name} should be a number, not {text!r}") from error
+        raise ValueError(f"the launcher's variable {name} must be a number, not {text!r}") from error

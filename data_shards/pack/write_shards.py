@@ -1,16 +1,16 @@
-"""Records -> shards, the same bytes for any number of workers, ranks and tasks, and after being killed half way.
+"""Packs records into shards: the same bytes for any number of workers, ranks and tasks, also after a kill and restart.
 
-    records  r0 r1 r2 ...                        without duplicates and images of an evaluation, see selection.py
+    records  r0 r1 r2 ...                        without duplicates and evaluation images, see selection.py
     job k    records k*1000 .. k*1000+999    ->  train-00000k.tar.HOST~PID.tmp -> fsync -> train-00000k.tar
                                              ->  train-00000k.tar.idx
                                              ->  .pack/train-00000k.json  (this shard is done; its part of the manifest)
     end      all parts -> manifest.json, quarantine.jsonl; .pack/ goes
 
-Who does the jobs is told by crew.py, what a folder looks like meanwhile by half_packed.py.
+worker_pool.py runs the jobs; unfinished_folder.py has the files of an unfinished folder.
 
 A record that cannot be packed (missing, unreadable or oversized image, no caption and no label) is left out of its
-shard, counted, and written to quarantine.jsonl. The fingerprint of options and records guards a half-finished folder:
-other options, or a finished folder, are refused unless --overwrite.
+shard, counted, and listed in quarantine.jsonl. A fingerprint of options and records protects an unfinished folder: pack
+refuses it with other options, and refuses a finished folder, unless --overwrite is set.
 """
 
 from __future__ import annotations
@@ -58,19 +58,19 @@ DEFAULT_QUALITY = 90
 
 @dataclass(frozen=True)
 class PackPlan:
-    """How records become shards.
+    """The options of packing.
 
     Args:
         prefix: shards are named PREFIX-000000.tar
-        shard_size: records a shard
-        max_side: images whose longer side exceeds this many pixels are shrunk to it; None keeps them
+        shard_size: records per shard
+        max_side: shrink images whose longer side exceeds this many pixels; None keeps them
         quality: re-encode every image as JPEG of this quality; None keeps the bytes of jpg, png and webp
-        max_pixels: larger images are left out
-        template_captions: caption images that have a label and no caption from templates
-        captions_per_image: template captions an image
-        seed: of the template captions
+        max_pixels: leave out larger images
+        template_captions: make captions from templates for images with a label and no caption
+        captions_per_image: template captions per image
+        seed: seed of the template captions
         duplicates: keep, drop or merge records of the same picture
-        near_duplicates: bits of 64 in which their perceptual hashes may differ; None compares bytes only
+        near_duplicates: number of bits (of 64) that perceptual hashes may differ in; None compares bytes only
     """
 
     prefix: str = "shard"
@@ -93,12 +93,14 @@ def pack(
     overwrite: bool = False,
     evaluation: EvaluationImages | None = None,
 ) -> Manifest:
-    """Write the shards, their indices and the manifest with ``workers`` processes of this machine.
+    """Writes the shards, their indices and the manifest with ``workers`` processes of this machine.
 
-    Raises FileExistsError where the folder holds other things, ValueError where no record can be packed.
+    Raises:
+        FileExistsError: the folder has other files
+        ValueError: no record can be packed
     """
     manifest = pack_share(records, folder, plan, WorkerPool(workers), TaskShare(), overwrite, evaluation)
-    assert manifest is not None, "there are no other tasks to wait for"
+    assert manifest is not None, "a single task has no other tasks to wait for"
     return manifest
 
 
@@ -111,15 +113,15 @@ def pack_share(
     overwrite: bool = False,
     evaluation: EvaluationImages | None = None,
 ) -> Manifest | None:
-    """This task's part of packing; the manifest where every shard is done now, None where others have some left.
+    """Packs the shards of this task. Returns the manifest if all shards are done, None if other tasks have some left.
 
     Args:
-        records: all of them, the same for every task
-        folder: to write; all tasks share it
-        plan: how records become shards
-        pool: does the work of this task
-        share: which shards are this task's
-        overwrite: remove what an earlier pack wrote; refused where there are several tasks
+        records: all records, the same for each task
+        folder: output folder, the same for each task
+        plan: options of packing
+        pool: processes of this task
+        share: shards of this task
+        overwrite: remove what an earlier pack wrote; an error if there are several tasks
         evaluation: images to leave out
     """
     make_keys_unique(records)
@@ -136,21 +138,21 @@ def pack_share(
         names = pack_shards(selection.records, folder, plan, pool, share)
         missing = list_unfinished(progress, names)
     except (FileNotFoundError, FileExistsError):
-        # Another task has finished the folder meanwhile, and with it what was to be read here.
+        # Another task has finished the folder and removed the files that this task wanted to read.
         if alone or not (manifest := load_finished(folder, fingerprint)):
             raise
         return manifest
     if missing and progress.is_dir():
-        log.info("%d of %d shards are left to other tasks, the first is %s", len(missing), len(names), missing[0])
+        log.info("other tasks still pack %d of %d shards, the first is %s", len(missing), len(names), missing[0])
         return None
     return finish_folder(folder, names, fingerprint, options, selection)
 
 
 def pack_shards(records: list[Record], folder: Path, plan: PackPlan, pool: WorkerPool, share: TaskShare) -> list[str]:
-    """Pack those of the share that are not done yet; returns the names of all shards."""
+    """Packs the unfinished shards of the share. Returns the names of all shards."""
     names = [f"{plan.prefix}-{number:06d}" for number in range(-(-len(records) // plan.shard_size))]
     if not names:
-        raise ValueError("there is nothing to pack: no record, or each is an image of the evaluation")
+        raise ValueError("there is nothing to pack: no record is left, or all show evaluation images")
 
     def chunk(number: int) -> list[Record]:
         return records[number * plan.shard_size : (number + 1) * plan.shard_size]
@@ -159,7 +161,7 @@ def pack_shards(records: list[Record], folder: Path, plan: PackPlan, pool: Worke
     own = [number for number in range(len(names)) if share.has(number)]
     todo = [number for number in own if names[number] in missing]
     if len(todo) < len(own):
-        log.info("%d of %d shards are there already", len(own) - len(todo), len(own))
+        log.info("%d of %d shards are done already", len(own) - len(todo), len(own))
     jobs = ((folder, plan, names[number], chunk(number)) for number in todo)
     total = sum(len(chunk(number)) for number in own)
     with tqdm(total=total, unit="img", desc="pack", disable=None) as bar:
@@ -170,9 +172,10 @@ def pack_shards(records: list[Record], folder: Path, plan: PackPlan, pool: Worke
 
 
 def pack_shard(folder: Path, plan: PackPlan, name: str, records: list[Record]) -> int:
-    """Write one tar with its index and its part of the manifest; returns the number of records taken.
+    """Writes one tar with its index and its part of the manifest. Returns the number of records.
 
-    Raises OSError, naming the tar, where it cannot be written: on a full disk what was begun is removed.
+    Raises:
+        OSError: the tar, which the error names, cannot be written; the unfinished file is removed
     """
     path = folder / f"{name}.tar"
     temporary = temporary_path(path)
@@ -180,7 +183,7 @@ def pack_shard(folder: Path, plan: PackPlan, name: str, records: list[Record]) -
         return write_shard(folder, plan, path, temporary, records)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.filename is None:  # a write does not say where
+        if error.filename is None:  # the error of a write has no file name
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
@@ -211,7 +214,7 @@ def write_shard(folder: Path, plan: PackPlan, path: Path, temporary: Path, recor
 
 
 class HashingFile:
-    """A file that hashes what is written to it, so that a shard is not read again for its SHA-256."""
+    """A file that hashes the bytes written to it, so that the SHA-256 of a shard needs no second read."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256, self.size = file, hashlib.sha256(), 0
@@ -226,7 +229,7 @@ class HashingFile:
 
 
 class ShardWriter:
-    """Appends samples to a tar whose bytes depend on the samples alone: no time, no owner, a fixed mode."""
+    """Appends samples to a tar whose bytes depend only on the samples: no time, no owner, a fixed mode."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.output = HashingFile(file)
@@ -244,7 +247,7 @@ class ShardWriter:
             padded = -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             offset = self.output.size - padded
             self.members.append(Member(key, extension, offset, len(data), hashlib.sha256(data).digest()))
-        self.tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
+        self.tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps each header
         self.samples += 1
         self.captions += len(info["captions"])
         self.fields |= {name for name in ("captions", "coarse_captions") if info.get(name)}
@@ -252,13 +255,13 @@ class ShardWriter:
             self.classes[info["label"]] += 1
 
     def close(self) -> tuple[str, int]:
-        """(hex SHA-256, size) of the tar."""
+        """Closes the tar and returns its (hex SHA-256, size)."""
         self.tar.close()
         return self.output.sha256.hexdigest(), self.output.size
 
 
 def make_members(record: Record, plan: PackPlan) -> tuple[str, dict[str, bytes], dict]:
-    """(key, members by extension, JSON content) of a record. Raises BadSample where it cannot be used."""
+    """Returns (key, members by extension, JSON content) of a record. Raises BadSample if it cannot be packed."""
     record = load(record)
     assert isinstance(record.image, bytes)
     extension, data, width, height = encode_image(record.image, plan)
@@ -290,9 +293,9 @@ def make_members(record: Record, plan: PackPlan) -> tuple[str, dict[str, bytes],
 
 
 def encode_image(data: bytes, plan: PackPlan) -> tuple[str, bytes, int, int]:
-    """(extension, bytes, width, height) as stored: the same bytes unless the plan or the format asks for others.
+    """Returns (extension, bytes, width, height) of the stored image. It keeps the bytes if plan and format allow it.
 
-    The image is decoded in any case, so that what is packed can be read.
+    It always decodes the image, so that each packed image can be read.
     """
     with open_image(data, plan.max_pixels) as image:
         check_complete(data)
@@ -311,7 +314,7 @@ def encode_image(data: bytes, plan: PackPlan) -> tuple[str, bytes, int, int]:
 
 
 def make_keys_unique(records: list[Record]) -> None:
-    """Give a second record of the same key the suffix -2, and so on: a key is one sample."""
+    """Appends -2, -3 ... to the key of further records with the same key, because a key is one sample."""
     taken: set[str] = set()
     for record in records:
         key, number = record.key, 1
@@ -322,7 +325,7 @@ def make_keys_unique(records: list[Record]) -> None:
 
 
 def hash_of_records(records: list[Record]) -> bytes:
-    """Changes with all that a record says, and with the name of its image; not with where the folder lies."""
+    """Returns a hash of all fields of the records and the names of their images, without the folder of the images."""
     digest = hashlib.sha256()
     for record in records:
         image = record.image.name if isinstance(record.image, Path) else repr(record.image)

@@ -1,7 +1,7 @@
-"""Every layout that remote sensing data comes in -> records: images with captions, scene labels, and where they lie.
+"""Reads the layouts of remote sensing data sets into records: images with captions, scene labels and their place.
 
-read_source(config)          what `data_shards pack --source NAME` reads (catalogue.py)
-Record, RecordSet, load      what a source gives (record.py); a list of records evaluates and trains unpacked
+read_source(config)          the records of `data_shards pack --source NAME` (catalogue.py)
+Record, RecordSet, load      the records of a source (record.py); RecordSet evaluates and trains without packing
 
 csv rs5m                     table.py        imagefolder millionaid    folder.py
 karpathy precomp             benchmark.py    fmow                      fmow.py

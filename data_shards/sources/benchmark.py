@@ -3,12 +3,12 @@
     karpathy("dataset_rsicd.json", "RSICD_images")      {"images": [{"filename", "split", "sentences": [{"raw"}]}]}
     precomp("rsitmd_precomp", "images", "test")         test_caps.txt, test_filename.txt
 
-Scene labels come from the annotation, a CSV, or the file name's stem, see ``labels``:
+Scene labels come from the annotation, a CSV, or the stem of the file name, see ``labels``:
 
-    RSICD     airport_1.jpg has its scene, 00815.jpg (one in twelve) has not: its labels.csv tells all
-    RSITMD    every stem has it: railwaystation_101.tif
-    UCM       1.tif ... 2100.tif, a hundred of each of 21 scenes in alphabetical order; the captions confirm that
-    Sydney    1.tif ... 613.tif: none
+    RSICD     airport_1.jpg names its scene, 00815.jpg (one in twelve) does not; its labels.csv has all labels
+    RSITMD    each stem names the scene: railwaystation_101.tif
+    UCM       1.tif ... 2100.tif, 100 of each of 21 scenes in alphabetical order; the captions confirm this
+    Sydney    1.tif ... 613.tif: no labels
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ UCM_SCENES = (
     *("freeway", "golfcourse", "harbor", "intersection", "mediumresidential", "mobilehomepark", "overpass"),
     *("parkinglot", "river", "runway", "sparseresidential", "storagetanks", "tenniscourt"),
 )
-UCM_WORDS = {  # what most captions of a scene say if the numbers are in UC Merced's order
+UCM_WORDS = {  # a word of most captions of a scene, if the numbers are in UC Merced's order
     "airplane": "plane",
     "beach": "beach",
     "forest": "forest",
@@ -47,14 +47,14 @@ SET_NAME = re.compile(r"(?P<split>.+)_caps\.txt")
 def karpathy(
     json_file: str | Path, images: str | Path, split: str | None = None, labels: str | Path | None = None
 ) -> list[Record]:
-    """Records of a Karpathy JSON.
+    """Reads a Karpathy JSON.
 
     Args:
         json_file: ``{"dataset": ..., "images": [{"filename", "split", "sentences": [{"raw"}], "label"?}]}``
-        images: folder that the file names are relative to
-        split: keep this one; None keeps all
-        labels: CSV with the columns filename and label, or "none"; without it a label is the record's ``label``, the
-            file name's stem (``airport_1.jpg`` -> ``airport``; ``00815.jpg`` has none), or UCM's number
+        images: folder of the images; file names are relative to it
+        split: keep this split; None keeps all
+        labels: CSV with the columns filename and label, or "none". None takes the record's ``label``, the stem of the
+            file name (``airport_1.jpg`` -> ``airport``; ``00815.jpg`` has none), or UCM's number
     """
     path = Path(json_file)
     content = read_karpathy(path)
@@ -68,7 +68,7 @@ def karpathy(
 
 
 def read_karpathy(path: Path) -> dict[str, Any]:
-    """A Karpathy JSON as it stands. ValueError that names the file where it is none."""
+    """Returns the content of a Karpathy JSON. Raises ValueError, which names the file, if it is not one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
         if not isinstance(content["images"], list):
@@ -79,7 +79,7 @@ def read_karpathy(path: Path) -> dict[str, Any]:
 
 
 def annotated_label(entry: dict[str, Any]) -> str | None:
-    """The scene that an entry names itself; a class number is one too. TypeError for anything else, a list say."""
+    """Returns the scene that an entry names; it may be a number. Raises TypeError for another type, such as a list."""
     label = entry.get("label")
     if label is not None and not isinstance(label, str | int):
         raise TypeError(f"one scene as its label, but has {label!r}")
@@ -98,7 +98,7 @@ def _karpathy_record(entry: dict, images: str, label_of: Callable, source: str, 
 
 
 def _sentence(row: dict) -> str:
-    """The caption, "" where it is blank. KeyError where there is none, not even as words."""
+    """Returns the caption; it may be blank. Raises KeyError if there is neither text nor tokens."""
     words = row.get("tokens", []) if "raw" in row else row["tokens"]
     return (row.get("raw") or " ".join(words)).strip()
 
@@ -106,20 +106,20 @@ def _sentence(row: dict) -> str:
 def precomp(
     folder: str | Path, images: str | Path, split: str | None = None, labels: str | Path | None = None
 ) -> list[Record]:
-    """Records of a folder of ``SPLIT_caps.txt`` and ``SPLIT_filename.txt``.
+    """Reads a folder of ``SPLIT_caps.txt`` and ``SPLIT_filename.txt``.
 
-    A file's name stands once for its captions (RSICD, RSITMD: train), or once a caption (test); the numbers of lines
-    tell which. Blank captions (RSITMD has twenty) are left out, their line still counts.
+    A file name has one line for all its captions (RSICD, RSITMD: train), or one line per caption (test). The numbers of
+    lines tell which. Blank captions (RSITMD has twenty) are left out, but their lines count.
 
     Args:
-        folder: that holds the text files
-        images: folder that the file names are relative to
-        split: the first part of the files' names; None takes all there are
-        labels: as for ``karpathy``
+        folder: folder of the text files
+        images: folder of the images; file names are relative to it
+        split: the first part of the text files' names; None takes all splits
+        labels: as in ``karpathy``
 
     Raises:
-        FileNotFoundError: no such files, with the splits that are there
-        ValueError: the numbers of lines do not fit, with both
+        FileNotFoundError: the files do not exist; it lists the splits that do
+        ValueError: the numbers of lines do not match; it has both numbers
     """
     root = Path(folder)
     found = sorted(m["split"] for path in root.glob("*_caps.txt") if (m := SET_NAME.fullmatch(path.name)))
@@ -138,8 +138,8 @@ def _precomp_split(root: Path, split: str, images: str, label_of: Callable) -> l
     each, rest = divmod(len(captions), len(names)) if names else (0, 1)
     if rest or not each:
         raise ValueError(
-            f"{root}: {split}_caps.txt has {len(captions)} lines and {split}_filename.txt {len(names)}: a file must "
-            "stand once a caption, or once for the same number of captions each"
+            f"{root}: {split}_caps.txt has {len(captions)} lines and {split}_filename.txt {len(names)}: a file "
+            "needs one line per caption, or one line for the same number of captions each"
         )
     records: dict[str, Record] = {}
     for line, name in enumerate(names):
@@ -155,18 +155,18 @@ def _precomp_split(root: Path, split: str, images: str, label_of: Callable) -> l
 
 
 def source_name(folder: Path) -> str:
-    """``rsitmd_precomp`` -> ``rsitmd``."""
+    """Returns ``rsitmd`` for ``rsitmd_precomp``."""
     return folder.resolve().name.removesuffix("_precomp")
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a text file by line feeds alone: a caption may hold other separators. FileNotFoundError names it."""
+    """Returns the lines of a text file, split at line feeds only, because a caption may have other separators."""
     text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     return text.removesuffix("\n").split("\n") if text else []
 
 
 def choose_labels(labels: str | Path | None) -> Callable[..., str | None]:
-    """How a file name gets its scene: by a CSV, by annotation or stem (None), or not at all ("none")."""
+    """Returns the function that labels a file name: by a CSV, by annotation or stem (None), or not at all ("none")."""
     if labels == "none":
         return _no_label
     return make_labeller(label_table(labels) if labels else {})
@@ -177,10 +177,10 @@ def _no_label(name: str, annotated: str | None = None) -> str | None:
 
 
 def label_by_number(records: Sequence[Record]) -> None:
-    """Label UCM-Captions by number where it is that: 1 ... 2100 without a label, and captions that agree.
+    """Labels UCM-Captions by number, if the keys are 1 ... 2100 without labels and the captions agree.
 
-    File N is of scene (N - 1) // 100 in alphabetical order. The order is taken for granted only if in each of the
-    scenes that have a word of their own most images' captions use it.
+    File N shows scene (N - 1) // 100 in alphabetical order. The function relies on this order only if most captions of
+    each scene in UCM_WORDS use the word of the scene.
     """
     numbers = {int(record.key): record for record in records if record.label is None and record.key.isdecimal()}
     if len(numbers) != len(records) or sorted(numbers) != list(range(1, 100 * len(UCM_SCENES) + 1)):

@@ -3,10 +3,10 @@
     v1   S2A_..._87_48/S2A_..._87_48_B02.tif, ..._labels_metadata.json    {"labels": ["Mixed forest", ...], ...}
     v2   BigEarthNet-S2/S2A_.../S2A_..._26_57/S2A_..._26_57_B02.tif, metadata.parquet   patch_id, labels, split, ...
 
-A patch has several land cover labels: they are ``labels`` in KEY.json, and ``label`` is null unless there is one only.
-The picture is composed of B04, B03 and B02 when it is read: reflectance 0 .. ``reflectance_max`` becomes 0 .. 255. The
-default, 2000, is what most readers of this data set use (land reflects 400 +- 200 of Sentinel-2's 10,000); 4095 keeps
-all of 12 bits and looks dark.
+A patch has several land cover labels: ``labels`` in KEY.json. ``label`` is null unless there is exactly one. Reading a
+record composes the picture from B04, B03 and B02: reflectance 0 .. ``reflectance_max`` becomes 0 .. 255. Most readers
+of this data set use the default, 2000 (land reflects 400 +- 200 of Sentinel-2's 10,000); 4095 keeps all 12 bits and
+looks dark.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ FACTS_V2 = ("country", "s1_name", "s2v1_name", "contains_seasonal_snow", "contai
 
 @dataclass(frozen=True, slots=True)
 class Bands:
-    """Three bands of a patch, made a PNG when they are read.
+    """Three bands of a patch, which become a PNG when they are read.
 
     Args:
-        folder: of the patches
-        patch: the patch's folder, relative to it; its files are named PATCH_B04.tif
+        folder: folder of all patches
+        patch: folder of the patch, relative to ``folder``; its files are named PATCH_B04.tif
         reflectance_max: value that becomes white
     """
 
@@ -73,15 +73,16 @@ def bigearthnet(
     metadata: str | Path | None = None,
     reflectance_max: int = REFLECTANCE_MAX,
 ) -> list[Record]:
-    """Records of BigEarthNet, v2 where there is a metadata.parquet, else v1.
+    """Reads BigEarthNet: v2 if there is a metadata.parquet, otherwise v1.
 
     Args:
-        images: folder of the patches, or of ``BigEarthNet-S2``
-        split: train, validation or test of the Parquet file; v1's patches have none
+        images: folder of the patches, or the folder of ``BigEarthNet-S2``
+        split: train, validation or test of the Parquet file; v1 has no splits
         metadata: the Parquet file; None looks for IMAGES/metadata.parquet
         reflectance_max: value that becomes white
 
-    Raises FileNotFoundError or ValueError that says what was looked for.
+    Raises:
+        FileNotFoundError, ValueError: a folder or file is missing or not of BigEarthNet; the message names it
     """
     if reflectance_max < 1:
         raise ValueError(f"--reflectance-max must be at least 1, not {reflectance_max}")

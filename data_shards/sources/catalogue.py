@@ -1,9 +1,9 @@
-"""`data_shards pack --source NAME`: every layout by its name, with the options that it needs and takes.
+"""`data_shards pack --source NAME`: the layouts by name, with the options that each needs and takes.
 
     read_source(PackConfig(source="karpathy", json="rsicd.json,ucm.json", images="RSICD,UCM", ...))
 
-Annotation files may be several: their options then name one folder each, or one for all, and the keys of each set begin
-with its name. RET-3 of the PriorCLIP paper, RSICD, RSITMD and UCM together, is one pack that way.
+There may be several annotation files. Then their options name one folder per file, or one for all, and the keys of each
+set begin with its name. So RET-3 of the PriorCLIP paper (RSICD, RSITMD and UCM together) is one pack.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Source:
     """A layout.
 
     Args:
-        read: its records, by the options
-        needs: options without which it cannot be read
-        takes: further options of its own
+        read: returns the records for the options
+        needs: required options
+        takes: other options of this layout
     """
 
     read: Callable[[PackConfig], list[Record]]
@@ -68,7 +68,7 @@ def _rs5m(config: PackConfig) -> list[Record]:
 
 
 def _annotated(config: PackConfig, option: str, read: Callable[..., list[Record]]) -> list[Record]:
-    """Records of each annotation file with its folder of images and its labels."""
+    """Reads each annotation file with its image folder and its labels."""
     files = split_paths(getattr(config, option))
     images = pair_paths("images", config.images, option, len(files))
     labels = pair_paths("labels", config.labels, option, len(files)) if config.labels else [""] * len(files)
@@ -118,10 +118,10 @@ SOURCES: dict[str, Source] = {
 
 
 def read_source(config: PackConfig) -> list[Record]:
-    """Records of the chosen source; ValueError that names an option it lacks, or one that it does not take."""
+    """Reads the chosen source. Raises ValueError that names a missing option, or one that the source does not take."""
     source = SOURCES.get(config.source)
     if source is None:
-        raise ValueError(f"--source: {', '.join(SOURCES)}, not {config.source!r}")
+        raise ValueError(f"--source must be one of {', '.join(SOURCES)}, not {config.source!r}")
     for name in source.needs:
         if getattr(config, name) is None:
             raise ValueError(f"--source {config.source} needs {flag(name)}")
@@ -136,7 +136,7 @@ def read_source(config: PackConfig) -> list[Record]:
 
 
 def caption_fields(config: PackConfig) -> list[str] | None:
-    """``--caption-field a,b`` or a list; None where it is not given."""
+    """Returns the names of ``--caption-field a,b`` or of a list; None without the option."""
     value = config.caption_field
     names = value.split(",") if isinstance(value, str) else value or []
     return [name.strip() for name in names] or None
@@ -147,10 +147,10 @@ def flag(name: str) -> str:
 
 
 def shuffled(records: list[Record], seed: int) -> list[Record]:
-    """The records in an order drawn by the seed.
+    """Returns the records in a random order that the seed decides.
 
-    Where reading one reads its neighbours too (a row group of Parquet), the groups are shuffled, and the records in
-    each: every group is then read once or twice, not once a record.
+    Reading one record of a Parquet file reads its whole row group. So the groups are shuffled, and the records within
+    each group. Each group is then read once or twice, not once per record.
     """
     groups: dict[object, list[Record]] = {}
     for record in records:

@@ -1,6 +1,6 @@
 """Drawn scenes: `--source synthetic` (see data_shards.synthetic).
 
-synthetic(100, seed=3, size=128)      scene-00000000 ... scene-00000099, drawn when they are read
+synthetic(100, seed=3, size=128)      scene-00000000 ... scene-00000099, drawn when read
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from priorclip.data_shards.sources.record import Record
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A synthetic scene that is drawn when it is read; ``wording`` fine, coarse or both, JPEG ``quality``."""
+    """A synthetic scene, drawn when it is read; ``wording`` is fine, coarse or both, ``quality`` the JPEG quality."""
 
     seed: int
     index: int
     size: int
     wording: str = "both"
     quality: int = 90
-    describes: ClassVar[bool] = True  # captions and label come with the picture
+    describes: ClassVar[bool] = True  # drawing gives captions and label too
 
     def load(self, record: Record) -> Record:
         from PIL import Image
@@ -41,18 +41,18 @@ class Drawing:
 def synthetic(
     count: int, seed: int, size: int, captions: str = "both", first_index: int = 0, quality: int = 90
 ) -> list[Record]:
-    """Records of drawn scenes; the picture and its captions are made when a record is read.
+    """Returns records of drawn scenes. Reading a record draws the picture and makes its captions.
 
     Args:
-        count: scenes
-        seed: of the generator
+        count: number of scenes
+        seed: seed of the generator
         size: side in pixels
-        captions: fine, coarse, or both (``captions`` fine, ``coarse_captions`` beside them)
-        first_index: the first scene's index, so that other sets of the same seed do not overlap
-        quality: of the JPEG
+        captions: fine, coarse, or both (fine in ``captions``, coarse in ``coarse_captions``)
+        first_index: index of the first scene, so that sets with the same seed need not overlap
+        quality: JPEG quality
     """
     if captions not in ("fine", "coarse", "both"):
-        raise ValueError(f"captions: fine, coarse or both, not {captions!r}")
+        raise ValueError(f"--captions must be fine, coarse or both, not {captions!r}")
     return [
         Record(f"scene-{index:08d}", Drawing(seed, index, size, captions, quality), source="synthetic")
         for index in range(first_index, first_index + count)

@@ -3,8 +3,8 @@
     train/airport/airport_0/airport_0_0_rgb.jpg      the picture
     train/airport/airport_0/airport_0_0_rgb.json     {"bounding_boxes": [{"ID", "box": [x, y, w, h], "category"}], ...}
 
-A record is a picture with the category of its boxes or, with ``crop_margin``, one box of it: 0.5 leaves half of the
-box's longer side around it. Acquisition (``gsd``, ``timestamp``, ``country_code``, ...) goes into KEY.json.
+A record is a picture with the categories of its boxes, or one box with ``crop_margin``: 0.5 keeps half of the box's
+longer side around it. Acquisition data (``gsd``, ``timestamp``, ``country_code``, ...) goes into KEY.json.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from priorclip.data_shards.sources.record import ImageFile, Record, read_file
 
 KINDS = {"rgb": ("_rgb",), "msrgb": ("_msrgb",), "both": ("_rgb", "_msrgb")}
 FACTS = ("gsd", "timestamp", "country_code", "cloud_cover", "utm", "location_id")
-NO_CLASS = "false_detection"  # of the evaluation boxes: none of the 62 classes
+NO_CLASS = "false_detection"  # category of evaluation boxes that are none of the 62 classes
 CROP_QUALITY = 95
 
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """A part of a picture, cut out when it is read.
+    """A part of a picture, cropped when it is read.
 
     Args:
-        folder, name: of the picture, as in ImageFile
+        folder, name: the picture, as in ImageFile
         box: left, top, width, height in pixels
-        margin: share of the box's longer side that is kept on every side of it
+        margin: share of the box's longer side to keep on each side of the box
     """
 
     folder: str = field(repr=False)
@@ -63,20 +63,21 @@ class Crop:
 def fmow(
     images: str | Path, split: str | None = None, kind: str = "rgb", crop_margin: float | None = None
 ) -> list[Record]:
-    """Records of fMoW's folders.
+    """Reads fMoW's folders.
 
     Args:
-        images: folder that holds train, val, ... or is one of them
-        split: train, val, test, seq: the sub-folder to take
-        kind: rgb (pan-sharpened), msrgb (multispectral's RGB), or both, as RS5M took them
-        crop_margin: cut out every box, with this margin; None keeps whole pictures
+        images: folder with train, val, ... or one of these folders
+        split: sub-folder to read: train, val, test or seq
+        kind: rgb (pan-sharpened), msrgb (RGB of the multispectral bands), or both, as in RS5M
+        crop_margin: crop each box with this margin; None keeps whole pictures
 
-    Raises ValueError for a picture whose JSON is missing or has no boxes.
+    Raises:
+        ValueError: the JSON of a picture is missing or has no boxes
     """
     if kind not in KINDS:
-        raise ValueError(f"--fmow-kind: {', '.join(KINDS)}, not {kind!r}")
+        raise ValueError(f"--fmow-kind must be one of {', '.join(KINDS)}, not {kind!r}")
     if crop_margin is not None and crop_margin < 0:
-        raise ValueError(f"--crop-margin must not be negative, but is {crop_margin}")
+        raise ValueError(f"--crop-margin must be at least 0, not {crop_margin}")
     root = split_folder(images, split)
     names = walk_names(root, lambda name: name.lower().endswith(".jpg") and Path(name).stem.endswith(KINDS[kind]))
     if not names:
@@ -97,7 +98,7 @@ def fmow(
 
 
 def annotation(path: Path) -> tuple[dict, list[dict]]:
-    """(facts to keep, boxes) of a picture's JSON. Raises ValueError that names the file."""
+    """Returns (facts to keep, boxes) of a picture's JSON. Raises ValueError, which names the file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         boxes = content["bounding_boxes"]
@@ -106,7 +107,7 @@ def annotation(path: Path) -> tuple[dict, list[dict]]:
             left, top, width, height = (float(value) for value in box["box"])
             box["box"], box["category"] = (left, top, width, height), str(box["category"])
     except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing: every fMoW picture has a JSON of its name beside it") from error
+        raise ValueError(f"{path} is missing: each fMoW picture needs a JSON file of its name beside it") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not an fMoW annotation with bounding_boxes: {error!r}") from error
     if not boxes:

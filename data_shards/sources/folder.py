@@ -1,4 +1,4 @@
-"""Folders whose names are the labels: `--source imagefolder` and `--source millionaid`.
+"""Folders whose names are labels: `--source imagefolder` and `--source millionaid`.
 
 imagefolder    airport/12.jpg                                       "airport"
 millionaid     water_area/lake/lake_12.jpg, unutilized_land/rock_land/P001.jpg
@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 
 def imagefolder(images: str | Path, split: str | None = None) -> list[Record]:
-    """Records of a folder: the label is the folder that holds the image, or the stem of one that is in none.
+    """Reads a folder. The label is the folder of the image, or the stem of a file outside all class folders.
 
-    With ``split`` the images below ``IMAGES/SPLIT/`` are taken, where there is such a folder.
+    With ``split`` it reads the images below ``IMAGES/SPLIT/``.
     """
     root, source = split_folder(images, split), Path(images).name
     records = []
@@ -33,9 +33,10 @@ def imagefolder(images: str | Path, split: str | None = None) -> list[Record]:
 
 
 def millionaid(images: str | Path, split: str | None = None) -> list[Record]:
-    """Records of Million-AID's nested classes (three levels, 51 scenes). Arguments as ``imagefolder``.
+    """Reads Million-AID's nested classes (three levels, 51 scenes). Arguments as ``imagefolder``.
 
-    Raises ValueError where no image is in a class folder: the test images of the release have no labels.
+    Raises:
+        ValueError: no image is in a class folder, as in the released test set, which has no labels
     """
     root = split_folder(images, split)
     records, bare = [], 0
@@ -47,14 +48,14 @@ def millionaid(images: str | Path, split: str | None = None) -> list[Record]:
         place = ImageFile(str(root), name)
         records.append(Record(sample_key(name), place, [], label, split, "millionaid", extra=extra))
     if bare == len(records):
-        raise ValueError(f"{root}: no image lies in a class folder, so there are no labels: is it the test set?")
+        raise ValueError(f"{root}: no image is in a class folder, so there are no labels. Is this the test set?")
     if bare:
-        log.warning("%s: %d images lie in no class folder and have no label", root, bare)
+        log.warning("%s: %d images are outside all class folders and have no label", root, bare)
     return records
 
 
 def split_folder(images: str | Path, split: str | None) -> Path:
-    """``IMAGES``, or ``IMAGES/SPLIT``. Raises FileNotFoundError."""
+    """Returns ``IMAGES``, or ``IMAGES/SPLIT``. Raises FileNotFoundError."""
     folder = Path(images)
     if not folder.is_dir():
         raise FileNotFoundError(f"image folder {folder} does not exist")
@@ -64,9 +65,9 @@ def split_folder(images: str | Path, split: str | None) -> Path:
 
 
 def image_names(root: Path) -> list[str]:
-    """Relative names of all images below a folder, sorted folder by folder. Raises FileNotFoundError if there are none.
+    """Returns the relative names of all images below a folder, sorted by folder. Raises FileNotFoundError if none.
 
-    Hidden ones are no images: ``._12.jpg`` is what macOS writes beside ``12.jpg``.
+    Hidden files are ignored, because macOS writes ``._12.jpg`` beside ``12.jpg``.
     """
     names = walk_names(root, lambda name: name.lower().endswith(IMAGE_SUFFIXES))
     if not names:
@@ -75,9 +76,9 @@ def image_names(root: Path) -> list[str]:
 
 
 def walk_names(root: Path, wanted: Callable[[str], bool]) -> list[str]:
-    """Relative names, with "/", of the files below ``root`` whose base name is wanted, also behind links.
+    """Returns the relative names of the files below ``root`` whose base name is wanted. It follows links.
 
-    A link to a folder that it lies in is not followed: each image would come forty times.
+    It does not follow a link to a folder that contains the link, because each image would come forty times.
     """
     names: list[str] = []
     for folder, folders, files in os.walk(root, followlinks=True, onerror=_unreadable):
@@ -93,14 +94,14 @@ def walk_names(root: Path, wanted: Callable[[str], bool]) -> list[str]:
 
 
 def is_link_loop(root: Path, path: Path) -> bool:
-    """Whether a folder is a link to one that the walk from ``root`` has come through."""
+    """Tells whether a folder is a link to one of the folders above it, up to ``root``."""
     if not path.is_symlink():
         return False
     target = path.resolve()
     above = (folder for folder in path.parents if folder.is_relative_to(root))
     if not any(folder.resolve().is_relative_to(target) for folder in above):
         return False
-    log.warning("%s is a link to a folder that it lies in: it is not followed", path)
+    log.warning("%s is a link to a folder that contains it, so it is not followed", path)
     return True
 
 

@@ -1,8 +1,8 @@
-"""File names: the key, the scene and the file that a name in an annotation stands for.
+"""The key, the scene and the file of a file name in an annotation.
 
 sample_key("train/airport_1.v2.tif")      train/airport_1_v2
 stem_label("denseresidential12.tif")      denseresidential
-stem_label("00815.jpg")                   None: RSICD has such names beside airport_1.jpg
+stem_label("00815.jpg")                   None: RSICD has such names and airport_1.jpg too
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".g
 
 
 def sample_key(name: str) -> str:
-    """A file's relative path -> key: no suffix, no dot in the base name (where a key would end), no way upwards."""
+    """Returns the key of a relative path: without suffix, "..", and dots in the base name, which would end the key."""
     folders, _, base = safe_key(name).rpartition("/")
     return "/".join([*folders.split("/"), Path(base).stem.replace(".", "_") or "_"]).lstrip("/")
 
@@ -34,7 +34,7 @@ def safe_key(key: str) -> str:
 
 
 def stem_label(name: str) -> str | None:
-    """``airport_1.jpg`` -> ``airport``, ``denseresidential12.tif`` -> ``denseresidential``; None for bare numbers."""
+    """Returns the scene in a name: ``airport`` of ``airport_1.jpg``, ``park`` of ``park12.tif``, None of a number."""
     stem = re.sub(r"[\s_\-]*\(?\d+\)?$", "", Path(name).stem)
     return stem.lower() if re.search(r"[A-Za-z]", stem) else None
 
@@ -71,10 +71,10 @@ def image_path(folder: Path, name: str) -> Path:
 
 
 def make_labeller(table: Mapping[str, str]) -> Callable[..., str | None]:
-    """A function (file name, label of the annotation) -> label: the table's, the annotation's, or the stem's.
+    """Returns a function (file name, label of the annotation) -> label from the table, the annotation or the stem.
 
-    A class must not have two spellings: where a stem says ``airport`` and the table calls other images ``Airport``, the
-    table's spelling is taken.
+    A class must have one spelling: if a stem says ``airport`` and the table says ``Airport`` for other images, the
+    function returns the table's spelling.
     """
     spelling = {normalized(label): label for label in table.values()}
 
@@ -86,7 +86,7 @@ def make_labeller(table: Mapping[str, str]) -> Callable[..., str | None]:
 
 
 def split_paths(value: str | Sequence[str] | None) -> list[str]:
-    """The pieces of an option that takes one path, several with commas between, or a list."""
+    """Returns the paths of an option that takes one path, several comma-separated paths, or a list."""
     if value is None:
         return []
     if not isinstance(value, str):
@@ -95,10 +95,12 @@ def split_paths(value: str | Sequence[str] | None) -> list[str]:
 
 
 def pair_paths(option: str, value: str | Sequence[str] | None, others: str, count: int) -> list[str]:
-    """``value`` as ``count`` pieces, one for each of the files of ``--others``; a single one goes with all of them."""
+    """Returns ``count`` paths, one for each file of ``--others``. A single path is repeated."""
     pieces = split_paths(value)
     if len(pieces) == 1:
         return pieces * count
     if len(pieces) != count:
-        raise ValueError(f"--{option} names {len(pieces)} and --{others} {count}: give one for all, or one for each")
+        raise ValueError(
+            f"--{option} has {len(pieces)} paths, --{others} has {count}: give one for all, or one for each"
+        )
     return pieces

@@ -1,11 +1,11 @@
-"""Parquet files: `--source parquet`, with the images inside (Hugging Face's data sets, img2dataset) or as paths.
+"""Parquet files: `--source parquet`, with images inside (Hugging Face's data sets, img2dataset) or as paths.
 
     image                         struct<bytes, path> as `datasets` writes it, binary, or a string: path below --images
     caption, captions, text, ...  string or list of strings
-    label                         string, or integer: its name is looked up in the Hugging Face metadata of the file
+    label                         string, or integer with names in the Hugging Face metadata of the file
 
-The file is read one row group at a time: only texts while planning, and of the images the group that is being packed,
-so that memory is bounded by the largest row group. A record holds (file, row group, row).
+Reading goes one row group at a time: first only the texts, then the images of the group that is being packed. So the
+largest row group limits the memory. A record holds (file, row group, row).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from priorclip.data_shards.sources.record import ImageFile, Place, Record
 from priorclip.data_shards.sources.table import CAPTION_COLUMNS, FILE_COLUMNS, LABEL_COLUMNS, first_of
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "img_content", "image_bytes", "bytes")
-SUCCESS = (None, "success")  # what img2dataset's column "status" says of an image that is there
+SUCCESS = (None, "success")  # values of img2dataset's column "status" for an image that exists
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """An image in a Parquet file; ``group`` is the row group, which is read as a whole."""
+    """An image in a Parquet file; ``group`` is its row group, which is read as a whole."""
 
     file: str = field(repr=False)
     column: str
@@ -37,7 +37,7 @@ class Cell:
 
     @property
     def neighbourhood(self) -> tuple[str, int]:
-        """Records that share it are cheap to read one after another, and dear to read mixed with others."""
+        """The row group. Records of one group are cheap to read together and expensive to read mixed with others."""
         return self.file, self.group
 
     def load(self, record: Record) -> Record:
@@ -53,7 +53,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """The place of an image that is known not to be there, and why."""
+    """The place of an image that is known to be missing, with the reason."""
 
     reason: str
     detail: str
@@ -64,7 +64,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Layout:
-    """Which columns of a file say what; ``names`` are the classes of an integer label."""
+    """The columns of a file; ``inside`` if it holds the images, ``names`` are the classes of an integer label."""
 
     image: str
     inside: bool
@@ -92,7 +92,7 @@ def _open(file: str | Path) -> Any:
 
 
 def parquet_files(spec: str | Path) -> list[Path]:
-    """A file, the files of a folder, or those that a pattern matches, sorted by name. Raises FileNotFoundError."""
+    """Returns a file, the files of a folder or those of a pattern, sorted by name. Raises FileNotFoundError."""
     path = Path(spec)
     if path.is_dir():
         files = sorted(path.rglob("*.parquet"))
@@ -113,17 +113,18 @@ def parquet(
     caption_field: Sequence[str] | None = None,
     label_field: str | None = None,
 ) -> list[Record]:
-    """Records of Parquet files.
+    """Reads Parquet files.
 
     Args:
         spec: file, folder or pattern
-        images: folder that paths are relative to, where the column holds paths
-        split: keep the rows whose column ``split`` says so or, without such a column, the files named SPLIT-...
-        image_field: column of the images; None takes the first known name, or the only column that holds images
+        images: folder of the images, if the column has paths
+        split: keep the rows with this value in the column ``split``; without this column, the files named SPLIT-...
+        image_field: column of the images; None takes the first known name, or the only column with image bytes
         caption_field: columns of the captions; None takes the first known name
         label_field: column of the scene; None takes the first known name
 
-    Raises ValueError that lists the columns found where one that is needed, or was asked for, is not there.
+    Raises:
+        ValueError: a column is missing; it lists the columns of the file
     """
     records: list[Record] = []
     files = parquet_files(spec)
@@ -131,7 +132,7 @@ def parquet(
         file = _open(path)
         layout = columns_of(file, path, image_field, caption_field, label_field)
         if not layout.inside and images is None:
-            raise ValueError(f"{path}: the column '{layout.image}' holds paths: give their folder as --images")
+            raise ValueError(f"{path}: the column '{layout.image}' has paths: set --images to the folder of the images")
         if split is not None and "split" not in file.schema_arrow.names and not path.name.startswith(split):
             continue
         stem = path.relative_to(spec).with_suffix("").as_posix() if Path(spec).is_dir() else path.stem
@@ -145,7 +146,7 @@ def parquet(
 
 
 def column_rows(file: Path, needed: Sequence[str], wanted: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file as dicts of some columns, read group by group; ``wanted`` ones may be absent."""
+    """Yields rows of a Parquet file as dicts, group by group. ``wanted`` columns may be absent."""
     opened = _open(file)
     found = opened.schema_arrow.names
     missing = [name for name in needed if name not in found]
@@ -159,7 +160,7 @@ def column_rows(file: Path, needed: Sequence[str], wanted: Sequence[str] = ()) -
 def columns_of(
     file: Any, path: Path, image_field: str | None, caption_field: Sequence[str] | None, label_field: str | None
 ) -> Layout:
-    """The columns to use. Raises ValueError that lists those found."""
+    """Chooses the columns to use. Raises ValueError, which lists the columns of the file, if one is missing."""
     import pyarrow.types as types
 
     schema = file.schema_arrow
@@ -185,7 +186,7 @@ def columns_of(
         )
     names = class_names(schema.metadata or {}, label)
     if label and types.is_integer(schema.field(label).type) and not names:
-        raise ValueError(f"{path}: the column '{label}' holds numbers, and the file's metadata do not name the classes")
+        raise ValueError(f"{path}: the column '{label}' has numbers, and the metadata of the file have no class names")
     return Layout(image, inside(image), captions, label, names)
 
 
@@ -194,7 +195,7 @@ def _holds_bytes(kind: Any) -> bool:
 
 
 def class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
-    """Names of an integer label in the metadata that `datasets` writes; empty where there are none."""
+    """Returns the class names in the metadata that `datasets` writes; empty if there are none."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
         return tuple(features[label]["names"])
@@ -203,7 +204,7 @@ def class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
 
 
 def _texts(file: Any, layout: Layout) -> Iterator[dict[str, Any]]:
-    """Every row without its image; ``place`` is (row group, row)."""
+    """Yields each row without its image; ``place`` is (row group, row)."""
     extra = ("split", "url", "key", "status", "error_message")
     columns = {*layout.captions, layout.label, *extra} & set(file.schema_arrow.names)
     columns |= set() if layout.inside else {layout.image}
@@ -236,12 +237,14 @@ def _record(
 
 
 def label_name(path: Path, row: dict[str, Any], layout: Layout) -> str | None:
-    """The scene of a row; -1 and null are none, as `datasets` writes what is not labelled."""
+    """Returns the scene of a row; None for null and -1, which `datasets` writes for a row without label."""
     value = row.get(layout.label) if layout.label else None
     if value is None or value == -1 or not str(value).strip():
         return None
     if not layout.names or isinstance(value, str):
         return str(value).strip()
     if not 0 <= value < len(layout.names):
-        raise ValueError(f"{path}: label {value} in the column '{layout.label}' of {len(layout.names)} classes")
+        raise ValueError(
+            f"{path}: label {value} in the column '{layout.label}' is not one of {len(layout.names)} classes"
+        )
     return layout.names[value]

@@ -1,11 +1,11 @@
-"""A record: one image before packing, with its captions and scenes, and the place its bytes come from.
+"""A record: one image before packing, with its captions, its scenes and the place of its bytes.
 
     Record("airport/12", ImageFile("AID", "airport/12.jpg"), [], "airport")
     Record("000001234", TarMember("pub11-train-0003.tar", ...), ["a harbour from above"])
     load(record).image                                                  # bytes
 
-A record holds a place, not pixels: five million of them are what packing keeps in memory, so both have slots. A layout
-whose images lie in another way brings its own :class:`Place`.
+A record holds a place, not pixels, because packing keeps five million records in memory. So both classes have slots. A
+layout that stores images in another way has its own :class:`Place`.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from priorclip.data_shards.sources.names import find_image, sample_key
 
 @runtime_checkable
 class Place(Protocol):
-    """Where the bytes of an image are. ``repr`` names the image without its folder: it goes into fingerprints."""
+    """Where the bytes of an image are. ``repr`` names the image without its folder, because fingerprints contain it."""
 
     def load(self, record: Record) -> Record:
-        """The record with bytes in ``image``, and with what else is only known now. Raises BadSample."""
+        """Returns the record with the bytes in ``image`` and all fields that only now are known. Raises BadSample."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A file; ``folder`` is one string that all records of a source share. What exists is looked up when it is read.
+    """An image file, which is searched when it is read. All records of a source share the string ``folder``.
 
     Args:
-        folder: of the data set
-        name: relative to it, as the annotation writes it
+        folder: folder of the images
+        name: name in the annotation, relative to the folder
     """
 
     folder: str = field(repr=False)
@@ -61,14 +61,14 @@ class Record:
     """One image before packing.
 
     Args:
-        key: name of the sample: the file's relative path without suffix
-        image: its bytes, or where they come from
-        captions: may be empty where there is a label (see templates)
+        key: name of the sample: relative path of the file without suffix
+        image: bytes of the image, or their place
+        captions: may be empty if there is a label (see templates.py)
         label: scene class or None
         split: train, test, ... or None
         source: name of the data set
-        url: where the image came from, if known
-        extra: further fields of KEY.json; ``labels`` is the list of scenes of a multi-label image
+        url: source of the image, if known
+        extra: other fields of KEY.json; ``labels`` lists the scenes of a multi-label image
     """
 
     key: str
@@ -91,16 +91,16 @@ class Record:
 
     @property
     def scenes(self) -> list[str]:
-        """Every scene class of the image: the label, or several of a multi-label image."""
+        """The scene classes of the image: its label, or several for a multi-label image."""
         return list(self.extra.get("labels") or ([] if self.label is None else [self.label]))
 
 
 class RecordSet:
-    """Records as a source of samples: evaluates and trains on an annotation file without packing it.
+    """Records as a source of samples, so that a run can evaluate or train on an annotation file without packing.
 
     Attributes:
-        sizes: one number, as all records are one shard
-        classes: the labels, sorted, each in one spelling
+        sizes: one number, because all records are one shard
+        classes: sorted labels, one spelling per class
     """
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -108,7 +108,7 @@ class RecordSet:
         self.sizes = [len(self.records)]
         self.classes = unique_classes({record.label for record in self.records if record.label is not None})
         if not self.records:
-            raise ValueError("there are no records: is the split right?")
+            raise ValueError("there are no records: check the split")
 
     def __len__(self) -> int:
         return len(self.records)
@@ -126,28 +126,29 @@ class RecordSet:
         return self.records[sample].key
 
     def read(self, sample: int) -> Sample:
-        """Bytes, captions and label. Raises BadSample where the file is missing or empty."""
+        """Reads bytes, captions and label. Raises BadSample if the file is missing or empty."""
         record = load(self.records[sample])
         assert isinstance(record.image, bytes)
         info = {**record.extra, "captions": record.captions}
         return Sample(record.key, record.image, captions_of(info, "captions"), record.label, info, record.source)
 
     def text(self, sample: int) -> Sample:
-        """Captions and label without the image."""
+        """Reads captions and label without the image."""
         record = self.records[sample]
         record = load(record) if getattr(record.image, "describes", False) else record
         info = {**record.extra, "captions": record.captions}
         return Sample(record.key, b"", captions_of(info, "captions"), record.label, info, record.source)
 
     def captions(self, sample: int, caption_field: str = "captions") -> list[str]:
-        """Captions of one record. Raises BadSample where it has none."""
+        """Returns the captions of one record. Raises BadSample if it has none."""
         return self.text(sample).texts(caption_field)
 
 
 def load(record: Record) -> Record:
-    """The record with the bytes of its image; a synthetic scene is drawn, which gives its captions and label too.
+    """Returns the record with the bytes of its image. Drawing a synthetic scene also gives its captions and label.
 
-    Raises BadSample where the image is missing, unreadable or empty.
+    Raises:
+        BadSample: the image is missing, unreadable or empty
     """
     if isinstance(record.image, bytes):
         return record
@@ -158,12 +159,12 @@ def load(record: Record) -> Record:
 
 
 def _placed(record: Record) -> Record:
-    assert isinstance(record.image, Place), f"{record.key}: {type(record.image).__name__} is no place of an image"
+    assert isinstance(record.image, Place), f"{record.key}: {type(record.image).__name__} is not a Place"
     return record.image.load(record)
 
 
 def read_file(path: Path) -> bytes:
-    """Bytes of a file. Raises BadSample where it is missing or cannot be read."""
+    """Returns the bytes of a file. Raises BadSample if it is missing or cannot be read."""
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -173,7 +174,7 @@ def read_file(path: Path) -> bytes:
 
 
 def keep_split(records: list[Record], split: str | None, path: Path) -> list[Record]:
-    """Records of a split; ValueError that names the splits there are where it has none."""
+    """Returns the records of a split. Raises ValueError, which lists the splits, if there are none."""
     kept = [record for record in records if split is None or record.split == split]
     if not kept:
         splits = sorted({str(record.split) for record in records})
@@ -182,9 +183,9 @@ def keep_split(records: list[Record], split: str | None, path: Path) -> list[Rec
 
 
 def join_sets(groups: Sequence[list[Record]]) -> list[Record]:
-    """Records of several data sets in one list: their keys begin with the data set's name, so that none collide.
+    """Joins the records of several data sets. Each key gets the name of its data set as prefix, so that none collide.
 
-    Two sets of one name become ``rsicd`` and ``rsicd-2``. A single set keeps its keys.
+    Two sets with the same name become ``rsicd`` and ``rsicd-2``. A single set keeps its keys.
     """
     if len(groups) == 1:
         return groups[0]

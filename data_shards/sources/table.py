@@ -3,8 +3,8 @@
     filename,caption,label,split                 img_name,text,url,country,month,meta_caption
     airport/12.jpg,"planes, parked",airport,train   0000017.jpg,Aerial view of a port,https://...,spain,6,
 
-Several rows of a file are captions of one sample. Captions come from one column or, with ``caption_field``, from
-several: a sample's captions are then the texts of these columns that are not blank, in the order the columns are named.
+Several rows with the same file are captions of one sample. Captions come from one column, or from several that
+``caption_field`` names. Then the captions are their texts that are not blank, in the order of ``caption_field``.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from priorclip.data_shards.sources.record import ImageFile, Record, keep_split
 FILE_COLUMNS = ("filename", "file_name", "file", "filepath", "image", "path", "img_name", "name")
 CAPTION_COLUMNS = ("caption", "captions", "raw", "text", "title", "sentence")
 LABEL_COLUMNS = ("label", "class", "scene", "category")
-GEOGRAPHY = ("subset_name", "country", "month", "meta_caption")  # of RS5M's metadata, kept in KEY.json
+GEOGRAPHY = ("subset_name", "country", "month", "meta_caption")  # columns of RS5M's metadata that KEY.json keeps
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table say what; "" and an empty tuple where none does."""
+    """The columns of a table; "" or an empty tuple if the table has no such column."""
 
     file: str
     captions: tuple[str, ...]
     label: str
 
     def texts(self, row: Mapping[str, str | None]) -> list[str]:
-        """Captions of a row that are not blank, none twice."""
+        """Returns the captions of a row, without blank and repeated ones."""
         texts = [(row.get(name) or "").strip() for name in self.captions]
         return list(dict.fromkeys(text for text in texts if text))
 
@@ -45,16 +45,17 @@ def csv(
     caption_field: Sequence[str] | None = None,
     extra: Sequence[str] = (),
 ) -> list[Record]:
-    """Records of a CSV with a header; rows of the same file are captions of one sample, in their order.
+    """Reads a CSV with a header. Rows with the same file are captions of one sample, in their order.
 
     Args:
         file: the CSV
-        images: folder that its file names are relative to
-        split: keep the rows whose column ``split`` says so; None keeps all
-        caption_field: columns with captions; None takes the first of CAPTION_COLUMNS that is there
-        extra: columns kept in KEY.json, where they are there and not blank
+        images: folder of the images; file names are relative to it
+        split: keep the rows with this value in the column ``split``; None keeps all
+        caption_field: columns with captions; None takes the first column of CAPTION_COLUMNS
+        extra: columns that KEY.json keeps, if they exist and are not blank
 
-    Raises ValueError that lists the columns found where none names the file, or neither caption nor label is there.
+    Raises:
+        ValueError: there is no column for the file, or none for caption or label; it lists the columns
     """
     path, folder = Path(file), str(images)
     records: dict[str, Record] = {}
@@ -77,10 +78,10 @@ def rs5m(
 ) -> list[Record]:
     """Records of RS5M's image-only layout: a folder of images and a metadata CSV of the release.
 
-    PUB11's has ``img_name`` (or ``file_name``), ``text`` (the web page's words), ``url`` and, for some,
-    ``country``, ``month`` and ``meta_caption``, a caption made of these; RS3's has ``subset_name`` (fmow, ben,
-    millionaid), a caption by BLIP-2 and the same geography. The default caption is ``caption``, else ``text``; the
-    geography goes into KEY.json, so that ``caption_field: meta_caption`` can be streamed too.
+    PUB11's file has ``img_name`` (or ``file_name``), ``text`` (words of the web page), ``url`` and in some rows
+    ``country``, ``month`` and ``meta_caption``, a caption made from them. RS3's file has ``subset_name`` (fmow, ben,
+    millionaid), a caption by BLIP-2 and the same geography. The default caption is ``caption``, or ``text`` without it.
+    The geography goes into KEY.json, so that ``caption_field: meta_caption`` can be streamed too.
 
     Args and errors: as ``csv``
     """
@@ -88,9 +89,9 @@ def rs5m(
 
 
 def csv_rows(path: Path, caption_field: Sequence[str] | None = None) -> Iterator[tuple[dict[str, str], Columns]]:
-    """Rows of a CSV, and which column is the file, the captions and the label.
+    """Yields the rows of a CSV with its columns for file, captions and label.
 
-    Bytes that are not UTF-8 are kept as surrogates: packing then leaves out that one sample and says why.
+    Bytes that are not UTF-8 become surrogates, so that packing leaves out only that sample and reports it.
     """
     with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as handle:
         reader = csv_module.DictReader(handle)
@@ -105,7 +106,7 @@ def csv_rows(path: Path, caption_field: Sequence[str] | None = None) -> Iterator
 
 
 def table_columns(path: Path, found: list[str], caption_field: Sequence[str] | None) -> Columns:
-    """The columns to use, of those found. Raises ValueError that lists them."""
+    """Chooses the columns to use. Raises ValueError, which lists the columns, if one is missing."""
     unknown = [name for name in caption_field or () if name not in found]
     if unknown:
         raise ValueError(f"{path} has no column {', '.join(unknown)} (--caption-field); it has: {', '.join(found)}")
@@ -122,13 +123,13 @@ def table_columns(path: Path, found: list[str], caption_field: Sequence[str] | N
 
 
 def first_of(found: Sequence[str], names: Sequence[str]) -> str:
-    """The first of ``names`` among the columns found, in any case; "" if none is."""
+    """Returns the first of ``names`` among the columns, ignoring case; "" if there is none."""
     lower = {name.strip().lower(): name for name in reversed(found)}
     return next((lower[name] for name in names if name in lower), "")
 
 
 def label_table(path: str | Path) -> dict[str, str]:
-    """File name -> label of a CSV with these two columns."""
+    """Reads a CSV with a file and a label column into a map from file name to label."""
     rows = [(row, columns) for row, columns in csv_rows(Path(path)) if columns.label]
     if not rows:
         raise ValueError(f"{path} has no column with labels ({', '.join(LABEL_COLUMNS)})")

@@ -1,12 +1,12 @@
-"""Tars that are packed already: `--source webdataset`, RS5M's published shards and img2dataset's output among them.
+"""Packed tars: `--source webdataset`, such as RS5M's published shards and the output of img2dataset.
 
     pub11-train-0000.tar     000123.img_content 000123.img_name 000123.caption
     00000.tar                000000012.jpg 000000012.txt 000000012.json       img2dataset, with 00000.parquet beside it
 
-A record holds the tar and where the image lies in it; texts are read while planning, the image and the other fields of
-KEY.json when the record is. img2dataset's ``width`` and ``sha256`` describe the image as it was stored: packing writes
-its own, and keeps ``original_width``, ``original_height``, ``exif`` ... A sample whose ``status`` is not "success", or
-that has no image, is left out and counted.
+A record holds the tar and the number of the sample. Texts are read first; the image and the other fields of KEY.json
+are read with the record. img2dataset's ``width`` and ``sha256`` describe the image as it was stored. Packing writes its
+own and keeps ``original_width``, ``original_height``, ``exif`` ... A sample without image, or whose ``status`` is not
+"success", is left out and counted.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OURS = ("captions", "caption", "label", "source", "url", "width", "height", "sha
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A sample of a tar: its number in the shard set ``spec``, which a process opens once."""
+    """A sample of a tar: its number in the shard set ``spec``, which each process opens once."""
 
     spec: tuple[str, ...] = field(repr=False)
     key: str
@@ -50,18 +50,19 @@ def opened_set(spec: tuple[str, ...]) -> ShardSet:
 
 
 def webdataset(spec: str | Sequence[str], caption_field: Sequence[str] | None = None) -> list[Record]:
-    """Records of tar shards.
+    """Reads tar shards.
 
     Args:
-        spec: as ShardSet takes it: folder, braceexpand pattern, URL, or a list of them
-        caption_field: lists of KEY.json that become the captions; None takes ``captions``, .txt or .caption
+        spec: as in ShardSet: folder, braceexpand pattern, URL, or a list of them
+        caption_field: lists in KEY.json that become the captions; None takes ``captions``, .txt or .caption
 
-    Raises what ShardSet does for shards that are not there.
+    Raises:
+        OSError, ValueError: as ShardSet, for example if a shard is missing
     """
     pieces = (spec,) if isinstance(spec, str) else tuple(spec)
     shards = opened_set(pieces)
     if not shards.manifests:
-        log.warning("%s has no index: every worker walks its headers again; run `data_shards index` first", pieces[0])
+        log.warning("%s has no index, so each worker reads all its headers: run `data_shards index` first", pieces[0])
     records = [_record(shards, pieces, sample, caption_field) for sample in range(len(shards))]
     for file in shards.files:
         if isinstance(file, LocalFile):
@@ -91,13 +92,13 @@ def _record(shards: ShardSet, spec: tuple[str, ...], sample: int, caption_field:
 
 
 def labels_of(sample: Sample) -> list[str]:
-    """The labels of a multi-label image; what is no list of names counts as none."""
+    """Returns the labels of a multi-label image; [] if the field is not a list of names."""
     value = sample.info.get("labels")
     return value if isinstance(value, list) and all(isinstance(name, str) for name in value) else []
 
 
 def set_name(shard: str) -> str:
-    """``data/pub11-train-0003.tar`` -> ``pub11``; ``laion/00012.tar`` -> ``laion``."""
+    """Returns ``pub11`` for ``data/pub11-train-0003.tar`` and ``laion`` for ``laion/00012.tar``."""
     path = Path(shard)
     name = re.sub(r"[-_]?(train|validation|val|test)?[-_]?\d*$", "", path.name.split(".")[0])
     return name or path.parent.name
@@ -108,13 +109,13 @@ def other_fields(sample: Sample) -> dict:
 
 
 def report_failures(side: Path) -> None:
-    """Say how many rows of img2dataset's list are not in the tar, as the Parquet file beside it tells."""
+    """Logs how many images img2dataset could not download, from the Parquet file beside the tar."""
     if not side.is_file():
         return
     try:
         failed = sum(row["status"] not in SUCCESS for row in column_rows(side, ("status",)))
     except ValueError as error:
-        log.info("%s is not looked at: %s", side, error)
+        log.info("%s is ignored: %s", side, error)
         return
     if failed:
         log.warning("%s: %d images were not downloaded", side, failed)

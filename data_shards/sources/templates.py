@@ -1,11 +1,11 @@
-"""Captions for images that have a scene label and no words, as RS5M's label-only half (its RS3) got them.
+"""Captions for images that have only a scene label, made as those of RS5M's label-only half (RS3).
 
     captions("denseresidential", 5, seed=17) ->
         ["an aerial photograph of a dense residential area", "many closely packed houses seen from above", ...]
 
-A caption is a template filled with one of the scene's phrases; both are drawn by the seed. Phrases for the classes of
-the usual benchmarks (UC Merced, AID, NWPU-RESISC45, RSICD, RSITMD, Million-AID, fMoW, BigEarthNet, EuroSAT) are in
-SCENES; another class is worded from its name. An image of several classes names them together:
+A caption is a template filled with a phrase of the scene; the seed draws both. SCENES has phrases for the classes of
+the usual benchmarks (UC Merced, AID, NWPU-RESISC45, RSICD, RSITMD, Million-AID, fMoW, BigEarthNet, EuroSAT). The phrase
+of another class is made from its name. The caption of an image with several classes names all of them:
 
     captions(["Mixed forest", "Inland waters"], 1, seed=3) -> ["a satellite image of a mixed forest and inland waters"]
 """
@@ -204,10 +204,12 @@ UNCOUNTED = ("land", "water", "vegetation", "farmland", "forestry", "ice", "snow
 
 
 def captions(label: str | Sequence[str], count: int, seed: int) -> list[str]:
-    """``count`` different captions of a scene class, or of several that an image shows, drawn by the seed.
+    """Returns ``count`` different captions of one scene class, or of several that an image shows. The seed draws them.
 
-    Of more than NAMED_TOGETHER classes so many are drawn: a caption stays a sentence. Raises ValueError where a class
-    cannot be worded in so many ways.
+    If there are more than NAMED_TOGETHER classes, it draws NAMED_TOGETHER of them, so that a caption stays short.
+
+    Raises:
+        ValueError: there are fewer different captions than ``count``
     """
     labels = [label] if isinstance(label, str) else list(label)
     if len(labels) > NAMED_TOGETHER:
@@ -216,7 +218,7 @@ def captions(label: str | Sequence[str], count: int, seed: int) -> list[str]:
     phrases = [scene_phrases(name) for name in labels]
     possible = math.prod(map(len, phrases)) * len(TEMPLATES)
     if not 0 < count <= possible:
-        raise ValueError(f"--captions-per-image {count}: class {label!r} can be worded in {possible} ways")
+        raise ValueError(f"--captions-per-image {count}: class {label!r} has only {possible} different captions")
     texts = []
     for number in random.Random(seed).sample(range(possible), count):
         parts = []
@@ -229,7 +231,7 @@ def captions(label: str | Sequence[str], count: int, seed: int) -> list[str]:
 
 
 def scene_phrases(label: str) -> tuple[str, ...]:
-    """Noun phrases for a class: from SCENES, or from the name (``SolarFarm``, ``solar_farm`` -> "a solar farm")."""
+    """Returns noun phrases for a class, from SCENES or its name: "a solar farm" for ``SolarFarm`` or ``solar_farm``."""
     key = re.sub(r"[^a-z0-9]", "", label.lower())
     if key in KNOWN:
         return KNOWN[key]

@@ -202,7 +202,7 @@ def test_array_tasks_refuse_to_overwrite_each_other(arguments: list[str], tmp_pa
         started([*arguments, str(tmp_path / "o"), "--overwrite", "--output"], tmp_path / "o", **array_task(0))
     )
     assert code == 2
-    assert "each task remove what the others wrote" in output
+    assert "each task remove the shards of the others" in output
 
 
 def test_array_can_be_switched_off(arguments: list[str], whole: dict[str, str], tmp_path: Path) -> None:
@@ -273,9 +273,9 @@ def test_launchers_are_told_apart(variables: Mapping[str, str], world: int, shar
 def test_uneven_arrays_are_refused() -> None:
     """--array=0,3,7"""
     names = {"ID": 3, "COUNT": 3, "MIN": 0, "MAX": 7, "STEP": 1}
-    with pytest.raises(ValueError, match=r"as in --array=0-7"):
+    with pytest.raises(ValueError, match="for example --array=0-7"):
         find_task_share({f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()})
-    with pytest.raises(ValueError, match="SLURM_ARRAY_TASK_COUNT should be a number"):
+    with pytest.raises(ValueError, match="SLURM_ARRAY_TASK_COUNT must be a number"):
         find_task_share({"SLURM_ARRAY_TASK_ID": "3"})
 
 
