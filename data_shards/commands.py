@@ -170,7 +170,7 @@ class VerifyConfig:
 
 @dataclass
 class StatsConfig:
-    """Prints counts, caption lengths, words, class balance, image sizes, duplicates. Draws plots and a contact sheet
+    """Prints counts, caption lengths, words, class balance, image sizes, duplicates; draws plots and a contact sheet.
 
     Args:
         shards: folder, pattern, or a mix of them, in which each sample counts once

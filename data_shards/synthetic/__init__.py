@@ -1,4 +1,4 @@
-"""Sample data that the product ships: seeded aerial scenes with captions that state what they show.
+"""The product's own sample data: seeded aerial scenes with captions that describe them.
 
 >>> from priorclip.data_shards.synthetic import SCENES, draw_scene
 >>> draw_scene(seed=1, index=10).fine[0]

@@ -1,4 +1,4 @@
-"""What no caption mentions: worn patches, faint tracks and shrubs, so that no two grounds are alike."""
+"""Details that no caption mentions: worn patches, faint tracks and shrubs, so that each ground is different."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from priorclip.data_shards.synthetic.objects import bush
 from priorclip.data_shards.synthetic.regions import band, blob
 from priorclip.data_shards.synthetic.sketch import Grid, Sketch
 
-# What shows through each ground where it is worn.
+# Materials that show through a worn ground.
 WORN: dict[str, tuple[str, ...]] = {
     "grass": ("dry grass", "soil", "lawn"),
     "dry grass": ("grass", "soil", "sand"),
@@ -24,7 +24,7 @@ WORN: dict[str, tuple[str, ...]] = {
 
 
 def wear(sketch: Sketch, rng: Rng) -> None:
-    """Lay patches, tracks and shrubs under everything that the scene has drawn."""
+    """Puts patches, tracks and shrubs under everything that the scene has drawn."""
     ground = sketch.ground
     if not isinstance(ground, str) or ground not in WORN:
         return
@@ -57,7 +57,7 @@ def wear(sketch: Sketch, rng: Rng) -> None:
 
 
 def _hedge(sketch: Sketch, rng: Rng) -> None:
-    """Shrubs on the open ground only, under the scene's own bodies: what stands on them hides them."""
+    """Draws shrubs on open ground, below the scene's own bodies, which hide them."""
     number = count(rng, 4, 14)
     places = (rng.random((2, 1, number), dtype=np.float32) - np.float32(0.5)) * np.float32(1.3)
     spot = Grid(number, places[0], places[1], (1.0, 0.0))
@@ -67,7 +67,7 @@ def _hedge(sketch: Sketch, rng: Rng) -> None:
         if area.opacity == 1:
             open_ground &= area.distance(spot) > margin
     for mark in sketch.marks:
-        if mark.part:  # courts, pools, infields; plain lines may be overgrown
+        if mark.part:  # courts, pools, infields; shrubs may cover plain lines
             corners = np.array(mark.points, np.float32)
             u, v = corners.mean(axis=0)
             reach = mark.radius + np.hypot(*(corners - (u, v)).T).max()

@@ -1,4 +1,4 @@
-"""The sensor: optics, haze, exposure, white balance and noise, drawn anew for every picture."""
+"""The sensor: optics, haze, exposure, white balance and noise, different for each picture."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from priorclip.data_shards.synthetic.noise_tiles import patch
 from priorclip.data_shards.synthetic.sketch import Picture
 
 HAZE = np.array((196, 206, 216), np.float32)
-REFERENCE = 128  # pixels at which blur is stated; a camera that resolves more also blurs less of the ground
+REFERENCE = 128  # pixels for which blur is given; a camera with more pixels blurs less of the ground
 
 
 def photograph(picture: Picture, rng: Rng) -> NDArray[np.uint8]:
-    """Return the scene ``(n, n, 3)`` as a satellite or aircraft would have recorded it, uint8."""
+    """Returns the scene ``(n, n, 3)`` as a satellite or an aircraft records it, uint8."""
     size = picture.shape[0]
     gain, haze, noise = between(rng, 0.86, 1.12), max(0.0, between(rng, -0.10, 0.20)), between(rng, 1.0, 5.0)
     blur = between(rng, 0.25, 0.65) if chance(rng, 0.5) else 0.0
@@ -33,5 +33,5 @@ def photograph(picture: Picture, rng: Rng) -> NDArray[np.uint8]:
         image = Image.fromarray(np.clip(exposed, 0, 255).astype(np.uint8))
         exposed = np.asarray(image.filter(ImageFilter.GaussianBlur(blur * math.sqrt(size / REFERENCE))), np.float32)
     speck = rng.standard_normal((size, size, 3), dtype=np.float32)
-    speck += 1.2 * speck[..., 1:2]  # most of it is alike in all bands
+    speck += 1.2 * speck[..., 1:2]  # most noise is equal in all bands
     return np.clip(exposed + np.float32(0.5 * noise) * speck + 0.5, 0, 255).astype(np.uint8)

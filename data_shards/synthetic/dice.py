@@ -1,4 +1,4 @@
-"""Small draws from one generator: what the scene functions read best with."""
+"""Short functions for random draws, which keep the scene functions readable."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ Rng = np.random.Generator
 
 
 def generator(*entropy: int) -> Rng:
-    """Return a generator that depends on the given non-negative integers and on nothing else."""
+    """Returns a generator that depends only on the given non-negative integers."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(list(entropy))))
 
 
 def pick(rng: Rng, options: Sequence[T]) -> T:
-    """Return one of the options, all equally likely."""
+    """Returns one of the options; all are equally likely."""
     return options[int(rng.random() * len(options))]
 
 
 def between(rng: Rng, low: float, high: float) -> float:
-    """Return a number drawn uniformly from low to high."""
+    """Returns a number drawn uniformly from low to high."""
     return low + (high - low) * float(rng.random())
 
 
 def count(rng: Rng, low: int, high: int) -> int:
-    """Return an integer from low to high, both included."""
+    """Returns an integer from low to high, both included."""
     return low + int(rng.random() * (high - low + 1))
 
 
 def chance(rng: Rng, share: float) -> bool:
-    """Return True in the given share of calls."""
+    """Returns True with the given probability."""
     return float(rng.random()) < share
 
 
 def shuffled(rng: Rng, items: Sequence[T]) -> list[T]:
-    """Return the items in a random order."""
+    """Returns the items in a random order."""
     return [items[i] for i in rng.permutation(len(items))]

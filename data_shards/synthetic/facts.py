@@ -1,11 +1,11 @@
-"""What a picture shows, as drawn: the truth that captions put into words."""
+"""The facts of a picture as it was drawn, which captions put into words."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-MANY = 13  # from here on captions say "many"
+MANY = 13  # captions say "many" from this number on
 
 
 @dataclass(frozen=True)
@@ -14,10 +14,10 @@ class Thing:
 
     Args:
         noun: key of `vocabulary.NOUNS`
-        count: how many, exactly; captions say "many" from `MANY`
-        colour: name in `palette.PAINT` or an adjective of its kind ("dark green"), None where captions name none
-        layout: name of a layout, None where captions name none
-        kind: an adjective that tells it from others of its noun ("round", "winding")
+        count: exact number; captions say "many" from `MANY` on
+        colour: name in `palette.PAINT` or an adjective of its kind ("dark green"), None if captions name none
+        layout: name of a layout, None if captions name none
+        kind: an adjective that separates it from others with the same noun ("round", "winding")
     """
 
     noun: str
@@ -27,7 +27,7 @@ class Thing:
     kind: str | None = None
 
     def asdict(self) -> dict[str, Any]:
-        """Return the fields that are set."""
+        """Returns the fields that are set."""
         fields = {
             "noun": self.noun,
             "count": self.count,
@@ -40,11 +40,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Company:
-    """A thing and how it goes with the main one: ``beside`` a river, ``with`` a pond, ``around`` it, ``on`` it.
+    """A thing and its relation to the main thing: ``beside`` a river, ``with`` a pond, ``around`` it, ``on`` it.
 
     Args:
         relation: key of `vocabulary.RELATIONS`
-        thing: the neighbour
+        thing: the neighbouring thing
         carrying: things on or along the neighbour, as ships on a river
     """
 
@@ -53,7 +53,7 @@ class Company:
     carrying: Thing | None = None
 
     def asdict(self) -> dict[str, Any]:
-        """Return relation, thing and what it carries."""
+        """Returns the relation, the thing and the things on it."""
         fields: dict[str, Any] = {"relation": self.relation, **self.thing.asdict()}
         if self.carrying:
             fields["carrying"] = self.carrying.asdict()
@@ -62,14 +62,14 @@ class Company:
 
 @dataclass
 class Facts:
-    """The main thing, the ground under it and its company."""
+    """The main thing, the ground under it and the other things."""
 
     main: Thing
     ground: str | None = None
     company: list[Company] = field(default_factory=list)
 
     def asdict(self, label: str) -> dict[str, Any]:
-        """Return all facts as plain JSON types."""
+        """Returns all facts as plain JSON types."""
         return {
             "scene": label,
             "main": self.main.asdict(),

@@ -1,10 +1,10 @@
-"""Materials: what fills an area, as ``(n, n, 3)`` float pictures in 0..255.
+"""Materials that fill an area, as ``(n, n, 3)`` float pictures in 0..255.
 
-A material is two tones mixed by broad noise, then mottled and grained:
+Broad noise mixes two tones to a material; finer noise adds mottle and grain:
 
     texture("grass", grid, rng)   # lawn with worn patches
 
-Materials with a structure of their own (water, canopy, dunes, crop rows, mountains) are functions below.
+Materials with a structure (water, canopy, dunes, crop rows, mountains) are the functions below.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Material(NamedTuple):
 
     tone: Rgb
     other: Rgb
-    drift: float  # picture-to-picture shift of the tones
-    mix: float  # how far broad noise moves between the tones
+    drift: float  # random shift of the tones per picture
+    mix: float  # strength of the broad noise between the tones
     mottle: float
     grain: float
 
@@ -60,7 +60,7 @@ def _drifted(tone: Rgb, rng: Rng, drift: float) -> Rgb:
 
 
 def plain(material: Material, grid: Grid, rng: Rng) -> Picture:
-    """Return two tones of a material mixed by noise at three scales."""
+    """Returns two tones of a material mixed by noise at three scales."""
     tone, other = _drifted(material.tone, rng, material.drift), _drifted(material.other, rng, material.drift)
     mix = np.clip(0.5 + material.mix * patch("broad", grid.size, rng), 0, 1)
     light = 1 + material.mottle * patch("mottle", grid.size, rng) + material.grain * patch("grain", grid.size, rng)
@@ -68,7 +68,7 @@ def plain(material: Material, grid: Grid, rng: Rng) -> Picture:
 
 
 def water(deep: Rgb = (44, 74, 88), shallow: Rgb = (66, 104, 108)) -> Texture:
-    """Return water with slow changes of depth and fine waves."""
+    """Returns water with slow changes of depth and fine waves."""
 
     def fill(grid: Grid, rng: Rng) -> Picture:
         mix = np.clip(0.4 + 0.35 * patch("broad", grid.size, rng), 0, 1)
@@ -85,7 +85,7 @@ def water(deep: Rgb = (44, 74, 88), shallow: Rgb = (66, 104, 108)) -> Texture:
 
 
 def canopy(dark: Rgb = (40, 66, 36), light: Rgb = (88, 118, 58), jitter: float = 0.8) -> Texture:
-    """Return tree crowns seen from above, each with a lit and a shaded side."""
+    """Returns tree crowns seen from above, each with a lit and a shaded side."""
 
     def fill(grid: Grid, rng: Rng) -> Picture:
         height, tone = canopy_patch(grid.size, rng, jitter)
@@ -98,7 +98,7 @@ def canopy(dark: Rgb = (40, 66, 36), light: Rgb = (88, 118, 58), jitter: float =
 
 
 def _relief(height: Plane, grid: Grid) -> Plane:
-    """Return how much a height field faces the sun: the slope along the way that shadows fall."""
+    """Returns how much a height field faces the sun: its slope in the direction of the shadows."""
     du, dv = np.zeros_like(height), np.zeros_like(height)
     du[:, 1:-1] = height[:, 2:] - height[:, :-2]
     dv[1:-1] = height[2:] - height[:-2]
@@ -108,7 +108,7 @@ def _relief(height: Plane, grid: Grid) -> Plane:
 
 
 def crop(tone: Rgb, other: Rgb, heading: float, rows: float = 40.0, depth: float = 0.09) -> Texture:
-    """Return a ploughed or planted field with furrows along ``heading``, ``rows`` to a scene side."""
+    """Returns a ploughed or planted field with furrows along ``heading``, with ``rows`` furrows per scene side."""
 
     def fill(grid: Grid, rng: Rng) -> Picture:
         across = grid.v * math.cos(heading) - grid.u * math.sin(heading)
@@ -123,7 +123,7 @@ def crop(tone: Rgb, other: Rgb, heading: float, rows: float = 40.0, depth: float
 
 
 def mown(tone: Rgb, other: Rgb, heading: float, stripes: float = 18.0) -> Texture:
-    """Return a mown pitch in two greens, striped along ``heading``."""
+    """Returns a mown pitch in two greens, striped along ``heading``."""
 
     def fill(grid: Grid, rng: Rng) -> Picture:
         across = grid.v * math.cos(heading) - grid.u * math.sin(heading)
@@ -135,7 +135,7 @@ def mown(tone: Rgb, other: Rgb, heading: float, stripes: float = 18.0) -> Textur
 
 
 def dunes(tone: Rgb, other: Rgb, heading: float, ridges: float = 7.0) -> Texture:
-    """Return wind-blown ridges across ``heading``: long lit backs, short slip faces, fine ripples."""
+    """Returns wind-blown ridges across ``heading``: long lit backs, short slip faces, fine ripples."""
 
     def fill(grid: Grid, rng: Rng) -> Picture:
         across = grid.v * math.cos(heading) - grid.u * math.sin(heading)
@@ -153,7 +153,7 @@ def dunes(tone: Rgb, other: Rgb, heading: float, ridges: float = 7.0) -> Texture
 
 
 def mountains(peaks: list[tuple[float, float, float]], slope: Rgb, foot: Rgb, snow_line: float | None) -> Texture:
-    """Return ridges under the given peaks ``(u, v, radius)``, bare or with snow above ``snow_line`` of their height."""
+    """Returns ridges under the peaks ``(u, v, radius)``, bare or with snow above ``snow_line`` of their height."""
 
     def fill(grid: Grid, rng: Rng) -> Picture:
         n = grid.size
@@ -188,7 +188,7 @@ CROPS: dict[str, tuple[Rgb, Rgb]] = {
 
 
 def field_of(rng: Rng, colour: str, heading: float) -> Texture:
-    """Return a field of the named crop colour with furrows of its own spacing."""
+    """Returns a field of the named crop colour with its own furrow spacing."""
     tone, other = CROPS[colour]
     shift = between(rng, 0, 0.3)
     return crop(blend(tone, other, shift), other, heading, between(rng, 18, 36), 0.04 + 0.05 * chance(rng, 0.6))
@@ -204,7 +204,7 @@ NAMED: dict[str, Texture] = {
 
 
 def texture(material: str | Texture, grid: Grid, rng: Rng) -> Picture:
-    """Return the picture ``(n, n, 3)`` of a material given by name or as a function."""
+    """Returns the picture ``(n, n, 3)`` of a material, given by its name or as a function."""
     if not isinstance(material, str):
         return material(grid, rng)
     if material in NAMED:

@@ -1,8 +1,8 @@
-"""Periodic noise tiles, the stuff that ground is made of.
+"""Periodic noise tiles, of which the ground is made.
 
-A tile covers ``TILE_SIDE`` scene sides and wraps. It is synthesised from one fixed set of Fourier coefficients, so the
-tile for 64 pixels a scene is the tile for 512 without its finer waves: the same ground at another resolution. Tiles are
-built once a process for each size; a scene takes a crop at a place of its own, turned or mirrored.
+A tile covers ``TILE_SIDE`` scene sides and wraps. One fixed set of Fourier coefficients gives all tiles, so the tile
+for 64 pixels per scene is the tile for 512 without the finer waves: the same ground at another resolution. Each process
+builds a tile once per size. A scene takes a random crop of it, turned or mirrored.
 
     >>> patch("broad", 128, np.random.default_rng(0)).shape
     (128, 128)
@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 Plane = NDArray[np.floating[Any]]
 
-TILE_SIDE = 2  # scene sides that one tile covers, so that a crop rarely repeats
-HIGHEST = 128  # waves a scene side kept in the master spectrum
-SEED = 20405  # the bank is part of the product, not of a data set: it never changes
+TILE_SIDE = 2  # scene sides that one tile covers; a large tile makes repeated crops rare
+HIGHEST = 128  # waves per scene side in the master spectrum
+SEED = 20405  # fixed, because the tiles are part of the product and not of a data set
 
-# Waves a scene side: (lowest, highest, exponent of the amplitude's fall-off).
+# Waves per scene side: (lowest, highest, exponent with which the amplitude falls).
 BANDS: dict[str, tuple[float, float, float]] = {
     "broad": (0.5, 16.0, 1.7),
     "mottle": (5.0, 44.0, 1.0),
@@ -33,7 +33,7 @@ CANOPY_CELLS = 40  # tree crowns along one side of a tile
 
 @cache
 def _spectrum(kind: str) -> NDArray[np.complex128]:
-    """Return the master coefficients ``(2K, 2K)`` of a band, scaled to unit standard deviation."""
+    """Returns the master coefficients ``(2K, 2K)`` of a band, scaled to unit standard deviation."""
     low, high, fall = BANDS[kind]
     half = HIGHEST * TILE_SIDE
     waves = np.fft.fftfreq(2 * half) * 2 * half / TILE_SIDE
@@ -46,7 +46,7 @@ def _spectrum(kind: str) -> NDArray[np.complex128]:
 
 @lru_cache(maxsize=64)
 def tile(kind: str, size: int) -> Plane:
-    """Return the periodic tile of a band, ``(TILE_SIDE * size, TILE_SIDE * size)``, mean 0 and about unit deviation."""
+    """Returns the periodic tile of a band, ``(TILE_SIDE * size, TILE_SIDE * size)``, mean 0, about unit deviation."""
     master = _spectrum(kind)
     side, half = size * TILE_SIDE, HIGHEST * TILE_SIDE
     keep = min(side // 2, half)
@@ -59,9 +59,9 @@ def tile(kind: str, size: int) -> Plane:
 
 @lru_cache(maxsize=8)
 def canopy_tile(size: int, jitter: float = 0.8) -> tuple[Plane, Plane]:
-    """Return crown height in 0..1 and a random value for each crown, as two periodic tiles.
+    """Returns crown height in 0..1 and a random value for each crown, as two periodic tiles.
 
-    ``jitter`` 0 plants an orchard's square grid, 0.8 a forest.
+    ``jitter`` 0 gives the square grid of an orchard, 0.8 a forest.
     """
     side, cells = size * TILE_SIDE, CANOPY_CELLS
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([SEED, 99])))
@@ -101,12 +101,12 @@ def _cut(whole: Plane, size: int, window: tuple[int, int, int]) -> Plane:
 
 
 def patch(kind: str, size: int, rng: np.random.Generator) -> Plane:
-    """Return a ``(size, size)`` crop of a band's tile at a random place, turn and mirror image."""
+    """Returns a ``(size, size)`` crop of a band's tile, at a random place, randomly turned and mirrored."""
     return _cut(tile(kind, size), size, _window(size, rng))
 
 
 def canopy_patch(size: int, rng: np.random.Generator, jitter: float = 0.8) -> tuple[Plane, Plane]:
-    """Return crops of crown height and crown tone that belong together, ``(size, size)`` each."""
+    """Returns crops of crown height and crown tone at the same place, ``(size, size)`` each."""
     height, tone = canopy_tile(size, jitter)
     window = _window(size, rng)
     return _cut(height, size, window), _cut(tone, size, window)

@@ -1,6 +1,6 @@
-"""Things seen from above, drawn into a `Sketch`: each takes where it stands, its heading and its paint.
+"""Draws things seen from above into a `Sketch`. Each function takes the place, the heading and the paint.
 
-Sizes are in scene sides. `part` names the pixels that carry the colour the captions state.
+Sizes are in scene sides. `part` names the pixels that have the colour in the captions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ TRUNKS: tuple[Rgb, ...] = ((50, 78, 42), (60, 88, 46), (44, 70, 44), (72, 94, 50
 
 
 def _mirrored(side: tuple[Point, ...]) -> tuple[Point, ...]:
-    """Return an outline symmetric about its length from the points of one side."""
+    """Returns an outline symmetric about its length from the points of one side."""
     return side + tuple((x, -y) for x, y in reversed(side) if y)
 
 
@@ -51,7 +51,7 @@ def ship(
     part: str = "main",
     wake: bool = True,
 ) -> None:
-    """A ship: hull, deck, bridge at the stern, hatches, and its wake where it sails."""
+    """A ship: hull, deck, bridge at the stern, hatches, and a wake if it moves."""
     beam = 0.30
     hull = [(x, y * beam) for x, y in HULL]
     if wake:
@@ -109,7 +109,7 @@ def gable(
     colour: Rgb,
     part: str = "main",
 ) -> None:
-    """A house under a pitched roof: two slopes, the one towards the sun brighter."""
+    """A house under a pitched roof: two slopes, with the sunny one brighter."""
     lee_u, lee_v = sketch.lee
     facing = -math.sin(heading) * lee_u + math.cos(heading) * lee_v
     near, far = shade(colour, 1.0 - 0.22 * facing), shade(colour, 1.0 + 0.22 * facing)
@@ -162,7 +162,7 @@ def tree(sketch: Sketch, u: float, v: float, radius: float, rng: Rng, colour: Rg
 
 
 def bush(sketch: Sketch, u: float, v: float, radius: float, rng: Rng) -> None:
-    """A shrub, as a distraction: one crown and its shadow."""
+    """A shrub that no caption mentions: one crown and its shadow."""
     sketch.disc(u, v, radius, shade(pick(rng, TRUNKS), between(rng, 0.95, 1.3)), radius * 0.7)
 
 
@@ -190,7 +190,7 @@ def turbine(sketch: Sketch, u: float, v: float, radius: float, turn: float, heig
 
 
 def train(sketch: Sketch, u: float, v: float, wagons: int, heading: float, colour: Rgb, part: str = "train") -> None:
-    """A train of wagons that stands centred at a place along ``heading``."""
+    """A train of wagons along ``heading``, centred at a place."""
     pitch, length, width = 0.125, 0.116, 0.040
     for i in range(wagons):
         cu, cv = place((((i - (wagons - 1) / 2) * pitch, 0),), u, v, heading)[0]
@@ -279,7 +279,7 @@ def boulder(sketch: Sketch, u: float, v: float, radius: float, rng: Rng, tone: R
 def stands(
     sketch: Sketch, u: float, v: float, length: float, width: float, heading: float, colour: Rgb, corners: int
 ) -> None:
-    """A stadium's bowl: roof rim, tiers of coloured seats; the pitch inside is drawn by its caller."""
+    """A stadium's bowl: roof rim, tiers of coloured seats; the caller draws the pitch inside."""
     tiers = ((1.0, (206, 206, 208)), (0.93, shade(colour, 0.82)), (0.84, colour), (0.75, shade(colour, 0.9)))
     for i, (scale, tone) in enumerate(tiers):
         height = 0.09 if i == 0 else 0.0

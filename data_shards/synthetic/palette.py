@@ -1,6 +1,6 @@
-"""Colours that captions name, and which of them can be told from which ground.
+"""The colours that captions name, and the grounds on which each is visible.
 
-RGB in 0..255, as sunlit and before haze and sensor. The names are far enough apart that the nearest palette entry of an
+RGB in 0..255, in sunlight, before haze and sensor. The colours are so different that the palette entry nearest to an
 object's mean colour is the one in its caption (tested).
 """
 
@@ -25,7 +25,7 @@ PAINT: dict[str, Rgb] = {
     "purple": (118, 62, 150),
 }
 
-# What an object of that colour would melt into on that ground.
+# Grounds on which an object of this colour is hard to see.
 MELTS: dict[str, frozenset[str]] = {
     "grass": frozenset({"green"}),
     "dry grass": frozenset({"yellow", "brown"}),
@@ -40,24 +40,24 @@ MELTS: dict[str, frozenset[str]] = {
 
 
 def paint(rng: Rng, name: str, spread: float = 8.0) -> Rgb:
-    """Return the named colour, a little off, as no two coats of paint are alike."""
+    """Returns the named colour with a small random change."""
     shift = between(rng, -spread, spread)
     red, green, blue = PAINT[name]
     return red + shift, green + shift, blue + shift
 
 
 def colour_on(rng: Rng, ground: str, names: Sequence[str]) -> str:
-    """Return one of the colour names that stands out from the ground."""
+    """Returns one of the colour names that stands out from the ground."""
     return pick(rng, [name for name in names if name not in MELTS.get(ground, frozenset())])
 
 
 def shade(colour: Rgb, factor: float) -> Rgb:
-    """Return the colour lighter (factor above 1) or darker."""
+    """Returns the colour lighter (factor above 1) or darker."""
     return colour[0] * factor, colour[1] * factor, colour[2] * factor
 
 
 def blend(one: Rgb, other: Rgb, share: float) -> Rgb:
-    """Return the mix of two colours with the given share of the second."""
+    """Returns the mix of two colours with the given share of the second."""
     return (
         one[0] + (other[0] - one[0]) * share,
         one[1] + (other[1] - one[1]) * share,

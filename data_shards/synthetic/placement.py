@@ -1,4 +1,4 @@
-"""Where counted things stand: named layouts that a flip or a turn of the picture leaves true.
+"""The places of counted things: named layouts that stay true if the picture is flipped or turned.
 
 spots(rng, 6, "two rows", Room(0, -0.08, 0.68, 0.52), 0.12)   # [(u, v, heading), ...]
 """
@@ -14,7 +14,7 @@ Spot = tuple[float, float, float]  # u, v, heading in radians
 
 
 class Room(NamedTuple):
-    """A rectangle of the scene, centre and sides in scene sides."""
+    """A rectangle of the scene; centre and sides are in scene sides."""
 
     u: float
     v: float
@@ -22,16 +22,16 @@ class Room(NamedTuple):
     width: float
 
 
-MAIN = Room(0.0, -0.09, 0.68, 0.50)  # clear of what runs along v = 0.36, in the picture at any turn
+MAIN = Room(0.0, -0.09, 0.68, 0.50)  # without the line v = 0.36; inside the picture at any turn
 WHOLE = Room(0.0, 0.0, 0.64, 0.64)
 
 
-EDGE = 0.8  # share of a thing's extent that must stay inside the room beyond its place at the edge
-LINE_GAP = 1.1  # least distance of two rows, in extents
+EDGE = 0.8  # share of a thing's extent that must lie inside the room if its place is at the edge
+LINE_GAP = 1.1  # smallest distance of two rows, in extents
 
 
 def layout_for(rng: Rng, count: int) -> str | None:
-    """Return a layout that this many things can show, None for a single one."""
+    """Returns a layout that is possible for this many things; None for a single one."""
     if count == 1:
         return None
     if count <= 3:
@@ -47,13 +47,13 @@ def layout_for(rng: Rng, count: int) -> str | None:
 
 
 def spots(rng: Rng, count: int, layout: str | None, room: Room, extent: float) -> list[Spot]:
-    """Return where each thing stands.
+    """Returns the place of each thing.
 
     Args:
-        count: how many
+        count: number of things
         layout: ``row``, ``two rows``, ``grid``, ``ring``, ``scattered`` or None for one thing
-        room: the rectangle that holds them
-        extent: width of one thing with the space around it, which scattered things keep between them
+        room: the rectangle around all things
+        extent: width of one thing with the space around it; scattered things keep this distance
 
     Raises:
         ValueError: the layout is none of these
@@ -82,7 +82,7 @@ def spots(rng: Rng, count: int, layout: str | None, room: Room, extent: float) -
 
 
 def extent_for(count: int, layout: str | None, room: Room, wish: float) -> float:
-    """Return the wished extent of one thing, or the largest at which the layout holds them apart, if that is less."""
+    """Returns the wanted extent of one thing, or a smaller one if the layout has not enough space."""
     if layout is None:
         return min(wish, room.length, room.width)
     if layout == "ring":
@@ -118,7 +118,7 @@ def _ring(rng: Rng, count: int, room: Room, extent: float) -> list[Spot]:
 
 
 def _scattered(rng: Rng, count: int, room: Room, extent: float) -> list[Spot]:
-    """Draw places from a jittered lattice: random to the eye, never overlapping, at a fixed number of draws."""
+    """Draws places from a jittered lattice: they look random, never overlap and need a fixed number of draws."""
     columns = max(1, min(int(room.length / extent + 1e-6), count))
     rows = max(1, int(room.width / extent + 1e-6))
     while columns * rows < count:
@@ -135,5 +135,5 @@ def _scattered(rng: Rng, count: int, room: Room, extent: float) -> list[Spot]:
 
 
 def along(count: int, room: Room) -> list[float]:
-    """Return ``count`` evenly spaced u values over the room's length."""
+    """Returns ``count`` evenly spaced u values over the room's length."""
     return [room.u + ((i + 0.5) / count - 0.5) * room.length for i in range(count)]

@@ -1,4 +1,4 @@
-"""Regions as signed distances, for `Sketch.fill`: negative inside, in scene sides."""
+"""Regions for `Sketch.fill`, as signed distances in scene sides, negative inside."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from priorclip.data_shards.synthetic.sketch import Distance, Grid, Plane
 
 
 def _away(grid: Grid, u: float, v: float) -> Plane:
-    """Return the distance of every pixel from a point."""
+    """Returns the distance of every pixel from a point."""
     return np.hypot(grid.u - np.float32(u), grid.v - np.float32(v))
 
 
@@ -25,7 +25,7 @@ def band(
     phase: float = 0.0,
     angle: float = 0.0,
 ) -> Distance:
-    """Return a strip along the line ``v = offset``, turned by ``angle``, swinging by ``bend`` every ``wave``."""
+    """Returns a strip along the line ``v = offset``, turned by ``angle``, with waves ``bend`` high, ``wave`` long."""
     cos, sin = math.cos(angle), math.sin(angle)
 
     def distance(grid: Grid) -> Plane:
@@ -39,7 +39,7 @@ def band(
 
 
 def beyond(offset: float, bend: float = 0.0, wave: float = 1.0, phase: float = 0.0) -> Distance:
-    """Return the side of the line ``v = offset`` where v is larger, its edge swinging by ``bend``."""
+    """Returns the side of the line ``v = offset`` where v is larger; its edge has waves of height ``bend``."""
 
     def distance(grid: Grid) -> Plane:
         edge = offset + bend * np.sin(grid.u * (2 * math.pi / wave) + phase) if bend else offset
@@ -49,22 +49,22 @@ def beyond(offset: float, bend: float = 0.0, wave: float = 1.0, phase: float = 0
 
 
 def before(offset: float) -> Distance:
-    """Return the side of the line ``v = offset`` where v is smaller."""
+    """Returns the side of the line ``v = offset`` where v is smaller."""
     return lambda grid: grid.v - offset
 
 
 def disc(u: float, v: float, radius: float) -> Distance:
-    """Return a disc."""
+    """Returns a disc."""
     return lambda grid: _away(grid, u, v) - radius
 
 
 def ring(u: float, v: float, radius: float, half_width: float) -> Distance:
-    """Return a ring whose middle line has the given radius."""
+    """Returns a ring whose middle line has the given radius."""
     return lambda grid: np.abs(_away(grid, u, v) - radius) - half_width
 
 
 def ellipse(u: float, v: float, length: float, width: float, heading: float = 0.0) -> Distance:
-    """Return an ellipse with axes ``length`` and ``width`` (distance exact on its edge only)."""
+    """Returns an ellipse with axes ``length`` and ``width`` (the distance is exact only on its edge)."""
     cos, sin = math.cos(heading), math.sin(heading)
 
     def distance(grid: Grid) -> Plane:
@@ -76,7 +76,7 @@ def ellipse(u: float, v: float, length: float, width: float, heading: float = 0.
 
 
 def blob(rng: Rng, u: float, v: float, length: float, width: float, heading: float = 0.0) -> Distance:
-    """Return a rounded natural outline of about the given axes: a pond, an island, a bunker."""
+    """Returns a rounded natural outline of about the given axes: a pond, an island, a bunker."""
     cos, sin = math.cos(heading), math.sin(heading)
     depths = [between(rng, 0.02, 0.13) / math.sqrt(k - 1) for k in (2, 3, 5)]
     second, third, fifth = [np.complex64(cmath.rect(depth, between(rng, 0, 2 * math.pi))) for depth in depths]
@@ -85,7 +85,7 @@ def blob(rng: Rng, u: float, v: float, length: float, width: float, heading: flo
         x, y = grid.u - np.float32(u), grid.v - np.float32(v)
         a, b = (x * cos + y * sin) * (2 / length), (y * cos - x * sin) * (2 / width)
         away = np.sqrt(a * a + b * b) + np.float32(1e-6)
-        turn = (a + 1j * b) / away  # its k-th power goes round k times: cheaper than angles and sines
+        turn = (a + 1j * b) / away  # its powers replace angles and sines, which are slower
         twice = turn * turn
         edge = 1 + (second * twice + twice * turn * (third + fifth * twice)).imag
         return (away - edge) * np.float32(min(length, width) / 2)
@@ -94,7 +94,7 @@ def blob(rng: Rng, u: float, v: float, length: float, width: float, heading: flo
 
 
 def rectangle(u: float, v: float, length: float, width: float, heading: float = 0.0, corner: float = 0.0) -> Distance:
-    """Return a rectangle along ``heading`` with corners rounded by ``corner``."""
+    """Returns a rectangle along ``heading`` with corners rounded by ``corner``."""
     cos, sin = math.cos(heading), math.sin(heading)
 
     def distance(grid: Grid) -> Plane:
@@ -109,7 +109,7 @@ def rectangle(u: float, v: float, length: float, width: float, heading: float = 
 
 
 def ray(u: float, v: float, heading: float, half_width: float) -> Distance:
-    """Return a strip that starts at a point and runs out of the picture."""
+    """Returns a strip from a point to beyond the edge of the picture."""
     cos, sin = math.cos(heading), math.sin(heading)
 
     def distance(grid: Grid) -> Plane:
@@ -120,7 +120,7 @@ def ray(u: float, v: float, heading: float, half_width: float) -> Distance:
 
 
 def sector(u: float, v: float, heading: float, radius: float) -> Distance:
-    """Return a quarter of a disc around ``heading``."""
+    """Returns a quarter of a disc around ``heading``."""
     cos, sin = math.cos(heading), math.sin(heading)
 
     def distance(grid: Grid) -> Plane:
@@ -132,10 +132,10 @@ def sector(u: float, v: float, heading: float, radius: float) -> Distance:
 
 
 def grown(region: Distance, margin: float) -> Distance:
-    """Return the region with its edge moved out by ``margin`` (in, where negative)."""
+    """Returns the region with its edge moved out by ``margin``, or in if it is negative."""
     return lambda grid: region(grid) - margin
 
 
 def union(regions: Sequence[Distance]) -> Distance:
-    """Return all the regions as one, so that their material is made once."""
+    """Returns the union of all regions, so that their material is computed once."""
     return lambda grid: np.minimum.reduce([region(grid) for region in regions])

@@ -1,9 +1,9 @@
-"""From a drawing list to pixels.
+"""Turns a drawing list into pixels.
 
     areas (analytic edges) -> marks -> shadows and bodies of each level (OVERSAMPLE times finer) -> averaged down
 
-Everything that is drawn at random is drawn in an order and number that do not depend on the size, so that one scene at
-two sizes is the same scene. Only the sensor (see `camera`) adds noise for each pixel, last of all.
+Order and number of random draws do not depend on the size, so that one scene at two sizes is the same scene. Only the
+sensor (see `camera`) adds noise per pixel, as the last step.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from priorclip.data_shards.synthetic.sketch import Grid, Picture, Plane, Shape, 
 
 OVERSAMPLE = 3
 SHADOW = (16, 20, 34)
-SHADOW_DEPTH = 0.58  # share of the light that a cast shadow takes
+SHADOW_DEPTH = 0.58  # share of the light that a shadow removes
 
 
 def grid_of(sketch: Sketch, size: int) -> Grid:
-    """Return the scene's coordinates at every pixel of a picture of that size."""
+    """Returns the scene's coordinates at each pixel of a picture of this size."""
     axis = ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5).astype(np.float32)
     cos, sin = np.float32(math.cos(sketch.turn)), np.float32(math.sin(sketch.turn))
     x, y = axis[None, :], axis[:, None]
@@ -51,7 +51,7 @@ def _cover(distance: Plane, rough: float, soft: float, grid: Grid, rng: Rng) -> 
 
 
 def _to_pixels(sketch: Sketch, shapes: Sequence[Shape], scale: float) -> Iterable[tuple[Shape, list[float]]]:
-    """Yield every shape with its points as flat pixel coordinates ``[x0, y0, x1, y1, ...]``."""
+    """Yields each shape with its points as flat pixel coordinates ``[x0, y0, x1, y1, ...]``."""
     if not shapes:
         return
     points = np.array([point for shape in shapes for point in shape.points], np.float64)
@@ -73,7 +73,7 @@ def _draw(pen: ImageDraw.ImageDraw, shape: Shape, at: list[float], radius: float
 
 
 def _cast(pen: ImageDraw.ImageDraw, shape: Shape, at: list[float], radius: float, dx: float, dy: float) -> None:
-    """Draw the shadow of an upright body: its outline swept along ``(dx, dy)`` pixels."""
+    """Draws the shadow of an upright body: its outline swept along ``(dx, dy)`` pixels."""
     if shape.radius:
         x, y = at
         pen.line((x, y, x + dx, y + dy), fill=255, width=max(1, round(2 * radius)))
@@ -85,7 +85,7 @@ def _cast(pen: ImageDraw.ImageDraw, shape: Shape, at: list[float], radius: float
         for i in range(0, len(at), 2):
             j = (i + 2) % len(at)
             pen.polygon((at[i], at[i + 1], at[j], at[j + 1], moved[j], moved[j + 1], moved[i], moved[i + 1]), fill=255)
-    else:  # round outlines: the copy half way closes the gap
+    else:  # round outlines need a copy half way to close the gap
         pen.polygon([c + (dy if i & 1 else dx) / 2 for i, c in enumerate(at)], fill=255)
 
 
@@ -95,7 +95,7 @@ def _ink(shape: Shape) -> tuple[int, int, int]:
 
 
 def render(sketch: Sketch, size: int, rng: Rng) -> Picture:
-    """Return the sunlit scene, ``(size, size, 3)`` float32 in 0..255, before the camera."""
+    """Returns the sunlit scene, ``(size, size, 3)`` float32 in 0..255, before the camera."""
     grid = grid_of(sketch, size)
     scale = size * OVERSAMPLE
     ground = np.clip(_ground(sketch, grid, rng), 0, 255).astype(np.uint8)
@@ -128,7 +128,7 @@ def _shadows(sketch: Sketch, level: Sequence[Shape], laid: Sequence[Shape], scal
 
 
 def part_mask(sketch: Sketch, size: int, part: str) -> Plane:
-    """Return how much of every pixel shows the named part, ``(size, size)`` in 0..1."""
+    """Returns the share of each pixel that shows the named part, ``(size, size)`` in 0..1."""
     scale = size * OVERSAMPLE
     mask = Image.new("L", (scale, scale))
     pen = ImageDraw.Draw(mask)

@@ -1,4 +1,4 @@
-"""One sample of the product's own data: a picture from above and what people might write about it.
+"""One sample of the product's own data: a picture from above and captions that people might write.
 
     (seed, index) -> class and facts (scenes) -> drawing list (sketch) -> pixels (render) -> photograph (camera)
                                      `-> captions (wording)
@@ -7,7 +7,7 @@
     >>> scene.image.shape, scene.label, len(scene.fine), len(scene.coarse)
     ((128, 128, 3), 'railway station', 5, 5)
 
-A scene depends on seed and index alone, its pixels on the size as well: same call, same bytes, in any process.
+A scene depends only on seed and index, and its pixels also on the size: the same call gives the same bytes anywhere.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from priorclip.data_shards.synthetic.scenes import DRAW, SCENES
 from priorclip.data_shards.synthetic.sketch import Sketch
 from priorclip.data_shards.synthetic.wording import coarse_captions, fine_captions
 
-SMALLEST, LARGEST = 16, 1024  # pixels; noise tiles of larger pictures would not fit in memory
-LABELS, DRAWING, GROUND, CAMERA, FINE, COARSE = range(6)  # what each stream of random numbers is for
+SMALLEST, LARGEST = 16, 1024  # pixels; noise tiles of larger pictures do not fit into memory
+LABELS, DRAWING, GROUND, CAMERA, FINE, COARSE = range(6)  # purpose of each stream of random numbers
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Scene:
 
 
 def label_of(seed: int, index: int) -> str:
-    """Return the class of a scene: every run of ``len(SCENES)`` indices holds each class once, shuffled."""
+    """Returns the class of a scene. Each block of ``len(SCENES)`` indices has each class once, shuffled."""
     block, place = divmod(index, len(SCENES))
     return SCENES[generator(seed, LABELS, block).permutation(len(SCENES))[place]]
 
 
 def sketch_scene(seed: int, index: int) -> tuple[str, Sketch, Facts]:
-    """Return the class, the drawing list and the facts of a scene, without drawing it."""
+    """Returns the class, the drawing list and the facts of a scene, without drawing it."""
     label = label_of(seed, index)
     rng = generator(seed, DRAWING, index)
     turn, sun = between(rng, 0, 2 * math.pi), between(rng, 0, 2 * math.pi)
@@ -69,12 +69,12 @@ def sketch_scene(seed: int, index: int) -> tuple[str, Sketch, Facts]:
 
 
 def draw_scene(seed: int, index: int, size: int = 128) -> Scene:
-    """Draw one scene and its captions.
+    """Draws one scene and its captions.
 
     Args:
-        seed: of the data set, non-negative
-        index: of the scene in it, non-negative
-        size: pixels along a side; the same scene comes out at every size
+        seed: seed of the data set, not negative
+        index: index of the scene in it, not negative
+        size: side in pixels; each size shows the same scene
 
     Raises:
         ValueError: negative seed or index, or a size out of range

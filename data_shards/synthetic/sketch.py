@@ -1,8 +1,8 @@
-"""A scene as a drawing list, before there are any pixels.
+"""A scene as a drawing list, before the pixels exist.
 
-Scene functions write into a `Sketch`: materials over areas, marks painted on the ground, bodies that stand on it and
-cast shadows. All in scene units: the picture's side is 1, the origin its centre, `u` and `v` the scene's own axes,
-which lie in the picture at any angle. `render` turns the list into pixels at any size.
+Scene functions write into a `Sketch`: materials over areas, marks on the ground, and bodies that stand there and cast
+shadows. All lengths are in scene units: the side of the picture is 1 and the origin is its centre. `u` and `v` are
+the scene's own axes, which may have any angle in the picture. `render` turns the list into pixels of any size.
 
     sketch.fill(band(0.3, 0.06), "water")             # a river along v = 0.3
     sketch.disc(0, 0, 0.1, (238, 238, 234), height=0.05, part="main")   # a white tank and its shadow
@@ -27,13 +27,13 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Grid:
-    """The scene's coordinates at every pixel centre.
+    """The scene's coordinates at each pixel centre.
 
     Args:
         size: pixels along one side, n
         u: first scene axis, ``(n, n)``, in scene sides
         v: second scene axis, ``(n, n)``
-        sun: unit vector of the way shadows fall, in picture axes (right, down)
+        sun: unit vector of the direction of shadows, in picture axes (right, down)
     """
 
     size: int
@@ -57,7 +57,7 @@ class Area(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """A polygon, or a disc where ``radius`` is set, of one flat colour."""
+    """A polygon of one flat colour, or a disc if ``radius`` is set."""
 
     points: Sequence[Point]
     radius: float
@@ -72,12 +72,12 @@ class Sketch:
 
     Args:
         turn: angle of the scene's axes in the picture, radians
-        sun: direction in which shadows fall, in picture axes, radians
-        shadow_length: shadow length of an object one unit high
-        ground: material under everything
-        marks: what is painted on the ground
-        shadows: outlines of shadows on the ground, for things too high above it to sweep their own
-        levels: bodies, by what their shadows fall on: the first level's on the ground, the second's on the first...
+        sun: direction of shadows in picture axes, radians
+        shadow_length: length of the shadow of an object of height 1
+        ground: material below everything
+        marks: shapes on the ground
+        shadows: outlines of shadows on the ground, for things high above it
+        levels: bodies by level; shadows of the first level fall on the ground, those of the second on the first, ...
     """
 
     turn: float
@@ -91,7 +91,7 @@ class Sketch:
 
     @property
     def lee(self) -> Point:
-        """Unit vector, in scene axes, of the way shadows fall."""
+        """The unit vector of the direction of shadows, in scene axes."""
         return math.cos(self.sun - self.turn), math.sin(self.sun - self.turn)
 
     def fill(
@@ -102,36 +102,36 @@ class Sketch:
         soft: float = 0.0,
         opacity: float = 1.0,
     ) -> None:
-        """Cover the region where ``distance`` is negative with a material."""
+        """Covers the region with negative ``distance`` with a material."""
         self.areas.append(Area(distance, material, rough, soft, opacity))
 
     def mark(self, points: Sequence[Point], colour: Rgb, part: str = "") -> None:
-        """Paint a polygon on the ground; shadows fall on it."""
+        """Paints a polygon on the ground; shadows fall on it."""
         self.marks.append(Shape(points, 0.0, colour, 0.0, part))
 
     def mark_disc(self, u: float, v: float, radius: float, colour: Rgb, part: str = "") -> None:
-        """Paint a disc on the ground."""
+        """Paints a disc on the ground."""
         self.marks.append(Shape(((u, v),), radius, colour, 0.0, part))
 
     def shadow(self, points: Sequence[Point]) -> None:
-        """Lay a shadow of the given outline on the ground."""
+        """Draws a shadow of the given outline on the ground."""
         self.shadows.append(Shape(points, 0.0, (0, 0, 0), 0.0, ""))
 
     def rise(self) -> None:
-        """Start a new level: what is drawn from here on stands on, and shades, what stands already."""
+        """Starts a new level: later bodies stand on the existing bodies and cast shadows on them."""
         self.levels.append([])
 
     def body(self, points: Sequence[Point], colour: Rgb, height: float = 0.0, part: str = "") -> None:
-        """Stand a polygon on the ground; it casts a shadow where ``height`` is positive."""
+        """Puts a polygon on the ground; it casts a shadow if ``height`` is positive."""
         self.levels[-1].append(Shape(points, 0.0, colour, height, part))
 
     def disc(self, u: float, v: float, radius: float, colour: Rgb, height: float = 0.0, part: str = "") -> None:
-        """Stand a disc on the ground; it casts a shadow where ``height`` is positive."""
+        """Puts a disc on the ground; it casts a shadow if ``height`` is positive."""
         self.levels[-1].append(Shape(((u, v),), radius, colour, height, part))
 
 
 def box(u: float, v: float, length: float, width: float, heading: float = 0.0) -> list[Point]:
-    """Return the corners of a rectangle that lies along ``heading`` (radians in scene axes)."""
+    """Returns the corners of a rectangle along ``heading`` (radians in scene axes)."""
     return place(
         (
             (-length / 2, -width / 2),
@@ -146,19 +146,19 @@ def box(u: float, v: float, length: float, width: float, heading: float = 0.0) -
 
 
 def place(outline: Sequence[Point], u: float, v: float, heading: float, scale: float = 1.0) -> list[Point]:
-    """Return an outline turned to ``heading``, scaled and moved to ``(u, v)``."""
+    """Returns an outline turned to ``heading``, scaled and moved to ``(u, v)``."""
     cos, sin = math.cos(heading) * scale, math.sin(heading) * scale
     return [(u + x * cos - y * sin, v + x * sin + y * cos) for x, y in outline]
 
 
 def oval(u: float, v: float, length: float, width: float, heading: float = 0.0, corners: int = 28) -> list[Point]:
-    """Return an ellipse of the given axes as a polygon."""
+    """Returns an ellipse of the given axes as a polygon."""
     steps = [2 * math.pi * i / corners for i in range(corners)]
     return place([(math.cos(a) * length / 2, math.sin(a) * width / 2) for a in steps], u, v, heading)
 
 
 def line(start: Point, end: Point, width: float) -> list[Point]:
-    """Return a straight line of the given width as a polygon."""
+    """Returns a straight line of the given width as a polygon."""
     du, dv = end[0] - start[0], end[1] - start[1]
     length = math.hypot(du, dv) or 1e-9
     return box((start[0] + end[0]) / 2, (start[1] + end[1]) / 2, length, width, math.atan2(dv, du))

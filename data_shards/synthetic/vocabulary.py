@@ -1,6 +1,6 @@
-"""The words captions are made of: every synonym that can stand for a fact, so that tests can look for it.
+"""The words of captions: all synonyms of a fact, so that tests can search for them.
 
-A new noun, layout or scene class gets its words here; `wording` makes the sentences.
+Add the words of a new noun, layout or scene class here; `wording` makes the sentences.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NUMBERS = (
 ONE = ("a", "one", "a single")
 PLENTY = ("many", "dozens of", "lots of")
 
-# {n} is the count or article, {c} the colour, {k} the kind. One pair (singular, plural) a synonym.
+# {n} is the count or article, {c} the colour, {k} the kind. One pair (singular, plural) per synonym.
 NOUNS: dict[str, tuple[tuple[str, str], ...]] = {
     "tank": (
         ("{n} {c} storage tank", "{n} {c} storage tanks"),
@@ -239,7 +239,7 @@ SCENE_WORDS: dict[str, tuple[str, ...]] = {
     "wind farm": ("wind farm", "wind turbines", "wind power plant"),
 }
 
-# What a careless uploader takes a scene for.
+# The wrong class that a careless uploader gives a scene.
 MISTAKEN: dict[str, str] = {
     "airport": "parking lot",
     "baseball field": "stadium",

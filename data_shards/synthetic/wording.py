@@ -1,11 +1,11 @@
-"""Facts in words: fine captions that state them all, coarse ones as the web writes them.
+"""Puts facts into words: fine captions state all facts, coarse ones look like captions of the web.
 
     fine_captions("storage tanks", facts, rng)
     # ['four white storage tanks in a ring on bare soil, beside a river with two red ships.', ...]
     coarse_captions("storage tanks", rng)
     # ['oil storage, satellite view', 'aerial photo #4821', ...]
 
-The words themselves are in `vocabulary`.
+`vocabulary` has the words.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _number(rng: Rng, value: int, article: str | None) -> str:
 
 
 def name(thing: Thing, rng: Rng, article: str | None = None) -> str:
-    """Return a thing in words: count, colour, kind and noun, in one of its synonyms."""
+    """Returns the words of a thing: count, colour, kind and one synonym of its noun."""
     singular, plural = pick(rng, NOUNS[thing.noun])
     form = singular if thing.count == 1 else plural
     if "with {c} roof" in form and thing.count == 1:
@@ -103,12 +103,12 @@ def _joined(mark: str, *parts: str) -> str:
 
 
 def fine_captions(label: str, facts: Facts, rng: Rng) -> list[str]:
-    """Return `PARAPHRASES` different sentences, each stating every fact."""
+    """Returns `PARAPHRASES` different sentences, each stating every fact."""
     return [_tidy(_sentence(style, label, facts, rng)) for style in range(PARAPHRASES)]
 
 
 def coarse_captions(label: str, rng: Rng) -> list[str]:
-    """Return `PARAPHRASES` captions as found on the web: the class at best, now and then vague or wrong."""
+    """Returns `PARAPHRASES` captions like those of the web: they name only the class, and some are vague or wrong."""
     captions = []
     for pattern in shuffled(rng, COARSE)[:PARAPHRASES]:
         shown = MISTAKEN[label] if chance(rng, WRONG_SHARE) else label
@@ -123,7 +123,7 @@ def coarse_captions(label: str, rng: Rng) -> list[str]:
 def _check_tables() -> None:
     missing = set(SCENES) ^ set(SCENE_WORDS) | set(SCENES) ^ set(MISTAKEN)
     if missing:
-        raise ValueError(f"wording has no words for, or words for no, scene {sorted(missing)}: edit vocabulary.py")
+        raise ValueError(f"the scenes {sorted(missing)} have no words or do not exist: edit vocabulary.py")
 
 
 _check_tables()

@@ -1,4 +1,4 @@
-"""The scene classes: each a function that draws into a `Sketch` and returns the `Facts` of what it drew."""
+"""The scene classes. Each is a function that draws into a `Sketch` and returns the `Facts` of the drawing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What lies beside the main thing, along the line v = 0.36: the neighbours that every built scene shares.
+"""The neighbours of the main thing, along the line v = 0.36, which all built scenes use.
 
-company = neighbour(sketch, rng, "grass", ("river", "road", "trees"))    # draws it and says what it drew
+company = neighbour(sketch, rng, "grass", ("river", "road", "trees"))    # draws it and returns its facts
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from priorclip.data_shards.synthetic.placement import Room, along
 from priorclip.data_shards.synthetic.regions import band, beyond, blob, grown
 from priorclip.data_shards.synthetic.sketch import Sketch
 
-LINE = 0.36  # where the neighbour runs
-STRIP = Room(0.0, LINE, 0.58, 0.12)  # its part that is in the picture at any turn
+LINE = 0.36  # line of the neighbour
+STRIP = Room(0.0, LINE, 0.58, 0.12)  # its part that is inside the picture at any turn
 ROOFS = ("white", "red", "blue", "brown", "grey")
 CARS = ("white", "red", "blue", "yellow", "black")
 
@@ -125,5 +125,5 @@ NEIGHBOURS: dict[str, Callable[[Sketch, Rng, str], Company]] = {
 
 
 def neighbour(sketch: Sketch, rng: Rng, ground: str, names: Sequence[str] = tuple(NEIGHBOURS)) -> Company:
-    """Draw one of the named neighbours and return it as a fact."""
+    """Draws one of the named neighbours and return it as a fact."""
     return NEIGHBOURS[pick(rng, names)](sketch, rng, ground)

@@ -57,7 +57,7 @@ def river(sketch: Sketch, rng: Rng) -> Facts:
 
 
 def scatter_off(sketch: Sketch, rng: Rng, number: int, clear: float) -> None:
-    """Trees on the bank away from the water and the houses."""
+    """Draws trees on the bank, away from the water and the houses."""
     for _ in range(number):
         v = -between(rng, clear + 0.07, 0.62)
         tree(sketch, between(rng, -0.6, 0.6), v, between(rng, 0.016, 0.03), rng)
@@ -121,7 +121,7 @@ def beach(sketch: Sketch, rng: Rng) -> Facts:
 
 
 def forest(sketch: Sketch, rng: Rng) -> Facts:
-    """Closed canopy of one colour, cut by tracks, streams or clearings."""
+    """A closed canopy of one colour with tracks, streams or clearings."""
     colour = pick(rng, tuple(TREES))
     sketch.ground = canopy(*TREES[colour])
     clearings = count(rng, 0, 4)
@@ -201,7 +201,7 @@ def desert(sketch: Sketch, rng: Rng) -> Facts:
     return Facts(Thing("desert", 1, colour), None, company)
 
 
-LANE = 0.28  # where a road crosses the dunes, clear of rocks
+LANE = 0.28  # a road across the dunes, without rocks
 
 
 def mountain(sketch: Sketch, rng: Rng) -> Facts:

@@ -55,7 +55,7 @@ def airport(sketch: Sketch, rng: Rng) -> Facts:
 
 
 def harbour(sketch: Sketch, rng: Rng) -> Facts:
-    """Boats moored at piers that reach out from a quay."""
+    """Boats at piers that start at a quay."""
     sketch.ground = "water"
     quay = pick(rng, ("concrete", "sand", "grass"))
     sketch.fill(beyond(0.28), quay)
@@ -72,7 +72,7 @@ def harbour(sketch: Sketch, rng: Rng) -> Facts:
                 (u + side * (0.025 + length / 2), v, 0.0 if side > 0 else math.pi, length)
                 for v in (-0.25, -0.12, 0.01, 0.14)
             ]
-    if piers >= 3:  # neighbouring piers share the water between them
+    if piers >= 3:  # two neighbouring piers use the same water
         berths = [berth for i, berth in enumerate(berths) if (i // 4) % 2 == 0]
     number = count(rng, 1, min(12, len(berths)))
     for u, v, heading, length in shuffled(rng, berths)[:number]:
@@ -134,7 +134,7 @@ def bridge(sketch: Sketch, rng: Rng) -> Facts:
 
 
 def overpass(sketch: Sketch, rng: Rng) -> Facts:
-    """Two or three highways that cross on levels."""
+    """Two or three highways that cross on different levels."""
     ground = pick(rng, ("grass", "dry grass", "soil", "forest"))
     sketch.ground = ground
     roads = count(rng, 2, 3)
@@ -164,7 +164,7 @@ def overpass(sketch: Sketch, rng: Rng) -> Facts:
 
 
 def _highway(sketch: Sketch, turn: float, offset: float, half: float, level: int) -> None:
-    """Draw a dual carriageway along ``turn``: on the ground at level 0, else on a deck that shades what is below."""
+    """Draws a dual carriageway along ``turn``: on the ground at level 0, otherwise on a deck with a shadow."""
     u, v = place(((0.0, offset),), 0, 0, turn)[0]
     if level:
         sketch.rise()
@@ -179,7 +179,7 @@ def _highway(sketch: Sketch, turn: float, offset: float, half: float, level: int
 
 
 def _loops(sketch: Sketch, turn: float, half: float) -> None:
-    """Draw the four loop ramps of a cloverleaf, each touching both highways."""
+    """Draws the four loop ramps of a cloverleaf, each of which touches both highways."""
     radius, lane = 0.105, 0.024
     inside, ramps = [], []
     for quarter in range(4):

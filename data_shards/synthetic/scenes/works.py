@@ -78,7 +78,7 @@ def solar_farm(sketch: Sketch, rng: Rng) -> Facts:
 
 
 def wind_farm(sketch: Sketch, rng: Rng) -> Facts:
-    """Wind turbines on open land, joined by tracks."""
+    """Wind turbines on open land, connected by tracks."""
     ground = pick(rng, ("grass", "dry grass", "soil", "desert"))
     sketch.ground = ground
     number = count(rng, 1, 8)
@@ -134,7 +134,7 @@ def farmland(sketch: Sketch, rng: Rng) -> Facts:
 
 
 def _edges(rng: Rng, strips: int) -> list[float]:
-    """Return where strips of uneven width begin and end, over the picture."""
+    """Returns the edges of strips of uneven width across the picture."""
     widths = [between(rng, 0.75, 1.25) for _ in range(strips)]
     edges = [0.0]
     for width in widths:
@@ -144,7 +144,7 @@ def _edges(rng: Rng, strips: int) -> list[float]:
 
 
 def _stripes(spans: list[list[float]]) -> Distance:
-    """Return the strips of the picture between the given values of u."""
+    """Returns the strips of the picture between the given values of u."""
 
     def distance(grid: Grid) -> Plane:
         inside = [np.abs(grid.u - (low + high) / 2) - (high - low) / 2 for low, high in spans]
