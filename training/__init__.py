@@ -1,1 +1,1 @@
-"""What every training run shares: configuration, ranks, engine, checkpoints, monitoring and the loop."""
+"""What all trainings share: configuration, the run and its loop, ranks, engine, checkpoints, monitoring."""

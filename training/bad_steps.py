@@ -28,8 +28,8 @@ from typing import Any
 import deepspeed
 import torch
 
-from priorclip.training.checkpoints.files import buffers_of, set_buffers
 from priorclip.training.config import BadStepConfig
+from priorclip.training.engine.buffers import get_buffers, set_buffers
 from priorclip.training.ranks.distributed import Rank, mean_over_ranks
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class BadSteps:
     def begin_step(self) -> None:
         self.reason = ""
         if self.is_active:
-            self.buffers = {name: value.clone() for name, value in buffers_of(self.engine.module).items()}
+            self.buffers = {name: value.clone() for name, value in get_buffers(self.engine.module).items()}
 
     def screen_loss(self, loss: torch.Tensor) -> torch.Tensor:
         """Returns a factor for the gradient: 1, or NaN to drop the step. A collective."""

@@ -1,4 +1,4 @@
-"""What every run is told: where it writes, how it optimises, how DeepSpeed shards it. No torch is imported here."""
+"""Options of every run: where it writes, optimizer, DeepSpeed, checkpoints, monitoring. Does not import torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class OptimizerConfig:
         betas: AdamW's momentum coefficients
         eps: AdamW's epsilon
         weight_decay: decoupled decay, not applied to norms, biases and scales
-        layer_decay: learning rate of an encoder's layer as a share of that of the layer after it; the last layer has
-            this share of lr, what is no encoder has lr itself; 1 for the same everywhere
+        layer_decay: learning rate of an encoder layer divided by that of the next layer; the last layer has lr times
+            this factor, and parameters outside the encoders have lr; 1 for the same rate everywhere
         schedule: shape after the warm-up; cosine and linear end at min_lr_share of the peak
-        warmup: steps if 1 or more, else a share of the run
+        warmup: number of steps if 1 or more, share of the run if less
         min_lr_share: learning rate at the end, as a share of the peak
         clip_grad_norm: global gradient norm limit, 0 for none
     """
@@ -36,23 +36,23 @@ class OptimizerConfig:
 
 @dataclass
 class EngineConfig:
-    """DeepSpeed.
+    """DeepSpeed: ZeRO stage, precision, batch sizes.
 
     Args:
         zero: ZeRO stage 0 to 3, or zero2-offload, zero3-offload, zero3-nvme (cluster/zero/*.json), or the path of a
             DeepSpeed JSON whose "auto" values are filled in
         nvme_path: folder on a disk of each node, for offload to nvme
         precision: number format of parameters and activations; the optimizer keeps float32 under bf16 and fp16
-        global_batch: samples a step over all ranks; the world size must divide it
-        micro_batch: samples a rank at a time, null for global_batch / world size. Fewer means less memory
-        grad_cache: with fewer, the losses over features still see the whole global batch, at the price of one more
-            forward pass, about a third of the time; false: gradient accumulation, where the contrastive loss sees the
-            negatives of one micro step only
+        global_batch: samples of a step over all ranks; the world size must divide it
+        micro_batch: samples that a rank computes at a time, null for global_batch / world size; fewer need less memory
+        grad_cache: if micro_batch is smaller, losses over features still see the whole global batch; this costs one
+            more forward pass, about a third of the time. false: gradient accumulation, in which the contrastive loss
+            sees the negatives of one micro batch only
         grad_checkpointing: recompute activations in the backward pass: less memory, about a third more time
-        threads: CPU threads a rank, null for the cores of the machine divided by its ranks
+        threads: CPU threads of a rank, null for the cores of the machine divided by its ranks
         timeout_minutes: a collective that waits longer than this ends the run
-        hang_minutes: a rank that is stopped, or a run in which no rank's code moves, for so long is named and ended; 0:
-            never
+        hang_minutes: end the run, and name the rank, if a rank is stopped or no rank makes progress for this time; 0
+            for never
     """
 
     zero: str = "2"
@@ -73,13 +73,13 @@ class CheckpointConfig:
 
     Args:
         every: steps between checkpoints, 0 for the end of each epoch only
-        keep: how many of the newest are kept
-        keep_every: checkpoints at multiples of this many steps are made and kept for ever, 0 for none
-        best: evaluation figure whose best checkpoint is made and kept, null for none
-        best_is: max or min of that figure
-        background: write while the run goes on, from a copy in host memory; false: the run waits
-        failures: so many checkpoints in a row that could not be written end the run
-        resume: continue from the run directory's newest checkpoint that verifies, where there is one
+        keep: number of newest checkpoints to keep
+        keep_every: write and keep for ever the checkpoints at multiples of this number of steps, 0 for none
+        best: evaluation metric whose best checkpoint is written and kept, null for none
+        best_is: max or min of that metric
+        background: write while the run continues, from a copy in host memory; false: the run waits
+        failures: end the run if this number of checkpoints in a row could not be written
+        resume: continue from the newest checkpoint of the run directory whose checksums match, if there is one
     """
 
     every: int = 0
@@ -94,12 +94,12 @@ class CheckpointConfig:
 
 @dataclass
 class MonitorConfig:
-    """What the run tells while it goes on, besides metrics.jsonl and TensorBoard.
+    """Monitoring of the run besides metrics.jsonl and TensorBoard.
 
     Args:
-        prometheus_port: rank 0 serves the figures there for Prometheus to scrape; null for no endpoint
-        prometheus_address: of the interface it listens on; the default answers on this host only
-        peak_tflops: dense TFLOP/s of the accelerator, for the MFU; null looks its name up
+        prometheus_port: port on which rank 0 serves the metrics to Prometheus; null for no endpoint
+        prometheus_address: address on which it listens; the default answers on this host only
+        peak_tflops: dense TFLOP/s of the accelerator, for the MFU; null for the value known for its name
     """
 
     prometheus_port: int | None = None
@@ -109,14 +109,14 @@ class MonitorConfig:
 
 @dataclass
 class BadStepConfig:
-    """Steps whose loss or gradient is not a number, or whose loss is far above those before; see training/bad_steps.py.
+    """Steps whose loss or gradient is not finite, or whose loss is far above those before; see training/bad_steps.py.
 
     Args:
-        action: raise ends the run; skip takes no optimizer step; rollback goes back to the newest good checkpoint and
-            goes on with the data after the offending batch
-        spike: a loss of more than this many times the median of the last steps is bad too, 0 for none
-        window: steps that the median is taken over
-        limit: bad steps in the whole run before it ends after all
+        action: raise ends the run; skip takes no optimizer step; rollback returns to the newest good checkpoint and
+            continues with the data after the bad batch
+        spike: a loss above this many times the median of the last steps is bad too, 0 for no such limit
+        window: number of steps for the median
+        limit: the run ends after more bad steps than this
     """
 
     action: Literal["raise", "skip", "rollback"] = "raise"
@@ -127,11 +127,11 @@ class BadStepConfig:
 
 @dataclass
 class AverageConfig:
-    """Exponential moving average of the weights (EMA), which is then what is evaluated and exported.
+    """Exponential moving average of the weights (EMA). If there is one, the run evaluates and exports it.
 
     Args:
-        decay: share that the average keeps of itself at each step, e.g. 0.999; 0 for no average
-        warmup: begin with a smaller decay, 1 - step ** (-2/3), until it reaches that
+        decay: share of the average that remains at each step, e.g. 0.999; 0 for no average
+        warmup: start with a smaller decay, 1 - step ** (-2/3), until it reaches ``decay``
     """
 
     decay: float = 0.0
@@ -139,7 +139,7 @@ class AverageConfig:
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
-            raise ValueError(f"run.average.decay must lie in [0, 1), not {self.decay}")
+            raise ValueError(f"run.average.decay must be in [0, 1), not {self.decay}")
 
 
 @dataclass
@@ -149,14 +149,14 @@ class RunConfig:
     Args:
         dir: run directory: config.yaml, metrics.jsonl, TensorBoard events, checkpoints/, export/, report.json
         epochs: passes over the training shards
-        max_steps: stop after this many steps, 0 for no limit; the schedule is laid out for the steps that are run
-        seed: of initialisation, sample order, augmentation and dropout
-        log_every: steps between records in metrics.jsonl and TensorBoard; only in those is anything measured
+        max_steps: stop after this number of steps, 0 for no limit; the learning rate schedule ends there too
+        seed: seed of initialisation, sample order, augmentation and dropout
+        log_every: steps between records in metrics.jsonl and TensorBoard; other steps are not measured
         evaluate_every: epochs between evaluations, 0 for the end of the run only
         export: the last weights, or those of the best evaluation by checkpoint.best
-        patience: stop after so many evaluations without a better one by checkpoint.best, 0 for never
+        patience: stop after this number of evaluations without a better one by checkpoint.best, 0 for never
         progress: show a progress bar on rank 0
-        deterministic: only deterministic kernels: the same figures on every run with the same world size
+        deterministic: use deterministic kernels only: every run with the same world size has the same results
     """
 
     dir: str
@@ -180,4 +180,4 @@ class RunConfig:
         if self.patience < 0:
             raise ValueError(f"run.patience must not be negative, but is {self.patience}")
         if (self.patience or self.export == "best") and self.checkpoint.best is None:
-            raise ValueError("run.patience and run.export best need run.checkpoint.best: the figure to judge by")
+            raise ValueError("run.patience and run.export best need run.checkpoint.best: the metric to compare")

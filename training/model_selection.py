@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
-import torch.distributed as dist
 from torch import Tensor
 
-from priorclip.training.checkpoints import files as checkpoint
+from priorclip.common.checkpoint_files import read_record
+from priorclip.training.checkpoints.files import score, step_of
+from priorclip.training.checkpoints.load import find_best_good, load_checkpoint
 from priorclip.training.config import RunConfig
 from priorclip.training.engine.averages import Averages, put
 from priorclip.training.engine.build import full_state_dict
@@ -59,7 +60,7 @@ class ModelSelection:
         """
         if self.config.export == "last" and not self.config.patience:
             return
-        new = checkpoint.score(evaluation, self.config.checkpoint)
+        new = score(evaluation, self.config.checkpoint)
         if new is None:
             raise ValueError(
                 f"run.checkpoint.best is '{self.config.checkpoint.best}', but the metrics of an evaluation are "
@@ -80,12 +81,14 @@ class ModelSelection:
         From then on the engine computes with these weights. Do not train it further.
         """
         facts: dict[str, Any] = {}
-        best = best_good(Path(self.config.dir) / "checkpoints", self.config) if self.config.export == "best" else None
+        best = None
+        if self.config.export == "best":
+            best = find_best_good(Path(self.config.dir) / "checkpoints", self.config.checkpoint)
         if best is not None:
-            if checkpoint.step_of(best) != self.engine.global_steps:
-                checkpoint.load(self.engine, best)
+            if step_of(best) != self.engine.global_steps:
+                load_checkpoint(self.engine, best)
                 self.load(best, {})
-            facts["evaluation"] = checkpoint.record_of(best)["evaluation"]
+            facts["evaluation"] = read_record(best)["evaluation"]
         facts["exported_step"] = self.engine.global_steps
         if self.averages is None:
             return full_state_dict(self.engine), facts
@@ -102,19 +105,3 @@ class ModelSelection:
         self.best, self.evaluations_without_better = state.get("best"), state.get("waited", 0)
         if self.averages is not None and not self.averages.load(found):
             logger.warning("%s has no moving average: a new one starts from the weights of that step", found)
-
-
-def best_good(folder: Path, config: RunConfig) -> Path | None:
-    """The best checkpoint whose checksums match. Rank 0 searches, all ranks get its answer."""
-    found: list[str | None] = [None]
-    if dist.get_rank() == 0:
-        left = checkpoint.published(folder)
-        while (best := checkpoint.best_of(left, config.checkpoint)) is not None:
-            problem = checkpoint.fault(best)
-            if problem is None:
-                found = [str(best)]
-                break
-            logger.warning("%s was the best, but is not exported: %s", best, problem)
-            left.remove(best)
-    dist.broadcast_object_list(found)
-    return Path(found[0]) if found[0] else None

@@ -23,7 +23,8 @@ from timm.utils.distributed import distribute_bn
 
 from priorclip.common.masking import masked_command
 from priorclip.training.bad_steps import BadSteps
-from priorclip.training.checkpoints import files as checkpoint
+from priorclip.training.checkpoints.files import step_of
+from priorclip.training.checkpoints.load import find_newest_good, load_checkpoint
 from priorclip.training.checkpoints.writer import Writer
 from priorclip.training.config import RunConfig
 from priorclip.training.model_selection import ModelSelection
@@ -80,10 +81,10 @@ class Run:
         self.is_recorded_step = self.is_stopping = False
 
     def resume(self) -> None:
-        found = checkpoint.newest_good(self.folder / "checkpoints") if self.config.checkpoint.resume else None
+        found = find_newest_good(self.folder / "checkpoints") if self.config.checkpoint.resume else None
         if found is None:
             return
-        state = checkpoint.load(self.engine, found)
+        state = load_checkpoint(self.engine, found)
         self.stream.load_state_dict(state["stream"])
         self.bad_steps.load_state_dict(state.get("bad_steps", self.bad_steps.state_dict()))
         self.model_selection.load(found, state.get("outcome", {}))
@@ -160,16 +161,16 @@ class Run:
         found = None
         if self.config.bad_steps.action == "rollback":
             self.writer.finish()
-            found = checkpoint.newest_good(self.writer.folder)
+            found = find_newest_good(self.writer.folder)
         try:
-            back_to = checkpoint.step_of(found) if found else None
+            back_to = step_of(found) if found else None
             self.bad_steps.record(batch["epoch"], self.stream.state_dict(), back_to)
         except FloatingPointError:
             self.close_files()
             raise
         if found is None:
             return False
-        state = checkpoint.load(self.engine, found)
+        state = load_checkpoint(self.engine, found)
         self.bad_steps.load_state_dict(state["bad_steps"])
         self.model_selection.load(found, state.get("outcome", {}))
         self.writer.save({**state, "stream": self.stream.state_dict(), "bad_steps": self.bad_steps.state_dict()}, {})

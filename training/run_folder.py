@@ -11,8 +11,8 @@ from typing import Any
 import torch.distributed as dist
 import yaml
 
+from priorclip.common.files import write_text
 from priorclip.common.masking import masked_values
-from priorclip.training.checkpoints import files as checkpoint
 from priorclip.training.config import RunConfig
 from priorclip.training.monitoring.read_metrics import records
 from priorclip.training.ranks.distributed import Rank
@@ -35,7 +35,7 @@ def prepare_folder(config: Any, run_config: RunConfig, rank: Rank) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         problem = [hold(folder)]
         if not problem[0]:
-            checkpoint.replace_text(folder / "config.yaml", to_yaml(config))
+            write_text(folder / "config.yaml", to_yaml(config))
     dist.broadcast_object_list(problem)
     if problem[0]:
         raise ValueError(problem[0])

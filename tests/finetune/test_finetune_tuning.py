@@ -86,7 +86,8 @@ def two_ranks(rank: int, folder: str) -> None:
 def average_by_hand(rank: int, folder: Path, precision: str, stage: int) -> None:
     import deepspeed
 
-    from priorclip.training.engine.averages import Averages, averages_name
+    from priorclip.common.checkpoint_files import rank_file
+    from priorclip.training.engine.averages import Averages
     from priorclip.training.engine.build import full_state_dict
 
     model = network()
@@ -116,7 +117,7 @@ def average_by_hand(rank: int, folder: Path, precision: str, stage: int) -> None
     torch.save((averages.state_dict(), averaged, own), f"{folder}/{precision}-{stage}-{rank}.pt")
     place = folder / f"{precision}-{stage}"
     place.mkdir(exist_ok=True)
-    torch.save(averages.named(), place / averages_name(rank))
+    torch.save(averages.named(), place / rank_file("averages", rank))
     dist.barrier()
     # Those of any ZeRO stage before this one, read into this one's pieces.
     for other in (each for each in ENGINES[: ENGINES.index((precision, stage)) + 1] if each[0] == precision):
@@ -307,5 +308,5 @@ def test_adapters_and_falling_rates_are_those_of_one_plain_model(stage: int, run
 def test_what_cannot_be_judged_is_said() -> None:
     with pytest.raises(ValueError, match=r"run\.patience and run\.export best need run\.checkpoint\.best"):
         RunConfig(dir="x", patience=2, checkpoint=CheckpointConfig(best=None))
-    with pytest.raises(ValueError, match=r"run\.average\.decay must lie in \[0, 1\), not 1\.5"):
+    with pytest.raises(ValueError, match=r"run\.average\.decay must be in \[0, 1\), not 1\.5"):
         AverageConfig(decay=1.5)

@@ -55,11 +55,11 @@ def test_what_the_file_says_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"train_batch_size": 64}', "ds.json: train_batch_size is 64 there but 32 by the run's configuration"),
+        ('{"train_batch_size": 64}', "ds.json: train_batch_size is 64 there but 32 in the run's configuration"),
         ('{"bf16": {"enabled": true}}', "bf16.enabled is True there but False"),
         ('{"gradient_clipping": 5.0}', "gradient_clipping is 5.0 there but 1.0"),
-        ('{"optimizer": {"type": "Lamb"}}', "remove 'optimizer': it is set by run.optimizer"),
-        ('{"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}', "remove 'optimizer.params.lr': it is set by"),
+        ('{"optimizer": {"type": "Lamb"}}', "remove 'optimizer': run.optimizer in the run's configuration sets it"),
+        ('{"optimizer": {"type": "AdamW", "params": {"lr": 1e-3}}}', "remove 'optimizer.params.lr': run.optimizer"),
         ('{"scheduler": {"type": "WarmupLR"}}', "remove 'scheduler'"),
         ('{"zero_optimization": {"sub_group_size": "auto"}}', 'the "auto" of zero_optimization.sub_group_size'),
         (

@@ -12,7 +12,7 @@ import torch
 from toy_launches import ToyRun, assert_same
 from toy_run import SAMPLES, ToyStream, toy_model
 
-from priorclip.training.checkpoints.files import fault, published
+from priorclip.common.checkpoint_files import find_checkpoints, find_damage
 from priorclip.training.ranks.preemption import REQUEUE_EXIT_CODE
 
 LR, DECAY, BATCH = 5e-4, 0.2, 16
@@ -114,6 +114,6 @@ def test_loss_that_is_not_a_number_ends_the_run_before_it_is_saved(toys: dict[st
     run = toys["nan"]
     assert str(run.ended).startswith("step 8: the loss is nan")
     assert "run.optimizer.lr" in str(run.ended)
-    checkpoints = published(run.folder / "checkpoints")
+    checkpoints = find_checkpoints(run.folder / "checkpoints")
     assert [path.name for path in checkpoints] == ["step_00000006", "step_00000004"]
-    assert fault(checkpoints[0]) is None
+    assert find_damage(checkpoints[0]) is None

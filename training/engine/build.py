@@ -1,10 +1,10 @@
-"""A model made into a DeepSpeed engine: the ZeRO JSON with its "auto" values filled in, AdamW, and the schedule.
+"""Builds the DeepSpeed engine: the ZeRO JSON with its "auto" values filled in, AdamW, and the schedule.
 
     engine = build_engine(model, groups, run_config, total_steps=10_000, world_size=2)
     engine(images=...)["image_features"]; engine.backward(loss); engine.step()
 
-DeepSpeed does the sharding, mixed precision, clipping and offload. The optimizer is torch's fused AdamW, on the CPU
-too: it needs no compiler on the node, where DeepSpeed's own CPU Adam is compiled for minutes when it is first used.
+DeepSpeed does the sharding, mixed precision, clipping and offload. The optimizer is torch's fused AdamW, also on the
+CPU, because it needs no compiler. DeepSpeed's own CPU Adam is compiled at its first use, which takes minutes.
 """
 
 from __future__ import annotations
@@ -27,17 +27,24 @@ logger = logging.getLogger(__name__)
 
 ZERO_FOLDER = Path(__file__).parent / "zero"
 BUCKET = 50_000_000  # elements
-# Names that DeepSpeed has for the shapes of run.optimizer.schedule.
+# DeepSpeed's names for the shapes of run.optimizer.schedule.
 SCHEDULERS = {"constant": ("WarmupLR",), "linear": ("WarmupDecayLR",), "cosine": ("WarmupCosineLR",)}
 
 
 def build_engine(
     model: torch.nn.Module, groups: list[dict[str, Any]], run: RunConfig, *, total_steps: int, world_size: int
 ) -> deepspeed.DeepSpeedEngine:
-    """Shard ``model`` as the run says. ``groups`` are optimizer parameter groups (see model.parameter_groups).
+    """Shards ``model`` with DeepSpeed as the configuration says. A collective.
+
+    Args:
+        model: the model to train
+        groups: optimizer parameter groups (see model.parameter_groups)
+        run: the run's configuration
+        total_steps: length of the learning rate schedule
+        world_size: number of ranks
 
     Raises:
-        ValueError: batch sizes that do not divide, a JSON that is not there or contradicts the run's configuration.
+        ValueError: batch sizes do not divide, or the JSON is missing or contradicts the run's configuration
     """
     settings = deepspeed_settings(run.engine, run.optimizer, world_size)
     prepare_nvme(settings, run.dir)
@@ -54,9 +61,9 @@ def build_engine(
 
 
 def deepspeed_settings(engine: EngineConfig, optimizer: OptimizerConfig, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed JSON of the run, its "auto" values filled from the run's configuration.
+    """Returns the DeepSpeed JSON of the run, with "auto" values filled from the run's configuration.
 
-    Keys that the file sets itself stay; one that contradicts the configuration is an error that names both.
+    Values in the file stay. A value that contradicts the configuration is an error that names both.
     """
     path = settings_file(engine.zero)
     try:
@@ -76,7 +83,7 @@ def deepspeed_settings(engine: EngineConfig, optimizer: OptimizerConfig, world_s
     for dotted, value in values.items():
         fill(settings, dotted, value, path)
     gpu = torch.cuda.is_available()
-    where_auto: dict[str, Any] = {
+    auto_values: dict[str, Any] = {
         "overlap_comm": gpu,
         "reduce_bucket_size": BUCKET,
         "allgather_bucket_size": BUCKET,
@@ -88,7 +95,7 @@ def deepspeed_settings(engine: EngineConfig, optimizer: OptimizerConfig, world_s
         "offload_param.nvme_path": engine.nvme_path,
     }
     flat = flatten(settings)
-    for name, chosen in where_auto.items():
+    for name, chosen in auto_values.items():
         if flat.get(dotted := f"zero_optimization.{name}") == "auto":
             fill(settings, dotted, chosen, path)
     check_offload(settings, path)
@@ -96,7 +103,7 @@ def deepspeed_settings(engine: EngineConfig, optimizer: OptimizerConfig, world_s
         settings.setdefault("zero_force_ds_cpu_optimizer", False)
     left = [dotted for dotted, value in flatten(settings).items() if value == "auto"]
     if left:
-        raise ValueError(f'{path}: no value is known for the "auto" of {", ".join(left)}: write a number there')
+        raise ValueError(f'{path}: we have no value for the "auto" of {", ".join(left)}: write a number there')
     return settings
 
 
@@ -118,10 +125,10 @@ def settings_file(zero: str) -> Path:
 
 
 def drop_optimizer(settings: dict[str, Any], optimizer: OptimizerConfig, path: Path) -> None:
-    """Take out an optimizer and a scheduler that leave everything to the run's configuration, as many files do.
+    """Removes an optimizer and a scheduler whose values are all "auto", as many files have them.
 
     Raises:
-        ValueError: one that sets a value: run.optimizer does.
+        ValueError: one of them sets a value, which run.optimizer sets
     """
     fits = {"optimizer": ("Adam", "AdamW"), "scheduler": SCHEDULERS[optimizer.schedule]}
     for section, types in fits.items():
@@ -132,13 +139,13 @@ def drop_optimizer(settings: dict[str, Any], optimizer: OptimizerConfig, path: P
         if given.get("type") not in types or numbers:
             what = f"'{section}.params.{numbers[0]}'" if numbers else f"'{section}'"
             raise ValueError(
-                f"{path}: remove {what}: it is set by run.optimizer in the run's configuration, here"
+                f"{path}: remove {what}: run.optimizer in the run's configuration sets it, here"
                 f' {"AdamW" if section == "optimizer" else optimizer.schedule} (a section with only "auto" may stay)'
             )
 
 
 def batch_split(engine: EngineConfig, world_size: int) -> tuple[int, int]:
-    """(micro batch, gradient accumulation steps) of a rank."""
+    """Returns (micro batch, gradient accumulation steps) of a rank."""
     if engine.global_batch % world_size:
         raise ValueError(
             f"run.engine.global_batch {engine.global_batch} is not divisible by the world size {world_size}:"
@@ -148,13 +155,14 @@ def batch_split(engine: EngineConfig, world_size: int) -> tuple[int, int]:
     micro = engine.micro_batch or share
     if share % micro:
         raise ValueError(
-            f"run.engine.micro_batch {micro} does not divide the {share} samples that a rank has of the global batch"
+            f"run.engine.micro_batch {micro} does not divide the {share} samples of a rank: global batch"
             f" {engine.global_batch} over {world_size} ranks"
         )
     return micro, share // micro
 
 
 def fill(settings: dict[str, Any], dotted: str, value: Any, path: Path) -> None:
+    """Sets the value of a dotted name, if it is missing or "auto". ValueError if the file has another value."""
     *sections, name = dotted.split(".")
     node = settings
     for section in sections:
@@ -163,11 +171,12 @@ def fill(settings: dict[str, Any], dotted: str, value: Any, path: Path) -> None:
         node[name] = value
     elif node[name] != value:
         raise ValueError(
-            f'{path}: {dotted} is {node[name]} there but {value} by the run\'s configuration: write "auto" in the file'
+            f'{path}: {dotted} is {node[name]} there but {value} in the run\'s configuration: write "auto" in the file'
         )
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"bf16": {"enabled": True}}`` -> ``{"bf16.enabled": True}``."""
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value})
@@ -179,7 +188,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
 
 
 def schedule_shape(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
-    """Learning rate at a step as a share of the peak: linear warm-up, then cosine, linear or constant."""
+    """Returns a function: step -> share of the peak learning rate. Linear warm-up, then cosine, linear or constant."""
     warmup = int(config.warmup) if config.warmup >= 1 else math.ceil(config.warmup * total_steps)
 
     def shape(step: int) -> float:
@@ -187,17 +196,17 @@ def schedule_shape(config: OptimizerConfig, total_steps: int) -> Callable[[int],
             return (step + 1) / warmup
         if config.schedule == "constant":
             return 1.0
-        done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-        falling = 0.5 * (1 + math.cos(math.pi * done)) if config.schedule == "cosine" else 1 - done
-        return config.min_lr_share + (1 - config.min_lr_share) * falling
+        progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
+        decay = 0.5 * (1 + math.cos(math.pi * progress)) if config.schedule == "cosine" else 1 - progress
+        return config.min_lr_share + (1 - config.min_lr_share) * decay
 
     return shape
 
 
 def full_state_dict(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor]:
-    """Whole parameters (float32 masters where DeepSpeed keeps them) and buffers on the CPU, for any ZeRO stage.
+    """Returns whole parameters (float32 masters if DeepSpeed keeps them) and buffers on the CPU, for any ZeRO stage.
 
-    A collective: every rank calls it and every rank gets the result.
+    A collective: every rank gets the result.
     """
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param

@@ -1,14 +1,14 @@
-"""The gradient norm of each part of a model, also where ZeRO leaves a rank only its share of the gradients.
+"""The gradient norm of each part of a model, also if ZeRO leaves a rank only its share of the gradients.
 
     squares = squared_norms(engine, lambda name: name.split(".")[0])    # {"vision": 0.83, "text": 0.11, ...}
 
-It is asked between the backward pass and ``engine.step()``, which frees the gradients. What a rank returns is what it
-holds: summed over the ranks they are the squared norms of the step's gradient, before clipping, the loss scale of fp16
-taken out. No rank gathers a gradient for it, as deepspeed's ``safe_get_full_grad`` would, one collective a parameter.
+Call it between the backward pass and ``engine.step()``, which frees the gradients. A rank returns the share that it
+holds. The sum over the ranks is the squared norm of the step's gradient, before clipping and without the loss scale of
+fp16. No gradient is gathered: DeepSpeed's ``safe_get_full_grad`` would need one collective for each parameter.
 
-    ZeRO 0       each rank has the whole gradient, and gives a W-th of its square
-    ZeRO 1, 2    a slice of the flattened gradients: deepspeed's ``_hp_mapping`` of a parameter has the part in it
-    ZeRO 3       a slice of every parameter: deepspeed's ``safe_get_local_grad``
+    ZeRO 0       each rank has the whole gradient and returns its square divided by the world size
+    ZeRO 1, 2    a slice of the flattened gradients: DeepSpeed's ``_hp_mapping`` of a parameter has its part of it
+    ZeRO 3       a slice of every parameter: DeepSpeed's ``safe_get_local_grad``
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ PartOf = Callable[[str], str]
 
 @torch.no_grad()
 def squared_norms(engine: deepspeed.DeepSpeedEngine, part_of: PartOf) -> dict[str, float]:
-    """This rank's share of the squared gradient norm of each part; the same parts, in the same order, on every rank."""
+    """Returns this rank's share of the squared gradient norm of each part. All ranks have the same parts in order."""
     if getattr(engine.optimizer, "cpu_offload", False) or getattr(engine.optimizer, "offload_optimizer", False):
-        get_accelerator().synchronize()  # the copies to the host are under way
+        get_accelerator().synchronize()  # gradients are still being copied to the host
     held: dict[str, list[Tensor]] = defaultdict(list)
     weights: dict[str, list[float]] = defaultdict(list)
     for name, parameter in engine.module.named_parameters():
@@ -46,8 +46,8 @@ def squared_norms(engine: deepspeed.DeepSpeedEngine, part_of: PartOf) -> dict[st
 
 
 def held_gradient(parameter: nn.Parameter) -> tuple[Tensor | None, bool]:
-    """What this rank has of a parameter's gradient, and whether that is all of it, as every rank then has it."""
-    whole = getattr(parameter, "_hp_grad", None)  # of deepspeed's optimizer for bf16 with float32 accumulation
+    """Returns the part of a parameter's gradient on this rank, and whether every rank has the whole gradient."""
+    whole = getattr(parameter, "_hp_grad", None)  # of DeepSpeed's optimizer for bf16 with float32 accumulation
     if whole is not None:
         return whole, True
     if hasattr(parameter, "ds_id"):
@@ -59,7 +59,7 @@ def held_gradient(parameter: nn.Parameter) -> tuple[Tensor | None, bool]:
 
 
 def squared_norm(tensors: list[Tensor], weights: list[float]) -> Tensor:
-    """Weighted sum of squares, in float64 over norms in float32; not finite where a gradient is not."""
+    """Weighted sum of squares, in float64 over norms in float32; not finite if a gradient is not."""
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
     norms = torch.stack(torch._foreach_norm([each.float() for each in tensors])).double()
@@ -67,5 +67,5 @@ def squared_norm(tensors: list[Tensor], weights: list[float]) -> Tensor:
 
 
 def loss_scale(engine: deepspeed.DeepSpeedEngine) -> float:
-    """What fp16 has multiplied the loss with, 1 else."""
+    """The factor of the loss under fp16, otherwise 1."""
     return float(getattr(engine.optimizer, "loss_scale", 1.0) or 1.0) if engine.fp16_enabled() else 1.0

@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 from tqdm import tqdm
 
-from priorclip.training.checkpoints.files import replace_text
+from priorclip.common.files import write_text
 from priorclip.training.config import MonitorConfig
 from priorclip.training.monitoring.measure import RankMetrics
 from priorclip.training.monitoring.prometheus import open_endpoint
@@ -60,7 +60,7 @@ class MetricLog:
 
         path = folder / NAME
         kept = [record for record in records(folder) if record["step"] <= start_step] if start_step else []
-        replace_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.file = path.open("a", buffering=1)
         # TensorBoard hides what was written before of the purged step and those after it: that of start_step stays.
         purged = start_step + 1 if start_step else 0

@@ -13,8 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from priorclip.common.files import write_text
 from priorclip.common.masking import MaskedFormatter, masked_command, masked_values
-from priorclip.training.checkpoints.files import replace_text
 from priorclip.training.ranks.distributed import Rank
 
 logger = logging.getLogger(__name__)
@@ -50,5 +50,5 @@ def log_failure(rank: Rank, kind: type[BaseException], error: BaseException, tra
 def write_report(folder: Path, report: dict[str, Any]) -> None:
     """``report.json`` of the run directory, whole or not at all."""
     report = {**masked_values(report), "command": masked_command(sys.argv)}
-    replace_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
+    write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
     logger.info("finished: %s", folder / "report.json")

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from priorclip.common.safe_load import load_tensors
+
 
 def rng_states_name(rank: int) -> str:
     return f"generators_rank_{rank:05d}.pt"
@@ -55,4 +57,4 @@ def restore_rng_states(checkpoint: Path) -> None:
     """Those of this rank, where the checkpoint has them; a rank that the checkpoint did not know keeps its own."""
     path = checkpoint / rng_states_name(dist.get_rank())
     if path.is_file():
-        set_rng_states(torch.load(path, map_location="cpu", weights_only=True))
+        set_rng_states(load_tensors(path))
