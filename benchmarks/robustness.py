@@ -30,8 +30,8 @@ import yaml
 from priorclip.experiments.study import Study, load_study
 from priorclip.experiments.study_table import draw, write_study
 from priorclip.retrieval.commands import CORRUPTIONS, RobustnessConfig
-from priorclip.retrieval.robustness import draw as draw_cells
-from priorclip.retrieval.robustness import means, measure, robustness_table
+from priorclip.retrieval.robustness import draw_plot as draw_cells
+from priorclip.retrieval.robustness import mean_recalls, measure_robustness, robustness_table
 
 STUDIES = ("caption-noise", "prior-noise", "label-noise")
 
@@ -70,7 +70,7 @@ def cells_of(study: Study, seed: int, options: argparse.Namespace) -> list[dict[
     """What ``retrieval robustness`` measures of a seed's models on the test images of their runs."""
     runs = {label: options.output / "clean" / row / f"seed-{seed}" / "closed" for row, label in study.rows.items()}
     config = yaml.safe_load((next(iter(runs.values())) / "config.yaml").read_text())
-    report = measure(
+    report = measure_robustness(
         RobustnessConfig(
             models=[f"{label}={run / 'export'}" for label, run in runs.items()],
             data=config["test"]["shards"],
@@ -87,7 +87,7 @@ def cells_of(study: Study, seed: int, options: argparse.Namespace) -> list[dict[
 def write_corruptions(study: Study, cells: list[list[dict[str, Any]]], folder: Path) -> None:
     """The tables of a study whose levels are the corruptions, a mean over severities each, and all of them."""
     everything = [cell for each in cells for cell in each]
-    report = {"cells": everything, "means": means(everything)}
+    report = {"cells": everything, "means": mean_recalls(everything)}
     draw_cells(report, folder / "severities.png")
     levels = {"clean": ("none",), **{name: (name,) for name in CORRUPTIONS}, "all corruptions": CORRUPTIONS}
     results = {

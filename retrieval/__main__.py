@@ -41,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot print ends nothing
-    words = bracketed(sys.argv[1:] if argv is None else argv, LISTS)
+    words = join_list_values(sys.argv[1:] if argv is None else argv, LISTS)
     name, config = parse_command(COMMANDS, words, prog="retrieval", description="Evaluate and use a trained model.")
     return run_command(f"retrieval {name}", lambda: run[name](config))
 
 
-def bracketed(words: Sequence[str], lists: Sequence[str]) -> list[str]:
+def join_list_values(words: Sequence[str], lists: Sequence[str]) -> list[str]:
     """``--models a=x b=y`` -> ``--models [a=x,b=y]`` in JSON, for options that take a list."""
     found: list[str] = []
     rest = list(words)
@@ -61,16 +61,16 @@ def bracketed(words: Sequence[str], lists: Sequence[str]) -> list[str]:
 
 
 def run_robustness(config: RobustnessConfig) -> None:
-    from priorclip.retrieval.robustness import measure, robustness_table
+    from priorclip.retrieval.robustness import measure_robustness, robustness_table
 
-    report = measure(config)
+    report = measure_robustness(config)
     print(robustness_table(report))
     print(f"report and plot: {config.output}")
 
 
 def run_evaluate(config: EvaluateConfig) -> None:
     from priorclip.retrieval.evaluate_export import evaluate, write_report
-    from priorclip.retrieval.table import tables
+    from priorclip.retrieval.text_tables import tables
 
     report = evaluate(config)
     print(tables(report))
@@ -91,7 +91,7 @@ def run_index(config: IndexConfig) -> None:
 def run_search(config: SearchConfig) -> None:
     from pathlib import Path
 
-    from priorclip.retrieval.table import hit_table
+    from priorclip.retrieval.text_tables import hit_table
 
     data = Path(config.image).read_bytes() if config.image is not None else None
     searcher = open_searcher(config)

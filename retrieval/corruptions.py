@@ -32,9 +32,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from priorclip.data_shards.format.sample import Sample
-from priorclip.data_shards.images.decode import MAX_PIXELS, opened, upright_rgb
-from priorclip.data_shards.order.seeds import mix
-from priorclip.data_shards.stream.collate import SampleSource
+from priorclip.data_shards.images.decode import MAX_PIXELS, open_image, upright_rgb
+from priorclip.data_shards.order.hashing import hash_integers
+from priorclip.data_shards.stream.batch_fetcher import SampleSource
 
 SEVERITIES = (1, 2, 3, 4, 5)
 WORKING_SIDE = 256  # pixels of the shorter side; larger images are shrunk to it
@@ -82,7 +82,7 @@ def blur(image: Tensor, level: int, random: torch.Generator) -> Tensor:
 
 
 def noise(image: Tensor, level: int, random: torch.Generator) -> Tensor:
-    return to_bytes(image / 255 + NOISE[level] * torch.randn(image.shape, generator=random))
+    return to_uint8(image / 255 + NOISE[level] * torch.randn(image.shape, generator=random))
 
 
 def jpeg(image: Tensor, level: int, random: torch.Generator) -> Tensor:
@@ -102,20 +102,20 @@ def rotation(image: Tensor, level: int, random: torch.Generator) -> Tensor:
 
 def cloud(image: Tensor, level: int, random: torch.Generator) -> Tensor:
     """White where the noise is among its largest values, as many as the share says; each cloud darkens the ground."""
-    field = fractal(image.shape[1], image.shape[2], random)
+    field = fractal_noise(image.shape[1], image.shape[2], random)
     threshold = torch.quantile(field.flatten(), 1 - CLOUD[level])
     cover = ((field - threshold) / EDGE + 0.5).clamp(0, 1)  # half cover at the threshold
     shift = max(1, min(image.shape[1:]) // 24)
     shadow = torch.roll(cover, (shift, shift), (0, 1))
     ground = image / 255 * (1 - 0.45 * shadow)
-    return to_bytes(ground * (1 - cover) + (0.9 + 0.1 * cover) * cover)
+    return to_uint8(ground * (1 - cover) + (0.9 + 0.1 * cover) * cover)
 
 
 def haze(image: Tensor, level: int, random: torch.Generator) -> Tensor:
-    depth = fractal(image.shape[1], image.shape[2], random, roughness=3.0)
+    depth = fractal_noise(image.shape[1], image.shape[2], random, roughness=3.0)
     thickness = -torch.log(torch.tensor(HAZE[level])) * (1 + 0.25 * depth.clamp(-2, 2))
     transmission = torch.exp(-thickness)
-    return to_bytes(image / 255 * transmission + AIR * (1 - transmission))
+    return to_uint8(image / 255 * transmission + AIR * (1 - transmission))
 
 
 def season(image: Tensor, level: int, random: torch.Generator) -> Tensor:
@@ -124,7 +124,7 @@ def season(image: Tensor, level: int, random: torch.Generator) -> Tensor:
     excess = (3 * colour[1] / colour.sum(0).clamp(min=1e-3) - 1).clamp(min=0)
     plant = (excess / 0.15).clamp(max=1) * SEASON[level]
     dry = torch.einsum("rc,chw->rhw", STRAW, colour)
-    return to_bytes(colour * (1 - plant) + dry * plant)
+    return to_uint8(colour * (1 - plant) + dry * plant)
 
 
 CORRUPTIONS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
@@ -132,11 +132,11 @@ CORRUPTIONS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
 }
 
 
-def to_bytes(image: Tensor) -> Tensor:
+def to_uint8(image: Tensor) -> Tensor:
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def fractal(high: int, wide: int, random: torch.Generator, roughness: float = ROUGHNESS) -> Tensor:
+def fractal_noise(high: int, wide: int, random: torch.Generator, roughness: float = ROUGHNESS) -> Tensor:
     """Noise (high, wide) whose amplitude falls with frequency to the power of ``roughness``; mean 0, deviation 1."""
     spectrum = torch.fft.rfft2(torch.randn(high, wide, generator=random))
     frequency = torch.hypot(torch.fft.fftfreq(high)[:, None], torch.fft.rfftfreq(wide)[None, :])
@@ -147,10 +147,10 @@ def fractal(high: int, wide: int, random: torch.Generator, roughness: float = RO
 
 def image_seed(seed: int, name: str, key: str) -> int:
     """The seed of an image: of the run's seed, the corruption and the image's key alone."""
-    return mix(seed, zlib.crc32(name.encode()), zlib.crc32(key.encode("utf-8", "surrogateescape")))
+    return hash_integers(seed, zlib.crc32(name.encode()), zlib.crc32(key.encode("utf-8", "surrogateescape")))
 
 
-def as_bmp(pixels: Pixels) -> bytes:
+def encode_bmp(pixels: Pixels) -> bytes:
     """Encoded without loss, and at no cost."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "BMP")
@@ -175,7 +175,7 @@ class CorruptedSource:
     def read(self, sample: int) -> Sample:
         """Raises BadSample where the image cannot be decoded, as evaluating it would."""
         clean = self.source.read(sample)
-        with opened(clean.image, self.max_pixels) as image:
+        with open_image(clean.image, self.max_pixels) as image:
             picture = upright_rgb(image)
             shorter = min(picture.size)
             if shorter > WORKING_SIDE:
@@ -183,7 +183,7 @@ class CorruptedSource:
                 picture = picture.resize((wide, high), resample=Image.Resampling.BICUBIC, reducing_gap=3)
             pixels = np.array(picture)
         seed = image_seed(self.seed, self.corruption, clean.key)
-        return replace(clean, image=as_bmp(corrupt(pixels, self.corruption, self.severity, seed)))
+        return replace(clean, image=encode_bmp(corrupt(pixels, self.corruption, self.severity, seed)))
 
     def text(self, sample: int) -> Sample:
         return self.source.text(sample)

@@ -14,13 +14,10 @@ embedding is compared, a chunk at a time. The folder is written aside and rename
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import mmap
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -31,11 +28,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from priorclip.common.files import folder_aside, sha256_of
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.shards import ShardSet
-from priorclip.model.export.folder import publish
 from priorclip.retrieval.commands import IndexConfig
-from priorclip.retrieval.encoder import EncodedImages, Encoder, reasons
+from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reasons
 from priorclip.retrieval.gallery import Gallery, open_gallery, refuse_too_many
 
 log = logging.getLogger(__name__)
@@ -160,7 +157,7 @@ def build_index(config: IndexConfig) -> EmbeddingIndex:
     encoder = Encoder.load(config.model, config.device, config.precision)
     batches = encoder.batches(gallery, config)
     images = encoder.images(batches, getattr(torch, config.dtype))
-    skipped = reasons(gallery, images.usable, encoder.image_size, config.max_pixels)
+    skipped = find_skip_reasons(gallery, images.usable, encoder.image_size, config.max_pixels)
     refuse_too_many(skipped, len(gallery.source), config.max_bad_share)
     features = images.features[images.usable] if skipped else images.features
     about = {
@@ -175,7 +172,7 @@ def build_index(config: IndexConfig) -> EmbeddingIndex:
         "dtype": config.dtype,
         "skipped": skipped,
     }
-    write_folder(output, about, features, descriptions(gallery, images, batches.classes))
+    write_folder(output, about, features, image_entries(gallery, images, batches.classes))
     return EmbeddingIndex.load(output)
 
 
@@ -191,29 +188,22 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
 
 def write_folder(output: Path, about: dict[str, Any], embeddings: Tensor, entries: Iterable[dict[str, Any]]) -> None:
     """Write the three files aside, fsync, and rename the folder into place."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    with folder_aside(output) as aside:
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         (aside / ABOUT).write_text(text, encoding="utf-8", errors="backslashreplace")
         save_file({"embeddings": embeddings.contiguous()}, aside / EMBEDDINGS)
         with open(aside / IMAGES, "w", encoding="utf-8") as handle:
             handle.writelines(json.dumps(entry) + "\n" for entry in entries)
-        publish(aside, output)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
 
 
-def descriptions(gallery: Gallery, images: EncodedImages, classes: list[str]) -> Iterator[dict[str, Any]]:
+def image_entries(gallery: Gallery, images: EncodedImages, classes: list[str]) -> Iterator[dict[str, Any]]:
     """Key, scene and place of each image that can be used."""
     for sample in images.usable.nonzero().flatten().tolist():
         label = int(images.labels[sample])
         scene = classes[label] if label >= 0 else None
-        yield {"key": gallery.source.name(sample)[1], "label": scene, **gallery.place(sample)}
+        yield {"key": gallery.source.name(sample)[1], "label": scene, **gallery.location(sample)}
 
 
 def model_hash(folder: Path) -> str:
     """SHA-256 of an export folder's weights: embeddings of other weights do not compare."""
-    with open(folder / "model.safetensors", "rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    return sha256_of(folder / "model.safetensors")

@@ -24,15 +24,16 @@ from tqdm import tqdm
 from priorclip.data_shards import EvalBatches, eval_batches, load_tokenizer
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.transforms import MAX_PIXELS, eval_transform
-from priorclip.data_shards.stream.collate import tokenize
+from priorclip.data_shards.stream.batch_fetcher import tokenize
 from priorclip.model import from_pretrained
-from priorclip.model.encoders.feature_cache import Memo
+from priorclip.model.device import pick_device
+from priorclip.model.encoders.feature_cache import FeatureCache
 from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import ImageEncoder, normalisation
 from priorclip.model.evaluation import encode_texts
 from priorclip.model.pictures.belief_maps import paint_belief
 from priorclip.retrieval.commands import Device, GalleryConfig, Precision
-from priorclip.retrieval.gallery import Gallery, Skipped, note
+from priorclip.retrieval.gallery import Gallery, Skipped, add_skipped
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,7 +132,7 @@ class Encoder:
                 usable[places] = True
                 labels[places] = batch["labels"][real]
                 bar.update(min(len(rows), total - int(bar.n)))
-        self.refuse_non_finite(features)
+        self.check_finite(features)
         return EncodedImages(features, usable, labels)
 
     def texts(self, batches: EvalBatches) -> Tensor:
@@ -143,7 +144,7 @@ class Encoder:
                 return self(**inputs)
 
             features = encode_texts(forward, batches, self.device).cpu()
-        self.refuse_non_finite(features)
+        self.check_finite(features)
         return features
 
     def text(self, text: str) -> Tensor:
@@ -151,12 +152,12 @@ class Encoder:
         if not text.strip():
             raise ValueError("the text to search for is blank")
         inputs = {name: value.to(self.device) for name, value in tokenize(self.tokenizer, [text.strip()]).items()}
-        return self.one(self(**inputs)["text_features"])
+        return self.single_row(self(**inputs)["text_features"])
 
     def image(self, data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
         """Feature (d,) of one encoded image, float32 on the CPU. BadSample, a ValueError, if it cannot be read."""
         pixels = torch.from_numpy(eval_transform(data, self.image_size, max_pixels=max_pixels))
-        return self.one(self(images=pixels[None].to(self.device))["image_features"])
+        return self.single_row(self(images=pixels[None].to(self.device))["image_features"])
 
     def belief(self, data: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """The belief map of one encoded image over its centred square of so many pixels. BadSample as for `image`.
@@ -169,13 +170,13 @@ class Encoder:
         belief = self(images=pixels[None].to(self.device), return_belief=True)["belief"][0]
         return paint_belief(torch.from_numpy(eval_transform(data, side, max_pixels=max_pixels)), belief)
 
-    def one(self, features: Tensor) -> Tensor:
+    def single_row(self, features: Tensor) -> Tensor:
         """The only row of (1, d)."""
         row = features[0].float().cpu()
-        self.refuse_non_finite(row)
+        self.check_finite(row)
         return row
 
-    def refuse_non_finite(self, features: Tensor) -> None:
+    def check_finite(self, features: Tensor) -> None:
         """NaN compares as neither larger nor smaller, so that recall over NaN would look perfect."""
         if not features.isfinite().all():
             raise ValueError(
@@ -194,28 +195,23 @@ def remember(model: Any, folder: str | Path, precision: Precision = "fp32") -> N
         if isinstance(module, ImageEncoder):
             settings = module.config
             facts = (settings.name, settings.image_size, *normalisation(settings), module.pool, *reduced)
-            module.memo = Memo(folder, module.model, facts)
+            module.feature_cache = FeatureCache(folder, module.model, facts)
         elif isinstance(module, TextEncoder):
             architecture = module.config.config
-            module.memo = Memo(folder, module.model, (architecture, *reduced) if reduced else architecture)
+            facts = (architecture, *reduced) if reduced else architecture
+            module.feature_cache = FeatureCache(folder, module.model, facts)
 
 
-def reasons(gallery: Gallery, usable: Tensor, image_size: int, max_pixels: int) -> Skipped:
+def find_skip_reasons(gallery: Gallery, usable: Tensor, image_size: int, max_pixels: int) -> Skipped:
     """Why images could not be used: the few are read once more, as workers report no reason."""
     skipped: Skipped = {}
     for sample in (~usable).nonzero().flatten().tolist():
         try:
             eval_transform(gallery.source.read(sample).image, image_size, max_pixels=max_pixels)
-            note(skipped, gallery, sample, BadSample("readable only the second time"))
+            add_skipped(skipped, gallery, sample, BadSample("readable only the second time"))
         except BadSample as error:
-            note(skipped, gallery, sample, error)
+            add_skipped(skipped, gallery, sample, error)
     return skipped
-
-
-def pick_device(device: Device) -> torch.device:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch sees no GPU on this machine, use --device cpu")
-    return torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def read_tokenizer(folder: Path, text: Any) -> PreTrainedTokenizerBase:

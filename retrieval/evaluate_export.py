@@ -11,7 +11,6 @@ An image that cannot be used leaves the test set with its captions, and the repo
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from priorclip.common.files import write_bytes
 from priorclip.data_shards.format.class_names import ClassIds
+from priorclip.model.device import pick_device
 from priorclip.retrieval.commands import EvaluateConfig
-from priorclip.retrieval.encoder import pick_device
-from priorclip.retrieval.features import Features, LazyEncoder, encoded
+from priorclip.retrieval.confusion_sheets import draw_retrieval_confusions, draw_scene_confusions
+from priorclip.retrieval.features import Features, LazyEncoder, encode_gallery
 from priorclip.retrieval.gallery import Gallery, Skipped, open_gallery, with_captions
-from priorclip.retrieval.hard_negatives import draw_retrieval_confusions, draw_scene_confusions
-from priorclip.retrieval.linear_probe import probe_report, stratified
-from priorclip.retrieval.published_rows import comparison
-from priorclip.retrieval.ranking import recall_report
+from priorclip.retrieval.linear_probe import probe_report, stratified_split
+from priorclip.retrieval.published_results import compare_with_published
+from priorclip.retrieval.recall_report import recall_report
 from priorclip.retrieval.zeroshot import class_features, class_prompts, zero_shot_report
 
 
@@ -45,13 +45,13 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         OSError, ValueError: bad input; the message names the file or key, and what to do
     """
     started = time.perf_counter()
-    refuse_places(config)
+    check_outputs(config)
     retrieval = "retrieval" in config.chosen
     gallery, skipped = open_gallery(config.data, config.images, config.split, config.limit), Skipped()
     if retrieval:
         gallery, skipped = with_captions(gallery, config.caption_field)
     model, device = LazyEncoder(config), pick_device(config.device)
-    features = encoded(config, gallery, skipped, model, config.caption_field if retrieval else None)
+    features = encode_gallery(config, gallery, skipped, model, config.caption_field if retrieval else None)
     report: dict[str, Any] = {}
     if retrieval:
         report |= recall_report(features, config.bootstrap, config.seed)
@@ -66,10 +66,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "skipped": features.skipped,
     }
     if retrieval and config.benchmark:
-        report["comparison"] = comparison(config.benchmark, report)
+        report["comparison"] = compare_with_published(config.benchmark, report)
     classified = {
         task: run(config, features, model, gallery)
-        for task, run in (("zeroshot", zero_shot), ("probe", probe))
+        for task, run in (("zeroshot", run_zero_shot), ("probe", run_probe))
         if task in config.chosen
     }
     report |= {task: found.report for task, found in classified.items()}
@@ -80,7 +80,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return {**report, "seconds": round(time.perf_counter() - started, 3)}
 
 
-def refuse_places(config: EvaluateConfig) -> None:
+def check_outputs(config: EvaluateConfig) -> None:
     """Raises OSError for what could not be written at the end, before hours of encoding are lost to it."""
     if config.output and Path(config.output).is_dir():
         raise IsADirectoryError(f"--output {config.output} is a folder: name the report, {config.output}/report.json")
@@ -93,7 +93,7 @@ def refuse_places(config: EvaluateConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
 
-class Classified(NamedTuple):
+class Classification(NamedTuple):
     """What came of a classification: the rows of ``features`` that were tested, and the class given to each."""
 
     report: dict[str, Any]
@@ -101,7 +101,7 @@ class Classified(NamedTuple):
     predicted: NDArray[np.int64]
 
 
-def zero_shot(config: EvaluateConfig, features: Features, model: LazyEncoder, gallery: Gallery) -> Classified:
+def run_zero_shot(config: EvaluateConfig, features: Features, model: LazyEncoder, gallery: Gallery) -> Classification:
     prompts = class_prompts(features.classes, config.templates, config.class_names)
     heads = class_features(model.encoder, prompts)
     report, predicted = zero_shot_report(
@@ -109,15 +109,15 @@ def zero_shot(config: EvaluateConfig, features: Features, model: LazyEncoder, ga
     )
     firsts = {name: texts[0] for name, texts in zip(features.classes, prompts, strict=True)}
     about = {"templates": config.templates, "prompts": sum(map(len, prompts)), "first_prompts": firsts}
-    return Classified({**report, **about}, labelled(features), predicted)
+    return Classification({**report, **about}, labelled_rows(features), predicted)
 
 
-def probe(config: EvaluateConfig, features: Features, model: LazyEncoder, gallery: Gallery) -> Classified:
+def run_probe(config: EvaluateConfig, features: Features, model: LazyEncoder, gallery: Gallery) -> Classification:
     """Learns from ``probe_data``, or from a part of each class of the test set itself."""
-    tested = labelled(features)
+    tested = labelled_rows(features)
     if config.probe_data is None:
-        learned, held_out = stratified(features.labels.numpy()[tested], 1 - config.train_share, config.seed)
-        learn = rows_of(features, tested[learned])
+        learned, held_out = stratified_split(features.labels.numpy()[tested], 1 - config.train_share, config.seed)
+        learn = select_rows(features, tested[learned])
         tested = tested[held_out]
         if len(learned) and not len(tested):
             raise ValueError(
@@ -125,13 +125,13 @@ def probe(config: EvaluateConfig, features: Features, model: LazyEncoder, galler
                 "from as --probe_data"
             )
     else:
-        learn = learning_set(config, features.classes, model, gallery)
-    test = rows_of(features, tested)
+        learn = probe_training_set(config, features.classes, model, gallery)
+    test = select_rows(features, tested)
     report, predicted = probe_report(*learn, *test, features.classes, config.bootstrap, config.seed)
-    return Classified(report, tested, predicted)
+    return Classification(report, tested, predicted)
 
 
-def learning_set(
+def probe_training_set(
     config: EvaluateConfig, classes: list[str], model: LazyEncoder, tested: Gallery
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Features and labels of ``probe_data``; scenes that the test does not have are left out.
@@ -142,16 +142,16 @@ def learning_set(
     data, images, split = config.probe_data, config.probe_images, config.probe_split
     other = replace(config, data=data, images=images, split=split, limit=None)
     learned = open_gallery(data, images, split)
-    shared = places(tested) & places(learned)
+    shared = locations(tested) & locations(learned)
     if shared:
         raise ValueError(
             f"--probe_data {data} has {len(shared)} of the images that --data {config.data} tests: the probe would be "
             "asked what it learned. Name other images, e.g. by --probe_split train"
         )
-    found = encoded(other, learned, {}, model, None)
+    found = encode_gallery(other, learned, {}, model, None)
     ids = ClassIds(classes)
     known = [ids[name] for name in found.classes]
-    missing = [name for place, name in enumerate(classes) if place not in known]
+    missing = [name for label, name in enumerate(classes) if label not in known]
     if missing:
         raise ValueError(
             f"--probe_data {data} has no image of {', '.join(missing[:5])}, which --data {config.data} has: are the "
@@ -160,20 +160,20 @@ def learning_set(
     return found.images.numpy(), np.array([*known, -1])[found.labels.numpy()]
 
 
-def places(gallery: Gallery) -> set[tuple[Any, ...]]:
-    return {tuple(gallery.place(sample).values()) for sample in range(len(gallery.source))}
+def locations(gallery: Gallery) -> set[tuple[Any, ...]]:
+    return {tuple(gallery.location(sample).values()) for sample in range(len(gallery.source))}
 
 
-def labelled(features: Features) -> NDArray[np.int64]:
+def labelled_rows(features: Features) -> NDArray[np.int64]:
     """Rows of the images whose scene is known."""
     return (features.labels >= 0).nonzero().flatten().numpy()
 
 
-def rows_of(features: Features, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def select_rows(features: Features, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     return features.images[rows].numpy(), features.labels[rows].numpy()
 
 
-def draw_confused_scenes(path: str, gallery: Gallery, features: Features, found: Classified) -> None:
+def draw_confused_scenes(path: str, gallery: Gallery, features: Features, found: Classification) -> None:
     samples, labels = features.samples[found.tested].numpy(), features.labels[found.tested].numpy()
     pairs = found.report["confusions"]
     draw_scene_confusions(path, gallery, samples, labels, found.predicted, features.classes, pairs)
@@ -183,14 +183,6 @@ def write_report(path: str | Path, report: dict[str, Any]) -> None:
     """Write the report as JSON, whole or not at all; folders on the way are made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        # what UTF-8 cannot hold, of a file name in Latin-1, say, becomes \\udce9, which JSON reads as the same again
-        with open(aside, "w", encoding="utf-8", errors="backslashreplace") as handle:
-            json.dump(report, handle, indent=2, ensure_ascii=False)
-            handle.write("\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    # UTF-8 cannot hold some names, such as a file name in Latin-1: they are written as \\udce9, which JSON reads back.
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))

@@ -1,6 +1,6 @@
 """Features of a model on a test set, encoded once and kept: every further evaluation starts from the file.
 
-    features = encoded(config, gallery, skipped)
+    features = encode_gallery(config, gallery, skipped)
     features.images (I, d), features.texts (T, d), features.owner (T,) row of each text's image, features.labels (I,)
 
 With ``--features FOLDER`` they are looked for in ``FOLDER/DIGEST.safetensors`` and written there. The digest is of all
@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,11 +25,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from priorclip.data_shards.remote.store import LocalFile
+from priorclip.common.files import file_aside
+from priorclip.data_shards.remote.shard_files import LocalFile
 from priorclip.data_shards.shards import ShardSet
 from priorclip.retrieval.commands import EvaluateConfig
 from priorclip.retrieval.embedding_index import model_hash
-from priorclip.retrieval.encoder import Encoder, reasons, remember
+from priorclip.retrieval.encoder import Encoder, find_skip_reasons, remember
 from priorclip.retrieval.gallery import Gallery, Skipped, refuse_too_many
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class LazyEncoder:
         return found.hexdigest()
 
 
-def encoded(
+def encode_gallery(
     config: EvaluateConfig,
     gallery: Gallery,
     skipped: Skipped,
@@ -119,7 +119,7 @@ def encoded(
         encoder = model.encoder
         batches = encoder.batches(gallery, config, caption_field)
         images = encoder.images(batches)
-        left_out = reasons(gallery, images.usable, encoder.image_size, config.max_pixels)
+        left_out = find_skip_reasons(gallery, images.usable, encoder.image_size, config.max_pixels)
         texts = encoder.texts(batches) if caption_field else images.features.new_zeros(0, images.features.shape[1])
         found = {"images": images.features, "usable": images.usable, "labels": images.labels, "texts": texts}
         if place is not None:
@@ -127,7 +127,7 @@ def encoded(
     skipped = {reason: [*skipped.get(reason, []), *left_out.get(reason, [])] for reason in {**skipped, **left_out}}
     total = len(gallery.origin) if config.limit is None else min(config.limit, len(gallery.origin))
     refuse_too_many(skipped, total, config.max_bad_share)
-    captions, owners = captions_of(gallery, caption_field)
+    captions, owners = list_captions(gallery, caption_field)
     usable, owner = found["usable"], torch.from_numpy(owners)
     kept = usable[owner]
     return Features(
@@ -142,7 +142,7 @@ def encoded(
     )
 
 
-def captions_of(gallery: Gallery, caption_field: str | None) -> tuple[list[str], np.ndarray]:
+def list_captions(gallery: Gallery, caption_field: str | None) -> tuple[list[str], np.ndarray]:
     """Every caption, those of an image side by side, and the sample of each, int64 (T,)."""
     captions: list[str] = []
     owners: list[int] = []
@@ -157,12 +157,12 @@ def data_digest(gallery: Gallery, caption_field: str | None) -> str:
     """Changes when the samples, their captions or scenes, or size or time of the files that hold the images do."""
     found = hashlib.sha256(f"{gallery.source.fingerprint} {len(gallery.source)} {caption_field}".encode())
     found.update(np.asarray(gallery.places, dtype=np.int64).tobytes())
-    for line in (*files_of(gallery), *captions_of(gallery, caption_field)[0]):
+    for line in (*describe_files(gallery), *list_captions(gallery, caption_field)[0]):
         found.update(f"{line}\0".encode("utf-8", "surrogateescape"))
     return found.hexdigest()
 
 
-def files_of(gallery: Gallery) -> Sequence[str]:
+def describe_files(gallery: Gallery) -> Sequence[str]:
     """Name, size and time of each file with images, and the scene where it is not in the file.
 
     Remote shards are there by name, for they have their fingerprint.
@@ -171,11 +171,11 @@ def files_of(gallery: Gallery) -> Sequence[str]:
         paths = [file.path if isinstance(file, LocalFile) else None for file in gallery.origin.files]
     else:
         records = [gallery.origin.records[place] for place in gallery.places]
-        return [f"{stamp(record.path)} {record.label}" for record in records]
-    return [stamp(path) for path in paths]
+        return [f"{file_state(record.path)} {record.label}" for record in records]
+    return [file_state(path) for path in paths]
 
 
-def stamp(path: Path | None) -> str:
+def file_state(path: Path | None) -> str:
     if path is None or not path.is_file():
         return str(path)
     status = path.stat()
@@ -195,9 +195,5 @@ def read(place: Path) -> tuple[dict[str, Tensor], Skipped]:
 def write(place: Path, found: dict[str, Tensor], skipped: Skipped) -> None:
     """Whole or not at all."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
+    with file_aside(place, durable=False) as aside:
         save_file({name: value.contiguous() for name, value in found.items()}, aside, {"skipped": json.dumps(skipped)})
-        os.replace(aside, place)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -5,7 +5,7 @@
     open_gallery("AID")                                      # folder of scene folders: labels, no captions
 
     gallery.source      len(), read(i) -> Sample, captions(i, field), name(i) -> (shard or data set, key)
-    gallery.place(i)    where image i lies, so that an index finds it again without the annotation file
+    gallery.location(i)    where image i lies, so that an index finds it again without the annotation file
 
 A sample that cannot be used is left out and said so: ``Skipped`` lists its key under the reason.
 """
@@ -26,7 +26,7 @@ from priorclip.data_shards.sources import IMAGE_SUFFIXES, Record, RecordSet, ima
 from priorclip.data_shards.sources.folder import walk_names
 
 if TYPE_CHECKING:
-    from priorclip.data_shards.stream.collate import SampleSource
+    from priorclip.data_shards.stream.batch_fetcher import SampleSource
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Gallery:
     origin: RecordSet | ShardSet
     places: Sequence[int]
 
-    def place(self, sample: int) -> dict[str, Any]:
+    def location(self, sample: int) -> dict[str, Any]:
         """Where the image lies: ``{"path"}`` of a file, or ``{"shard", "sample"}``: a tar and the row in it."""
         if isinstance(self.origin, ShardSet):
             shard, row = self.origin.locate(self.places[sample])
@@ -123,14 +123,14 @@ def open_gallery(data: str, images: str | None = None, split: str | None = None,
                 split = TEST
                 log.info("%s: taking the folder '%s'", data, split)
             origin = RecordSet(imagefolder(data, None if split == ALL else split))
-            return limited(Gallery(origin, split or ALL, origin, range(len(origin))), limit)
+            return limit_gallery(Gallery(origin, split or ALL, origin, range(len(origin))), limit)
         if split not in (None, ALL):
             raise ValueError(f"--split {split}: shards have no splits, so name the tars of the split in --data")
         origin, split = ShardSet(data), ALL
-    return limited(Gallery(origin, split or ALL, origin, range(len(origin))), limit)
+    return limit_gallery(Gallery(origin, split or ALL, origin, range(len(origin))), limit)
 
 
-def limited(gallery: Gallery, limit: int | None) -> Gallery:
+def limit_gallery(gallery: Gallery, limit: int | None) -> Gallery:
     return gallery if limit is None or limit >= len(gallery.places) else gallery.keep(range(limit))
 
 
@@ -183,14 +183,14 @@ def with_captions(gallery: Gallery, caption_field: str) -> tuple[Gallery, Skippe
             gallery.source.captions(sample, caption_field)
             kept.append(sample)
         except BadSample as error:
-            note(skipped, gallery, sample, error)
+            add_skipped(skipped, gallery, sample, error)
             log.warning("%s is left out: %s", " of ".join(reversed(gallery.source.name(sample))), error)
     if not kept:
         raise ValueError(f"no sample has a caption in '{caption_field}': see --caption_field")
     return (gallery.keep(kept) if skipped else gallery), skipped
 
 
-def note(skipped: Skipped, gallery: Gallery, sample: int, error: BadSample) -> None:
+def add_skipped(skipped: Skipped, gallery: Gallery, sample: int, error: BadSample) -> None:
     """Write a sample down under the reason."""
     skipped.setdefault(error.reason, []).append(gallery.source.name(sample)[1])
 

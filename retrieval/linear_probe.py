@@ -49,7 +49,7 @@ def probe_report(
     test, test_labels = test[test_labels >= 0], test_labels[test_labels >= 0]
     if len(np.unique(learn_labels)) < 2:
         raise ValueError("the probe needs labelled images of two scenes or more to learn from")
-    inner, held_out = stratified(learn_labels, VALIDATION, seed)
+    inner, held_out = stratified_split(learn_labels, VALIDATION, seed)
     validation: dict[float, float] = {}
     for strength in CHOICES if len(held_out) else ():
         model = fitted(learn[inner], learn_labels[inner], strength)
@@ -77,7 +77,7 @@ def fitted(features: NDArray[np.float32], labels: NDArray[np.int64], strength: f
         return LogisticRegression(C=strength, max_iter=STEPS).fit(features, labels)
 
 
-def stratified(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def stratified_split(labels: NDArray[np.int64], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Indices of two parts; the second has the share of each class, rounded, and never all of it."""
     rng = np.random.default_rng(seed)
     second = [

@@ -27,19 +27,20 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from priorclip.data_shards.stream.semantic_noise import Noise
+from priorclip.data_shards.stream.semantic_noise import SemanticNoise
+from priorclip.retrieval.bootstrap import bootstrap_intervals
 from priorclip.retrieval.commands import EvaluateConfig, RobustnessConfig, TestSetConfig
 from priorclip.retrieval.corruptions import CORRUPTIONS, CorruptedSource
 from priorclip.retrieval.evaluate_export import write_report
-from priorclip.retrieval.features import Features, LazyEncoder, data_digest, encoded
+from priorclip.retrieval.features import Features, LazyEncoder, data_digest, encode_gallery
 from priorclip.retrieval.gallery import Gallery, open_gallery, with_captions
-from priorclip.retrieval.intervals import intervals
-from priorclip.retrieval.ranking import figures, query_hits
+from priorclip.retrieval.recall_report import query_hits, recall_figures
 
 log = logging.getLogger(__name__)
 
 NONE, CAPTIONS = "none", "captions"
 CELLS = "cells.jsonl"
+KEY = ("model_digest", "test", "corruption", "severity")
 Cell = dict[str, Any]
 
 
@@ -55,7 +56,7 @@ class Condition:
         return "" if self.corruption in (NONE, CAPTIONS) else f"{self.corruption} {self.severity}"
 
 
-def measure(config: RobustnessConfig) -> dict[str, Any]:
+def measure_robustness(config: RobustnessConfig) -> dict[str, Any]:
     """Measure what is not measured yet, write the files, and return the report.
 
     Returns:
@@ -67,33 +68,34 @@ def measure(config: RobustnessConfig) -> dict[str, Any]:
     output = Path(config.output)
     if output.exists() and not output.is_dir():
         raise FileExistsError(f"--output {output} is a file: name a folder")
-    models = named(config.models)
-    conditions = list(asked(config))
+    models = parse_models(config.models)
+    conditions = list(list_conditions(config))
     everything = open_gallery(config.data, config.images, config.split, config.limit)
     gallery, skipped = with_captions(everything, config.caption_field)
-    known = {(cell["model_digest"], cell["test"], cell["corruption"], cell["severity"]): cell for cell in read(output)}
+    known = {tuple(cell[name] for name in KEY): cell for cell in read_cells(output)}
     cells: list[Cell] = []
     output.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(models) * len(conditions), desc="conditions", disable=None) as bar:
         for name, export in models:
-            bench = Bench(config, export, gallery, skipped)
+            bench = ModelTest(config, export, gallery, skipped)
             for condition in conditions:
                 key = (bench.model.digest, bench.test, condition.corruption, condition.severity)
                 if key not in known:
                     measured = bench.recall(condition)
-                    about = dict(zip(("model_digest", "test", "corruption", "severity"), key, strict=True))
+                    about = dict(zip(KEY, key, strict=True))
                     known[key] = {**about, **measured}
-                    append(output, known[key])
+                    append_cell(output, known[key])
                 cells.append({"model": name, "export": export, **known[key]})
                 bar.update()
-    report = {"data": config.data, "split": gallery.split, "seed": config.seed, "cells": cells, "means": means(cells)}
+    report = {"data": config.data, "split": gallery.split, "seed": config.seed, "cells": cells}
+    report["means"] = mean_recalls(cells)
     write_report(output / "robustness.json", report)
     (output / "robustness.md").write_text(robustness_table(report) + "\n", encoding="utf-8")
-    draw(report, output / "robustness.png")
+    draw_plot(report, output / "robustness.png")
     return report
 
 
-class Bench:
+class ModelTest:
     """One model before one test set."""
 
     def __init__(self, config: RobustnessConfig, export: str, gallery: Gallery, skipped: dict[str, list[str]]) -> None:
@@ -108,42 +110,43 @@ class Bench:
     @property
     def clean(self) -> Features:
         if self._clean is None:
-            self._clean = encoded(self.config, self.gallery, self.skipped, self.model, self.config.caption_field)
+            self._clean = encode_gallery(self.config, self.gallery, self.skipped, self.model, self.config.caption_field)
         return self._clean
 
     def recall(self, condition: Condition) -> dict[str, Any]:
         features = self.features(condition)
         hits = query_hits(features)
         if self.resamples:
-            found = intervals(hits, len(features.images), self.resamples, self.seed)
-            return {**figures(hits), "interval": list(found["mean_recall"])}
-        return figures(hits)
+            found = bootstrap_intervals(hits, len(features.images), self.resamples, self.seed)
+            return {**recall_figures(hits), "interval": list(found["mean_recall"])}
+        return recall_figures(hits)
 
     def features(self, condition: Condition) -> Features:
         if condition.corruption == NONE:
             return self.clean
         if condition.corruption == CAPTIONS:
-            return swapped(self.clean, condition.severity / 100, self.seed)
+            return swap_captions(self.clean, condition.severity / 100, self.seed)
         source = CorruptedSource(
             self.gallery.source, condition.corruption, int(condition.severity), self.seed, self.config.max_pixels
         )
         gallery = replace(self.gallery, source=source)
-        images = encoded(self.config, gallery, self.skipped, self.model, None, f"{condition.variant} seed {self.seed}")
+        variant = f"{condition.variant} seed {self.seed}"
+        images = encode_gallery(self.config, gallery, self.skipped, self.model, None, variant)
         if not torch.equal(images.samples, self.clean.samples):
             raise ValueError(f"other images can be read under {condition.variant} than without: see the log")
         return replace(self.clean, images=images.images)
 
 
-def swapped(features: Features, share: float, seed: int) -> Features:
+def swap_captions(features: Features, share: float, seed: int) -> Features:
     """A share of the images has the captions of another of them: exactly, and none is lost."""
-    noise = Noise(seed, len(features.images), caption_share=share)
+    noise = SemanticNoise(seed, len(features.images), caption_share=share)
     new_owner = torch.empty(len(features.images), dtype=torch.long)
     for image in range(len(features.images)):
         new_owner[noise.caption_source(image)] = image  # whose captions go to this image
     return replace(features, owner=new_owner[features.owner])
 
 
-def named(models: Sequence[str]) -> list[tuple[str, str]]:
+def parse_models(models: Sequence[str]) -> list[tuple[str, str]]:
     """``soft=runs/a/export`` -> (soft, runs/a/export); a folder alone is named by itself."""
     found = []
     for text in models:
@@ -155,7 +158,7 @@ def named(models: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
-def asked(config: RobustnessConfig) -> Iterator[Condition]:
+def list_conditions(config: RobustnessConfig) -> Iterator[Condition]:
     """Clean first, then each corruption by severity."""
     yield Condition(NONE, 0)
     for corruption in config.chosen:
@@ -171,7 +174,7 @@ def percent(share: float) -> float:
     return int(value) if value == int(value) else value
 
 
-def read(output: Path) -> list[Cell]:
+def read_cells(output: Path) -> list[Cell]:
     """What an earlier run measured; a line that a killed run left half written is measured again."""
     path = output / CELLS
     cells: list[Cell] = []
@@ -183,7 +186,7 @@ def read(output: Path) -> list[Cell]:
     return cells
 
 
-def append(output: Path, cell: Cell) -> None:
+def append_cell(output: Path, cell: Cell) -> None:
     path = output / CELLS
     cut = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
     with open(path, "a", encoding="utf-8") as handle:
@@ -192,7 +195,7 @@ def append(output: Path, cell: Cell) -> None:
         os.fsync(handle.fileno())
 
 
-def means(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
+def mean_recalls(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
     """By model, percent: mean recall ``clean``, ``corrupted`` (over all image corruptions), ``kept`` of it."""
     found: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(cell["model"] for cell in cells):
@@ -206,7 +209,7 @@ def means(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
     return found
 
 
-def series(cells: Sequence[Cell], model: str, corruption: str) -> dict[float, list[float]]:
+def recall_by_severity(cells: Sequence[Cell], model: str, corruption: str) -> dict[float, list[float]]:
     """Severity -> mean recalls of the models of that name, from the clean one on."""
     found: dict[float, list[float]] = {}
     for cell in cells:
@@ -220,12 +223,12 @@ def robustness_table(report: dict[str, Any]) -> str:
     cells, lines = report["cells"], []
     models = list(dict.fromkeys(cell["model"] for cell in cells))
     for corruption in dict.fromkeys(cell["corruption"] for cell in cells if cell["corruption"] != NONE):
-        levels = series(cells, models[0], corruption)
+        levels = recall_by_severity(cells, models[0], corruption)
         unit = "% swapped" if corruption == CAPTIONS else "severity"
         lines += [f"| {corruption}, {unit} | {' | '.join(map(str, levels))} |", f"|---|{'---:|' * len(levels)}"]
         for model in models:
-            row = series(cells, model, corruption).values()
-            lines.append(f"| {model} | {' | '.join(map(spread, row))} |")
+            row = recall_by_severity(cells, model, corruption).values()
+            lines.append(f"| {model} | {' | '.join(map(format_mean, row))} |")
         lines.append("")
     lines += ["| mean recall | clean | corrupted images | kept |", "|---|---:|---:|---:|"]
     for model, row in report["means"].items():
@@ -235,12 +238,12 @@ def robustness_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def spread(values: Sequence[float]) -> str:
+def format_mean(values: Sequence[float]) -> str:
     """Mean, and the standard deviation of several."""
     return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
-def draw(report: dict[str, Any], path: Path) -> None:
+def draw_plot(report: dict[str, Any], path: Path) -> None:
     """A panel a corruption. Bars are the 95 % interval of one model, or the deviation of several of a name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -255,8 +258,8 @@ def draw(report: dict[str, Any], path: Path) -> None:
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).flatten()
     for axis, corruption in zip(axes, panels):
         for model in models:
-            points = series(cells, model, corruption)
-            low, high = zip(*(reach(cells, model, corruption, level) for level in points), strict=True)
+            points = recall_by_severity(cells, model, corruption)
+            low, high = zip(*(error_bar(cells, model, corruption, level) for level in points), strict=True)
             middle = [statistics.mean(values) for values in points.values()]
             bars = [[m - at for m, at in zip(middle, low)], [at - m for m, at in zip(middle, high)]]
             axis.errorbar(list(points), middle, bars, marker="o", markersize=3, capsize=2, linewidth=1.2, label=model)
@@ -270,7 +273,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def reach(cells: Sequence[Cell], model: str, corruption: str, severity: float) -> tuple[float, float]:
+def error_bar(cells: Sequence[Cell], model: str, corruption: str, severity: float) -> tuple[float, float]:
     mine = [
         cell
         for cell in cells

@@ -78,9 +78,9 @@ class Searcher:
 
     def _hit(self, rank: int, score: float, row: int) -> Hit:
         entry = self.index.entry(row)
-        return Hit(rank, score, row, entry["key"], entry["label"], place_of(entry))
+        return Hit(rank, score, row, entry["key"], entry["label"], format_location(entry))
 
 
-def place_of(entry: dict[str, Any]) -> str:
+def format_location(entry: dict[str, Any]) -> str:
     """``/data/harbour_1.jpg``, or ``/data/test-000000.tar#17``."""
     return entry["path"] if "path" in entry else f"{entry['shard']}#{entry['sample']}"

@@ -29,7 +29,7 @@ from urllib.parse import parse_qs, urlsplit
 from PIL import Image
 
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.images.decode import UPRIGHT, opened, orientation, to_rgb
+from priorclip.data_shards.images.decode import UPRIGHT, open_image, orientation, to_rgb
 from priorclip.data_shards.images.transforms import eval_transform
 from priorclip.retrieval.search import Searcher
 
@@ -78,9 +78,9 @@ class SearchServer(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], searcher: Searcher) -> None:
         self.searcher = searcher
-        self.page = page(searcher)
+        self.page = render_page(searcher)
         self._open: set[Any] = set()
-        super().__init__(address, Answer)
+        super().__init__(address, RequestHandler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         self._open.add(request)
@@ -109,7 +109,7 @@ class SearchServer(ThreadingHTTPServer):
         return f"http://{host!s}:{port}/"
 
 
-class Answer(BaseHTTPRequestHandler):
+class RequestHandler(BaseHTTPRequestHandler):
     """One connection."""
 
     server: SearchServer
@@ -144,11 +144,11 @@ class Answer(BaseHTTPRequestHandler):
         if url.path == "/":
             return "text/html; charset=utf-8", self.server.page, False
         if url.path == "/search":
-            return "application/json", json.dumps(search(self.server.searcher, query)).encode(), False
+            return "application/json", json.dumps(answer_search(self.server.searcher, query)).encode(), False
         if found := re.fullmatch(r"/image/(\d{1,12})", url.path, re.ASCII):
-            return *picture(self.server.searcher, int(found[1]), query), True
+            return *answer_image(self.server.searcher, int(found[1]), query), True
         if found := re.fullmatch(r"/belief/(\d{1,12})", url.path, re.ASCII):
-            return *belief(self.server.searcher, int(found[1]), query), True
+            return *answer_belief(self.server.searcher, int(found[1]), query), True
         raise BadRequest("there is nothing here: the page is at /", HTTPStatus.NOT_FOUND)
 
     def reply(self, status: HTTPStatus, kind: str, body: bytes, cached: bool = False) -> None:
@@ -168,13 +168,13 @@ class Answer(BaseHTTPRequestHandler):
         log.debug("%s " + format, self.address_string(), *args)
 
 
-def search(searcher: Searcher, query: dict[str, list[str]]) -> dict[str, Any]:
+def answer_search(searcher: Searcher, query: dict[str, list[str]]) -> dict[str, Any]:
     """The answer to /search. Raises BadRequest."""
-    k = max(1, whole(query, "k", HITS, MOST_HITS))
+    k = max(1, parse_number(query, "k", HITS, MOST_HITS))
     if ("text" in query) == ("image" in query):
         raise BadRequest("a search takes either text= or image=")
     if "image" in query:
-        row = row_of(searcher, whole(query, "image", 0, len(searcher.index)))
+        row = check_row(searcher, parse_number(query, "image", 0, len(searcher.index)))
         return {"query": {"image": row}, "hits": [asdict(hit) for hit in searcher.by_row(row, k)]}
     text = query["text"][0].strip()
     if not text or len(text) > LONGEST_TEXT:
@@ -182,35 +182,35 @@ def search(searcher: Searcher, query: dict[str, list[str]]) -> dict[str, Any]:
     return {"query": {"text": text}, "hits": [asdict(hit) for hit in searcher.by_text(text, k)]}
 
 
-def picture(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[str, bytes]:
+def answer_image(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[str, bytes]:
     """The answer to /image: (content type, bytes). Raises BadRequest, and BadSample or OSError for a lost image."""
-    data = searcher.index.read_image(row_of(searcher, row))
+    data = searcher.index.read_image(check_row(searcher, row))
     if "side" in query:
-        side = max(1, whole(query, "side", 0, MOST_PIXELS_A_SIDE))
-        return "image/jpeg", jpeg(Image.fromarray(eval_transform(data, side).transpose(1, 2, 0)))
-    with opened(data) as image:
+        side = max(1, parse_number(query, "side", 0, MOST_PIXELS_A_SIDE))
+        return "image/jpeg", encode_jpeg(Image.fromarray(eval_transform(data, side).transpose(1, 2, 0)))
+    with open_image(data) as image:
         if image.format in BROWSER_FORMATS:
             return BROWSER_FORMATS[image.format], data
         upright = to_rgb(image)
         turn = UPRIGHT.get(orientation(image))
-        return "image/jpeg", jpeg(upright if turn is None else upright.transpose(turn))
+        return "image/jpeg", encode_jpeg(upright if turn is None else upright.transpose(turn))
 
 
-def belief(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[str, bytes]:
+def answer_belief(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[str, bytes]:
     """The answer to /belief: (content type, bytes). Raises BadRequest, and BadSample or OSError for a lost image."""
     if not searcher.encoder.model.has_belief:
         raise BadRequest("this model has no scene prior, and so no belief map", HTTPStatus.NOT_FOUND)
-    side = max(1, whole(query, "side", BELIEF_SIDE, MOST_PIXELS_A_SIDE))
-    return "image/jpeg", jpeg(searcher.belief(row_of(searcher, row), side))
+    side = max(1, parse_number(query, "side", BELIEF_SIDE, MOST_PIXELS_A_SIDE))
+    return "image/jpeg", encode_jpeg(searcher.belief(check_row(searcher, row), side))
 
 
-def jpeg(image: Image.Image) -> bytes:
+def encode_jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 
-def whole(query: dict[str, list[str]], name: str, default: int, most: int) -> int:
+def parse_number(query: dict[str, list[str]], name: str, default: int, most: int) -> int:
     """A whole number of the query, at least 0 and at most ``most``; BadRequest if it is none."""
     text = query.get(name, [str(default)])[0]
     if not re.fullmatch(r"\d{1,12}", text, re.ASCII):
@@ -218,7 +218,7 @@ def whole(query: dict[str, list[str]], name: str, default: int, most: int) -> in
     return min(int(text), most)
 
 
-def row_of(searcher: Searcher, row: int) -> int:
+def check_row(searcher: Searcher, row: int) -> int:
     if row >= len(searcher.index):
         raise BadRequest(
             f"the index has {len(searcher.index)} images, the last is {len(searcher.index) - 1}", HTTPStatus.NOT_FOUND
@@ -226,7 +226,7 @@ def row_of(searcher: Searcher, row: int) -> int:
     return row
 
 
-def page(searcher: Searcher) -> bytes:
+def render_page(searcher: Searcher) -> bytes:
     """The HTML page, with what is served in its places."""
     about = searcher.index.about
     belief = "" if searcher.encoder.model.has_belief else "hidden"
@@ -236,7 +236,7 @@ def page(searcher: Searcher) -> bytes:
         "data": about["data"],
         "model": searcher.encoder.folder,
     }
-    text = files("retrieval").joinpath("page.html").read_text(encoding="utf-8")
+    text = files("priorclip.retrieval").joinpath("page.html").read_text(encoding="utf-8")
     for name, value in facts.items():
         text = text.replace(f"{{{{{name}}}}}", html.escape(str(value)))
     return text.encode()
@@ -256,7 +256,7 @@ def create_server(searcher: Searcher, host: str = "127.0.0.1", port: int = 0) ->
 
 
 def serve(server: SearchServer) -> None:
-    """Answer until interrupted."""
+    """RequestHandler until interrupted."""
     try:
         log.info("%d images at %s, Ctrl-C ends it", len(server.searcher.index), server.url)
         server.serve_forever()

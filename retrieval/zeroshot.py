@@ -28,10 +28,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from priorclip.data_shards.sources.templates import SCENES, TEMPLATES, scene_phrases
-from priorclip.data_shards.stream.collate import tokenize
+from priorclip.data_shards.stream.batch_fetcher import tokenize
 from priorclip.model.recall import Standing, hit_probability
+from priorclip.retrieval.bootstrap import bootstrap_intervals
 from priorclip.retrieval.encoder import Encoder
-from priorclip.retrieval.intervals import intervals
 
 CLIP_TEMPLATES = tuple(
     f"{view} {kind} of {article}{{}}."
@@ -136,7 +136,7 @@ def class_features(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> Tensor
         moved = {name: value.to(encoder.device) for name, value in inputs.items()}
         rows.append(encoder(**moved)["text_features"].float().cpu())
     features = normalize(torch.cat(rows), dim=-1)
-    encoder.refuse_non_finite(features)
+    encoder.check_finite(features)
     return normalize(torch.stack([part.mean(0) for part in features.split([len(texts) for texts in prompts])]), dim=-1)
 
 
@@ -202,7 +202,7 @@ def classification_report(
     if resamples:
         every = np.arange(len(wanted))
         hits = {name: (values, every) for name, values in top.items()}
-        report["intervals"] = intervals(hits, len(wanted), resamples, seed, mean=None)
+        report["intervals"] = bootstrap_intervals(hits, len(wanted), resamples, seed, mean=None)
     report["classes"] = per_class
     matrix = np.zeros((len(classes), len(classes)), int)
     np.add.at(matrix, (wanted, predicted), 1)

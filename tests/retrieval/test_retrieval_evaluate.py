@@ -24,7 +24,7 @@ from priorclip.model.evaluation import evaluate_retrieval
 from priorclip.retrieval import Encoder, evaluate, open_gallery
 from priorclip.retrieval.__main__ import main
 from priorclip.retrieval.commands import EvaluateConfig
-from priorclip.retrieval.table import recall_table
+from priorclip.retrieval.text_tables import recall_table
 
 ROOT = Path(__file__).parents[2]
 FIGURES = {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)} | {"mean_recall"}
@@ -36,7 +36,7 @@ def config(test_set: TestSet, **changes) -> EvaluateConfig:
     return EvaluateConfig(**(values | {"device": "cpu", "batch_size": 7} | changes))
 
 
-def figures(report: dict) -> dict[str, float]:
+def recall_figures(report: dict) -> dict[str, float]:
     return {name: report[name] for name in FIGURES}
 
 
@@ -100,7 +100,7 @@ def test_figures_equal_a_slow_recall_on_features_encoded_one_by_one(test_set: Te
     report = evaluate(config(test_set))
     entries = [entry for entry in test_set.entries() if entry["split"] == "test"]
     expected = slow_recall(*features(test_set, entries))
-    assert figures(report) == pytest.approx(expected, abs=1e-9)
+    assert recall_figures(report) == pytest.approx(expected, abs=1e-9)
     assert 0 < report["mean_recall"] < 100
 
 
@@ -108,7 +108,7 @@ def test_figures_equal_the_evaluation_while_training(test_set: TestSet) -> None:
     encoder = Encoder.load(test_set.export, "cpu")
     records = karpathy(test_set.json, test_set.images, "test")
     batches = eval_batches(records, encoder.tokenizer, encoder.image_size, 5)
-    assert figures(evaluate(config(test_set))) == pytest.approx(
+    assert recall_figures(evaluate(config(test_set))) == pytest.approx(
         evaluate_retrieval(encoder, batches, torch.device("cpu")), abs=1e-9
     )
 
@@ -117,7 +117,7 @@ def test_shards_give_the_figures_of_the_karpathy_json(test_set: TestSet) -> None
     expected = evaluate(config(test_set))
     packed = evaluate(config(test_set, data=str(test_set.shards), images=None, workers=1))
     pattern = evaluate(config(test_set, data=f"{test_set.shards}/test-{{000000..000002}}.tar", images=None))
-    assert figures(packed) == figures(pattern) == figures(expected)
+    assert recall_figures(packed) == recall_figures(pattern) == recall_figures(expected)
     assert packed["chance"] == expected["chance"]
     assert (packed["images"], packed["captions"], packed["split"]) == (24, 84, "all")
 
@@ -159,7 +159,7 @@ def test_bad_images_are_listed_and_leave_the_test_with_their_captions(test_set: 
 
     good = [entry for n, entry in enumerate(entries) if n not in (0, 3, 7, 13)]
     smaller = evaluate(config(test_set, data=str(write_karpathy(tmp_path / "good.json", good))))
-    assert figures(report) == pytest.approx(figures(smaller), abs=1e-9)
+    assert recall_figures(report) == pytest.approx(recall_figures(smaller), abs=1e-9)
     assert report["chance"] == smaller["chance"]
     assert (report["images"], report["captions"]) == (smaller["images"], smaller["captions"])
 
@@ -191,7 +191,7 @@ def test_limit_takes_the_first_images_of_files_and_shards(test_set: TestSet) -> 
     files = evaluate(config(test_set, limit=9))
     shards = evaluate(config(test_set, data=str(test_set.shards), images=None, limit=9))
     assert files["images"] == shards["images"] == 9
-    assert figures(files) == figures(shards)
+    assert recall_figures(files) == recall_figures(shards)
 
 
 def test_reduced_precision_is_near(test_set: TestSet) -> None:

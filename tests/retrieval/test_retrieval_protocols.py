@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from priorclip.model.recall import retrieval_metrics
-from priorclip.retrieval.published_rows import FILE, NAMES, SOURCES, comparison
-from priorclip.retrieval.table import comparison_table
+from priorclip.retrieval.published_results import FILE, NAMES, SOURCES, compare_with_published
+from priorclip.retrieval.text_tables import comparison_table
 
 KS = (1, 5, 10)
 
@@ -103,7 +103,7 @@ def test_published_rows_add_up_and_name_their_source() -> None:
 
 def test_the_comparison_is_sorted_and_warns_of_another_test_set(caplog: pytest.LogCaptureFixture) -> None:
     report = dict.fromkeys(NAMES, 40.0) | {"images": 452, "captions": 2260}
-    found = comparison("rsitmd", report)
+    found = compare_with_published("rsitmd", report)
     methods = [row["method"] for row in found["rows"]]
     assert found["same_test"] is True
     assert methods.index("PIR") < methods.index("this model") < methods.index("PE-RSITR")
@@ -112,5 +112,5 @@ def test_the_comparison_is_sorted_and_warns_of_another_test_set(caplog: pytest.L
     assert json.loads(json.dumps(found)) == found
     assert "2306.11300" in comparison_table(found)
     assert not caplog.records
-    assert comparison("rsicd", report)["same_test"] is False
+    assert compare_with_published("rsicd", report)["same_test"] is False
     assert "do not compare" in caplog.text

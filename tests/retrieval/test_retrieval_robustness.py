@@ -30,10 +30,10 @@ from priorclip.retrieval.corruptions import (
     NOISE,
     CorruptedSource,
     corrupt,
-    fractal,
+    fractal_noise,
     image_seed,
 )
-from priorclip.retrieval.robustness import CELLS, measure
+from priorclip.retrieval.robustness import CELLS, measure_robustness
 
 FLAT = np.full((96, 112, 3), 128, np.uint8)
 PHOTO = np.asarray(picture(4).resize((112, 96)))
@@ -102,7 +102,7 @@ def test_rotation_turns_about_the_centre_and_shows_no_corner() -> None:
 
 
 def test_the_noise_field_falls_with_frequency_as_it_says() -> None:
-    field = fractal(256, 256, torch.Generator().manual_seed(0))
+    field = fractal_noise(256, 256, torch.Generator().manual_seed(0))
     power = torch.fft.rfft2(field).abs()
     frequency = torch.hypot(torch.fft.fftfreq(256)[:, None], torch.fft.rfftfreq(256)[None])
     rings = [power[(frequency > low) & (frequency <= 2 * low)].square().mean().sqrt() for low in (0.05, 0.1, 0.2)]
@@ -132,7 +132,7 @@ def request(test_set: TestSet, exports: list[Path], output: Path, **changes) -> 
 
 
 def test_cells_are_what_evaluating_by_hand_gives(test_set: TestSet, exports: list[Path], tmp_path: Path) -> None:
-    report = measure(request(test_set, exports, tmp_path / "out"))
+    report = measure_robustness(request(test_set, exports, tmp_path / "out"))
     assert len(report["cells"]) == 2 * (1 + 2 * 2 + 1)
     cells = {(cell["model"], cell["corruption"], cell["severity"]): cell for cell in report["cells"]}
     settings = EvaluateConfig(
@@ -157,13 +157,13 @@ def test_cells_are_what_evaluating_by_hand_gives(test_set: TestSet, exports: lis
 
 def test_swapping_captions_of_a_perfect_model_costs_exactly_their_share() -> None:
     from priorclip.retrieval.features import Features
-    from priorclip.retrieval.robustness import swapped
+    from priorclip.retrieval.robustness import swap_captions
 
     rows = torch.nn.functional.normalize(torch.randn(20, 16), dim=-1)
     owner = torch.arange(20).repeat_interleave(3)
     whole = Features(rows, rows[owner], owner, torch.zeros(20), [], torch.arange(20), [""] * 60, {})
     assert retrieval_metrics(rows, whole.texts, owner)["t2i_r1"] == 100
-    half = swapped(whole, 0.4, seed=5)
+    half = swap_captions(whole, 0.4, seed=5)
     found = retrieval_metrics(rows, half.texts, half.owner)
     assert (found["t2i_r1"], found["i2t_r1"]) == pytest.approx((60, 60))
 
@@ -172,18 +172,18 @@ def test_a_stopped_run_goes_on_and_measures_nothing_twice(
     test_set: TestSet, exports: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "out"
-    whole = measure(request(test_set, exports, output, corruptions="jpeg"))
+    whole = measure_robustness(request(test_set, exports, output, corruptions="jpeg"))
     lines = (output / CELLS).read_text().splitlines()
     (output / CELLS).write_text("\n".join(lines[:3]) + "\n" + lines[3][:25])  # killed in the middle of a line
     encoded = []
     images = Encoder.images
     monkeypatch.setattr(Encoder, "images", lambda self, *words: encoded.append(self.folder) or images(self, *words))
-    again = measure(request(test_set, exports, output, corruptions="jpeg"))
+    again = measure_robustness(request(test_set, exports, output, corruptions="jpeg"))
     assert again["cells"] == whole["cells"]
     assert encoded == [exports[1]] * 3  # of six: the second model's clean images and two severities
     assert len([json.loads(line) for line in (output / CELLS).read_text().splitlines() if line.endswith("}")]) == 6
     encoded.clear()
-    measure(request(test_set, exports, output, corruptions="jpeg"))
+    measure_robustness(request(test_set, exports, output, corruptions="jpeg"))
     assert not encoded
 
 
@@ -196,12 +196,12 @@ def test_models_that_share_encoders_encode_an_image_once(
     weights["image_projection.weight"] = weights["image_projection.weight"].flip(0)
     save_file(weights, head / "model.safetensors")
     asked = {"corruptions": "jpeg", "models": [f"one={exports[0]}", f"head={head}"]}
-    plain = measure(request(test_set, exports, tmp_path / "plain", **asked))["cells"]
+    plain = measure_robustness(request(test_set, exports, tmp_path / "plain", **asked))["cells"]
     assert plain[0]["mean_recall"] != plain[3]["mean_recall"]
     grown = []
     for name, export in (("one", exports[0]), ("head", head)):
         asked |= {"models": [f"{name}={export}"], "remember": str(tmp_path / "memory")}
-        cells = measure(request(test_set, exports, tmp_path / name, **asked))["cells"]
+        cells = measure_robustness(request(test_set, exports, tmp_path / name, **asked))["cells"]
         assert [cell["mean_recall"] for cell in cells] == [
             cell["mean_recall"] for cell in plain if cell["model"] == name]  # fmt: skip
         grown.append(len(list((tmp_path / "memory").rglob("*.safetensors"))))

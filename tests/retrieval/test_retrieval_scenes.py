@@ -14,12 +14,12 @@ from open_clip import build_zero_shot_classifier
 from PIL import Image
 from small_galleries import SCENES, TestSet, picture
 
-from priorclip.data_shards.stream.collate import tokenize
+from priorclip.data_shards.stream.batch_fetcher import tokenize
 from priorclip.retrieval import Encoder, evaluate, open_gallery
 from priorclip.retrieval.__main__ import main
 from priorclip.retrieval.commands import EvaluateConfig
 from priorclip.retrieval.evaluate_export import write_report
-from priorclip.retrieval.linear_probe import CHOICES, probe_report, stratified
+from priorclip.retrieval.linear_probe import CHOICES, probe_report, stratified_split
 from priorclip.retrieval.zeroshot import CLIP_TEMPLATES, class_features, class_names, class_prompts, zero_shot_report
 
 UCM = "agricultural baseballdiamond denseresidential golfcourse mobilehomepark parkinglot storagetanks tenniscourt"
@@ -144,7 +144,7 @@ def test_the_probe_equals_scikit_learns_own_search() -> None:
     report, predicted = probe_report(
         features[learn], labels[learn], features[test], labels[test], list("abcde"), resamples=100, seed=3
     )
-    _, held_out = stratified(labels[learn], 0.2, 3)
+    _, held_out = stratified_split(labels[learn], 0.2, 3)
     fold = np.full(250, -1)
     fold[held_out] = 0
     search = GridSearchCV(LogisticRegression(max_iter=1000), {"C": list(CHOICES)}, cv=PredefinedSplit(fold))
@@ -159,7 +159,7 @@ def test_the_probe_equals_scikit_learns_own_search() -> None:
 
 def test_stratified_parts_hold_each_class() -> None:
     labels = np.repeat([0, 1, 2], [10, 5, 1])
-    first, second = stratified(labels, 0.4, 1)
+    first, second = stratified_split(labels, 0.4, 1)
     assert sorted([*first, *second]) == list(range(16))
     assert np.bincount(labels[second], minlength=3).tolist() == [4, 2, 0]
 

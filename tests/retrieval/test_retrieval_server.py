@@ -26,8 +26,7 @@ from small_galleries import TestSet, picture, write_karpathy
 
 from priorclip.retrieval import Encoder, Searcher, build_index, create_server
 from priorclip.retrieval.commands import IndexConfig
-from priorclip.retrieval.server import IDLE_SECONDS, SearchServer
-from priorclip.retrieval.server import page as page_of
+from priorclip.retrieval.server import IDLE_SECONDS, SearchServer, render_page
 
 ROOT = Path(__file__).parents[2]
 
@@ -120,12 +119,12 @@ def test_a_belief_map_is_the_image_repainted(server: SearchServer) -> None:
 
 
 def test_a_model_without_prior_has_no_belief_to_show(server: SearchServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "hidden><input" not in page_of(server.searcher).decode().replace(" >", ">")
+    assert "hidden><input" not in render_page(server.searcher).decode().replace(" >", ">")
     monkeypatch.setattr(server.searcher.encoder.model, "has_belief", False)
     answer, body = ask(server, "/belief/1")
     assert answer.status == 404
     assert "no scene prior" in json.loads(body)["error"]
-    assert "hidden><input" in page_of(server.searcher).decode()
+    assert "hidden><input" in render_page(server.searcher).decode()
 
 
 @pytest.mark.parametrize(

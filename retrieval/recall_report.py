@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from priorclip.model.recall import chance, hit_probability, standings, with_mean
+from priorclip.retrieval.bootstrap import bootstrap_intervals
 from priorclip.retrieval.features import Features
-from priorclip.retrieval.intervals import intervals
 
 KS = (1, 5, 10)
 
@@ -27,17 +27,17 @@ def recall_report(features: Features, resamples: int, seed: int = 0) -> dict[str
     Of a scene: its ``images`` and ``captions``, and the recalls of those as queries to the whole test set.
     """
     hits = query_hits(features)
-    report: dict[str, Any] = figures(hits)
+    report: dict[str, Any] = recall_figures(hits)
     report["chance"] = chance(features.owner, images=len(features.images))
     if resamples:
-        report["intervals"] = intervals(hits, len(features.images), resamples, seed)
+        report["intervals"] = bootstrap_intervals(hits, len(features.images), resamples, seed)
     report["classes"] = {}
     for label, name in enumerate(features.classes):
         of_class = (features.labels == label).numpy()
         part = {figure: (values[of_class[image]], image[of_class[image]]) for figure, (values, image) in hits.items()}
         if len(part["t2i_r1"][0]) and len(part["i2t_r1"][0]):
             counts = {"images": len(part["i2t_r1"][0]), "captions": len(part["t2i_r1"][0])}
-            report["classes"][name] = {**counts, **figures(part)}
+            report["classes"][name] = {**counts, **recall_figures(part)}
     return report
 
 
@@ -48,11 +48,11 @@ def query_hits(features: Features) -> Hits:
     return {f"{way}_r{k}": (hit_probability(found[way], k).numpy(), owners[way].numpy()) for way in found for k in KS}
 
 
-def figures(hits: Hits) -> dict[str, float]:
+def recall_figures(hits: Hits) -> dict[str, float]:
     return with_mean({name: float(100 * values.mean()) for name, (values, _) in hits.items()})
 
 
-def hardest(features: Features) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def hardest_negatives(features: Features) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of each image: the wrong text most like it, how alike (I,), and how alike its best own text is (I,).
 
     Where an image has no text its own similarity is nan; with no wrong text that of the wrong one is -inf.

@@ -22,7 +22,7 @@ from priorclip.data_shards.images.transforms import eval_transform
 from priorclip.model.pictures.retrieval_pictures import fitted, typeface
 from priorclip.retrieval.features import Features
 from priorclip.retrieval.gallery import Gallery
-from priorclip.retrieval.ranking import hardest
+from priorclip.retrieval.recall_report import hardest_negatives
 
 SIDE, GAP, LINE = 176, 14, 15  # pixels
 ROWS, ACROSS = 12, 6
@@ -52,7 +52,7 @@ def draw_retrieval_confusions(
 
     Returns what is drawn: ``image`` and ``taken_for`` (keys), ``caption`` (the wrong one), ``margin``.
     """
-    wrong, alike, own = hardest(features)
+    wrong, alike, own = hardest_negatives(features)
     margin = torch.where(own.isnan() | (alike == -torch.inf), -torch.inf, alike - own)
     order = [image for image in margin.argsort(descending=True, stable=True)[:rows].tolist() if margin[image] > SURE]
     sheet: list[Row] = []

@@ -1,6 +1,7 @@
 """Published recalls to stand beside one's own: ``published.yaml`` holds them, with the table each was read from.
 
-comparison("rsitmd", report)["rows"]     # [{"method": "GeoRSCLIP-FT ViT-B/32", "mean_recall": 51.81, ...}, ...]
+compare_with_published("rsitmd", report)["rows"]
+# [{"method": "GeoRSCLIP-FT ViT-B/32", "mean_recall": 51.81, ...}, ...]
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SOURCES = {
 }
 
 
-def comparison(benchmark: str, report: Mapping[str, Any]) -> dict[str, Any]:
+def compare_with_published(benchmark: str, report: Mapping[str, Any]) -> dict[str, Any]:
     """The benchmark's published rows and this report's, by mean recall; ``same_test`` where the sizes agree.
 
     A row: ``method``, ``trained_on``, ``source`` (keys of ``sources``; null for this report), and the seven figures.

@@ -1,6 +1,7 @@
 """How sure is a recall? Bootstrap intervals over the images of the test set, each drawn with all its captions.
 
-    intervals({"i2t_r1": (hits, image), ...}, images=452)      # {"i2t_r1": (24.1, 31.9), ..., "mean_recall": (...)}
+    bootstrap_intervals({"i2t_r1": (hits, image), ...}, images=452)
+    # {"i2t_r1": (24.1, 31.9), ..., "mean_recall": (...)}
 
 The captions of an image are not independent of each other, so images are what is drawn (a cluster bootstrap: Davison
 and Hinkley, Bootstrap Methods and their Application, 1997), as queries; the answers they are compared with stay the
@@ -20,7 +21,7 @@ CELLS = 1 << 22  # how often each image was drawn, for so many images and resamp
 Hits = Mapping[str, tuple[NDArray[np.float64], NDArray[np.int64]]]
 
 
-def intervals(
+def bootstrap_intervals(
     hits: Hits, images: int, resamples: int = 1000, seed: int = 0, mean: str | None = "mean_recall"
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of each figure in percent, and of the mean of them all.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from priorclip.retrieval.published_rows import NAMES
-from priorclip.retrieval.ranking import KS
+from priorclip.retrieval.published_results import NAMES
+from priorclip.retrieval.recall_report import KS
 
 if TYPE_CHECKING:
     from priorclip.retrieval.search import Hit
