@@ -1,4 +1,4 @@
-"""The benchmark itself: both pipelines see the same captions and tars, and its figures add up."""
+"""The benchmark: both pipelines read the same captions and tars, and the figures are consistent."""
 
 from __future__ import annotations
 

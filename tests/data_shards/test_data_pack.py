@@ -1,4 +1,4 @@
-"""Packing: every source, byte for byte repeatable, restartable, careful with what is there."""
+"""Packing: each source, repeatable byte for byte, restartable, and careful with existing files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from priorclip.data_shards.sources import Record
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Hash of every file, the hidden ones too."""
+    """Returns the hash of each file, also of hidden ones."""
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -35,7 +35,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_disk_that_is_full_while_packing(tmp_path: Path) -> None:
-    """The tar is named, what was begun is removed, for room, and the same command finishes the rest."""
+    """The error names the tar, the unfinished file is removed to free space, and the same command finishes the pack."""
     made, plan = records(12), PackPlan(shard_size=6)
     whole = contents_of_pack(made, tmp_path / "whole", plan)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -67,7 +67,7 @@ def test_imagefolder_round_trip(tmp_path: Path) -> None:
     for index in range(12):
         sample = opened.read(index)
         original = images / f"{sample.key}.jpg"
-        assert sample.image == original.read_bytes()  # no re-encoding unless asked
+        assert sample.image == original.read_bytes()  # without --quality nothing is re-encoded
         assert sample.label == original.parent.name
         assert len(sample.captions) == 1
         assert sample.info["sha256"] == hashlib.sha256(sample.image).hexdigest()

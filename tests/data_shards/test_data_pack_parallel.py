@@ -1,4 +1,4 @@
-"""Packing by several processes, MPI ranks and array tasks: the same bytes, also where some of them are killed."""
+"""Packing with several processes, MPI ranks and array tasks: the same bytes, also if some are killed."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ DUPLICATES = ("--duplicates", "merge", "--near-duplicates", "6")
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's without traces of a launcher."""
+    """Returns the environment of this process without the variables of a launcher."""
     foreign = ("SLURM_", "OMPI_", "PMI")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
 
 
 def array_task(task: int, count: int = 3) -> dict[str, str]:
-    """What SLURM tells a task of --array=4-8:2 (for three)."""
+    """Returns the variables of SLURM for a task of --array=4-8:2 (three tasks)."""
     names = {"ID": 4 + 2 * task, "COUNT": count, "MIN": 4, "MAX": 4 + 2 * (count - 1), "STEP": 2}
     return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()}
 
@@ -53,7 +53,7 @@ def mpirun(ranks: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """54 pictures and copies of three of them, and one that cannot be read."""
+    """Writes 54 pictures, copies of three of them, and one unreadable file."""
     folder = image_folder(tmp_path_factory.mktemp("parallel") / "images", 54)
     for number in range(3):
         source = sorted((folder / "beach").glob("*.jpg"))[number]
@@ -70,7 +70,7 @@ def arguments(images: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def whole(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What one process writes."""
+    """Packs with one process."""
     folder = tmp_path_factory.mktemp("whole") / "shards"
     assert main([*arguments, str(folder)]) == 0
     written = contents(folder)
@@ -122,7 +122,7 @@ def test_mpi_ranks_write_the_same(arguments: list[str], whole: dict[str, str], t
     code, output = ended(started(arguments, tmp_path / "o", mpirun(ranks)))
     assert code == 0, output
     assert ("3 MPI ranks" in output) == (ranks == 3)
-    assert output.count(" samples, ") == 1, "rank 0 alone says what was done"
+    assert output.count(" samples, ") == 1, "only rank 0 prints the result"
     assert contents(tmp_path / "o") == whole
 
 
@@ -151,7 +151,7 @@ def test_wrong_options_end_an_mpi_job(tmp_path: Path) -> None:
 
 
 def test_array_tasks_write_the_same(arguments: list[str], whole: dict[str, str], tmp_path: Path) -> None:
-    """Side by side, and one after another."""
+    """The tasks run at the same time, and one after the other."""
     together = [started(arguments, tmp_path / "together", **array_task(task)) for task in range(3)]
     results = [ended(process) for process in together]
     assert [code for code, _ in results] == [0, 0, 0], results
@@ -179,12 +179,12 @@ def test_killed_task_is_queued_again(arguments: list[str], whole: dict[str, str]
     assert code == 0, output
     assert contents(folder) == whole
     code, output = ended(started(arguments, folder, **array_task(2)))
-    assert code == 0, "a task that is queued once more finds it done"
+    assert code == 0, "a requeued task did not find the finished folder"
     assert contents(folder) == whole
 
 
 def test_everything_killed_goes_on_elsewhere(arguments: list[str], whole: dict[str, str], tmp_path: Path) -> None:
-    """Begun by an array, ended by MPI ranks."""
+    """An array starts the pack, MPI ranks finish it."""
     folder = tmp_path / "o"
     tasks = [started([*arguments[:-1], "--workers", "2", "--output"], folder, **array_task(task)) for task in range(2)]
     wait_for_shards(folder, 2, tasks[0])
@@ -214,7 +214,7 @@ def test_array_can_be_switched_off(arguments: list[str], whole: dict[str, str], 
 def test_task_that_finishes_second_finds_it_done(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two tasks come to the end at once: the other is done between two steps of this one."""
+    """Two tasks finish at the same time: the other one finishes between two steps of this one."""
     from priorclip.data_shards.pack import unfinished_folder as half_packed
 
     folder = tmp_path / "o"
@@ -259,7 +259,7 @@ def test_plain_pack_leaves_mpi_alone(arguments: list[str], tmp_path: Path) -> No
         ({"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, 1, TaskShare()),
         ({"PMIX_RANK": "1", "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "1"}, 3, TaskShare()),
         ({"PMI_SIZE": "2", "PMI_RANK": "0"}, 2, TaskShare()),
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, 1, TaskShare()),  # a batch script is no step
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, 1, TaskShare()),  # a batch script is not a step
         ({"SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "2"}, 1, TaskShare(2, 3)),
         (array_task(2), 1, TaskShare(2, 3)),
         ({**array_task(2), "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, 1, TaskShare(5, 6)),
@@ -271,7 +271,7 @@ def test_launchers_are_told_apart(variables: Mapping[str, str], world: int, shar
 
 
 def test_uneven_arrays_are_refused() -> None:
-    """--array=0,3,7"""
+    """The array is --array=0,3,7."""
     names = {"ID": 3, "COUNT": 3, "MIN": 0, "MAX": 7, "STEP": 1}
     with pytest.raises(ValueError, match="for example --array=0-7"):
         find_task_share({f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()})
@@ -280,7 +280,7 @@ def test_uneven_arrays_are_refused() -> None:
 
 
 def test_jobs_are_handed_out_a_few_ahead() -> None:
-    """Five million records must not be pickled to the workers at once."""
+    """Only a few jobs are pickled ahead, because there may be five million records."""
     taken = 0
 
     def jobs() -> object:
@@ -300,4 +300,4 @@ def test_error_of_a_job_ends_the_run() -> None:
     jobs = ((word,) for word in ["1"] * 5 + ["x"] + ["1"] * 500)
     with pytest.raises(ValueError, match="invalid literal"):
         list(WorkerPool(2).run(int, jobs, 506))
-    assert next(jobs, None) is not None, "the rest was not handed out"
+    assert next(jobs, None) is not None, "too many jobs were handed out"

@@ -1,4 +1,4 @@
-"""Figures of stats against plain dictionaries, for any number of workers, and the page that is drawn of them."""
+"""The figures of stats compared with plain dictionaries, for any number of workers, and the page of plots."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CAPTIONS = ["a red roof beside the river", "the river", "many trees", "Many tree
 
 @pytest.fixture(scope="module")
 def tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 samples of six captions and three sizes; 20 images have a hash, of three kinds."""
+    """Writes 30 samples with six captions and three sizes; 20 images have one of three hashes."""
     members: dict[str, bytes] = {}
     for index in range(30):
         info = {"captions": [CAPTIONS[index % 6]], "label": "town" if index < 20 else "wood", "width": 40 + index % 3,
@@ -39,7 +39,7 @@ def tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def out(tar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one process says of the tar, which it counts in five pieces."""
+    """Runs stats on the tar with one process, which counts it in five parts."""
     folder = tmp_path_factory.mktemp("stats") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("priorclip.data_shards.inspect.stats.CHUNK", 7)
@@ -86,7 +86,7 @@ def test_a_limit_draws_samples_and_says_so(tar: Path, tmp_path: Path, capsys: py
 
 
 def test_remote_shards_are_counted_as_local_ones(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the manifest of their folder; the same samples are drawn, and the same figures written."""
+    """The manifest of the folder gives the shards; the same samples are drawn and the figures are equal."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # of the cache
     words = ["--images", "3", "--workers", "1", "--limit", "9"]
     assert main(["stats", str(packed), "--output", str(tmp_path / "local"), *words]) == 0

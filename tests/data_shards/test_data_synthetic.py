@@ -1,4 +1,4 @@
-"""The product's own sample data: same bytes everywhere, captions that are true, colours and counts that can be seen."""
+"""The product's sample data: the same bytes everywhere, true captions, visible colours and counts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def digest(seed: int, index: int, size: int) -> str:
 
 
 def things(attributes: dict) -> list[dict]:
-    """Return everything that a scene's facts name."""
+    """Returns all things in a scene's facts."""
     found = [attributes["main"]]
     for company in attributes["company"]:
         found += [company] + ([company["carrying"]] if "carrying" in company else [])
@@ -49,7 +49,7 @@ def things(attributes: dict) -> list[dict]:
 
 
 def pieces(mask: np.ndarray, smallest: int = 6) -> int:
-    """Count the connected regions (eight neighbours) of a boolean picture that are not mere specks."""
+    """Counts the connected regions (eight neighbours) of a boolean picture, without tiny ones."""
     regions, _ = ndimage.label(mask, np.ones((3, 3)))
     return int((np.bincount(regions.ravel())[1:] >= smallest).sum())
 
@@ -80,11 +80,11 @@ def test_picture_is_rgb_and_uses_its_range() -> None:
         assert image.shape == (96, 96, 3)
         assert image.dtype == np.uint8
         assert image.std() > 10, f"scene {index} is nearly blank"
-        assert (image >= 254).mean() < 0.4, f"scene {index} is burnt out"
+        assert (image >= 254).mean() < 0.4, f"scene {index} is overexposed"
 
 
 def test_one_scene_at_every_size() -> None:
-    """The same facts, and pixels that agree with the larger picture averaged down, unlike another scene's."""
+    """Each size has the same facts, and its pixels agree with the averaged larger picture, not with another scene."""
     for index in range(0, 48, 5):
         small, large = draw_scene(4, index, 64), draw_scene(4, index, 256)
         other = draw_scene(4, index + 1, 64)
@@ -123,7 +123,7 @@ def test_classes_are_balanced_in_every_block() -> None:
 
 
 def stated(thing: dict, caption: str) -> bool:
-    """Tell whether a caption holds the thing's count, colour and noun as one phrase, in any synonym."""
+    """Tells whether a caption has the thing's count, colour and noun as one phrase, with any synonym."""
     count = thing.get("count", 1)
     number = "(?:an?|one|a single)" if count == 1 else WORDS[count] if count < 13 else "(?:many|dozens of|lots of)"
     kinds = "(?:" + "|".join(KINDS[thing["kind"]]) + ")" if "kind" in thing else ""
@@ -191,7 +191,7 @@ COUNTED = {"airport", "beach", "harbour", "parking lot", "sparse residential", "
 
 
 def test_as_many_objects_in_the_picture_as_in_the_caption() -> None:
-    """Count the connected pieces of the main thing's pixels: each is whole, apart from the others and in the frame."""
+    """Counts the connected pieces of the main thing's pixels: each is whole, separate and inside the frame."""
     checked, wrong = 0, []
     for index in range(240):
         label, sketch, facts = sketch_scene(13, index)
@@ -209,7 +209,7 @@ def test_as_many_objects_in_the_picture_as_in_the_caption() -> None:
 
 
 def test_objects_show_the_colour_that_captions_state() -> None:
-    """The object's own pixels are what the caption calls them, with haze, exposure, wear and noise."""
+    """The object's pixels have the colour of the caption, also with haze, exposure, wear and noise."""
     checked, wrong = 0, []
     for index in range(360):
         label, sketch, facts = sketch_scene(14, index)
@@ -227,7 +227,7 @@ def test_objects_show_the_colour_that_captions_state() -> None:
 
 
 def colour_word(rgb: np.ndarray) -> str:
-    """Return what a person calls a colour, by its hue, strength and brightness, without the product's palette."""
+    """Returns a person's name of a colour from hue, saturation and brightness, without the product's palette."""
     hue, strength, value = colorsys.rgb_to_hsv(*(rgb / 255))
     if strength < 0.22 or value < 0.27:
         return "white" if value > 0.66 else "grey" if value > 0.36 else "black"

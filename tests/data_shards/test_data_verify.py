@@ -1,4 +1,4 @@
-"""verify finds what is wrong and says where; index and stats read what others wrote."""
+"""verify finds each problem and its place; index and stats read shards of other programs."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def test_sound_shards_verify(shards: Path, capsys: pytest.CaptureFixture) -> Non
 
 
 def test_sizes_of_local_and_remote_shards(shards: Path, capsys: pytest.CaptureFixture) -> None:
-    """The same count and bytes whichever way they are reached; a short, an empty and a lost one are told apart."""
+    """Local and remote shards give the same count and bytes; short, empty and lost shards give different problems."""
     with serving(shards) as server:
         here, there = check_sizes(str(shards)), check_sizes(f"{server.url}/")
         whole = sum(path.stat().st_size for path in shards.glob("*.tar"))
         assert (here.count, here.bytes, here.wrong) == (there.count, there.bytes, there.wrong) == (5, whole, 0)
         assert there.digest == check_sizes(f"{server.url}/train-00000{{0..4}}.tar").digest
-        assert sum(row.sent for row in server.of(r"\.tar$")) < whole / 10, "no shard is fetched"
+        assert sum(row.sent for row in server.of(r"\.tar$")) < whole / 10, "a shard was fetched"
         os.truncate(shards / "train-000001.tar", 1024)
         os.truncate(shards / "train-000002.tar", 0)
         (shards / "train-000004.tar").unlink()
@@ -86,7 +86,7 @@ def test_a_truncated_tar_is_found(shards: Path) -> None:
 
 def test_a_damaged_header_is_found(shards: Path) -> None:
     tar = shards / "train-000001.tar"
-    flip(tar, tar.read_bytes().index(b"area/00015.jpg") + 3)  # the header's checksum no longer fits
+    flip(tar, tar.read_bytes().index(b"area/00015.jpg") + 3)  # the header's checksum is wrong now
     problems, _ = verify_folder(shards)
     assert any("damaged or cut short after 10 members" in problem for problem in problems)
 
@@ -104,7 +104,7 @@ def test_missing_and_foreign_files_are_found(shards: Path) -> None:
 
 
 def test_an_index_that_lies_is_found(shards: Path) -> None:
-    """A wrong offset whose file hash was "repaired" in the manifest is still a wrong offset."""
+    """A wrong offset is found, also if the manifest has the hash of the wrong index."""
     place = shards / "train-000000.tar.idx"
     index = ShardIndex.load(place)
     offsets = index.offset.copy()
@@ -124,14 +124,14 @@ SHARDS = [f"train-{number:06d}.tar" for number in range(5)]
 
 @pytest.fixture(scope="module")
 def spare(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards that a test may change if it mends them again."""
+    """Packs shards that a test may change if it repairs them."""
     return Path(shutil.copytree(packed, tmp_path_factory.mktemp("spare") / "shards"))
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_any_change_of_any_file_is_found_and_named(spare: Path, data: st.DataObject) -> None:
-    """A flipped bit, a cut, or more bytes, in a tar or an .idx: one shard is named, the one."""
+    """A flipped bit, a cut or extra bytes in a tar or an .idx: verify names exactly this shard."""
     name = data.draw(st.sampled_from([*SHARDS, *(f"{shard}.idx" for shard in SHARDS)]))
     whole = (spare / name).read_bytes()
     kind = data.draw(st.sampled_from(["flip", "cut", "grow"]))
@@ -172,7 +172,7 @@ def test_swapped_tars_and_indices_are_found(shards: Path) -> None:
         two.rename(one)
         (shards / "aside").rename(two)
         problems, _ = verify_folder(shards)
-        for name in (one.name, two.name):  # both times: a pair that fits, of another name, is still not this shard
+        for name in (one.name, two.name):  # twice, because a matching pair of another name is not this shard
             assert f"{name}: SHA-256 differs from the manifest" in problems
     assert {problem.split(":")[0].removesuffix(".idx") for problem in problems} == set(SHARDS[:2])
 
