@@ -16,7 +16,7 @@ from priorclip.common.masking import masked_values
 from priorclip.training.config import RunConfig
 from priorclip.training.monitoring.read_metrics import records
 from priorclip.training.ranks.distributed import Rank
-from priorclip.training.ranks.run_lock import hold
+from priorclip.training.ranks.run_lock import lock_folder
 
 
 def prepare_folder(config: Any, run_config: RunConfig, rank: Rank) -> Path:
@@ -33,7 +33,7 @@ def prepare_folder(config: Any, run_config: RunConfig, rank: Rank) -> Path:
     folder, problem = Path(run_config.dir), [""]
     if rank.is_first:
         folder.mkdir(parents=True, exist_ok=True)
-        problem = [hold(folder)]
+        problem = [lock_folder(folder)]
         if not problem[0]:
             write_text(folder / "config.yaml", to_yaml(config))
     dist.broadcast_object_list(problem)

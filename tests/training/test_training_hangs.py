@@ -17,9 +17,9 @@ from toy_launches import PYTHON, ROOT, ToyRun, execute, toy_arguments
 
 from priorclip.common.ports import free_port
 from priorclip.training.ranks.distributed import Rank
-from priorclip.training.ranks.guardian import kernel_says
+from priorclip.training.ranks.guardian import kernel_state
 from priorclip.training.ranks.preemption import HANG_EXIT_CODE
-from priorclip.training.ranks.watchdog import Watchdog, verdict
+from priorclip.training.ranks.watchdog import Watchdog, hang_report
 
 GUARDIAN = ROOT / "training" / "ranks" / "guardian.py"
 
@@ -33,7 +33,7 @@ def test_rank_that_sleeps_for_ever_is_told_from_those_that_wait(tmp_path: Path) 
     assert time.time() - max(ToyRun(tmp_path / "run").records("time").values()) < 120
     assert done.returncode == HANG_EXIT_CODE, done.stdout
     host = socket.gethostname()
-    hung, waiting = done.stdout.split("the run hangs: nothing has moved for ")[1].split("waits for other ranks at:")
+    hung, waiting = done.stdout.split("the run hangs: no progress for ")[1].split("waits for other ranks at:")
     assert f"rank 1 on {host} (process " in hung
     assert "time.sleep(1e6)" in hung.split("hangs at:")[1]
     assert f"rank 0 on {host} (process " in hung
@@ -46,9 +46,9 @@ def test_rank_that_sleeps_for_ever_is_told_from_those_that_wait(tmp_path: Path) 
 def test_many_ranks_are_told_apart_by_where_they_stand() -> None:
     standing = {rank: {"host": f"n{rank // 4}", "pid": 10 + rank, "waits": rank != 5, "stack": f"{rank == 5}"}
                 for rank in range(16) if rank != 9}  # fmt: skip
-    lines = verdict(standing, [9], 61.0).splitlines()
-    assert lines[0] == "the run hangs: nothing has moved for 61 s, and it ends"
-    assert lines[1] == "nothing is heard of rank 9"
+    lines = hang_report(standing, [9], 61.0).splitlines()
+    assert lines[0] == "the run hangs: no progress for 61 s; it ends"
+    assert lines[1] == "no report from rank 9"
     assert lines[2] == "rank 5 on n1 (process 15) hangs at:"
     assert lines[4].endswith("rank 8 on n2 (process 18) and 6 more waits for other ranks at:")
 
@@ -117,5 +117,5 @@ def test_run_whose_guardian_is_gone_ends_well() -> None:
 
 
 def test_what_the_kernel_says() -> None:
-    assert "State:" in kernel_says(os.getpid())
-    assert kernel_says(2**22 + 1) == "nothing"
+    assert "State:" in kernel_state(os.getpid())
+    assert kernel_state(2**22 + 1) == "unknown"

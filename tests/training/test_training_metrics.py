@@ -130,7 +130,7 @@ def test_endpoint_listens_on_the_address_given_and_closes(caplog: pytest.LogCapt
         urllib.request.urlopen(f"http://127.0.0.2:{monitor.prometheus_port}/metrics")
     with caplog.at_level(logging.WARNING):
         assert open_endpoint(monitor, "other", serves=True) is None
-    assert f"127.0.0.1 port {monitor.prometheus_port} cannot be listened on" in caplog.text
+    assert f"cannot listen on 127.0.0.1 port {monitor.prometheus_port}" in caplog.text
     assert open_endpoint(monitor, "other", serves=False) is None
     endpoint.close()
     with pytest.raises(urllib.error.URLError):

@@ -30,7 +30,7 @@ from toy_launches import (
 from priorclip.common.checkpoint_files import find_checkpoints
 from priorclip.training.checkpoints.files import recover_replaced
 from priorclip.training.ranks.preemption import REQUEUE_EXIT_CODE
-from priorclip.training.ranks.run_lock import hold
+from priorclip.training.ranks.run_lock import lock_folder
 
 LAUNCH = (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--")
 
@@ -212,20 +212,20 @@ def test_second_run_in_a_run_directory_is_refused(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
-from priorclip.training.ranks.run_lock import hold
-print([hold(Path(sys.argv[1]))], flush=True)
+from priorclip.training.ranks.run_lock import lock_folder
+print([lock_folder(Path(sys.argv[1]))], flush=True)
 input()
 """
     words = [PYTHON, "-c", program, str(tmp_path)]
     first = subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert first.stdout
     assert first.stdout.readline() == b"['']\n"
-    problem = hold(tmp_path, wait_seconds=0.0)
+    problem = lock_folder(tmp_path, wait_seconds=0.0)
     assert problem.startswith(f"{tmp_path} is in use by process {first.pid} on {socket.gethostname()}: give another")
     first.kill()
-    assert hold(tmp_path, wait_seconds=30.0) == ""
+    assert lock_folder(tmp_path, wait_seconds=30.0) == ""
     assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
-    assert hold(tmp_path, wait_seconds=0.0) == "", "this process's next run"
+    assert lock_folder(tmp_path, wait_seconds=0.0) == "", "this process's next run"
     first.wait()
 
 

@@ -1,1 +1,1 @@
-"""The figures of a run: measured on each rank, written to files, TensorBoard and Prometheus."""
+"""The metrics of a run: measured on each rank, written to files, TensorBoard and Prometheus."""

@@ -1,8 +1,11 @@
-"""The record of a run: ``metrics.jsonl`` (one JSON object a line), TensorBoard events and the progress bar.
+"""The log of a run: ``metrics.jsonl`` (one JSON object a line), TensorBoard events and the progress bar.
 
-Only rank 0 writes. Names are the same in both: ``train/loss``, ``train/lr``, ``eval/mean_recall`` ...; a list of
-numbers is a histogram in TensorBoard, a text stands in ``metrics.jsonl`` only. The same figures go to the Prometheus
-endpoint, where there is one. TensorBoard's first pages, HPARAMS and CUSTOM SCALARS, are laid out by cluster.layout.
+    log.write_metrics(100, {"train/loss": 0.71, "speed/step_seconds": [0.2, 0.3], "straggler/host": "node-b"})
+    log.advance(100, {"loss": 0.71})
+
+Only rank 0 writes. Metrics have the same names everywhere: ``train/loss``, ``train/lr``, ``eval/mean_recall`` ... A
+list of numbers becomes a histogram in TensorBoard; a text is in ``metrics.jsonl`` only. The Prometheus endpoint, if
+there is one, serves the same metrics. tensorboard_layout.py defines the pages HPARAMS and CUSTOM SCALARS.
 """
 
 from __future__ import annotations
@@ -31,28 +34,29 @@ from priorclip.training.monitoring.tensorboard_layout import LAYOUT, hparams_end
 
 logger = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 20  # until what was written is seen by a TensorBoard that looks on
+FLUSH_SECONDS = 20  # until TensorBoard sees what was written
 
 
 class MetricLog:
-    """Writes numbers by step. After a resume, records past the resumed step are dropped from ``metrics.jsonl``.
+    """Writes metrics by step. After a resume, it drops records after the resumed step from ``metrics.jsonl``.
 
     Args:
         folder: the run directory
         total_steps: length of the progress bar
         start_step: step that the run continues from
-        enabled: False on all ranks but the first, where every method does nothing
-        monitor: where the Prometheus endpoint is, if there is to be one
+        enabled: True on rank 0; on other ranks every method does nothing
+        progress: show the progress bar
+        monitor: options of the Prometheus endpoint
 
     Raises:
-        ValueError: an endpoint is wanted whose library is not installed
+        ValueError: the Prometheus endpoint needs a library that is not installed
     """
 
     def __init__(
         self, folder: Path, total_steps: int, start_step: int, enabled: bool, progress: bool, monitor: MonitorConfig
     ) -> None:
         self.enabled = enabled
-        self.folder, self.told = folder, False
+        self.folder, self.is_error_logged = folder, False
         self.endpoint = open_endpoint(monitor, folder.name, enabled)
         if not enabled:
             return
@@ -62,26 +66,26 @@ class MetricLog:
         kept = [record for record in records(folder) if record["step"] <= start_step] if start_step else []
         write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self.file = path.open("a", buffering=1)
-        # TensorBoard hides what was written before of the purged step and those after it: that of start_step stays.
-        purged = start_step + 1 if start_step else 0
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=purged, flush_secs=FLUSH_SECONDS)
+        # TensorBoard hides earlier records from this step on: those of start_step stay.
+        purge_step = start_step + 1 if start_step else 0
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step, flush_secs=FLUSH_SECONDS)
         self.bar = tqdm(
             total=total_steps, initial=start_step, desc=folder.name, unit="step", disable=not progress,
             file=sys.stdout, mininterval=0.5 if sys.stdout.isatty() else 15.0, dynamic_ncols=sys.stdout.isatty(),
         )  # fmt: skip
 
     @contextmanager
-    def bearing(self) -> Iterator[None]:
-        """A disk that fills up costs records, not the run; TensorBoard's thread ends at its first error for good."""
+    def tolerating_disk_errors(self) -> Iterator[None]:
+        """A full disk loses records but does not end the run. TensorBoard's thread ends at its first error."""
         try:
             yield
         except OSError as error:
-            if not self.told:
-                logger.error("%s: the record of the run cannot be written: %s. The run goes on", self.folder, error)
-            self.told = True
+            if not self.is_error_logged:
+                logger.error("%s: cannot write the metrics: %s. The run continues without them", self.folder, error)
+            self.is_error_logged = True
 
     def describe(self, config: str, command: str) -> None:
-        """The run's configuration (YAML) and command, as text and as hyperparameters, and the layout of the charts."""
+        """Writes the run's configuration (YAML) and command for TensorBoard, and the layout of its charts."""
         if not self.enabled:
             return
         self.board.add_text("run/config", f"```yaml\n{config}\n```")
@@ -91,12 +95,12 @@ class MetricLog:
             self.board._get_file_writer().add_summary(summary)
 
     def write_metrics(self, step: int, values: dict[str, Any], ranks: Sequence[RankMetrics] = ()) -> None:
-        """Figures of a step; ``ranks`` are what each rank saw, for the endpoint."""
+        """Writes the metrics of a step. ``ranks`` are those of each rank, for the Prometheus endpoint."""
         if not self.enabled:
             return
-        with self.bearing():
-            self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **plain(values)}) + "\n")
-        with self.bearing():
+        with self.tolerating_disk_errors():
+            self.file.write(json.dumps({"step": step, "time": round(time.time(), 3), **finite_or_null(values)}) + "\n")
+        with self.tolerating_disk_errors():
             for name, value in values.items():
                 if isinstance(value, list):
                     self.board.add_histogram(name, np.asarray(value), step)
@@ -107,32 +111,33 @@ class MetricLog:
 
     def write_images(self, step: int, images: Mapping[str, Image.Image]) -> None:
         if self.enabled:
-            with self.bearing():
+            with self.tolerating_disk_errors():
                 for name, image in images.items():
                     self.board.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def advance(self, step: int, shown: dict[str, float]) -> None:
+        """Moves the progress bar to a step; ``shown`` replaces the values beside it, if there are any."""
         if self.enabled:
             if shown:
                 self.bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
             self.bar.update(step - self.bar.n)
 
     def close(self, finished: bool = False) -> None:
-        """``finished``: the run has reached its last step."""
+        """``finished``: the run has reached its end."""
         if self.enabled:
             self.bar.close()
-            with self.bearing():
+            with self.tolerating_disk_errors():
                 if finished:
                     self.board._get_file_writer().add_summary(hparams_end())
                 self.board.close()
-            with self.bearing():
+            with self.tolerating_disk_errors():
                 self.file.close()
         if self.endpoint is not None:
             self.endpoint.close()
 
 
-def plain(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no NaN: such figures are written as null."""
+def finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
+    """Replaces NaN and infinity by null, because JSON has neither."""
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }

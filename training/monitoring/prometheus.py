@@ -1,14 +1,14 @@
-"""The figures of a run for Prometheus, which asks for them over HTTP.
+"""The metrics of a run for Prometheus, which reads them over HTTP.
 
     python -m pretrain ... --run.monitor.prometheus_port 9464
     curl -s http://127.0.0.1:9464/metrics
 
-    priorclip_train_loss{run="rs5m-b32"} 3.21                  as in metrics.jsonl, / becomes _
+    priorclip_train_loss{run="rs5m-b32"} 3.21                  the name in metrics.jsonl, with _ for /
     priorclip_data_skipped_total{run=...,reason="image"} 4
     priorclip_rank_own_seconds{run=...,rank="5",host="node-b"} 0.31
-    priorclip_record_timestamp_seconds{run=...} 1.76e9         stands still when the run does: worth an alert
+    priorclip_record_timestamp_seconds{run=...} 1.76e9         does not change if the run hangs: worth an alert
 
-Rank 0 serves what all ranks have told it, so that there is one address a run. Nothing is computed when it is asked.
+Rank 0 serves the metrics of all ranks, so that a run has one address. A request computes nothing.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SKIPPED = "data/skipped/"
-BYTES_A_GB = 1e9
+BYTES_PER_GB = 1e9
 
 
 def open_endpoint(monitor: MonitorConfig, run: str, serves: bool) -> Endpoint | None:
-    """The endpoint that is configured, on the rank that serves it; a port in use is no reason to end the run.
+    """Opens the endpoint on the rank that serves it, if one is configured. A port in use does not end the run.
 
     Raises:
-        ValueError: on every rank, where the library is not installed
+        ValueError: the library is not installed; raised on every rank
     """
     if monitor.prometheus_port is None:
         return None
@@ -53,15 +53,15 @@ def open_endpoint(monitor: MonitorConfig, run: str, serves: bool) -> Endpoint | 
         return Endpoint(monitor.prometheus_port, monitor.prometheus_address, run)
     except OSError as error:
         logger.warning(
-            "no Prometheus endpoint: %s port %d cannot be listened on (%s); the run goes on without it. Set"
-            " run.monitor.prometheus_port to another, or run.monitor.prometheus_address to an address of this host",
+            "no Prometheus endpoint: cannot listen on %s port %d (%s); the run continues without it. Set"
+            " run.monitor.prometheus_port to a free port, or run.monitor.prometheus_address to an address of this host",
             monitor.prometheus_address, monitor.prometheus_port, error.strerror or error,
         )  # fmt: skip
         return None
 
 
 class Endpoint:
-    """A server in a thread of its own; what it answers is replaced as a whole by each record."""
+    """A server in its own thread. Each record replaces its answer as a whole."""
 
     def __init__(self, port: int, address: str, run: str) -> None:
         from prometheus_client import CollectorRegistry, start_http_server
@@ -69,7 +69,7 @@ class Endpoint:
         self.run = run
         self.values: dict[str, Any] = {}
         self.ranks: Sequence[RankMetrics] = ()
-        self.told = time.time()
+        self.updated = time.time()
         self.lock = threading.Lock()
         registry = CollectorRegistry()
         registry.register(self)  # type: ignore[arg-type]
@@ -77,18 +77,18 @@ class Endpoint:
         logger.info("Prometheus endpoint: http://%s:%d/metrics", address, self.server.server_port)
 
     def update(self, step: int, values: Mapping[str, Any], ranks: Sequence[RankMetrics]) -> None:
-        """The figures of a step; those that this record has not stay as they were."""
+        """Sets the metrics of a step. Metrics that this record does not have keep their values."""
         with self.lock:
             self.values |= {"step": step, **values}
             self.ranks = ranks or self.ranks
-            self.told = time.time()
+            self.updated = time.time()
 
     def collect(self) -> Iterator[Metric]:
-        """What prometheus_client asks for at each scrape."""
+        """prometheus_client calls this at each scrape."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         with self.lock:
-            values, ranks, told = dict(self.values), self.ranks, self.told
+            values, ranks, updated = dict(self.values), self.ranks, self.updated
         skipped = CounterMetricFamily("priorclip_data_skipped", "Bad samples by reason.", labels=["run", "reason"])
         for name, value in values.items():
             if not isinstance(value, int | float):
@@ -98,7 +98,7 @@ class Endpoint:
             elif name != SKIPPED.rstrip("/"):
                 yield self._gauge(GaugeMetricFamily, name, value)
         yield skipped
-        yield self._gauge(GaugeMetricFamily, "record_timestamp_seconds", told)
+        yield self._gauge(GaugeMetricFamily, "record_timestamp_seconds", updated)
         for name, by_rank in rank_metrics(ranks).items():
             family = GaugeMetricFamily(
                 f"priorclip_rank_{name}", f"{name} of each rank.", labels=["run", "rank", "host"]
@@ -108,7 +108,7 @@ class Endpoint:
             yield family
 
     def _gauge(self, family: type, name: str, value: float) -> Any:
-        gauge = family(f"priorclip_{clean(name)}", f"{name} of metrics.jsonl.", labels=["run"])
+        gauge = family(f"priorclip_{prometheus_name(name)}", f"{name} of metrics.jsonl.", labels=["run"])
         gauge.add_metric([self.run], value if math.isfinite(value) else math.nan)
         return gauge
 
@@ -119,18 +119,18 @@ class Endpoint:
 
 
 def rank_metrics(ranks: Sequence[RankMetrics]) -> dict[str, list[float]]:
-    """Figure of each rank, by name."""
+    """Metric name -> value of each rank."""
     if not ranks:
         return {}
-    found = {
-        "own_seconds": [seen.own_seconds for seen in ranks],
-        "data_wait_seconds": [seen.wait_seconds for seen in ranks],
+    metrics = {
+        "own_seconds": [rank.own_seconds for rank in ranks],
+        "data_wait_seconds": [rank.wait_seconds for rank in ranks],
     }
     for name in ranks[0].memory:
-        found[f"{name.removesuffix('_gb')}_bytes"] = [seen.memory[name] * BYTES_A_GB for seen in ranks]
-    return found
+        metrics[f"{name.removesuffix('_gb')}_bytes"] = [rank.memory[name] * BYTES_PER_GB for rank in ranks]
+    return metrics
 
 
-def clean(name: str) -> str:
+def prometheus_name(name: str) -> str:
     """``train/loss`` -> ``train_loss``."""
     return re.sub(r"[^a-zA-Z0-9_]", "_", name)

@@ -1,4 +1,4 @@
-"""What a run leaves for people and scripts: log lines from rank 0, and ``report.json``."""
+"""The log lines of a run, and its ``report.json``."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from priorclip.training.ranks.distributed import Rank
 logger = logging.getLogger(__name__)
 
 
-class AboveTheBar(logging.Handler):
-    """Log lines on standard output, on a line of their own while a progress bar is shown."""
+class ProgressBarHandler(logging.Handler):
+    """Writes log lines to standard output, above a progress bar if one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(self.format(record), file=sys.stdout)
 
 
 def set_up_logging(rank: Rank) -> None:
-    """Messages with the rank in front; only warnings from all ranks but the first."""
+    """Puts the rank before each message. Ranks other than 0 log only warnings and errors."""
     level = logging.INFO if rank.is_first else logging.WARNING
     form = f"%(asctime)s rank {rank.rank}: %(message)s"
-    handler = AboveTheBar()
+    handler = ProgressBarHandler()
     handler.setFormatter(MaskedFormatter(form, datefmt="%H:%M:%S"))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     sys.excepthook = lambda kind, error, trace: log_failure(rank, kind, error, trace)
-    # DeepSpeed calls torch.distributed by names that torch has since renamed.
+    # DeepSpeed uses names of torch.distributed that torch has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     for noisy in ("DeepSpeed", "httpx", "timm", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
 def log_failure(rank: Rank, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """An exception that ends the rank, with its place: many ranks write into one log."""
+    """Logs an exception that ends this rank, with rank and host, because many ranks write to one log."""
     where = f"rank {rank.rank} of {rank.world_size} on {socket.gethostname()}"
     logger.error("%s fails: %s: %s", where, kind.__name__, error, exc_info=(kind, error, trace))
 
 
 def write_report(folder: Path, report: dict[str, Any]) -> None:
-    """``report.json`` of the run directory, whole or not at all."""
+    """Writes ``report.json`` of the run directory, complete or not at all."""
     report = {**masked_values(report), "command": masked_command(sys.argv)}
     write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
     logger.info("finished: %s", folder / "report.json")

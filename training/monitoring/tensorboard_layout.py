@@ -2,8 +2,8 @@
 
     http://localhost:6006/#custom_scalars
 
-A chart names the tags that it draws by regular expressions, so that it holds for every model and task; what a run does
-not have is not drawn. docs/monitoring.md says what each tells, in the same order.
+A chart selects its tags by regular expressions, so that it fits every model and task. Tags that a run does not have are
+not drawn. docs/monitoring.md explains the charts in the same order.
 """
 
 from __future__ import annotations
@@ -48,23 +48,23 @@ LAYOUT = {
     },
 }
 
-# Columns of the HPARAMS page; a run has those of its task.
+# Columns of the HPARAMS page; a run fills those of its task.
 RESULTS = ("eval/mean_recall", "eval/accuracy", "train/loss", "train/images_per_second")
 
 
 def hparams_start(config: Mapping[str, Any]) -> tuple[Summary, Summary]:
-    """The records that make a run a row of the HPARAMS page; its results are the scalars of the run itself."""
+    """Returns the records that make a run a row of the HPARAMS page. Its results are the scalars of the run."""
     experiment, start, _ = hparams(flat(config), dict.fromkeys(RESULTS, 0.0))
     return experiment, start
 
 
 def hparams_end() -> Summary:
-    """The record that a run was finished."""
+    """Returns the record that a run is finished."""
     return hparams({}, {})[2]
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str]:
-    """``{"run": {"lr": 1.0}}`` -> ``{"run.lr": 1.0}``; lists and flags as text, nulls left out."""
+    """``{"run": {"lr": 1.0}}`` -> ``{"run.lr": 1.0}``; lists and flags become text; nulls are left out."""
     found: dict[str, int | float | str] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):

@@ -1,1 +1,1 @@
-"""The processes of a run: who they are, where they meet, how they stop, and how a hang is found."""
+"""The processes of a run: their ranks, how they meet and stop, and how a hang is found."""

@@ -1,8 +1,8 @@
-"""Who am I among the ranks: one process, ``deepspeed``, ``torchrun``, ``srun`` or ``mpirun``.
+"""The rank of this process: under ``deepspeed``, ``torchrun``, ``srun``, ``mpirun``, or alone.
 
-The deepspeed launcher and torchrun set RANK, LOCAL_RANK, WORLD_SIZE and MASTER_*; ``srun`` sets SLURM_*, from which
-they are derived here; under ``mpirun`` DeepSpeed asks mpi4py, unless MASTER_ADDR is given (``mpirun -x``); with none of
-these the run is one process. Where the ranks meet is in training/ranks/rendezvous.py.
+The deepspeed launcher and torchrun set RANK, LOCAL_RANK, WORLD_SIZE and MASTER_*. ``srun`` sets SLURM_*, from which we
+derive them. Under ``mpirun`` DeepSpeed asks mpi4py, unless MASTER_ADDR is set (``mpirun -x``). With none of these, the
+run is one process. rendezvous.py defines where the ranks meet.
 
     rank = start(EngineConfig())      # Rank(rank=0, world_size=2, local_rank=0, device=cpu)
 """
@@ -32,7 +32,7 @@ from deepspeed.comm.comm import mpi_discovery
 from priorclip.common.masking import deny_other_writers
 from priorclip.common.ports import TORCH_PORT, free_port, job_port
 from priorclip.training.config import EngineConfig
-from priorclip.training.ranks.rendezvous import agent_has_store, bound_store, interface_to
+from priorclip.training.ranks.rendezvous import bound_store, interface_to, torchrun_has_store
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1  # of malloc.h
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a run. ``device`` is where its tensors live."""
+    """One process of a run. ``device`` holds its tensors."""
 
     rank: int
     world_size: int
@@ -56,15 +56,15 @@ class Rank:
 
 
 def start(config: EngineConfig) -> Rank:
-    """Join the other ranks and return this process's place. Safe to call again in the same process.
+    """Joins the other ranks and returns the rank of this process. Safe to call again in the same process.
 
     Raises:
-        RuntimeError: some, but not all, of the variables that the launchers set are there.
+        RuntimeError: the environment has some, but not all, of the launchers' variables
     """
     deny_other_writers()
     environment = rank_environment(dict(os.environ))
     os.environ.update(environment)
-    # CUDA's matrix libraries are deterministic only with a fixed workspace, read when they start.
+    # CUDA's matrix libraries are deterministic only with a fixed workspace. They read this when they start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     disable_shared_memory_op()
@@ -85,15 +85,15 @@ def start(config: EngineConfig) -> Rank:
 
 
 def join(timeout: datetime.timedelta) -> None:
-    """Make the process group, with its sockets on the network of MASTER_ADDR."""
+    """Creates the process group, with its sockets on the network of MASTER_ADDR."""
     if any(name not in os.environ for name in TORCH_VARIABLES):
         mpi_discovery(int(os.environ.get("MASTER_PORT", TORCH_PORT)), verbose=False)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     interface = interface_to(address, port)
     if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
-        os.environ["GLOO_SOCKET_IFNAME"] = interface  # gloo would take what the host's own name stands for
-    serving = os.environ["RANK"] == "0" and not agent_has_store() and not dist.is_initialized()
-    with bound_store(address, port, timeout) if serving else contextlib.nullcontext():
+        os.environ["GLOO_SOCKET_IFNAME"] = interface  # otherwise gloo uses the address of the host's own name
+    serves = os.environ["RANK"] == "0" and not torchrun_has_store() and not dist.is_initialized()
+    with bound_store(address, port, timeout) if serves else contextlib.nullcontext():
         deepspeed.init_distributed(
             dist_backend=get_accelerator().communication_backend_name(), timeout=timeout, verbose=False
         )
@@ -101,11 +101,11 @@ def join(timeout: datetime.timedelta) -> None:
 
 
 def leave_at_exit() -> None:
-    """Take the process group down at the exit of this process, which is done with its run.
+    """Destroys the process group when this process exits. Call it after a successful run only.
 
-    Left to the end of the interpreter, a thread of gloo that still holds a finished collective's tensors wants Python's
-    lock too late, and aborts the process: a run that went well would end with SIGABRT. A rank that failed must not do
-    this: its group has collectives that wait for it.
+    Without it, a gloo thread that still holds the tensors of a finished collective asks for Python's lock after the
+    interpreter has ended, and the process aborts with SIGABRT. A failed rank must not call it, because collectives of
+    other ranks wait for it.
     """
     atexit.unregister(leave)
     atexit.register(leave)
@@ -117,29 +117,30 @@ def leave() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc reuse what large tensors leave, instead of giving it back and faulting it in again in each step.
+    """Makes glibc keep the memory of freed large tensors, instead of returning it and page-faulting it in each step.
 
-    That takes a quarter of the processor time of a convolutional net's step. The peak of memory is the same.
+    The page faults take a quarter of the CPU time of a convolutional network's step. Peak memory is the same.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 1 << 30)
         mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def disable_shared_memory_op() -> None:
-    """Keep DeepSpeed from compiling its CPU inference collective, which training has no use for.
+    """Keeps DeepSpeed from compiling its CPU inference collective, which training does not use.
 
-    It takes a compiler, a lock that all runs of this user wait for, and 69 MB of /dev/shm a rank, never removed.
+    It needs a compiler, a lock that all runs of this user wait for, and 69 MB of /dev/shm for each rank, which it
+    never removes.
     """
     if get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def leave_mpi() -> None:
-    """MPI has told the ranks apart and is done with; a rank that failed would wait for the others at its exit.
+    """Finalizes MPI, which we need only for the ranks. Otherwise a failed rank waits for the others at its exit.
 
-    DeepSpeed counts local ranks by host name, and its engine then insists on mpirun's own count: that is taken.
+    DeepSpeed counts local ranks by host name, but its engine requires mpirun's own count, so we set that.
     """
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is None or mpi.Is_finalized():
@@ -150,22 +151,22 @@ def leave_mpi() -> None:
 
 
 def rank_environment(environment: dict[str, str]) -> dict[str, str]:
-    """The variables that torch.distributed reads, derived from the launcher's; empty where nothing is to be added."""
+    """Returns torch.distributed's variables, derived from the launcher's; empty if nothing is to be added."""
     present = [name for name in TORCH_VARIABLES if name in environment]
     if len(present) == len(TORCH_VARIABLES):
         return {}
-    if "OMPI_COMM_WORLD_SIZE" in environment:  # before SLURM_*, which mpirun hands on inside a job
+    if "OMPI_COMM_WORLD_SIZE" in environment:  # before SLURM_*, which mpirun passes on inside a job
         return openmpi_environment(environment)
-    # A step of a job, which srun starts: the batch script itself has SLURM_PROCID and SLURM_NTASKS, but is no rank.
+    # srun starts a step of a job. The batch script itself has SLURM_PROCID and SLURM_NTASKS too, but is no rank.
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return slurm_environment(environment)
     if any(name in environment for name in MPI_VARIABLES):
-        return {}  # mpi4py is asked
+        return {}  # DeepSpeed asks mpi4py
     if "RANK" in environment or int(environment.get("WORLD_SIZE", "1")) > 1:
         missing = ", ".join(name for name in TORCH_VARIABLES if name not in environment)
         raise RuntimeError(
             f"the environment has {', '.join(present)} but not {missing}: start the run with deepspeed, torchrun, srun"
-            " or mpirun, which set all of them, or unset these for one process"
+            " or mpirun, which set all of them, or unset these variables for one process"
         )
     return {
         "RANK": "0",
@@ -177,7 +178,7 @@ def rank_environment(environment: dict[str, str]) -> dict[str, str]:
 
 
 def openmpi_environment(environment: dict[str, str]) -> dict[str, str]:
-    """Under ``mpirun -x MASTER_ADDR=...``; without it mpi4py tells the first address of rank 0's host."""
+    """Variables under ``mpirun -x MASTER_ADDR=...``; without it mpi4py gives the first address of rank 0's host."""
     if "MASTER_ADDR" not in environment:
         return {}
     return {
@@ -189,7 +190,7 @@ def openmpi_environment(environment: dict[str, str]) -> dict[str, str]:
 
 
 def slurm_environment(environment: dict[str, str]) -> dict[str, str]:
-    """One task a rank under ``srun``: the first host is the master, its port follows from the job's number."""
+    """Variables under ``srun``: a task is a rank, the first host is the master, its port follows from the job ID."""
     master = environment.get("MASTER_ADDR")
     if master is None:
         hosts = subprocess.run(
@@ -209,11 +210,11 @@ def slurm_environment(environment: dict[str, str]) -> dict[str, str]:
 
 
 def local_world_size(environment: Mapping[str, str]) -> int | None:
-    """Ranks on this host, from the launcher's variables; None where it says nothing."""
+    """Number of ranks on this host, from the launcher's variables; None if it sets none."""
     for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"):  # torchrun, deepspeed, mpirun
         if name in environment:
             return int(environment[name])
-    # srun: ``2(x3),1`` are two tasks on each of three nodes and one on the last.
+    # srun: ``2(x3),1`` means two tasks on each of three nodes and one on the last.
     groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
     counts = [int(count) for count, nodes in groups for _ in range(int(nodes or 1))]
     node = int(environment.get("SLURM_NODEID", "0"))
@@ -221,7 +222,7 @@ def local_world_size(environment: Mapping[str, str]) -> int | None:
 
 
 def seed_everything(seed: int, deterministic: bool) -> None:
-    """The same initial weights on every rank; ``deterministic`` refuses kernels that are not."""
+    """Seeds all generators equally on every rank; with ``deterministic``, torch refuses other kernels."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -229,13 +230,13 @@ def seed_everything(seed: int, deterministic: bool) -> None:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Dropout of a step follows from (seed, step, rank), so that a resumed run draws what the whole one would have."""
+    """Seeds a step by (seed, step, rank), so that dropout of a resumed run equals that of an uninterrupted one."""
     state = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]
     torch.manual_seed(int(state))
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is set on any rank: all of them get the same answer."""
+    """Whether the flag is set on any rank. All ranks get the same answer. A collective."""
     if dist.get_world_size() == 1:
         return flag
     value = torch.tensor(float(flag), device=device)
@@ -244,14 +245,14 @@ def any_rank(flag: bool, device: torch.device) -> bool:
 
 
 def mean_over_ranks(values: dict[str, float], device: torch.device) -> dict[str, float]:
-    """Mean of each figure over the ranks; every rank passes the same keys."""
+    """Mean of each value over the ranks. Every rank passes the same keys. A collective."""
     packed = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=device)
     dist.all_reduce(packed)
     return dict(zip(sorted(values), (packed / dist.get_world_size()).tolist()))
 
 
 def gather_rows_no_grad(rows: torch.Tensor) -> torch.Tensor:
-    """Rows ``(n, ...)`` of all ranks, rank after rank: ``(world n, ...)``. Each rank passes the same n. No gradient."""
+    """Rows ``(n, ...)`` of all ranks in order: ``(world size * n, ...)``, without gradient. n is the same on all."""
     parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)

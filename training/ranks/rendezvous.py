@@ -1,13 +1,13 @@
 """Where the ranks meet: a socket on MASTER_ADDR alone, and the network interface that leads there.
 
-torch's store listens on every interface of rank 0's host and asks nobody who they are. Here rank 0 opens the port on
-MASTER_ADDR only, and gloo's sockets are bound to the interface that packets to MASTER_ADDR leave by:
+torch's store listens on every interface of rank 0's host and has no authentication. Here rank 0 opens the port on
+MASTER_ADDR only, and gloo binds its sockets to the interface through which packets to MASTER_ADDR leave:
 
     MASTER_ADDR=10.0.0.2     # the cluster's network, not the office's
-    with bound_store("10.0.0.2", 29500):      # LISTEN 10.0.0.2:29500, where torch would LISTEN *:29500
-        deepspeed.init_distributed(...)       # takes the server that is there
+    with bound_store("10.0.0.2", 29500):      # LISTEN 10.0.0.2:29500; torch alone would LISTEN *:29500
+        deepspeed.init_distributed(...)       # uses the server that exists
 
-Under torchrun the agent has opened the store, on every interface, before any rank starts.
+Under torchrun, the agent opens the store on every interface before any rank starts.
 """
 
 from __future__ import annotations
@@ -29,20 +29,23 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def bound_store(address: str, port: int, timeout: datetime.timedelta) -> Iterator[None]:
-    """On rank 0, while the process group is made: its store's server, listening on ``address`` only.
+    """On rank 0: opens the server of the process group's store, which listens on ``address`` only.
 
-    torch keeps one server a port and process, so that the group made within takes this one and keeps it.
+    Create the process group inside. torch has one server for each port and process, so that the group uses and keeps
+    this one.
 
     Raises:
-        RuntimeError: something else has the port; the message names the host and what to do.
+        RuntimeError: another process uses the port; the message names the host and what to do
     """
-    family, bind_to = listening_place(address, port)
+    family, bind_to = listening_address(address, port)
     if bind_to is None:
-        logger.warning("the rendezvous listens on all interfaces: MASTER_ADDR %s is no address of this host", address)
+        logger.warning(
+            "the rendezvous listens on all interfaces, because MASTER_ADDR %s is no address of this host", address
+        )
         yield
         return
     listener = socket.socket(family)
-    # A run that is started again finds the last one's port in TIME_WAIT.
+    # If a run is started again, the port of the last one may be in TIME_WAIT.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((bind_to, port))
@@ -51,7 +54,7 @@ def bound_store(address: str, port: int, timeout: datetime.timedelta) -> Iterato
         if error.errno != errno.EADDRINUSE:
             raise
         raise RuntimeError(
-            f"port {port} of {address} ({socket.gethostname()}) is taken, perhaps by another run: choose another with"
+            f"port {port} of {address} ({socket.gethostname()}) is in use, perhaps by another run: choose another with"
             " --master-port, or MASTER_PORT under srun"
         ) from error
     listener.listen(2048)
@@ -63,23 +66,23 @@ def bound_store(address: str, port: int, timeout: datetime.timedelta) -> Iterato
     del store
 
 
-def listening_place(address: str, port: int) -> tuple[socket.AddressFamily, str | None]:
-    """Family and own address to listen on for those who connect to ``address``; None where there is none to name."""
+def listening_address(address: str, port: int) -> tuple[socket.AddressFamily, str | None]:
+    """Family and own address to listen on, if others connect to ``address``; None for all interfaces."""
     family, _, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
     own = str(place[0])
-    # Debian's /etc/hosts gives a host's own name as 127.0.1.1, where no other host can reach it.
-    named = not is_address(address) and address != "localhost"
-    if named and ipaddress.ip_address(own).is_loopback:
+    # Debian's /etc/hosts maps a host's own name to 127.0.1.1, which other hosts cannot reach.
+    is_name = not is_address(address) and address != "localhost"
+    if is_name and ipaddress.ip_address(own).is_loopback:
         return family, None
     return family, own if own in addresses_of_interfaces() or ipaddress.ip_address(own).is_loopback else None
 
 
 def interface_to(address: str, port: int) -> str | None:
-    """Name of the interface by which packets to ``address`` leave this host; None where that cannot be told."""
+    """Name of the interface through which packets to ``address`` leave this host; None if it is not known."""
     try:
         family, kind, _, _, place = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
         with socket.socket(family, kind) as probe:
-            probe.connect(place)  # of a datagram socket: looks up the route, sends nothing
+            probe.connect(place)  # a datagram socket only looks up the route; it sends nothing
             source = probe.getsockname()[0]
     except OSError:
         return None
@@ -90,7 +93,7 @@ def interface_to(address: str, port: int) -> str | None:
 
 
 def addresses_of_interfaces() -> dict[str, str]:
-    """Interface of each address of this host."""
+    """Address -> interface, of this host."""
     return {
         entry.address.partition("%")[0]: name for name, entries in psutil.net_if_addrs().items() for entry in entries
     }
@@ -103,6 +106,6 @@ def is_address(text: str) -> bool:
     return False
 
 
-def agent_has_store() -> bool:
-    """Whether torchrun's agent serves the store that the ranks meet at."""
+def torchrun_has_store() -> bool:
+    """Whether torchrun's agent serves the store of the process group."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

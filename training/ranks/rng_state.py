@@ -1,10 +1,10 @@
-"""State of the generators that a rank draws from: Python's, NumPy's, torch's and its accelerator's.
+"""States of a rank's random number generators: Python's, NumPy's, torch's and its accelerator's.
 
-    state = rng_states()         # tensors and plain numbers: read back by torch.load(weights_only=True)
-    set_rng_states(state)              # the next draws are those that came after the state was taken
+    state = rng_states()         # tensors and plain numbers, for torch.load(weights_only=True)
+    set_rng_states(state)              # the next draws are those that followed rng_states()
 
-What this system's own steps draw follows from the step's number (cluster/distributed.seed_step). A library, or a task
-of the user's, may draw from the global generators all the same: a checkpoint keeps them for each rank.
+Our own steps are seeded by their number (``distributed.seed_step``). But a library, or a user's task, may draw from the
+global generators too. So a checkpoint keeps their states for each rank.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def rng_states_name(rank: int) -> str:
 
 
 def rng_states() -> dict[str, Any]:
-    """Of this process."""
+    """States of this process's generators."""
     numbers = np.random.get_state(legacy=False)
     assert isinstance(numbers, dict)
     key = torch.from_numpy(numbers["state"]["key"].astype(np.int64))
@@ -42,7 +42,7 @@ def rng_states() -> dict[str, Any]:
 
 
 def set_rng_states(states: dict[str, Any]) -> None:
-    """Of this process; an accelerator's only where both runs have one."""
+    """Sets this process's generators; the accelerator's only if both runs have an accelerator."""
     version, words, rest = states["python"]
     random.setstate((version, tuple(words), rest))
     numbers = states["numpy"]
@@ -54,7 +54,7 @@ def set_rng_states(states: dict[str, Any]) -> None:
 
 
 def restore_rng_states(checkpoint: Path) -> None:
-    """Those of this rank, where the checkpoint has them; a rank that the checkpoint did not know keeps its own."""
+    """Sets the states that a checkpoint has of this rank. A rank that is not in the checkpoint keeps its states."""
     path = checkpoint / rng_states_name(dist.get_rank())
     if path.is_file():
         set_rng_states(load_tensors(path))

@@ -1,17 +1,18 @@
-"""A rank that hangs is named, with its host and stack, and ends the run, whatever its collectives do.
+"""Finds a rank that hangs, logs its host and stack, and ends the run, even if a collective never returns.
 
-    watch = Watchdog(rank, minutes=5)
-    watch.count_step()        # at each step
-    watch.stop()
+    watchdog = Watchdog(rank, minutes=5)
+    watchdog.count_step()        # after each step
+    watchdog.stop()
 
-Two things watch. A process beside each rank (guardian.py) kills one that shows no sign of life: stopped, frozen
-in the kernel. And a thread in each rank looks where its main thread is: a rank whose Python code has not moved for so
-long says so in the store that the ranks met at; when all have said so the run hangs, rank 0 names them by where they
-stand (most wait in a collective for the one that does not), and every rank ends itself. Long evaluations and slow data
-move, and are left alone. Looking costs less than a millisecond every few seconds, and no collective.
+There are two checks. First, a process beside each rank (guardian.py) kills a rank that sends no heartbeats, because it
+is stopped or frozen in the kernel. Second, a thread in each rank checks where the main thread is. If the Python code of
+a rank makes no progress for the time limit, the rank writes that to the process group's store. When all ranks have
+written it, the run hangs: rank 0 logs where each rank is (most wait in a collective for the one that does not), and
+every rank exits. Long evaluations and slow data make progress, so that they are safe. A check takes less than a
+millisecond every few seconds, and no collective.
 
-A rank whose launcher is gone (SLURM's step daemon, DeepSpeed's launcher) ends itself as well: nobody would tell it of
-the job's end, and it might go on beside the run that takes its place.
+A rank whose launcher has ended (SLURM's step daemon, DeepSpeed's launcher) exits too, because nobody would tell it that
+the job has ended. It could continue beside the run that replaces it.
 """
 
 from __future__ import annotations
@@ -39,17 +40,17 @@ from priorclip.training.ranks.preemption import HANG_EXIT_CODE
 
 logger = logging.getLogger(__name__)
 
-FRAMES = 12
+STACK_FRAMES = 12
 STARTS = itertools.count()
-COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")
+COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")  # source folders of code that waits for other ranks
 
 
 class Watchdog:
-    """Of one rank. Every rank of a run starts one at the same place, and an earlier one in the process ends.
+    """Watches one rank. Every rank starts one at the same place in the program. It stops an earlier one.
 
     Args:
         rank: this process
-        minutes: how long nothing may move, 0 for no watching
+        minutes: time limit without progress, 0 for no watching
     """
 
     running: Watchdog | None = None
@@ -57,7 +58,7 @@ class Watchdog:
     def __init__(self, rank: Rank, minutes: float) -> None:
         if Watchdog.running:
             Watchdog.running.stop()
-        self.rank, self.limit, self.prefix = rank, minutes * 60, f"hang/{next(STARTS)}"
+        self.rank, self.limit_seconds, self.prefix = rank, minutes * 60, f"hang/{next(STARTS)}"
         self.launcher = os.getppid() if rank.world_size > 1 else None
         self.steps = 0
         self.stopped = threading.Event()
@@ -65,12 +66,12 @@ class Watchdog:
         if not minutes:
             return
         Watchdog.running = self
-        self.beat = min(5.0, self.limit / 6)
-        self.main = threading.main_thread().ident
+        self.check_seconds = min(5.0, self.limit_seconds / 6)
+        self.main_thread = threading.main_thread().ident
         program = str(Path(__file__).with_name("guardian.py"))
-        words = [sys.executable, "-S", "-E", program, str(rank.rank), socket.gethostname(), str(self.limit)]
+        words = [sys.executable, "-S", "-E", program, str(rank.rank), socket.gethostname(), str(self.limit_seconds)]
         self.guardian = subprocess.Popen(words, stdin=subprocess.PIPE)
-        atexit.register(self.stop)  # Python cannot end a thread that is in a store's code
+        atexit.register(self.stop)  # Python cannot end a thread that runs code of the store
         self.thread = threading.Thread(target=self.watch, name="watchdog", daemon=True)
         self.thread.start()
 
@@ -78,7 +79,6 @@ class Watchdog:
         return f"rank {self.rank.rank} on {socket.gethostname()} (process {os.getpid()})"
 
     def count_step(self) -> None:
-        """Called at each step."""
         self.steps += 1
 
     def stop(self) -> None:
@@ -87,80 +87,81 @@ class Watchdog:
         Watchdog.running = None
         if self.guardian and self.guardian.stdin:
             self.thread.join(timeout=30)
-            with contextlib.suppress(BrokenPipeError):  # what a guardian that is gone has not read
+            with contextlib.suppress(BrokenPipeError):  # a guardian that has ended did not read everything
                 self.guardian.stdin.close()
             self.guardian.wait()
 
     def watch(self) -> None:
-        """Until it is stopped, or the store is gone, and with it the run."""
+        """Checks until `stop`, or until the store is gone because the run has ended."""
         try:
-            self.look_now_and_then()
+            self.check_repeatedly()
         except dist.DistError as error:
             if not self.stopped.is_set():
-                logger.warning("rank 0, which the ranks met at, is not there any more: %s", str(error).split("\n")[0])
+                logger.warning("the store of the process group on rank 0 is gone: %s", str(error).split("\n")[0])
 
-    def look_now_and_then(self) -> None:
+    def check_repeatedly(self) -> None:
         store = dist.distributed_c10d._get_default_store().clone()
-        mine, since, said = None, time.monotonic(), False
-        while not self.stopped.wait(self.beat):
+        last_position, since, is_reported = None, time.monotonic(), False
+        own_key = f"{self.prefix}/{self.rank.rank}"
+        while not self.stopped.wait(self.check_seconds):
             if self.launcher not in (None, os.getppid()):
-                logger.error("%s ends: its launcher, process %s, is gone", self.name(), self.launcher)
-                end_at_once()
-            place, stack, waits = self.look()
+                logger.error("%s ends, because its launcher, process %s, has ended", self.name(), self.launcher)
+                exit_now()
+            position, stack, waits = self.main_thread_state()
             self.send_heartbeat(stack)
-            if place != mine:
-                mine, since = place, time.monotonic()
-                if said:
-                    store.delete_key(f"{self.prefix}/{self.rank.rank}")
-                    said = False
-            still = time.monotonic() - since
-            if still < self.limit:
+            if position != last_position:
+                last_position, since = position, time.monotonic()
+                if is_reported:
+                    store.delete_key(own_key)
+                    is_reported = False
+            still_seconds = time.monotonic() - since
+            if still_seconds < self.limit_seconds:
                 continue
-            if not said:
-                here = {"host": socket.gethostname(), "pid": os.getpid(), "steps": self.steps}
-                store.set(f"{self.prefix}/{self.rank.rank}", json.dumps({**here, "waits": waits, "stack": stack}))
-                said = True
+            if not is_reported:
+                state = {"host": socket.gethostname(), "pid": os.getpid(), "steps": self.steps}
+                store.set(own_key, json.dumps({**state, "waits": waits, "stack": stack}))
+                is_reported = True
             if self.rank.is_first:
-                self.judge(store, still)
+                self.end_hanging_run(store, still_seconds)
             if store.check([f"{self.prefix}/end"]):
-                end_at_once()
+                exit_now()
 
-    def look(self) -> tuple[Any, str, bool]:
-        """Where the main thread is: to compare, to read, and whether the rank waits in a collective."""
+    def main_thread_state(self) -> tuple[Any, str, bool]:
+        """Position of the main thread to compare, its stack to read, and whether the rank waits in a collective."""
         frames = sys._current_frames()
-        stack = traceback.extract_stack(frames[self.main or 0])[-FRAMES:]
+        stack = traceback.extract_stack(frames[self.main_thread or 0])[-STACK_FRAMES:]
         text = "".join(traceback.format_list(stack))
         waits = any(name in line.filename for frame in frames.values() for line in traceback.extract_stack(frame)
                     for name in COLLECTIVES)  # fmt: skip
-        return (self.steps, positions(frames[self.main or 0])), text, waits
+        return (self.steps, positions(frames[self.main_thread or 0])), text, waits
 
     def send_heartbeat(self, stack: str) -> None:
         pipe = self.guardian.stdin if self.guardian else None
-        # Where the guardian is gone, only the second way of noticing is left.
+        # If the guardian has ended, only the second check is left.
         with contextlib.suppress(BrokenPipeError):
             if pipe:
                 pipe.write(json.dumps({"stack": stack}).encode() + b"\n")
                 pipe.flush()
 
-    def judge(self, store: Any, still: float) -> None:
-        """On rank 0: end the run when all ranks have stood still, or one has not been heard of for twice as long."""
+    def end_hanging_run(self, store: Any, still_seconds: float) -> None:
+        """On rank 0: ends the run if no rank makes progress, or one has not reported for twice the time limit."""
         keys = [f"{self.prefix}/{number}" for number in range(self.rank.world_size)]
-        standing = {number: json.loads(store.get(key)) for number, key in enumerate(keys) if store.check([key])}
-        unheard = [number for number in range(self.rank.world_size) if number not in standing]
-        if unheard and still < 2 * self.limit:
+        states = {number: json.loads(store.get(key)) for number, key in enumerate(keys) if store.check([key])}
+        unreported = [number for number in range(self.rank.world_size) if number not in states]
+        if unreported and still_seconds < 2 * self.limit_seconds:
             return
-        logger.error("%s", verdict(standing, unheard, still))
+        logger.error("%s", hang_report(states, unreported, still_seconds))
         store.set(f"{self.prefix}/end", "1")
-        end_at_once()
+        exit_now()
 
 
-def verdict(standing: dict[int, dict[str, Any]], unheard: list[int], still: float) -> str:
-    """What is known of the ranks, those first that do not wait for others."""
-    lines = [f"the run hangs: nothing has moved for {still:.0f} s, and it ends"]
-    if unheard:
-        lines.append(f"nothing is heard of rank {', '.join(map(str, unheard))}")
+def hang_report(states: dict[int, dict[str, Any]], unreported: list[int], still_seconds: float) -> str:
+    """What is known about the ranks. Those that do not wait for others come first."""
+    lines = [f"the run hangs: no progress for {still_seconds:.0f} s; it ends"]
+    if unreported:
+        lines.append(f"no report from rank {', '.join(map(str, unreported))}")
     groups: dict[tuple[bool, str], list[str]] = {}
-    for number, state in standing.items():
+    for number, state in states.items():
         name = f"rank {number} on {state['host']} (process {state['pid']})"
         groups.setdefault((state["waits"], state["stack"]), []).append(name)
     for (waits, stack), names in sorted(groups.items(), key=lambda item: item[0][0]):
@@ -170,7 +171,7 @@ def verdict(standing: dict[int, dict[str, Any]], unheard: list[int], still: floa
 
 
 def positions(frame: FrameType | None) -> list[tuple[int, int]]:
-    """Code and instruction of each frame: it differs when a thread has moved."""
+    """Code and instruction of each frame of a stack. They differ if the thread has made progress."""
     found = []
     while frame is not None:
         found.append((id(frame.f_code), frame.f_lasti))
@@ -178,8 +179,8 @@ def positions(frame: FrameType | None) -> list[tuple[int, int]]:
     return found
 
 
-def end_at_once() -> None:
-    """The main thread cannot be asked: it is where it does not come back from."""
+def exit_now() -> None:
+    """Ends the process without its main thread, which may be in a call that never returns."""
     for handler in logging.getLogger().handlers:
         handler.flush()
     sys.stdout.flush()
