@@ -42,7 +42,7 @@ class ProbePlan:
 
 
 def plan_probes(config: CheckConfig) -> ProbePlan:
-    """The hosts of the hostfile, else the nodes of this SLURM job, else this machine."""
+    """Plans probes for the hosts of the hostfile, the nodes of this SLURM job, or this machine, in this order."""
     port = config.master_port or TORCH_PORT
     if config.hostfile:
         slots: dict[str, int | None] = dict(read_hostfile(config.hostfile))

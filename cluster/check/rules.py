@@ -1,4 +1,4 @@
-"""The rules of ``cluster check``: they find in the hosts' answers what would stop a run or make it slow.
+"""The rules of ``cluster check``: they find problems that would stop a run or make it slow.
 
     find_problems(rows, config)  ->  [Finding("worker-1", "torch is 2.13.0, elsewhere 2.14.1", "use one environ...")]
 

@@ -24,7 +24,7 @@ class RecordedPopen(subprocess.Popen[Any]):
 
 
 def main() -> int:
-    """Runs DeepSpeed's runner with this process's arguments. Returns 128 + N if signal N ended what it started."""
+    """Runs DeepSpeed's runner with this process's arguments. Returns 128 + N if signal N ended pdsh, mpirun or srun."""
     subprocess.Popen = RecordedPopen  # type: ignore[misc]
     from deepspeed.launcher import runner
 

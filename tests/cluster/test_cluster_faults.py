@@ -56,9 +56,7 @@ def test_killed_run_has_the_result_of_an_undisturbed_run(slurm: Slurm, tmp_path:
     output = "".join(logs[name] for name in sorted(killed))
     assert output.count("goes back into the queue") == len(KINDS)
     assert re.search(rf"stopped at step \d+ of {STEPS}: run the same command again", output)
-    hang = re.search(
-        r"rank (\d) on node\1 \(process \d+\) hangs: no sign of life for 6 s. It is killed(.*\n)+", output
-    )
+    hang = re.search(r"rank (\d) on node\1 \(process \d+\) hangs: no sign of life for 6 s. It is killed(.*\n)+", output)
     assert hang, output
     assert "State:\tT (stopped)" in hang[0]
     assert "toy_run.py" in hang[0].split("last at:")[1], "its Python stack"

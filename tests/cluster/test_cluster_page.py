@@ -17,16 +17,16 @@ from small_pretraining import EPOCHS, GLOBAL_BATCH, IMAGES, SmallPretraining
 from toy_launches import PYTHON, ROOT
 
 PAGE = ROOT / "docs" / "cluster.md"
-BLOCK = re.compile(r"^```bash(?P<where>.*)\n(?P<text>(?:.*\n)*?)```$", re.MULTILINE)
+BLOCK = re.compile(r"^```bash(?P<hosts>.*)\n(?P<text>(?:.*\n)*?)```$", re.MULTILINE)
 CONFIG = "pretrain/configs/rs5m-b32.yaml"
-COMMANDS = [(found["where"].strip(), found["text"].strip()) for found in BLOCK.finditer(PAGE.read_text())]
+COMMANDS = [(found["hosts"].strip(), found["text"].strip()) for found in BLOCK.finditer(PAGE.read_text())]
 RUNS = [text for _, text in COMMANDS if CONFIG in text and "--dry-run" not in text]
 OTHERS = [text for _, text in COMMANDS if text not in RUNS]
 STEPS = EPOCHS * IMAGES // GLOBAL_BATCH
 
 
 @dataclass(frozen=True)
-class Ran:
+class Finished:
     """A finished command of the page: its run directory, exit code and output."""
 
     folder: Path
@@ -41,7 +41,7 @@ class Ran:
 
 
 @dataclass(frozen=True)
-class Reader:
+class PageRunner:
     """Runs commands of the page."""
 
     network: Network
@@ -55,7 +55,7 @@ class Reader:
         root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         return {**self.network.variables, **self.slurm.environment, **root}
 
-    def run(self, where: str, text: str) -> Ran:
+    def run(self, hosts: str, text: str) -> Finished:
         place = self.folder / str(len(list(self.folder.iterdir())))
         place.mkdir()
         logs = place / "logs"
@@ -72,34 +72,35 @@ class Reader:
         if "cluster check" in text:  # the hosts share the cores and disk of this busy machine
             text += " --slow-share 0.1 --free-gb 0.5"
         shell = ["bash", "-euo", "pipefail", "-c", text]
-        if where == "every host":
-            many = [start(host.enter(*shell), self.variables) for host in self.network.hosts]
+        if hosts == "every host":
+            processes = [start(host.enter(*shell), self.variables) for host in self.network.hosts]
         else:
-            many = [start(shell, self.variables)]
-        done = [wait_for_end(process) for process in many]
-        code, output = max(one.returncode for one in done), "".join(one.stdout for one in done)
+            processes = [start(shell, self.variables)]
+        results = [wait_for_end(process) for process in processes]
+        code = max(result.returncode for result in results)
+        output = "".join(result.stdout for result in results)
         submitted = re.search(r"Submitted batch job (\d+)", output)
         if submitted:
             fields, output = self.slurm.wait(submitted[1], logs)
             code = 0 if fields["JobState"] == "COMPLETED" else 1
-        return Ran(place / "run", code, output)
+        return Finished(place / "run", code, output)
 
 
 @pytest.fixture(scope="module")
-def reader(
+def page(
     network: Network, slurm: Slurm, small_pretraining: SmallPretraining, tmp_path_factory: pytest.TempPathFactory
-) -> Reader:
-    return Reader(network, slurm, small_pretraining, tmp_path_factory.mktemp("page"))
+) -> PageRunner:
+    return PageRunner(network, slurm, small_pretraining, tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")
-def on_this_machine(reader: Reader) -> Ran:
+def on_this_machine(page: PageRunner) -> Finished:
     """Two ranks of one machine, the reference for all other commands."""
     (command,) = [text for text in RUNS if text.startswith("python -m cluster launch -- ")]
-    ran = reader.run("", command)
-    assert ran.code == 0, ran.output
-    assert list(ran.trace()) == list(range(1, STEPS + 1))
-    return ran
+    finished = page.run("", command)
+    assert finished.code == 0, finished.output
+    assert list(finished.trace()) == list(range(1, STEPS + 1))
+    return finished
 
 
 def test_page_has_every_launch_path() -> None:
@@ -114,20 +115,20 @@ def test_page_has_every_launch_path() -> None:
 
 
 @pytest.mark.parametrize("command", [text for text in RUNS if not text.startswith("python -m cluster launch -- ")])
-def test_run_is_the_same_to_the_last_bit(command: str, reader: Reader, on_this_machine: Ran) -> None:
-    (where,) = [where for where, text in COMMANDS if text == command]
-    ran = reader.run(where, command)
-    assert ran.code == 0, ran.output
+def test_run_is_the_same_to_the_last_bit(command: str, page: PageRunner, on_this_machine: Finished) -> None:
+    (hosts,) = [hosts for hosts, text in COMMANDS if text == command]
+    finished = page.run(hosts, command)
+    assert finished.code == 0, finished.output
     if command.startswith("python -m pretrain"):  # one rank sums in another order
         for step, figures in on_this_machine.trace().items():
-            assert ran.trace()[step] == pytest.approx(figures, rel=1e-5)
+            assert finished.trace()[step] == pytest.approx(figures, rel=1e-5)
         return
-    assert ran.trace() == on_this_machine.trace(), ran.output
-    weights, expected = (each.folder / "export" / "model.safetensors" for each in (ran, on_this_machine))
+    assert finished.trace() == on_this_machine.trace(), finished.output
+    weights, expected = (each.folder / "export" / "model.safetensors" for each in (finished, on_this_machine))
     assert weights.read_bytes() == expected.read_bytes()
 
 
 @pytest.mark.parametrize("command", OTHERS)
-def test_other_commands_of_the_page(command: str, reader: Reader) -> None:
-    ran = reader.run("", command)
-    assert ran.code == 0, ran.output
+def test_other_commands_of_the_page(command: str, page: PageRunner) -> None:
+    finished = page.run("", command)
+    assert finished.code == 0, finished.output

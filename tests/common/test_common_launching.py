@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
+from priorclip.common.command_names import PACKAGES, module_of
 from priorclip.common.launching import display_command, launch_command, run_logged
+
+
+def test_commands_are_modules_of_the_namespace() -> None:
+    """So that launches also work where the package is installed and no folder ``pretrain`` exists."""
+    assert module_of("pretrain") == "priorclip.pretrain"
+    assert module_of("tests.cluster.toy_run") == "tests.cluster.toy_run"
+    assert module_of("priorclip.pretrain") == "priorclip.pretrain"
+    for package in PACKAGES:
+        assert importlib.util.find_spec(f"{module_of(package)}.__main__"), package
 
 
 def test_one_process_is_plain_python() -> None:
