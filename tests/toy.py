@@ -1,4 +1,4 @@
-"""``python -m tests.toy``: toy_run as ``python -m pretrain`` starts a run, hearing signals from the first."""
+"""``python -m tests.toy``: starts toy_run like ``python -m pretrain``, which keeps signals that come early."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Toy runs on real ranks. A launch costs seconds of imports, so that runs are shared between the tests of a session."""
+"""Toy runs on real ranks. The tests of a session share them, because a launch needs seconds for imports."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LIMIT_SECONDS = 600
 
 @dataclass(frozen=True)
 class ToyRun:
-    """A run directory, and how the run ended: an exit code, or the message of its error."""
+    """A run directory, and the run's exit code or the message of its error."""
 
     folder: Path
     ended: int | str = 0
     output: str = ""
 
     def records(self, name: str) -> dict[int, Any]:
-        """The figure at each step of metrics.jsonl that has it."""
+        """Step -> value, for the records of metrics.jsonl that have this metric."""
         lines = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
         return {line["step"]: line[name] for line in lines if name in line}
 
@@ -50,7 +50,7 @@ class ToyRun:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without traces of another launcher; ranks run on the CPU."""
+    """This process's environment without variables of another launcher; ranks run on the CPU."""
     foreign = ("SLURM_", "OMPI_", "PMI", "RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "CUDA_VISIBLE_DEVICES")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -59,7 +59,7 @@ def environment() -> dict[str, str]:
 def execute(
     command: Sequence[str], extra: Mapping[str, str] | None = None, cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    """The command, by default in the repository's root; all its output is in ``stdout``."""
+    """Runs the command, by default in the repository's root. All its output is in ``stdout``."""
     process = subprocess.Popen(
         command, cwd=cwd, env={**environment(), **(extra or {})}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -67,7 +67,7 @@ def execute(
     try:
         output, _ = process.communicate(timeout=LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
-        for _ in range(2):  # the first lets the ranks checkpoint, the second ends them
+        for _ in range(2):  # at the first signal the ranks write a checkpoint, at the second they end
             process.terminate()
             time.sleep(5)
         process.kill()
@@ -76,7 +76,7 @@ def execute(
 
 
 def needed(program: str, package: str) -> str:
-    """The program's path. Where CI=true it has to be there (packages.txt); elsewhere the test is skipped."""
+    """Path of the program. If it is missing, the test fails under CI=true (packages.txt) and is skipped otherwise."""
     path = shutil.which(program)
     if path is None and os.environ.get("CI") == "true":
         pytest.fail(f"{program} is missing: apt-get install {package}")
@@ -86,7 +86,7 @@ def needed(program: str, package: str) -> str:
 
 
 def root_needed(why: str) -> None:
-    """Where CI=true the tests have to be root's; elsewhere those that need it are skipped."""
+    """If the user is not root, the test fails under CI=true and is skipped otherwise."""
     if os.geteuid() != 0 and os.environ.get("CI") == "true":
         pytest.fail(f"root is needed {why}")
     if os.geteuid() != 0:
@@ -94,7 +94,7 @@ def root_needed(why: str) -> None:
 
 
 def dying_with_us(command: Sequence[str]) -> list[str]:
-    """The command, which the kernel ends when this process ends, however it does."""
+    """The command, which the kernel kills when this process ends for any reason."""
     return [needed("setpriv", "util-linux"), "--pdeathsig", "KILL", *command]
 
 
@@ -105,7 +105,7 @@ def toy_arguments(folder: Path, *options: str) -> list[str]:
 def run_toys(
     parent: Path, options: Mapping[str, Sequence[str]], launcher: Sequence[str] | None = None
 ) -> dict[str, ToyRun]:
-    """One launch of all these runs, on two ranks unless ``launcher`` says otherwise; fails if the launch does."""
+    """Launches all these runs once, on two ranks unless ``launcher`` differs. Fails if the launch fails."""
     launcher = launcher or (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--", "tests.toy_runs")
     parent.mkdir(parents=True, exist_ok=True)
     plan = parent / "runs.json"
@@ -117,7 +117,7 @@ def run_toys(
 
 
 def assert_same(run: ToyRun, whole: ToyRun) -> None:
-    """Weights, training trace and evaluations are equal to the last bit."""
+    """Asserts that weights, training metrics and evaluations are equal to the last bit."""
     import torch
 
     weights, expected = run.weights(), whole.weights()
@@ -136,12 +136,12 @@ STOPPABLE = ("--dropout", "0.2", "--batch_norm", "true", "--draws", "true", "--r
              "--run.checkpoint.keep", "3", "--run.engine.micro_batch", "4", "--run.engine.zero", "2")  # fmt: skip
 
 
-# As the large presets are trained: a frozen tower, and bfloat16 with float32 masters.
+# Like the training of the large presets: a frozen encoder, and bfloat16 with float32 masters.
 HALF = ("--run.engine.precision", "bf16", "--frozen", "true", "--run.optimizer.lr", "5e-3")
 
 
-# First loss scales (powers of 2) at which gradients overflow for some steps, as those of large models do at DeepSpeed's
-# own; and for more steps than an epoch has.
+# Initial loss scales (powers of 2). Gradients overflow in the first steps, as in large models with DeepSpeed's default;
+# in the second run they overflow for more steps than an epoch has.
 SCALES = {"scaled": 19, "unstepped": 24}
 
 
@@ -178,10 +178,10 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
         "unclipped": ("--run.optimizer.clip_grad_norm", "0"),
         "nan": ("--nan_at", "7", "--run.checkpoint.every", "2", "--run.log_every", "10"),
         "whole": STOPPABLE,
-        # The stop falls on the end of an epoch, where an evaluation is due, and on the last step.
+        # The signal comes in the last step of an epoch, after which an evaluation is due, and in the last step of all.
         "at_epoch": (*STOPPABLE, "--kill_at", "5"),
         "at_end": (*STOPPABLE, "--kill_at", "11"),
-        # It comes amid an evaluation, of the first epoch and of the last, where no checkpoint is due yet.
+        # It comes during the evaluation of the first epoch, and of the last, before the checkpoint.
         "amid": (*STOPPABLE, "--kill_in_evaluation", "6"),
         "amid_last": (*STOPPABLE, "--kill_in_evaluation", "12"),
     }  # fmt: skip

@@ -1,6 +1,6 @@
-"""A whole run through the shared runtime on a small regression model: what the cluster tests launch on real ranks.
+"""A whole training run of a small regression model, which tests launch on real ranks.
 
-The stream is a formula of the sample number, so that a run's weights can be computed again by hand.
+The stream is a formula of the sample number, so that a test can compute the run's weights without DeepSpeed.
 """
 
 from __future__ import annotations
@@ -40,26 +40,26 @@ TOY_FLOPS = 3 * 2 * (8 * 32 + 32 * 1)
 
 @dataclass
 class ToyConfig:
-    """Fit a formula.
+    """Fits a formula.
 
     Args:
         run: the run
         kill_at: rank 0 sends itself SIGTERM in this step
-        kill_in_evaluation: rank 0 sends itself SIGTERM amid the evaluation after this step
+        kill_in_evaluation: rank 0 sends itself SIGTERM during the evaluation after this step
         raise_at: the last rank raises an error in this step
-        nan_at: the loss of this step is not a number
+        nan_at: the loss of this step is NaN
         freeze_at: the last rank sleeps for ever in this step
-        nan_batch: this batch of the run, counted from 0, has a value in it that is not a number
-        spike_batch: the targets of this batch are a hundred times what they should be
-        dropout: of the hidden layer
+        nan_batch: this batch of the run, counted from 0, contains a NaN
+        spike_batch: the targets of this batch are a hundred times too large
+        dropout: dropout of the hidden layer
         hidden: width of the hidden layer
-        batch_norm: normalise the hidden layer over the batch, with statistics of each rank's own
-        hub_token: a secret by its name
-        note: what rank 0 logs
+        batch_norm: normalise the hidden layer over the rank's batch
+        hub_token: a secret, because of its name
+        note: text that rank 0 logs
         frozen: the first layer is not trained
-        draws: add noise to the inputs, of Python's and NumPy's global generators, which no step seeds
-        late: where the last rank loses 0.3 seconds of every step
-        scrape_at: rank 0 asks its own Prometheus endpoint in this step, and keeps the answer in scrape.txt
+        draws: add noise to the inputs from Python's and NumPy's global generators, which are not seeded by the step
+        late: part of each step in which the last rank waits 0.3 seconds
+        scrape_at: rank 0 reads its own Prometheus endpoint in this step and writes the answer to scrape.txt
     """
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="unset"))
@@ -82,7 +82,7 @@ class ToyConfig:
 
 
 class ToyStream:
-    """``SAMPLES`` rows an epoch in order; rank r of W gets rows r, r + W, ... of each global batch."""
+    """``SAMPLES`` rows in each epoch, in order; rank r of W gets rows r, r + W, ... of each global batch."""
 
     def __init__(
         self,
@@ -99,7 +99,7 @@ class ToyStream:
 
     @property
     def skipped(self) -> Counter[str]:
-        """Bad samples of this rank by reason: as many as it has had batches, the last rank for a reason of its own."""
+        """Bad samples of this rank by reason: one "image" for each batch; ranks except 0 also have two "caption"."""
         batches = (self.epoch * len(self)) + self.seen // self.global_batch
         return Counter({"image": batches, "caption": 2}) if self.rank else Counter({"image": batches})
 
@@ -130,7 +130,7 @@ class ToyStream:
 
 
 class Late(nn.Module):
-    """An identity that takes its time."""
+    """An identity function that sleeps."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def toy_model(dropout: float, batch_norm: bool, late: float = 0.0, hidden: int =
 def main(argv: Sequence[str] | None = None) -> None:
     config = parse(ToyConfig, argv, prog="toy")
     if config.run.engine.precision == "fp16":
-        # DeepSpeed asks for instructions that make fp16 quick; torch computes it on any processor.
+        # DeepSpeed requires instructions for fast fp16, but torch computes fp16 on any CPU.
         get_accelerator().is_fp16_supported = lambda: True
     rank = start(config.run.engine)
     set_up_logging(rank)

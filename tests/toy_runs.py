@@ -1,9 +1,9 @@
-"""Several toy runs one after another on the same ranks, for importing DeepSpeed takes longer than a run.
+"""Several toy runs one after another on the same ranks, because importing DeepSpeed takes longer than a run.
 
     python -m cluster launch --nproc 2 -- tests.toy_runs RUNS.json
 
-RUNS.json is a list of argument lists of toy_run; rank 0 writes how each ended into RUNS.json.ended: its exit code, or
-the message of its error.
+RUNS.json is a list of argument lists of toy_run. Rank 0 writes the exit code of each run, or the message of its error,
+into RUNS.json.ended.
 """
 
 from __future__ import annotations

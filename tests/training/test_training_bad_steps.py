@@ -1,4 +1,4 @@
-"""Batches with a value that is not a number, or far off: what the run learns is what it would have without them."""
+"""Bad batches, with a NaN or far too large targets: the run learns the same as without them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BACK = ("--run.bad_steps.action", "rollback", "--run.checkpoint.every", "4")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
-    """One launch on two ranks; each run meets a batch that is bad."""
+    """One launch on two ranks; each run gets a bad batch."""
     nan = ("--nan_batch", "6")
     options = {}
     for stage in range(4):
@@ -39,17 +39,17 @@ def bad_steps(run: ToyRun) -> list[dict]:
     return [json.loads(line) for line in (run.folder / "bad_steps.jsonl").read_text().splitlines()]
 
 
-def assert_learnt(run: ToyRun, order: list[int | None]) -> None:
+def assert_same_as_reference(run: ToyRun, order: list[int | None]) -> None:
     _, _, rates, weights = reference(epochs=2, clip=1.0, order=order)
     assert run.ended == 0
     for name, value in run.weights().items():
         torch.testing.assert_close(value.double(), weights[name], rtol=1e-4, atol=1e-6)
-    assert run.records("train/lr")[11] == pytest.approx(rates[-1], rel=1e-9), "the schedule is one of steps"
+    assert run.records("train/lr")[11] == pytest.approx(rates[-1], rel=1e-9), "the learning rate schedule counts steps"
 
 
 @pytest.mark.parametrize("name", ["skip0", "skip1", "skip2", "skip3", "micro"])
-def test_batch_that_is_not_a_number_is_skipped(runs: dict[str, ToyRun], name: str) -> None:
-    assert_learnt(runs[name], [0, 1, 2, 3, 4, 5, None, 7, 8, 9, 10, 11])
+def test_nan_batch_is_skipped(runs: dict[str, ToyRun], name: str) -> None:
+    assert_same_as_reference(runs[name], [0, 1, 2, 3, 4, 5, None, 7, 8, 9, 10, 11])
     assert [(each["step"], each["action"], each["reason"]) for each in bad_steps(runs[name])] == [
         (7, "skip", "the loss is nan")
     ]
@@ -57,17 +57,17 @@ def test_batch_that_is_not_a_number_is_skipped(runs: dict[str, ToyRun], name: st
 
 @pytest.mark.parametrize("stage", range(4))
 def test_roll_back_past_the_batch(runs: dict[str, ToyRun], stage: int) -> None:
-    """At the seventh step the run goes back to the fourth, and on with the eighth batch."""
+    """In step 7 the run goes back to step 4 and continues with the batch after the bad one."""
     run = runs[f"back{stage}"]
-    assert_learnt(run, [0, 1, 2, 3, 7, 8, 9, 10, 11, 12, 13, 14])
+    assert_same_as_reference(run, [0, 1, 2, 3, 7, 8, 9, 10, 11, 12, 13, 14])
     (entry,) = bad_steps(run)
     assert (entry["step"], entry["action"], entry["back_to_step"]) == (7, "rollback", 4)
-    assert entry["data"] == {"epoch": 1, "samples_seen": 16}, "the data goes on after the batch"
+    assert entry["data"] == {"epoch": 1, "samples_seen": 16}, "the data continues after the bad batch"
     assert sorted(run.records("train/loss")) == list(range(1, 13))
     assert "step 7: the loss is nan; back to step 4" in run.output
 
 
-def test_batch_norm_does_not_remember_the_batch(runs: dict[str, ToyRun]) -> None:
+def test_batch_norm_statistics_exclude_the_bad_batch(runs: dict[str, ToyRun]) -> None:
     weights = runs["batch_norm"].weights()
     assert all(bool(torch.isfinite(value).all()) for value in weights.values())
     assert int(weights["1.num_batches_tracked"]) == 11
@@ -79,17 +79,17 @@ def test_bf16_skips(runs: dict[str, ToyRun]) -> None:
 
 
 def test_spike_is_skipped(runs: dict[str, ToyRun]) -> None:
-    assert_learnt(runs["spike"], [0, 1, 2, 3, 4, 5, 6, 7, 8, None, 10, 11])
+    assert_same_as_reference(runs["spike"], [0, 1, 2, 3, 4, 5, 6, 7, 8, None, 10, 11])
     (entry,) = bad_steps(runs["spike"])
     assert entry["step"] == 10
     assert "times the median" in entry["reason"]
 
 
-def test_what_ends_the_run(runs: dict[str, ToyRun]) -> None:
+def test_action_raise_and_the_limit_end_the_run(runs: dict[str, ToyRun]) -> None:
     assert str(runs["spike_ends"].ended).startswith("step 10: the loss is ")
     assert "times the median" in str(runs["spike_ends"].ended)
     assert "more than run.bad_steps.limit 0" in str(runs["limit"].ended)
 
 
 def test_roll_back_without_a_checkpoint_skips(runs: dict[str, ToyRun]) -> None:
-    assert_learnt(runs["no_checkpoint"], [0, None, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11])
+    assert_same_as_reference(runs["no_checkpoint"], [0, None, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11])

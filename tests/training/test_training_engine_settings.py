@@ -1,4 +1,4 @@
-"""The ZeRO JSON filled in from the run's configuration, its contradictions, the schedule, and who a process is."""
+"""DeepSpeed's settings from the run's configuration, the learning rate schedule, and the ranks' variables."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_auto_values_follow_from_the_run(stage: int, precision: str) -> None:
     assert '"auto"' not in json.dumps(settings)
 
 
-def test_what_the_file_says_stays(tmp_path: Path) -> None:
+def test_values_in_the_file_stay(tmp_path: Path) -> None:
     content = {
         "train_batch_size": 32,
         "zero_optimization": {"stage": 1, "reduce_bucket_size": 12345},
@@ -88,7 +88,7 @@ def test_unknown_stage_or_file(zero: str) -> None:
 
 
 def test_shipped_files_by_name() -> None:
-    """Stage, where optimizer states go, where parameters go."""
+    """Name -> (stage, device of the optimizer states, device of the parameters, zero_force_ds_cpu_optimizer)."""
     found = {}
     for path in ZERO_FOLDER.glob("*.json"):
         engine = EngineConfig(zero=path.stem, nvme_path="/local")
@@ -120,10 +120,10 @@ def test_nvme_without_a_compiler_says_what_to_install(tmp_path: Path, monkeypatc
     settings = deepspeed_settings(engine, OptimizerConfig(), world_size=2)
     with pytest.raises(ValueError, match=r"offload to nvme needs libaio and a C\+\+ compiler.*libaio-dev and g\+\+"):
         prepare_nvme(settings, "runs/x")
-    assert [path.name[:2] for path in tmp_path.iterdir()] == ["x-"], "a folder of the run's own"
+    assert [path.name[:2] for path in tmp_path.iterdir()] == ["x-"], "the run has its own folder"
 
 
-AS_TRANSFORMERS_HAS_IT = """{
+TRANSFORMERS_JSON = """{
   "train_batch_size": "auto", "train_micro_batch_size_per_gpu": "auto", "gradient_clipping": "auto",
   "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
   "scheduler": {"type": "WarmupCosineLR", "params": {"warmup_num_steps": "auto"}},
@@ -133,15 +133,13 @@ AS_TRANSFORMERS_HAS_IT = """{
 }"""
 
 
-def test_file_that_leaves_all_to_the_run(tmp_path: Path) -> None:
-    settings = deepspeed_settings(settings_of(tmp_path, AS_TRANSFORMERS_HAS_IT), OptimizerConfig(), world_size=2)
+def test_file_in_which_every_value_is_auto(tmp_path: Path) -> None:
+    settings = deepspeed_settings(settings_of(tmp_path, TRANSFORMERS_JSON), OptimizerConfig(), world_size=2)
     assert not {"optimizer", "scheduler"} & settings.keys()
     assert settings["zero_optimization"]["reduce_bucket_size"] == 50_000_000
     assert '"auto"' not in json.dumps(settings)
     with pytest.raises(ValueError, match=r"remove 'scheduler': .* here linear"):
-        deepspeed_settings(
-            settings_of(tmp_path, AS_TRANSFORMERS_HAS_IT), OptimizerConfig(schedule="linear"), world_size=2
-        )
+        deepspeed_settings(settings_of(tmp_path, TRANSFORMERS_JSON), OptimizerConfig(schedule="linear"), world_size=2)
 
 
 @given(world=st.integers(1, 64), micro=st.integers(1, 16), pieces=st.integers(1, 16))
@@ -186,13 +184,13 @@ def test_warmup_in_steps() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_notice_of_a_preemption(number: signal.Signals) -> None:
+def test_stop_signal_is_received(number: signal.Signals) -> None:
     before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        notice = StopSignal()
-        assert not notice.received
+        stop_signal = StopSignal()
+        assert not stop_signal.received
         os.kill(os.getpid(), number)
-        assert notice.received
+        assert stop_signal.received
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -218,8 +216,8 @@ def test_task_of_srun_is_a_rank() -> None:
         ({}, None),
     ],
 )
-def test_ranks_that_share_a_host_share_its_cores(environment: dict[str, str], ranks: int | None) -> None:
-    """Those of other hosts do not count."""
+def test_ranks_on_this_host_are_counted(environment: dict[str, str], ranks: int | None) -> None:
+    """CPU threads are divided by this number. Ranks on other hosts do not count."""
     assert local_world_size(environment) == ranks
 
 
@@ -233,9 +231,9 @@ def test_mpirun_inside_a_job_counts_its_own_ranks() -> None:
     found = rank_environment({**STEP, **ranks})
     assert (found["RANK"], found["LOCAL_RANK"], found["WORLD_SIZE"]) == ("1", "0", "2")
     without = {name: value for name, value in STEP.items() if name != "MASTER_ADDR"}
-    assert rank_environment({**without, **ranks}) == {}  # mpi4py is asked
+    assert rank_environment({**without, **ranks}) == {}  # DeepSpeed asks mpi4py
 
 
-def test_half_an_environment_is_refused() -> None:
+def test_incomplete_environment_is_refused() -> None:
     with pytest.raises(RuntimeError, match="has RANK, WORLD_SIZE but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
         rank_environment({"RANK": "1", "WORLD_SIZE": "2"})

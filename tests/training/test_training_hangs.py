@@ -1,4 +1,4 @@
-"""A rank that is stopped or that sleeps for ever: named, with its host and stack, and the job ends in the set time."""
+"""A rank that is stopped or sleeps for ever is named, with host and stack, and the job ends within the time limit."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from priorclip.training.ranks.watchdog import Watchdog, hang_report
 GUARDIAN = ROOT / "training" / "ranks" / "guardian.py"
 
 
-def test_rank_that_sleeps_for_ever_is_told_from_those_that_wait(tmp_path: Path) -> None:
-    """A rank that is stopped: tests/cluster/test_cluster_faults.py."""
+def test_rank_that_sleeps_for_ever_is_named(tmp_path: Path) -> None:
+    """tests/cluster/test_cluster_faults.py tests a rank that is stopped."""
     port = free_port()
     options = ("--run.engine.hang_minutes", "0.1", "--run.engine.timeout_minutes", "15", "--freeze_at", "5")
     launch = (PYTHON, "-m", "cluster", "launch", "--nproc", "2", "--master-port", str(port), "--")
@@ -43,10 +43,10 @@ def test_rank_that_sleeps_for_ever_is_told_from_those_that_wait(tmp_path: Path) 
     assert not list(Path("/dev/shm").glob(f"deepspeed_*_{port}_*")), "DeepSpeed's shared memory is left behind"
 
 
-def test_many_ranks_are_told_apart_by_where_they_stand() -> None:
-    standing = {rank: {"host": f"n{rank // 4}", "pid": 10 + rank, "waits": rank != 5, "stack": f"{rank == 5}"}
+def test_report_of_a_hang_groups_ranks_by_their_stacks() -> None:
+    states = {rank: {"host": f"n{rank // 4}", "pid": 10 + rank, "waits": rank != 5, "stack": f"{rank == 5}"}
                 for rank in range(16) if rank != 9}  # fmt: skip
-    lines = hang_report(standing, [9], 61.0).splitlines()
+    lines = hang_report(states, [9], 61.0).splitlines()
     assert lines[0] == "the run hangs: no progress for 61 s; it ends"
     assert lines[1] == "no report from rank 9"
     assert lines[2] == "rank 5 on n1 (process 15) hangs at:"
@@ -55,7 +55,7 @@ def test_many_ranks_are_told_apart_by_where_they_stand() -> None:
 
 @pytest.fixture
 def guarded() -> subprocess.Popen[bytes]:
-    """A process with a guardian beside it, to which it sends a heartbeat each tenth of a second."""
+    """A process that sends its guardian a heartbeat every tenth of a second."""
     program = f"""
 import subprocess, sys, time, json
 guardian = subprocess.Popen([sys.executable, {str(GUARDIAN)!r}, "3", "node-b", "1.5"], stdin=subprocess.PIPE)
@@ -68,8 +68,8 @@ while True:
     return subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_guardian_leaves_a_job_that_is_suspended_as_a_whole(guarded: subprocess.Popen[bytes]) -> None:
-    """SLURM's suspension stops rank and guardian alike: the time until it goes on does not count."""
+def test_guardian_spares_a_job_that_is_suspended_as_a_whole(guarded: subprocess.Popen[bytes]) -> None:
+    """SLURM suspends rank and guardian together: the time of the suspension does not count."""
     assert guarded.stdout
     assert guarded.stderr
     guardian = int(guarded.stdout.readline())
@@ -83,9 +83,9 @@ def test_guardian_leaves_a_job_that_is_suspended_as_a_whole(guarded: subprocess.
     assert guarded.poll() is None
     os.kill(guarded.pid, signal.SIGSTOP)
     assert guarded.wait(timeout=30) == -signal.SIGKILL
-    said = guarded.stderr.read().decode()
-    assert f"rank 3 on node-b (process {guarded.pid}) hangs" in said
-    assert "File x.py, line 7" in said
+    output = guarded.stderr.read().decode()
+    assert f"rank 3 on node-b (process {guarded.pid}) hangs" in output
+    assert "File x.py, line 7" in output
 
 
 def test_guardian_ends_with_its_rank(guarded: subprocess.Popen[bytes]) -> None:
@@ -99,23 +99,23 @@ def test_guardian_ends_with_its_rank(guarded: subprocess.Popen[bytes]) -> None:
         time.sleep(0.1)
 
 
-def test_run_whose_guardian_is_gone_ends_well() -> None:
-    """Its heartbeats are not read, and not written when the pipe is closed."""
+def test_run_ends_well_without_its_guardian() -> None:
+    """Nobody reads its heartbeats, and the pipe is closed."""
     port = free_port()
     store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True)
     torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
     try:
-        watch = Watchdog(Rank(0, 1, 0, torch.device("cpu")), minutes=0.05)
-        assert watch.guardian
-        watch.guardian.kill()
-        watch.guardian.wait()
+        watchdog = Watchdog(Rank(0, 1, 0, torch.device("cpu")), minutes=0.05)
+        assert watchdog.guardian
+        watchdog.guardian.kill()
+        watchdog.guardian.wait()
         time.sleep(1.2)  # two heartbeats
-        watch.stop()
-        assert not watch.thread.is_alive()
+        watchdog.stop()
+        assert not watchdog.thread.is_alive()
     finally:
         torch.distributed.destroy_process_group()
 
 
-def test_what_the_kernel_says() -> None:
+def test_kernel_state() -> None:
     assert "State:" in kernel_state(os.getpid())
     assert kernel_state(2**22 + 1) == "unknown"

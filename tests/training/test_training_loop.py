@@ -1,4 +1,4 @@
-"""What DeepSpeed trains on two ranks against a plain loop over the whole batch: stages, precision, clipping, decay."""
+"""DeepSpeed on two ranks against a plain loop over the whole batch: ZeRO stages, precision, clipping, weight decay."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ LR, DECAY, BATCH = 5e-4, 0.2, 16
 def reference(
     epochs: int, clip: float, lr: float = LR, order: Sequence[int | None] | None = None, hidden: int = 32
 ) -> tuple[list[float], list[float], list[float], dict[str, torch.Tensor]]:
-    """(losses, gradient norms, learning rates, weights) of one float64 process on the global batch, no DeepSpeed.
+    """(losses, gradient norms, learning rates, weights) of one float64 process on the global batch, without DeepSpeed.
 
-    ``order`` has the batch of each step, None for a step in which nothing is learnt.
+    ``order`` has the number of the batch of each step, None for a skipped step.
     """
     model = toy_model(dropout=0.0, batch_norm=False, hidden=hidden).double()
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -62,9 +62,9 @@ def test_stage_trains_what_one_process_would(toys: dict[str, ToyRun], stage: str
     run = toys[stage]
     assert run.losses() == pytest.approx(losses, rel=1e-5)
     assert list(run.records("train/grad_norm").values()) == pytest.approx(norms, rel=1e-4)
-    # The record of step n has the rate that step n + 1 will take.
+    # The record of step n has the learning rate of step n + 1.
     assert list(run.records("train/lr").values())[:-1] == pytest.approx(rates[1:], rel=1e-9)
-    assert max(norms) > 1.0 > min(norms), "some steps are to be clipped"
+    assert max(norms) > 1.0 > min(norms), "only some steps are clipped"
     for name, value in run.weights().items():
         torch.testing.assert_close(value.double(), weights[name], rtol=1e-4, atol=1e-6)
 
@@ -80,7 +80,7 @@ def test_stages_differ_by_rounding_only(toys: dict[str, ToyRun]) -> None:
 
 
 @pytest.mark.parametrize("name", ["zero2-offload", "zero3-offload"])
-def test_offloaded_run_goes_on_as_if_it_had_not_stopped(toys: dict[str, ToyRun], name: str) -> None:
+def test_resumed_run_with_offload_equals_the_uninterrupted_one(toys: dict[str, ToyRun], name: str) -> None:
     assert toys[f"{name}-part"].ended == REQUEUE_EXIT_CODE
     assert toys[f"{name}-again"].ended == 0
     assert_same(toys[f"{name}-part"], toys[f"{name}-whole"])
@@ -110,7 +110,7 @@ def test_bf16_learns(toys: dict[str, ToyRun]) -> None:
     assert all(value.dtype == torch.float32 for value in toys["bf16"].weights().values()), "masters are float32"
 
 
-def test_loss_that_is_not_a_number_ends_the_run_before_it_is_saved(toys: dict[str, ToyRun]) -> None:
+def test_nan_loss_ends_the_run_before_a_checkpoint(toys: dict[str, ToyRun]) -> None:
     run = toys["nan"]
     assert str(run.ended).startswith("step 8: the loss is nan")
     assert "run.optimizer.lr" in str(run.ended)

@@ -1,4 +1,4 @@
-"""The figures of a run: gradient norms of parts, stragglers, bad samples, the endpoint and what TensorBoard is told."""
+"""The metrics of a run: gradient norms by part, stragglers, bad samples, the Prometheus endpoint, TensorBoard."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from priorclip.training.monitoring.prometheus import open_endpoint
 from priorclip.training.monitoring.tensorboard_layout import LAYOUT, flat
 
 BATCH = 16
-PARTS = ("0", "4")  # of the toy model: the layers that have parameters
+PARTS = ("0", "4")  # the layers of the toy model that have parameters
 
 
 def first_norms() -> dict[str, float]:
-    """Gradient norm of each layer in the first step, one float64 process on the whole batch."""
+    """Gradient norm of each layer in the first step, in one float64 process on the whole batch."""
     model = toy_model(dropout=0.0, batch_norm=False).double()
     batch = next(iter(ToyStream(BATCH, rank=0, world_size=1)))
     torch.nn.functional.mse_loss(model(batch["inputs"].double()), batch["targets"].double()).backward()
@@ -51,7 +51,7 @@ def test_norm_of_each_part_is_that_of_one_process(toys: dict[str, ToyRun], run: 
 
 
 @pytest.mark.parametrize("run", ["late-data", "late-forward", "late-zero3"])
-def test_the_rank_that_is_late_is_named(toys: dict[str, ToyRun], run: str) -> None:
+def test_slow_rank_is_named(toys: dict[str, ToyRun], run: str) -> None:
     records = toys[run].records("straggler/rank")
     assert len(records) == 5
     assert statistics.median(records.values()) == 1
@@ -89,18 +89,18 @@ def test_speed_is_counted_over_all_steps_since_the_last_record(toys: dict[str, T
         assert run.records("speed/mfu")[step] == pytest.approx(speed / 2 * TOY_FLOPS / 1e12 / 1e-4)
         for name, of in (("fastest", min), ("median", statistics.median), ("slowest", max)):
             assert run.records(f"speed/step_seconds_{name}")[step] == pytest.approx(of(each), abs=2e-6)
-    assert not toys["zero2"].records("speed/mfu"), "the peak of a CPU is not known"
+    assert not toys["zero2"].records("speed/mfu"), "the peak TFLOP/s of a CPU are not known"
 
 
 def test_memory_is_that_of_the_worst_rank(toys: dict[str, ToyRun]) -> None:
     run = toys["scraped"]
     assert all(0.1 < value < 8 for value in run.records("memory/host_rss_gb").values())
     assert all(value > 0 for value in run.records("memory/host_available_gb").values())
-    assert not run.records("memory/accelerator_peak_gb"), "a CPU has no memory of its own"
+    assert not run.records("memory/accelerator_peak_gb"), "a CPU has no accelerator memory"
 
 
 def test_prometheus_scrapes_a_run(toys: dict[str, ToyRun]) -> None:
-    """In step 10 the last record is that of step 8."""
+    """The run is scraped in step 10; its last record is that of step 8."""
     run = toys["scraped"]
     families = {each.name: each for each in text_string_to_metric_families((run.folder / "scrape.txt").read_text())}
     for figure in ("train/loss", "grad_norm/4", "train/lr", "speed/images_per_second_a_rank", "speed/mfu"):
@@ -126,7 +126,7 @@ def test_endpoint_listens_on_the_address_given_and_closes(caplog: pytest.LogCapt
     assert 'priorclip_train_loss{run="mine"} 2.5' in text
     assert 'priorclip_train_grad_norm{run="mine"} NaN' in text
     assert "priorclip_rank" not in text
-    with pytest.raises(urllib.error.URLError):  # of this host too, but not the interface it was given
+    with pytest.raises(urllib.error.URLError):  # an address of this host too, but not the configured one
         urllib.request.urlopen(f"http://127.0.0.2:{monitor.prometheus_port}/metrics")
     with caplog.at_level(logging.WARNING):
         assert open_endpoint(monitor, "other", serves=True) is None
@@ -155,8 +155,8 @@ def test_tensorboard_has_the_figures_of_metrics_jsonl(toys: dict[str, ToyRun]) -
         for name, value in record.items()
         if name not in ("step", "time") and isinstance(value, int | float)
     }
-    told = {(tag, each.step): each.value for tag in board.Tags()["scalars"] for each in board.Scalars(tag)}
-    assert told == pytest.approx(numbers, rel=1e-6)
+    in_tensorboard = {(tag, each.step): each.value for tag in board.Tags()["scalars"] for each in board.Scalars(tag)}
+    assert in_tensorboard == pytest.approx(numbers, rel=1e-6)
     assert {record["straggler/host"] for record in records if "straggler/host" in record} != {""}
     histogram = board.Histograms("speed/step_seconds")[-1].histogram_value
     assert histogram.num == 4
@@ -171,7 +171,7 @@ def test_configuration_is_flattened_for_hparams() -> None:
 
 
 def test_charts_of_the_first_page_find_the_figures_of_a_run(toys: dict[str, ToyRun]) -> None:
-    """Every figure that a run of any task may have stands in some chart."""
+    """Every metric is in some chart, except two."""
     board = EventAccumulator(str(toys["scraped"].folder / "tensorboard")).Reload()
     patterns = [tag for charts in LAYOUT.values() for _, tags in charts.values() for tag in tags]
     left = {tag for tag in board.Tags()["scalars"] if not any(re.match(each, tag) for each in patterns)}

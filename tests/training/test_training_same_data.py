@@ -1,4 +1,4 @@
-"""Two real ranks that see different shards end at once, with the one that differs in the message."""
+"""If ranks see different shards, all end before the first step, and the message names the rank that differs."""
 
 from __future__ import annotations
 
