@@ -36,8 +36,18 @@ import psutil
 MARK = "cluster-probe "
 CONNECT_SECONDS = 4.0
 SHARDS_SECONDS = 60.0
-PACKAGES = ("cluster", "common", "data_shards", "experiments", "finetune", "model", "pretrain", "retrieval", "training")
-KINDS = (".py", ".json", ".yaml", ".sbatch", ".html")
+HASHED_PACKAGES = (
+    "cluster",
+    "common",
+    "data_shards",
+    "experiments",
+    "finetune",
+    "model",
+    "pretrain",
+    "retrieval",
+    "training",
+)
+HASHED_SUFFIXES = (".py", ".json", ".yaml", ".sbatch", ".html")
 
 
 def main(name: str, folder: str, shards: str | None) -> None:
@@ -104,7 +114,7 @@ def describe_host(folder: str, shards: str | None) -> dict[str, Any]:
         "deepspeed": version("deepspeed"),
         "cuda": cuda,
         "nccl": nccl,
-        "code": {name: code_hash(Path(__file__).resolve().parents[2] / name) for name in PACKAGES},
+        "code": {name: code_hash(Path(__file__).resolve().parents[2] / name) for name in HASHED_PACKAGES},
         "commit": git_commit(),
         "accelerator": kind,
         "count": count,
@@ -139,7 +149,7 @@ def version(package: str) -> str:
 def code_hash(package: Path) -> str:
     """Eight digits of a hash over the files of the package that a run reads."""
     digest = sha256()
-    for path in sorted(path for path in package.rglob("*") if path.suffix in KINDS):
+    for path in sorted(path for path in package.rglob("*") if path.suffix in HASHED_SUFFIXES):
         digest.update(f"{path.relative_to(package)}\0".encode() + sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:8]
 
