@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that serves a folder, counts what it is asked for, and misbehaves as it is told."""
+"""A real HTTP server on loopback that serves a folder, counts requests, and fails in the ways a test asks for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 @dataclass
 class Asked:
-    """One request and what was sent for it."""
+    """One request, its status and the bytes sent."""
 
     path: str
     range: str | None
@@ -27,17 +27,17 @@ class Asked:
 
 @dataclass
 class Behaviour:
-    """How the server answers. Counters are of requests that pass the ``only`` pattern.
+    """How the server answers. Counters count requests whose path matches ``only``.
 
     Args:
         ranges: False answers every request with the whole file
-        drop_every: every n-th answer is cut off
-        drop_after: bytes of the body that a dropped answer still gets
-        statuses: answers of the next requests, (status, headers), before it serves
+        drop_every: every n-th answer is cut short
+        drop_after: bytes of the body of such an answer
+        statuses: (status, headers) of the next answers; then it serves files
         latency: seconds before an answer
         trickle: seconds between two bytes of a body
         etags: False sends neither ETag nor date
-        check: of the path and query and headers of a request: an error status, or None
+        check: function of (path with query, headers) that returns an error status or None
     """
 
     ranges: bool = True
@@ -66,7 +66,7 @@ class RemoteServer(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def of(self, pattern: str) -> list[Asked]:
-        """Requests whose path matches, once those that are under way have ended."""
+        """Returns the requests whose path matches, after the running ones have ended."""
         until = time.monotonic() + 5
         with self.lock:
             while self.busy and time.monotonic() < until:
@@ -74,12 +74,12 @@ class RemoteServer(http.server.ThreadingHTTPServer):
             return [row for row in self.asked if re.search(pattern, row.path)]
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up are part of the tests."""
+        """Prints nothing: clients that hang up are part of the tests."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    wbufsize = 1 << 16  # headers and the body's start leave together: else the client's delayed ACK costs 40 ms
+    wbufsize = 1 << 16  # one packet for headers and the start of the body: the delayed ACK would cost 40 ms
     server: RemoteServer
 
     def do_GET(self) -> None:
@@ -145,12 +145,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, *arguments: object) -> None:
-        """Quiet."""
+        """Logs nothing."""
 
 
 @contextlib.contextmanager
 def serving(folder: Path) -> Iterator[RemoteServer]:
-    """A server of a folder until the end of the block."""
+    """Serves a folder until the end of the with block."""
     server = RemoteServer(folder)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

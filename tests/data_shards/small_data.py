@@ -16,7 +16,7 @@ SCENES = ("airport", "beach", "denseresidential")
 
 
 def picture(index: int, width: int = 72, height: int = 64) -> Image.Image:
-    """A smooth colour field, another one for every index."""
+    """Returns a smooth colour field, a different one for each index."""
     coarse = np.random.default_rng(index).integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -28,7 +28,7 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
 
 
 def image_folder(root: Path, count: int) -> Path:
-    """ROOT/SCENE/SCENE_N.jpg, ``count`` in all."""
+    """Writes ``count`` images ROOT/SCENE/SCENE_N.jpg."""
     for index in range(count):
         scene = SCENES[index % len(SCENES)]
         path = root / scene / f"{scene}_{index}.jpg"
@@ -38,7 +38,7 @@ def image_folder(root: Path, count: int) -> Path:
 
 
 def records(count: int) -> list[Record]:
-    """Records held in memory; captions tell the index."""
+    """Returns records in memory; each caption holds the index."""
     return [
         Record(
             f"area/{index:05d}",
@@ -53,7 +53,7 @@ def records(count: int) -> list[Record]:
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    """A plain tar, as another program would write it."""
+    """Writes a plain tar, as another program would."""
     with tarfile.open(path, "w") as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)

@@ -1,4 +1,4 @@
-"""Evaluation batches: everything once, in step on every rank."""
+"""Evaluation batches: every image and caption once, and as many batches on every rank."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_sample_without_caption_is_named(tmp_path: Path, tokenizer_folder: Pat
         eval_batches(shards, load_tokenizer(str(tokenizer_folder), 12), 8, 2)
 
 
-def test_images_that_are_trained_on_too_are_told(
+def test_images_shared_with_training_cause_a_warning(
     packed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     training = ShardSet(str(packed))

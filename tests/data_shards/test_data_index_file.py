@@ -1,4 +1,4 @@
-"""Indices read in place: the same answers as from memory, damage is an error, and no process holds them."""
+"""Indices read in place give the same answers as in memory, take no memory, and damage is an error."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_any_flipped_bit_gives_members_or_an_error(
     data[place % len(data)] ^= 1 << bit
     path.write_bytes(data)
     for read in (IndexReader, ShardIndex.load):
-        with contextlib.suppress(ValueError):  # anything else fails the test
+        with contextlib.suppress(ValueError):  # any other error fails the test
             index = read(path)
             for sample in range(len(index)):
                 index.members(sample)
@@ -104,9 +104,9 @@ print(before, psutil.Process().memory_full_info().uss - before, len(shards._indi
 
 
 def test_a_process_keeps_no_index_in_memory(tmp_path: Path) -> None:
-    """64 indices of 40,000 samples, 150 MB when held whole; all of RS5M is twice that."""
-    from priorclip.data_shards.format.manifest import Manifest, ShardEntry
+    """64 indices of 40,000 samples are 150 MB in memory; RS5M is twice as large."""
     from priorclip.common.files import write_bytes
+    from priorclip.data_shards.format.manifest import Manifest, ShardEntry
 
     first = tmp_path / "s-000.tar"
     first.touch()

@@ -1,4 +1,4 @@
-"""libjpeg-turbo against Pillow: the same pixels, the same verdict on what is damaged."""
+"""libjpeg-turbo compared with Pillow: the same pixels, and the same images are damaged."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_what_is_no_plain_jpeg_is_left_to_pillow() -> None:
 def test_an_exif_segment_is_found_behind_a_colour_profile_and_not_in_the_pixels() -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
-    profile = bytes(range(256)) * 700 + b"\xff\xda"  # more than two segments, with what looks like their end
+    profile = bytes(range(256)) * 700 + b"\xff\xda"  # more than two segments, with bytes that look like their end
     assert has_exif(encoded(picture(2), exif=exif, icc_profile=profile))
     assert not has_exif(encoded(picture(2), icc_profile=profile + b"Exif\0\0"))
     assert not has_exif(encoded(picture(2)) + b"Exif\0\0")

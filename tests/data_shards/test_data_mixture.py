@@ -1,4 +1,4 @@
-"""Several corpora in one epoch: weights kept exactly, the same for any world, resumable anywhere, pixels included."""
+"""Several corpora in one epoch: exact weights, the same for any world size, resumable anywhere, bit for bit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PARTS = st.lists(st.builds(MixturePart, SIZES, WEIGHTS), min_size=1, max_size=4)
 
 
 def endless(part: MixturePart, number: int, start: int, seed: int) -> Iterator[tuple[int, int, int]]:
-    """(corpus, pass, sample) of one pass after the other."""
+    """Yields (corpus, pass, sample), pass after pass."""
     for pass_number in itertools.count():
         order = EpochOrder(part.sizes, seed, pass_number, 4, 3)
         for place in range(len(order)):
@@ -44,7 +44,7 @@ def endless(part: MixturePart, number: int, start: int, seed: int) -> Iterator[t
 
 
 def slow_epochs(parts: list[MixturePart], seed: int, epochs: int) -> list[list[tuple[int, int, int]]]:
-    """(corpus, pass, sample) at each position, by walking lists and counting."""
+    """Returns (corpus, pass, sample) at each position, computed by counting through lists."""
     several = len(parts) > 1
     passes = [
         endless(
@@ -80,7 +80,7 @@ def slow_epochs(parts: list[MixturePart], seed: int, epochs: int) -> list[list[t
 
 @dataclass
 class Lengths:
-    """A source that has lengths and no samples."""
+    """A source with lengths and without samples."""
 
     parts: list[MixturePart]
     fingerprint: str = "lengths"
@@ -151,8 +151,10 @@ def test_no_rank_sees_one_corpus_only() -> None:
 
 
 def test_one_corpus_is_what_it_was() -> None:
-    """Indices, and what augmentation draws, of plain shards: frozen before there were mixtures (the draws), and when
-    blocks came to be shuffled over the whole epoch (the indices). A change here breaks every resume."""
+    """Stored indices and augmentation draws of plain shards. A difference here breaks every resume.
+
+    The draws are older than mixtures. The indices date from the change that shuffled blocks over the whole epoch.
+    """
     stream = ShardStream(Lengths([MixturePart([10, 10, 10, 10, 6])]), None, config(), global_batch=46, seed=5)
     drawn, indices = hashlib.sha256(), hashlib.sha256()
     for epoch in range(2):
@@ -190,7 +192,7 @@ def test_worlds_and_resumes_agree(parts: list[MixturePart], world: int, share: i
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """30 samples of one corpus and 11 of another, which has a class more."""
+    """30 samples of one corpus and 11 of another, which has one more class."""
     folder = tmp_path_factory.mktemp("two")
     made = records(41)
     for record in made[30:]:
@@ -209,7 +211,7 @@ def take(stream: ShardStream, count: int) -> list[dict]:
 
 
 def test_real_shards_resume_with_other_workers_and_worlds(two: dict[str, Path]) -> None:
-    """30 + 2.5 * 11 samples an epoch: 7 batches of 8. Stops before and at the end of an epoch; pixels included."""
+    """30 + 2.5 * 11 samples in an epoch, which are 7 batches of 8. Stops before and at the end of an epoch."""
     shards = {str(two["a"]): 1, str(two["b"]): 2.5}
     expected = take(stream_of(config(shards)), 16)
     assert [batch["epoch"] for batch in expected] == [0] * 7 + [1] * 7 + [2] * 2

@@ -1,4 +1,4 @@
-"""Noise on purpose: the share is exact, it is the same everywhere, and an evaluation is never touched."""
+"""Semantic noise: its share is exact, it is the same everywhere, and an evaluation has none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_order_is_a_permutation_and_its_inverse(key: int, count: int) -> Non
 
 
 def test_the_order_is_uniform() -> None:
-    """Each of the 24 permutations of 4 as often as chance has it: chi-square below its 99.99 % bound."""
+    """Each of the 24 permutations of 4 is equally frequent: chi-square is below its 99.99 % bound."""
     drawn = [tuple(KeyedPermutation(key, 4).place(sample) for sample in range(4)) for key in range(4800)]
     counts = [drawn.count(order) for order in itertools.permutations(range(4))]
     assert sum((count - 200) ** 2 / 200 for count in counts) < 59
@@ -71,7 +71,7 @@ def test_unlabelled_samples_stay_so_and_one_class_has_no_other() -> None:
 
 
 def pairs(tokenizer: Path, train: bool = True, state: dict | None = None, **options: object) -> dict[int, set]:
-    """Sample -> (index in its caption, label), over two epochs of a stream."""
+    """Maps each sample to (index in its caption, label), over two epochs of a stream."""
     rank = {name: options.pop(name) for name in ("rank", "world_size") if name in options}
     config = DataConfig("made", image_size=16, **{"workers": 0, "caption_noise": 0.25, "label_noise": 0.1} | options)
     words = load_tokenizer(str(tokenizer), 12)

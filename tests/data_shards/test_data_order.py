@@ -1,4 +1,4 @@
-"""The streaming contract, as properties: exactly once, the same for any world, resumable anywhere."""
+"""Properties of the order: each sample once, the same for any world size, resumable anywhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORLDS = (1, 2, 3, 4, 8, 64)
 
 
 class Sizes:
-    """A source that has lengths and no samples: positions need no more."""
+    """A source with lengths and without samples, which is enough for positions."""
 
     classes: list[str] = []  # noqa: RUF012
     fingerprint = "sizes"
@@ -38,7 +38,7 @@ class Sizes:
 
 
 def slow_order(sizes: list[int], seed: int, epoch: int, block_size: int, window_blocks: int) -> list[int]:
-    """The docstring of epoch_order.py, in plain lists."""
+    """The order of epoch_order.py's docstring, computed with plain lists."""
     starts = [sum(sizes[:shard]) for shard in range(len(sizes))]
     samples = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
     cut = [shard[i : i + block_size] for shard in samples for i in range(0, len(shard), block_size)]
@@ -52,7 +52,7 @@ def slow_order(sizes: list[int], seed: int, epoch: int, block_size: int, window_
 
 
 def slow_mix(key: int, i: int) -> int:
-    """SplitMix64 in Python's integers."""
+    """SplitMix64 with Python's integers."""
     z = (i * 0x9E3779B97F4A7C15 + key) % 2**64
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
@@ -60,7 +60,7 @@ def slow_mix(key: int, i: int) -> int:
 
 
 def order_of(stream: ShardStream, batches: int) -> list[list[int]]:
-    """Sample indices of the next batches of one rank."""
+    """Returns the sample indices of the next batches of one rank."""
     positions = stream.positions()
     return [[stream.fetcher.order(e)[p] for e, p in next(positions)] for _ in range(batches)]
 
@@ -71,7 +71,7 @@ def config(block_size: int = 4, window_blocks: int = 3) -> DataConfig:
 
 def test_splitmix64_is_the_published_one() -> None:
     # First outputs of SplitMix64 seeded with 1234567 (Rosetta Code, from Vigna's splitmix64.c); element i here is
-    # output i of the generator whose state is already advanced once.
+    # output i of the generator after its state has advanced once.
     expected = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     assert list(hash_range(1234567 + 0x9E3779B97F4A7C15, 4)) == expected
 
@@ -137,7 +137,7 @@ def test_every_sample_at_most_once_and_only_the_tail_dropped(sizes: list[int], b
 def test_resume_continues_the_sequence(
     sizes: list[int], share: int, seed: int, stop: int, world: int, data: st.DataObject
 ) -> None:
-    """Stop after any batch of any epoch; go on with another world size."""
+    """Stops after any batch of any epoch and continues with another world size."""
     batch = share * world
     source = Sizes(sizes * 10)
     if len(source) < batch:
@@ -173,7 +173,7 @@ def whole(order: EpochOrder) -> np.ndarray:
 
 
 def pairs(order: np.ndarray, groups: np.ndarray, batch: int) -> float:
-    """Pairs of one group in a batch, relative to what a full permutation is expected to give."""
+    """Returns the pairs of one group in a batch, relative to the number that a full permutation gives."""
     found = expected = 0.0
     for rows in np.array_split(groups[order], len(order) // batch):
         counts = np.bincount(rows)
@@ -184,7 +184,7 @@ def pairs(order: np.ndarray, groups: np.ndarray, batch: int) -> float:
 
 
 def test_the_default_shuffles_nearly_as_a_full_permutation_does() -> None:
-    """RS5M's shape at a tenth: shards of 4,000; the figures of benchmarks/shuffle.py that training feels."""
+    """RS5M at a tenth of its size, in shards of 4,000: the figures of benchmarks/shuffle.py that affect training."""
     sizes = [4_000] * 128
     order = whole(EpochOrder(sizes, 7, 0, DataConfig.block_size, DataConfig.window_blocks))
     place = np.arange(len(order))
@@ -195,7 +195,7 @@ def test_the_default_shuffles_nearly_as_a_full_permutation_does() -> None:
     sorted_classes = place // 512  # 1,000 classes, one after the other
     assert pairs(order, sorted_classes, 512) < 1.6
     assert pairs(np.random.default_rng(0).permutation(len(order)), sorted_classes, 512) == pytest.approx(1, abs=0.02)
-    assert pairs(place, sorted_classes, 512) > 100  # the measure sees an order that is not shuffled
+    assert pairs(place, sorted_classes, 512) > 100  # the measure detects an order that is not shuffled
 
 
 def test_batches_of_two_epochs_are_not_alike() -> None:
@@ -203,11 +203,11 @@ def test_batches_of_two_epochs_are_not_alike() -> None:
     batch_of = np.empty(len(second), np.int64)
     batch_of[second] = np.arange(len(second)) // 512
     shared = [np.bincount(batch_of[first[i : i + 512]]).max() for i in range(0, len(first) - 511, 512)]
-    assert np.mean(shared) < 10  # 512 / 250 batches are expected of each, 7 of the largest of them
+    assert np.mean(shared) < 10  # the mean is 512 / 250 batches, and 7 for the largest
 
 
 def test_what_is_dropped_differs_from_epoch_to_epoch() -> None:
-    """7 of 55 samples are dropped an epoch: over many epochs each is seen about equally often."""
+    """Each epoch drops 7 of 55 samples: over many epochs, each sample occurs about equally often."""
     stream = ShardStream(Sizes([20, 1, 34]), None, config(), global_batch=8, seed=3)
     epochs = 400
     seen = Counter(sample for row in order_of(stream, len(stream) * epochs) for sample in row)

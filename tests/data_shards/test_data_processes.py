@@ -1,4 +1,4 @@
-"""Processes that come from a fork server which is older than the environment they need."""
+"""Processes of a fork server see the environment of their own start, not that of the server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def seen(*_: object) -> dict[str, str | None]:
 
 
 class Seen:
-    """As a dataset: what a decoding worker finds in its environment."""
+    """A dataset whose items are the environment of the decoding worker."""
 
     def __getitems__(self, positions: list) -> dict[str, str | None]:
         return seen()
@@ -33,7 +33,7 @@ def test_every_process_sees_the_environment_of_its_start(monkeypatch: pytest.Mon
     monkeypatch.setenv("GONE", "when they start")
     start_forkserver()
     with pool(1) as early:
-        early.submit(seen).result()  # the fork server runs by now, if it did not before
+        early.submit(seen).result()  # now the fork server runs
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
         monkeypatch.setenv("HF_TOKEN", "secret")
         monkeypatch.setenv("https_proxy", "http://proxy:3128")

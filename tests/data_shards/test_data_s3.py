@@ -1,4 +1,4 @@
-"""Shards in S3, from a real server (moto): read, streamed through workers, refused clearly."""
+"""Shards in S3 from a real server (moto): reads, streams with workers, clear errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from moto.server import ThreadedMotoServer
 
 from priorclip.data_shards import DataConfig, ShardSet, ShardStream
-from priorclip.data_shards.inspect.sizes import look_at_sizes
+from priorclip.data_shards.inspect.sizes import check_sizes
 from priorclip.data_shards.stream.workers import start_forkserver
 
 BUCKET = "rs5m"
@@ -19,8 +19,8 @@ BUCKET = "rs5m"
 
 @pytest.fixture
 def s3(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The packed shards at s3://rs5m/train/; returns that address."""
-    start_forkserver()  # before the account is known: workers must see what is set when they start
+    """Uploads the packed shards to s3://rs5m/train/ and returns that URL."""
+    start_forkserver()  # before the credentials exist: workers must see those that are set when they start
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -54,8 +54,8 @@ def test_an_epoch_from_s3_is_the_local_one(s3: str, packed: Path, tmp_path: Path
     local = list(stream(str(packed), tmp_path, limit))
     remote = list(stream(s3, tmp_path, limit, workers))
     assert len(local) == len(remote) == 5
-    assert look_at_sizes(s3).bytes == look_at_sizes(str(packed)).bytes
-    assert "nothing/train" in look_at_sizes(f"s3://{BUCKET}/nothing/train-{{0..1}}.tar").problems.popitem()[0]
+    assert check_sizes(s3).bytes == check_sizes(str(packed)).bytes
+    assert "nothing/train" in check_sizes(f"s3://{BUCKET}/nothing/train-{{0..1}}.tar").problems.popitem()[0]
     for ours, theirs in zip(local, remote, strict=True):
         assert torch.equal(ours["images"], theirs["images"])
         assert torch.equal(ours["image_ids"], theirs["image_ids"])

@@ -1,4 +1,4 @@
-"""A trained tokenizer is repeatable and is one of transformers'."""
+"""A trained tokenizer is reproducible and loads in transformers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from priorclip.data_shards.tokenizer import all_captions
 
 def test_training_twice_gives_the_same_bytes(packed: Path, tmp_path: Path) -> None:
     command = f"-m data_shards tokenizer --shards {packed} --vocab-size 320 --context-length 12 --output"
-    assert main([*command.split()[2:], str(tmp_path / "1")]) == 0  # strings hash otherwise there
+    assert main([*command.split()[2:], str(tmp_path / "1")]) == 0  # another process hashes strings differently
     arguments = [sys.executable, *command.split(), str(tmp_path / "2")]
     done = subprocess.run(arguments, env={**os.environ, "PYTHONHASHSEED": "2"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

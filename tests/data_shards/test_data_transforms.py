@@ -1,4 +1,4 @@
-"""Pixels against slow references: Pillow and torchvision on the fully decoded image."""
+"""Pixels compared with slow references: Pillow and torchvision on the fully decoded image."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from priorclip.data_shards.images.transforms import align_box, eval_transform, r
 
 @functools.cache
 def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Detail at every scale, as a photograph has: a sum of random fields whose amplitude falls with frequency."""
+    """Image with detail at every scale, like a photo: random fields whose amplitude falls with the frequency."""
     rng = np.random.default_rng(seed)
     total = np.zeros((height, width, 3))
     for octave in range(3, 9):
@@ -32,7 +32,7 @@ def photograph(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def reference(data: bytes, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    """Decode everything, crop, resize."""
+    """Decodes the whole image, crops, resizes."""
     image = Image.open(io.BytesIO(data)).convert("RGB").crop(tuple(round(edge) for edge in box))
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)).transpose(2, 0, 1).astype(int)
 
