@@ -12,7 +12,6 @@ keeps a moving average of its weights, that is what is exported, as the run itse
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import tempfile
@@ -24,6 +23,14 @@ import torch
 import yaml
 from torch import Tensor
 
+from priorclip.common.checkpoint_files import (
+    average_buffers,
+    find_checkpoints,
+    find_damage,
+    join_pieces,
+    load_ranks,
+)
+from priorclip.common.safe_load import load_tensors, only_safe_loads
 from priorclip.model.build import build_model
 from priorclip.model.config import ModelConfig, from_dict
 from priorclip.model.encoders.weights import State
@@ -84,7 +91,7 @@ def find_checkpoint(run: Path, name: str | None) -> Path:
         ValueError: the one named, or each of them, is damaged
     """
     folder = run / "checkpoints"
-    found = sorted((path for path in folder.glob("step_*") if path.is_dir() and "." not in path.name), reverse=True)
+    found = find_checkpoints(folder)
     if not found:
         raise FileNotFoundError(f"{folder} holds no checkpoint")
     if name is not None:
@@ -94,60 +101,35 @@ def find_checkpoint(run: Path, name: str | None) -> Path:
             )
         found = [folder / name]
     for path in found:
-        problem = damage(path)
+        problem = find_damage(path)
         if problem is None:
             return path
         log.warning("%s is not used: %s", path, problem)
-    raise ValueError(f"{found[0]} cannot be exported: {damage(found[0])}")
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files by its checksums.json, which the run wrote; None where nothing is."""
-    try:
-        expected = json.loads((checkpoint / "checksums.json").read_text(encoding="utf-8"))["sha256"]
-        for name, wanted in expected.items():
-            with (checkpoint / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != wanted:
-                    return f"{name} does not match its checksum"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError) as error:
-        return f"its files cannot be read: {error}"
-    return None
+    raise ValueError(f"{found[0]} cannot be exported: {find_damage(found[0])}")
 
 
 def whole_state(checkpoint: Path) -> State:
-    """All weights as float32: moving averages, else what the optimizer holds as masters, else the module's."""
+    """Returns all weights in float32: moving averages, or else the optimizer's masters, or else the module's.
+
+    Raises:
+        UnsafeFile: a file of the checkpoint could run code
+    """
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     if list(checkpoint.glob("*_optim_states.pt")):
-        found = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+        with only_safe_loads():
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     else:  # stage 0 keeps the module whole, on rank 0
-        files = sorted(checkpoint.glob("mp_rank_00_model_states.pt"))
-        if not files:
-            raise FileNotFoundError(f"{checkpoint} holds no weights of DeepSpeed's")
-        found = torch.load(files[0], map_location="cpu", weights_only=False)["module"]
-    found = {**found, **mean_buffers(checkpoint)}
-    return {name: whole_tensor(value) for name, value in {**found, **moving_averages(checkpoint, found)}.items()}
-
-
-def mean_buffers(checkpoint: Path) -> State:
-    """Batch-norm statistics, averaged over the ranks that wrote them; of counts the largest."""
-    ranks = [torch.load(path, weights_only=True) for path in sorted(checkpoint.glob("buffers_rank_*.pt"))]
-    stacked = {name: torch.stack([rank[name] for rank in ranks]) for name in (ranks[0] if ranks else ())}
-    return {name: values.mean(0) if values.is_floating_point() else values.amax(0) for name, values in stacked.items()}
-
-
-def moving_averages(checkpoint: Path, weights: State) -> State:
-    """The moving averages of the weights that the run trains, put together from the ranks' pieces; none: empty."""
-    ranks = [torch.load(path, weights_only=True) for path in sorted(checkpoint.glob("averages_rank_*.pt"))]
-    averages: State = {}
-    for name in ranks[0] if ranks else ():
-        pieces, count = [rank[name].flatten() for rank in ranks], weights[name].numel()
-        # Without ZeRO each rank has the whole; ZeRO 3 pads the last piece.
-        whole = pieces[0] if len(pieces[0]) == count else torch.cat(pieces)[:count]
-        averages[name] = whole.view_as(weights[name])
-    return averages
+        path = checkpoint / "mp_rank_00_model_states.pt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{checkpoint} has no weights: {path.name} is missing")
+        weights = load_tensors(path)["module"]
+    weights = {**weights, **average_buffers(checkpoint)}
+    averages = load_ranks(checkpoint, "averages")
+    for name in averages[0] if averages else ():
+        whole = join_pieces([rank[name] for rank in averages], weights[name].numel())
+        weights[name] = whole.view_as(weights[name])
+    return {name: whole_tensor(value) for name, value in weights.items()}
 
 
 def whole_tensor(value: Tensor) -> Tensor:

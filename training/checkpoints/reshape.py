@@ -1,16 +1,18 @@
-"""Resuming with another world size or ZeRO stage, through DeepSpeed's universal checkpoint.
+"""Resumes with another world size or ZeRO stage, through DeepSpeed's universal checkpoint.
 
     checkpoints/step_00000100/                             of 2 ranks under ZeRO 2
     checkpoints/universal/step_00000100/zero/PARAMETER/    fp32.pt, exp_avg.pt, exp_avg_sq.pt, step.pt: whole tensors
 
-Rank 0 converts once, the others wait, then each takes its part. DeepSpeed converts and loads; what it leaves out is
-added here. It refuses a stage 3 checkpoint elsewhere and others in stage 3, for the folders differ in little things:
-they are evened out. It has no loader without ZeRO, where the whole tensors are simply set. Under ZeRO 3 it gives all
-parameter groups the settings of the first, and one step counter, which each then advances: both are undone. Batch-norm
-statistics, which each rank gathers alone, are averaged over the ranks that wrote them.
+Rank 0 converts once, the others wait, then each rank takes its part. DeepSpeed converts and loads; we add the rest:
 
-Weights, schedule, steps and data position always carry over. An optimizer state that does not starts afresh, and the
-user is told before the first step.
+* It cannot load stage-3 checkpoints in other stages, or the reverse. We fix the small layout differences.
+* It has no loader without ZeRO. We set the whole tensors.
+* Under ZeRO 3 it gives all parameter groups the settings of the first one, and one shared step counter, which each
+  group then advances. We restore both.
+* Batch-norm statistics differ between ranks. We average them over the ranks that wrote them.
+
+Weights, schedule, steps and data position always carry over. If the optimizer state cannot carry over, it starts from
+zero, and a warning says so before the first step.
 """
 
 from __future__ import annotations
@@ -21,10 +23,9 @@ import io
 import itertools
 import json
 import logging
-import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,84 +35,93 @@ import torch.distributed as dist
 from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-from priorclip.training.checkpoints.files import (
-    CHECKSUMS,
-    Shape,
-    averaged_buffers,
-    digest,
-    set_buffers,
-    state_of_run,
-    sync_folder,
-)
-from priorclip.training.checkpoints.writer import read_soon
+from priorclip.common.checkpoint_files import CHECKSUMS, average_buffers, join_pieces
+from priorclip.common.files import fsync, sha256_of
+from priorclip.common.safe_load import UnsafeFile, load_tensors, only_safe_loads, refuse_unsafe
+from priorclip.training.checkpoints.files import Shape
+from priorclip.training.checkpoints.store import wait_for_key
+from priorclip.training.engine.buffers import set_buffers
 
 logger = logging.getLogger(__name__)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-SOURCE = "source.sha256"  # in a converted folder: of the checksums of the checkpoint that it was made of
-NOT_WRITTEN = re.compile(r"inline_container|iostream|PytorchStreamWriter|file write failed")
-LOADS = itertools.count()
+SOURCE = "source.sha256"  # in a converted folder: SHA-256 of the original checkpoint's checksums.json
+WRITE_FAILED = re.compile(r"inline_container|iostream|PytorchStreamWriter|file write failed")
+LOADS = itertools.count()  # loads of this process; all ranks have the same number
 
 
 class Unconvertible(ValueError):
-    """The optimizer's state cannot be taken apart by parameter."""
+    """The optimizer state cannot be split by parameter."""
 
 
 def load_reshaped(engine: deepspeed.DeepSpeedEngine, checkpoint: Path, written: Shape) -> dict[str, Any]:
-    """Bring the engine to the state of a checkpoint that ``written`` ranks wrote; returns what the run saved with it.
+    """Sets the engine to the state of a checkpoint of shape ``written``. Returns what the run saved with it.
 
     A collective.
 
     Raises:
-        OSError: there is no room for the converted copy, or files cannot be read.
+        OSError: there is no room for the converted copy, or files cannot be read
+        UnsafeFile: a file of the checkpoint or of the converted copy could run code
     """
-    metadata = torch.load(model_states(checkpoint, written)[0], map_location="cpu", weights_only=False)
+    metadata = load_tensors(model_states(checkpoint, written)[0])
     converted = checkpoint.parent / "universal" / checkpoint.name
-    problem = once(lambda: convert(checkpoint, converted, written, metadata, shapes_of(engine)))
+    problem = run_on_rank_0(lambda: convert(checkpoint, converted, written, metadata, parameter_shapes(engine)))
     if not problem and engine.zero_optimization_stage() == 0 and not is_torch(engine.optimizer):
         problem = f"{type(engine.optimizer).__name__} takes no optimizer state by parameter"
     step = metadata["global_steps"]
-    said_once = logging.WARNING if dist.get_rank() == 0 else logging.DEBUG
+    level = logging.WARNING if dist.get_rank() == 0 else logging.DEBUG
     if problem:
         logger.log(
-            said_once,
-            "%s was written by %s and this run has %s. Weights, schedule and data position carry over; the OPTIMIZER"
+            level,
+            "%s was written by %s and this run has %s. Weights, schedule and data position carry over. The OPTIMIZER"
             " STARTS AFRESH, without its momenta, at step %d: %s", checkpoint, written, Shape.of(engine), step, problem,
         )  # fmt: skip
         set_weights(engine, whole_weights(checkpoint, written, metadata))
     else:
         logger.log(
-            said_once,
-            "%s was written by %s and this run has %s: the optimizer's state is taken over by parameter, through %s",
+            level,
+            "%s was written by %s and this run has %s: the optimizer state is taken over by parameter, through %s",
             checkpoint, written, Shape.of(engine), converted,
         )  # fmt: skip
-        load_converted(engine, converted, metadata)
-    take_loss_scale(engine, checkpoint)
+        load_converted(engine, converted)
+    load_loss_scale(engine, checkpoint)
     engine.lr_scheduler.load_state_dict(metadata["lr_scheduler"])
     for group, rate in zip(engine.optimizer.param_groups, metadata["lr_scheduler"]["_last_lr"], strict=True):
         group["lr"] = rate
     engine.global_steps = step
     engine.global_samples = metadata["global_samples"]
     engine.skipped_steps = metadata["skipped_steps"]
-    set_buffers(engine.module, averaged_buffers(checkpoint))
+    set_buffers(engine.module, average_buffers(checkpoint))
     dist.barrier()
-    return state_of_run(metadata)
+    return run_state(metadata)
 
 
-def once(convert: Any) -> str:
-    """Run it on rank 0; the others wait as long as it takes, in no collective. Returns what made it impossible."""
+def run_state(client_state: dict[str, Any]) -> dict[str, Any]:
+    """Returns the state that the run saved. Older checkpoints have it among DeepSpeed's own keys."""
+    return client_state.get("run", client_state)
+
+
+def run_on_rank_0(convert: Callable[[], None]) -> str:
+    """Converts on rank 0. The other ranks wait without a collective, so that no timeout ends them.
+
+    Returns the reason if the conversion is impossible, or an empty string.
+    """
     store = dist.distributed_c10d._get_default_store()
     key = f"universal/{next(LOADS)}"
     if dist.get_rank() == 0:
-        answer = {"problem": "", "error": ""}
+        answer = {"problem": "", "error": "", "unsafe": ""}
         try:
             convert()
+        except UnsafeFile as error:
+            answer["unsafe"] = str(error)
         except OSError as error:
             answer["error"] = str(error)
         except Exception as error:
             answer["problem"] = f"{type(error).__name__}: {error}"
         store.set(key, json.dumps(answer))
-    answer = json.loads(read_soon(store, key))
+    answer = json.loads(wait_for_key(store, key))
+    if answer["unsafe"]:
+        raise UnsafeFile(answer["unsafe"])
     if answer["error"]:
         raise OSError(f"the checkpoint cannot be converted for this run: {answer['error']}")
     return answer["problem"]
@@ -120,50 +130,54 @@ def once(convert: Any) -> str:
 def convert(
     checkpoint: Path, converted: Path, written: Shape, metadata: dict[str, Any], shapes: dict[str, torch.Size]
 ) -> None:
-    """Write the folder of whole tensors, unless that of this very checkpoint is there already.
+    """Writes the folder of whole tensors, unless it already exists for this checkpoint.
 
     Raises:
-        OSError: there is no room for it; what was written is removed.
-        Unconvertible: the checkpoint has no optimizer state by parameter.
+        OSError: there is no room for it; an incomplete folder is removed
+        Unconvertible: the checkpoint has no optimizer state by parameter
+        UnsafeFile: a file could run code
     """
-    source = digest(checkpoint / CHECKSUMS)
+    source = sha256_of(checkpoint / CHECKSUMS)
     mark, partial = converted / SOURCE, converted.with_name(f"{converted.name}.partial")
     if mark.is_file() and mark.read_text() == source:
+        refuse_unsafe(converted)
         return
     shutil.rmtree(partial, ignore_errors=True)
-    if converted.exists():  # of another checkpoint, which a run that was begun again has replaced by this one
-        converted.rename(partial)  # half removed, it must not be taken for a whole one
+    if converted.exists():  # the run started again, and this checkpoint replaced the one that the copy was made from
+        converted.rename(partial)  # first, so that a half-removed copy is not used
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     try:
-        take_apart(checkpoint, partial, written, metadata, shapes)
+        split_by_parameter(checkpoint, partial, written, metadata, shapes)
         (partial / SOURCE).write_text(source)
-        sync_tree(partial)
+        # It has no checksums, so it gets its name when all of it is on the disk.
+        for path in (*partial.rglob("*"), partial):
+            fsync(path)
     except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if NOT_WRITTEN.search(str(error)):  # torch's own error of a write that failed does not say why
-            raise OSError(f"{partial} cannot be written: {error}. Make room there, or see to its quota") from error
+        if WRITE_FAILED.search(str(error)):  # torch does not say why a write failed
+            raise OSError(f"{partial} cannot be written: {error}. Make room there, or check its quota") from error
         raise
     partial.rename(converted)
 
 
-def take_apart(
+def split_by_parameter(
     checkpoint: Path, folder: Path, written: Shape, metadata: dict[str, Any], shapes: dict[str, torch.Size]
 ) -> None:
-    """DeepSpeed's conversion, and what it leaves out."""
+    """Runs DeepSpeed's conversion and adds what it leaves out."""
     if list(checkpoint.glob("*_optim_states.pt")):
         options = {"input_folder": str(checkpoint), "output_folder": str(folder), "inject_missing_state": True}
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), only_safe_loads():
             ds_to_universal.main(
                 argparse.Namespace(
                     **options, num_extract_workers=1, num_merge_workers=1, keep_temp_folder=False, strict=True
                 )
             )
     else:
-        from_numbered(metadata, folder / "zero")
+        split_torch_state(metadata, folder / "zero")
     step = metadata["global_steps"] - metadata["skipped_steps"]
     if written.zero_stage == 3:
-        even_out(checkpoint, folder / "zero", written, shapes)
+        fix_stage_3_layout(checkpoint, folder / "zero", written, shapes)
     for each in (folder / "zero").iterdir():
         if (each / "exp_avg.pt").is_file() and not (each / "step.pt").is_file():
             torch.save(torch.tensor(float(step)), each / "step.pt")
@@ -172,19 +186,8 @@ def take_apart(
         raise Unconvertible(f"the checkpoint has no {', '.join(missing[:3])}")
 
 
-def sync_tree(folder: Path) -> None:
-    """A converted copy has no checksums: it gets its name only when all of it is on the disk."""
-    for path in folder.rglob("*"):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    sync_folder(folder)
-
-
-def from_numbered(metadata: dict[str, Any], folder: Path) -> None:
-    """Without ZeRO, rank 0 has saved torch's own optimizer state, which knows its parameters by number only."""
+def split_torch_state(metadata: dict[str, Any], folder: Path) -> None:
+    """Converts a checkpoint without ZeRO, where torch's optimizer state has numbers instead of parameter names."""
     names = [name for group in metadata.get("parameters", []) for name in group]
     state = (metadata["optimizer"] or {}).get("state")
     if not names or state is None or not all("exp_avg" in each for each in state.values()):
@@ -198,44 +201,45 @@ def from_numbered(metadata: dict[str, Any], folder: Path) -> None:
         torch.save(each["step"], folder / names[number] / "step.pt")
 
 
-def even_out(checkpoint: Path, folder: Path, written: Shape, shapes: dict[str, torch.Size]) -> None:
-    """Tensors from ZeRO 3 are flat, and parameters that are not trained are left out: bring them to the usual form."""
+def fix_stage_3_layout(checkpoint: Path, folder: Path, written: Shape, shapes: dict[str, torch.Size]) -> None:
+    """Gives the flat tensors of ZeRO 3 their shapes, and adds the frozen parameters, which DeepSpeed leaves out."""
     for name, shape in shapes.items():
         for path in (folder / name).glob("*.pt"):
-            value = torch.load(path, weights_only=True)
+            value = load_tensors(path)
             if torch.is_tensor(value) and value.ndim and path.name != "step.pt":
                 torch.save({"param": value[: shape.numel()].reshape(shape)}, path)
-    states = [torch.load(path, map_location="cpu", weights_only=False) for path in model_states(checkpoint, written)]
+    states = [load_tensors(path) for path in model_states(checkpoint, written)]
     for name, shape in (states[0]["frozen_param_shapes"] or {}).items():
-        pieces = [state["frozen_param_fragments"][name].flatten() for state in states]
+        whole = join_pieces([state["frozen_param_fragments"][name] for state in states], shape.numel())
         (folder / name).mkdir(parents=True, exist_ok=True)
-        whole = torch.cat(pieces)[: shape.numel()].reshape(shape)
-        torch.save({"param": whole.float()}, folder / name / "fp32.pt")
+        torch.save({"param": whole.reshape(shape).float()}, folder / name / "fp32.pt")
 
 
-def load_converted(engine: deepspeed.DeepSpeedEngine, converted: Path, metadata: dict[str, Any]) -> None:
+def load_converted(engine: deepspeed.DeepSpeedEngine, converted: Path) -> None:
+    """Loads weights and optimizer state from the folder of whole tensors. A collective."""
     folder = converted / "zero"
     weights = {name: load_param(folder / name / "fp32.pt") for name, _ in engine.module.named_parameters()}
     set_weights(engine, weights)
     steps = sorted(folder.glob("*/step.pt"))
     if not steps:
-        return  # the optimizer has not taken one yet: all were dropped, as fp16 begins
+        return  # the optimizer has taken no step yet: fp16 dropped all of them
     if engine.zero_optimization_stage() == 0 and is_torch(engine.optimizer):
         for name, parameter in engine.module.named_parameters():
             if (folder / name / "exp_avg.pt").is_file():
                 state = {moment: load_param(folder / name / f"{moment}.pt").to(parameter.device) for moment in MOMENTS}
-                step = torch.tensor(float(torch.load(folder / name / "step.pt", weights_only=True)))
+                step = torch.tensor(float(load_tensors(folder / name / "step.pt")))
                 engine.optimizer.state[parameter] = {"step": step, **state}
         return
     settings = [{k: v for k, v in group.items() if k != "params"} for group in engine.optimizer.param_groups]
     if dist.get_rank() == 0:
-        # What the loaders of the stages look for beside the tensors; the settings are this run's own.
-        taken = torch.tensor(float(torch.load(steps[0], weights_only=True)))
+        # DeepSpeed's loaders need this file beside the tensors. It has the settings of this run.
+        taken = torch.tensor(float(load_tensors(steps[0])))
         common = {"ds_version": deepspeed.__version__, "param_groups": settings}
         inner = {"state": {0: {"step": taken}}, "param_groups": settings}
         torch.save({**common, "optimizer_state_dict": inner}, folder / "optimizer_state.pt")
     dist.barrier()
-    with groups_held(engine.optimizer) if engine.zero_optimization_stage() < 3 else contextlib.nullcontext():
+    groups = groups_of_rank(engine.optimizer) if engine.zero_optimization_stage() < 3 else contextlib.nullcontext()
+    with groups, only_safe_loads():
         engine.optimizer._load_universal_checkpoint(str(converted), True, False)
     for group, own in zip(engine.optimizer.param_groups, settings, strict=True):
         group.update(own)
@@ -246,20 +250,20 @@ def load_converted(engine: deepspeed.DeepSpeedEngine, converted: Path, metadata:
         engine.optimizer.update_lp_params()
 
 
-def take_loss_scale(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> None:
-    """fp16's loss scale and its history: at DeepSpeed's first one, the next steps would overflow and be dropped."""
-    mine = getattr(engine.optimizer, "loss_scaler", None)
+def load_loss_scale(engine: deepspeed.DeepSpeedEngine, checkpoint: Path) -> None:
+    """Loads fp16's loss scale and its history. With DeepSpeed's initial scale, the next steps would overflow."""
+    current = getattr(engine.optimizer, "loss_scaler", None)
     files = sorted(checkpoint.glob("*_optim_states.pt"))
-    if not engine.fp16_enabled() or mine is None or not files:
+    if not engine.fp16_enabled() or current is None or not files:
         return
-    state = torch.load(files[0], map_location="cpu", weights_only=False, mmap=True)["optimizer_state_dict"]
-    if type(state.get("loss_scaler")) is type(mine):
+    state = load_tensors(files[0], mmap=True)["optimizer_state_dict"]
+    if type(state.get("loss_scaler")) is type(current):
         engine.optimizer.loss_scaler = state["loss_scaler"]
 
 
 @contextlib.contextmanager
-def groups_held(optimizer: Any) -> Iterator[None]:
-    """Only parameter groups of which this rank's shard has a part: on others, all padding, DeepSpeed's loader fails."""
+def groups_of_rank(optimizer: Any) -> Iterator[None]:
+    """Hides parameter groups of which this rank's shard has only padding, because DeepSpeed's loader fails on them."""
     inner, shards, groups = optimizer.optimizer, optimizer.bit16_groups, optimizer.optimizer.param_groups
     held = [number for number, shard in enumerate(shards) if any(each._hp_mapping is not None for each in shard)]
     inner.param_groups, optimizer.bit16_groups = [groups[number] for number in held], [shards[n] for n in held]
@@ -270,7 +274,7 @@ def groups_held(optimizer: Any) -> Iterator[None]:
 
 
 def set_weights(engine: deepspeed.DeepSpeedEngine, weights: dict[str, torch.Tensor]) -> None:
-    """Whole weights into the model, sharded or not, and into float32 masters made of them."""
+    """Copies whole weights into the model, sharded or not, and into the optimizer's float32 masters."""
     for name, parameter in engine.module.named_parameters():
         sharded = hasattr(parameter, "ds_id")
         with GatheredParameters([parameter] if sharded else [], modifier_rank=0, enabled=sharded):
@@ -283,27 +287,28 @@ def set_weights(engine: deepspeed.DeepSpeedEngine, weights: dict[str, torch.Tens
 
 
 def whole_weights(checkpoint: Path, written: Shape, metadata: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """float32 where the checkpoint has them so."""
+    """Returns all weights, in float32 if the checkpoint has them in float32."""
     if written.zero_stage == 0:
         return metadata["module"]
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), only_safe_loads():
         return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
 
 
 def model_states(checkpoint: Path, written: Shape) -> list[Path]:
+    """Returns DeepSpeed's files of the model's states: one per rank under ZeRO 3, otherwise one."""
     if written.zero_stage < 3:
         return [checkpoint / "mp_rank_00_model_states.pt"]
     return [checkpoint / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(written.world_size)]
 
 
-def shapes_of(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Size]:
+def parameter_shapes(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Size]:
     return {name: torch.Size(getattr(each, "ds_shape", each.shape)) for name, each in engine.module.named_parameters()}
 
 
 def load_param(path: Path) -> torch.Tensor:
-    value = torch.load(path, map_location="cpu", weights_only=True)
+    value = load_tensors(path)
     return value["param"] if isinstance(value, dict) else value
 
 

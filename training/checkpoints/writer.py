@@ -35,26 +35,18 @@ import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from priorclip.training.checkpoints.files import (
-    Shape,
-    best_of,
-    buffers_name,
-    buffers_of,
-    digest,
-    publish,
-    published,
-    record_of,
-    score,
-    sync_folder,
-)
+from priorclip.common.checkpoint_files import find_checkpoints, rank_file, read_record
+from priorclip.common.files import fsync, sha256_of
+from priorclip.training.checkpoints.files import Shape, find_best, publish, remove_unfinished, score
+from priorclip.training.checkpoints.store import wait_for_key
 from priorclip.training.config import CheckpointConfig
-from priorclip.training.engine.averages import Averages, averages_name
+from priorclip.training.engine.averages import Averages
+from priorclip.training.engine.buffers import get_buffers
 from priorclip.training.engine.nvme import states_in_memory
 from priorclip.training.ranks.rng_state import rng_states, rng_states_name
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.05
 LEAVE_SECONDS = 30
 # Saves of this process; all ranks count alike. It tells their keys in the store apart.
 SAVES = itertools.count()
@@ -171,11 +163,11 @@ class Writer:
         client = {"run": state, "parameters": parameter_names(self.engine)}
         with states_in_memory(self.engine):
             self.engine.save_checkpoint(str(self.folder), tag=partial.name, client_state=client, save_latest=False)
-        buffers = buffers_of(self.engine.module)
+        buffers = get_buffers(self.engine.module)
         if buffers:
-            self.staging.files[buffers_name(self.rank)] = self.staging.snapshot.of(buffers)
+            self.staging.files[rank_file("buffers", self.rank)] = self.staging.snapshot.of(buffers)
         if self.averages is not None:
-            self.staging.files[averages_name(self.rank)] = self.staging.snapshot.of(self.averages.named())
+            self.staging.files[rank_file("averages", self.rank)] = self.staging.snapshot.of(self.averages.named())
         self.staging.files[rng_states_name(self.rank)] = rng_states()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -194,9 +186,9 @@ class Writer:
         new = score(evaluation, self.config)
         better = [False]
         if self.rank == 0 and new is not None:
-            best = best_of(published(self.folder), self.config)
+            best = find_best(find_checkpoints(self.folder), self.config)
             # The thread may be removing it just now: then it is none to be measured by.
-            old = score(record_of(best).get("evaluation", {}), self.config) if best else None
+            old = score(read_record(best).get("evaluation", {}), self.config) if best else None
             better = [old is None or new > old]
         dist.broadcast_object_list(better)
         return better[0]
@@ -244,24 +236,22 @@ class Writer:
             report = {"error": f"{kind_of(error)} (rank {self.rank} on {socket.gethostname()})"}
         store.set(keys[self.rank], json.dumps(report))
         if self.rank == 0:
-            self.outcome = self.publish_all(partial, record, [read_soon(store, key, self.leaving) for key in keys])
+            self.outcome = self.publish_all(partial, record, [wait_for_key(store, key, self.leaving) for key in keys])
             for key in keys:
                 store.delete_key(key)
             store.set(done, self.outcome)
         else:
-            self.outcome = read_soon(store, done, self.leaving)
+            self.outcome = wait_for_key(store, done, self.leaving)
 
     def write_own(self, partial: Path) -> dict[str, str]:
         """sha256 of each file that this rank wrote, by its name in the checkpoint."""
         if self.rank == 0:
-            for torn in self.folder.glob("step_*.*"):
-                if torn.name != partial.name:
-                    shutil.rmtree(torn, ignore_errors=True)
+            remove_unfinished(self.folder, except_for=partial.name)
         partial.mkdir(parents=True, exist_ok=True)
         sums = {name: save_file(state, partial / name) for name, state in self.staging.files.items()}
         if self.rank == 0 and self.engine.zero_optimization():
             self.copy_scripts(str(partial))
-            sums |= {path.name: digest(path) for path in partial.glob("zero_to_*.py")}
+            sums |= {path.name: sha256_of(path) for path in partial.glob("zero_to_*.py")}
         return sums
 
     def publish_all(self, partial: Path, record: dict[str, Any], reports: list[str]) -> str:
@@ -276,7 +266,7 @@ class Writer:
             except Exception as error:
                 errors = [kind_of(error)]
         shutil.rmtree(partial, ignore_errors=True)
-        good = published(self.folder)
+        good = find_checkpoints(self.folder)
         left = self.config.failures - self.failures - 1
         logger.error(
             "the checkpoint of step %d could not be written: %s. The run goes on, and would resume from %s; %s",
@@ -293,7 +283,7 @@ def save_file(state: Any, path: Path) -> str:
         torch.save(state, cast(IO[bytes], hashing))
         file.flush()
         os.fsync(file.fileno())
-    sync_folder(path.parent)
+    fsync(path.parent)
     return hashing.sha256.hexdigest()
 
 
@@ -309,15 +299,6 @@ class HashingFile:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def read_soon(store: Any, key: str, leaving: threading.Event | None = None) -> str:
-    """The value once it is there. It looks now and then, for a store that waits shuts out this process's threads."""
-    while not store.check([key]):
-        if leaving and leaving.is_set():
-            raise RuntimeError("the process ends")
-        time.sleep(POLL_SECONDS)
-    return store.get(key).decode()
 
 
 def kind_of(error: Exception) -> str:

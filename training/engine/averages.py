@@ -29,6 +29,7 @@ from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from priorclip.common.checkpoint_files import join_pieces, load_ranks
 from priorclip.training.config import AverageConfig
 from priorclip.training.engine.build import full_state_dict
 
@@ -96,16 +97,13 @@ class Averages:
 
         A collective.
         """
-        files = sorted(checkpoint.glob("averages_rank_*.pt"))
-        if not files:
+        ranks = load_ranks(checkpoint, "averages")
+        if not ranks:
             self.kept.set(Pieces(self.parameters))
             return False
-        ranks = [torch.load(path, map_location="cpu", weights_only=True) for path in files]
-        # Without ZeRO each rank has the whole; else the ranks' pieces, one after the other, are the whole.
         for name, parameter, kept in zip(self.names, self.parameters, self.kept.module.values, strict=True):
             count = getattr(parameter, "ds_numel", parameter.numel())
-            pieces = [rank[name].flatten() for rank in ranks]
-            whole = pieces[0] if len(pieces[0]) == count else torch.cat(pieces)[:count]
+            whole = join_pieces([rank[name] for rank in ranks], count)
             kept.copy_(own_part(whole, parameter, kept).view_as(kept))
         return True
 
@@ -153,7 +151,3 @@ def own_part(whole: Tensor, parameter: nn.Parameter, piece: Tensor) -> Tensor:
         address = parameter._hp_mapping.lp_fragment_address
         return whole[address.start : address.start + address.numel]
     return whole[: piece.numel()]
-
-
-def averages_name(rank: int) -> str:
-    return f"averages_rank_{rank:05d}.pt"
