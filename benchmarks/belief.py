@@ -1,19 +1,19 @@
-"""What does belief look at, and does the model use it? For trained models of a sweep, over their own test images.
+"""Measures what belief attends to and whether the model uses it, for trained models of a sweep on their test images.
 
     E=runs/evidence
     python benchmarks/belief.py --runs $E/open/one-stage-soft/seed-*/closed --prior $E/prior/export
 
-Soft belief can only help where three things hold, and each is measured:
+Soft belief can help only if three conditions hold. Each is measured:
 
 * the prior recognises the scene: its accuracy on the test images;
-* belief follows what the prior saw: rank correlation (Spearman) of M with the prior's class activation map, which is
-  where in the image its evidence for the scene lies (Zhou et al. 2016), and with nearness to the centre;
-* the ranking is the image's, not chance: rank correlation of M between an image and its turns and mirror images, and
+* belief follows the prior: rank correlation (Spearman) of M with the prior's class activation map, which shows where
+  in the image the evidence for the scene is (Zhou et al. 2016), and with the distance to the centre;
+* the ranking depends on the image: rank correlation of M between an image and its turned and mirrored copies, and
   between models of other seeds on the same image.
 
-Whether the model uses the map: recall as it is, with the map of each image shuffled over its tokens, with belief turned
-off in the trained model, and with half of the tokens left out, drawn by lot: where that costs nothing, which tokens
-are kept cannot matter.
+To see whether the model uses the map, recall is measured unchanged, with the map of each image shuffled over its
+tokens, with belief turned off in the trained model, and with a random half of the tokens left out. If that costs no
+recall, the choice of tokens does not matter.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="run directories of finetune closed")
     parser.add_argument("--prior", type=Path, required=True, help="export of finetune prior")
     parser.add_argument("--features", type=Path, default=Path("runs/evidence/features"),
-                        help="folder that keeps what the encoders made of an image or a text")  # fmt: skip
+                        help="folder for cached features of the encoders")  # fmt: skip
     parser.add_argument("--output", type=Path, help="JSON file")
     options = parser.parse_args()
     prior = from_pretrained(options.prior)
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 class Test:
-    """The test images of a run as batches, and a name for each that is the same in other runs."""
+    """The test images of a run as batches, with a name for each image that is equal in all runs."""
 
     def __init__(self, batches: EvalBatches, classes: list[str]) -> None:
         self.batches, self.classes = batches, classes
@@ -89,7 +89,7 @@ def test_images(run: Path) -> Test:
 
 @torch.no_grad()
 def look_at(model: Any, prior: SceneClassifier, test: Test) -> tuple[dict[str, float], Tensor]:
-    """Figures of the belief maps, and the maps (B, h, w)."""
+    """Returns the figures of the belief maps, and the maps (B, h, w)."""
     maps = model.belief_map(test.images)
     height, width = maps.shape[1:]
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -111,7 +111,7 @@ def look_at(model: Any, prior: SceneClassifier, test: Test) -> tuple[dict[str, f
 
 
 def activation(prior: SceneClassifier, test: Test, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Evidence for the true scene in each place, (B, h, w), and whether the prior names it, (B,)."""
+    """Returns the evidence for the true scene at each place, (B, h, w), and whether the prior finds it, (B,)."""
     encoder = prior.backbone
     features = encoder.model.forward_features(encoder.normalise(test.images))
     own = torch.tensor([list(prior.classes).index(test.classes[label]) for label in test.labels])
@@ -122,7 +122,7 @@ def activation(prior: SceneClassifier, test: Test, grid: tuple[int, int]) -> tup
 
 
 def turned(images: Tensor, n: int) -> Tensor:
-    """One of the 8 turns and mirror images; 0 is the image itself."""
+    """Returns one of the 8 orientations; 0 is the image itself."""
     return torch.rot90(images.flip(-1) if n >= 4 else images, n % 4, dims=(-2, -1))
 
 
@@ -136,14 +136,14 @@ def mean_spearman(one: Tensor, other: Tensor) -> float:
 
 
 def spearman(one: Tensor, other: Tensor) -> float:
-    """Rank correlation, ties at their mean rank."""
+    """Returns the rank correlation; ties get their mean rank."""
     from scipy.stats import spearmanr
 
     return float(spearmanr(one.numpy(), other.numpy()).statistic)
 
 
 def used(model: Any, test: Test) -> dict[str, float]:
-    """Mean recall of the trained model as it is, with its map shuffled over the tokens, and without belief."""
+    """Returns mean recall of the trained model, with its map shuffled over the tokens, and without belief."""
     config = model.visual.belief if hasattr(model, "visual") else model.config.belief
     figures = {"mean_recall": recall(model, test)}
     straight = belief_of_model.affinity

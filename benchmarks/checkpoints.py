@@ -1,11 +1,11 @@
-"""What a checkpoint costs the training: written in the background, against DeepSpeed's own saving in the same run.
+"""The cost of a checkpoint for the training: written in the background, compared with DeepSpeed's own save.
 
     python benchmarks/checkpoints.py [--million 40] [--rounds 5] [--zero 2] [--output checkpoints.json]
 
-A model of so many million parameters with AdamW's state (12 bytes a parameter, and the weights again) is trained by one
-process. In turn it is saved by ``engine.save_checkpoint`` with DeepSpeed's default engine, which the training waits
-for, and by ``cluster.writer``, which adds fsync and checksums. Lost is the time in the call and what the steps beside
-the writing took more than usual: medians over the rounds.
+One process trains a model of this many million parameters with AdamW's state (12 bytes per parameter, plus the
+weights). In turn the model is saved by ``engine.save_checkpoint`` with DeepSpeed's default engine, for which the
+training waits, and by ``training/checkpoints/writer.py``, which adds fsync and checksums. The lost time is the time of
+the call plus the extra time of the steps during the writing; figures are medians over the rounds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def build(million: int, zero: str) -> deepspeed.DeepSpeedEngine:
 
 
 def step(engine: deepspeed.DeepSpeedEngine) -> float:
-    """Seconds of a training step."""
+    """Returns the seconds of a training step."""
     begun = time.perf_counter()
     inputs = torch.randn(16, WIDTH)
     engine.backward(engine(inputs).square().mean())
@@ -57,7 +57,7 @@ def saved_by_deepspeed(engine: deepspeed.DeepSpeedEngine, folder: Path) -> float
 
 
 def saved_beside(engine: deepspeed.DeepSpeedEngine, writer: Writer, usual: float) -> tuple[float, float, float]:
-    """Seconds in the call, lost by the steps beside the writing, and until the checkpoint is published."""
+    """Returns the seconds in the call, the seconds that the steps lose, and those until the checkpoint is published."""
     engine.checkpoint_engine = writer.staging
     begun = time.perf_counter()
     writer.save({}, {})
@@ -87,7 +87,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     engine = build(options.million, options.zero)
     writer = Writer(engine, folder / "ours", CheckpointConfig(keep=1))
     usual = statistics.median(step(engine) for _ in range(7))
-    saved_beside(engine, writer, usual)  # host memory is taken once
+    saved_beside(engine, writer, usual)  # host memory is allocated once
     rounds = []
     for _ in range(options.rounds):
         usual = statistics.median(step(engine) for _ in range(5))
@@ -102,7 +102,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     print(f"{options.million} M parameters, ZeRO {options.zero}, {size / 1e6:.0f} MB, step {usual:.3f} s, medians")
     print(f"DeepSpeed's save_checkpoint: training waits {peer:.2f} s")
     print(
-        f"in the background: training waits {call:.2f} s ({call / peer:.2f} of it), the steps beside the writing lose"
+        f"in the background: training waits {call:.2f} s ({call / peer:.2f} of it), the steps during the writing lose"
     )
     print(f"{slowed:.2f} s more ({(call + slowed) / peer:.2f} in all); whole on disk after {published:.2f} s")
     if options.output:

@@ -1,6 +1,6 @@
-"""Real ranks of this machine that a benchmark asks for figures: CPU processes under gloo, one thread each.
+"""Starts real ranks on this machine for a benchmark: CPU processes with gloo, one thread each.
 
-asked("benchmarks.rank_memory", {"preset": "priorclip-tiny", "runs": [...]}, ranks=2)
+ask_ranks("benchmarks.rank_memory", {"preset": "priorclip-tiny", "runs": [...]}, ranks=2)
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 
-def asked(module: str, request: dict[str, Any], ranks: int) -> Any:
-    """What rank 0 of the module answers: it reads REQUEST.json and writes REQUEST.json.measured."""
+def ask_ranks(module: str, request: dict[str, Any], ranks: int) -> Any:
+    """Returns the answer of rank 0 of the module, which reads REQUEST.json and writes REQUEST.json.measured."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "request.json"
         path.write_text(json.dumps(request))

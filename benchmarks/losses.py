@@ -1,16 +1,15 @@
-"""Time and peak memory of the losses, forward and backward, over the size of the global batch, in one process.
+"""Time and peak memory of the losses, forward and backward, by global batch, in one process.
 
     python benchmarks/losses.py [--sizes 512 2048 8192 32768] [--loop-until 512] [--output folder]
 
-The peers: open_clip's ClipLoss, which holds N x N logits, up to ``--full-until``; and the attribution loss in the form
-that its authors published, up to ``--loop-until``: one centre a sample, from a mask as large as the features, in a
-loop. Its gradient keeps every mask, N x N x d numbers: 21 GB at N = 2,048. Beyond, its time is that of the largest one
-measured times the square of the growth, marked with ~.
+They are compared with open_clip's ClipLoss, which holds N x N logits, up to ``--full-until``, and with the attribution
+loss as its authors published it, up to ``--loop-until``: a loop computes one centre per sample from a mask as large as
+the features. Its gradient keeps each mask, N x N x d numbers: 21 GB at N = 2,048. For larger N its time is extrapolated
+from the largest measured N by the square of the growth, marked with ~.
 
-Sizes run in processes of their own. Within one the losses take turns, so that their ratios hold on a noisy machine
-where single times do not; times are medians. Where others compute as well, ``--threads 1 --clock cpu`` counts the time
-that the process itself had a core. Memory is the peak above what stood before the forward pass, features
-included there, read from /proc (Linux).
+Each size runs in its own process. There the losses take turns, so that their ratios are reliable on a noisy machine;
+times are medians. If other programs run, ``--threads 1 --clock cpu`` counts only the processor time of this process.
+Memory is the peak above the memory before the forward pass, which contains the features, read from /proc (Linux).
 """
 
 from __future__ import annotations
@@ -35,12 +34,15 @@ HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---:|' * len(COLUMNS)}"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384, 32768])
-    parser.add_argument("--width", type=int, default=512, help="of the features")
+    parser.add_argument("--width", type=int, default=512, help="width of the features")
     parser.add_argument("--classes", type=int, default=60, help="scene classes of the attribution loss")
-    parser.add_argument("--runs", type=int, default=5, help="of each loss; one where N is over 8,192")
+    parser.add_argument("--runs", type=int, default=5, help="measurements of each loss; one for N over 8,192")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument(
-        "--clock", choices=("wall", "cpu"), default="wall", help="cpu: of all threads, for a busy machine"
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="wall, or cpu: processor time of all threads, for a busy machine",
     )
     parser.add_argument("--full-until", type=int, default=8192, help="largest N of ClipLoss")
     parser.add_argument("--loop-until", type=int, default=512, help="largest N of the authors' loop")
@@ -69,7 +71,7 @@ def in_a_process(size: int) -> dict[str, Any]:
 
 
 def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds and peak megabytes of each loss at one size."""
+    """Returns seconds and peak megabytes of each loss at one size."""
     import torch
     from open_clip.loss import ClipLoss
 
@@ -93,7 +95,7 @@ def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in losses}
     for run in range(1 + (options.runs if size <= 8192 else 1)):
         if run == 0 and size > 8192:
-            continue  # the first run warms up; it is small beside a run of this size
+            continue  # the first run warms up; it is short compared with a run of this size
         for name, loss in losses.items():
             if run == 0 and name == "loop":
                 continue
@@ -110,9 +112,9 @@ def measure(size: int, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def timed(work: Callable[[], object], clock: str) -> tuple[float, float]:
-    """Seconds, and megabytes at the peak above those that were resident before."""
+    """Returns seconds, and peak megabytes above those resident before."""
     now = time.perf_counter if clock == "wall" else time.process_time
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmRSS")
     begun = now()
     work()
@@ -120,13 +122,13 @@ def timed(work: Callable[[], object], clock: str) -> tuple[float, float]:
 
 
 def resident(name: str) -> int:
-    """Bytes in /proc/self/status."""
+    """Returns the bytes of a field of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def attribution_loop(image: Any, text: Any, scale: Any, labels: Any) -> Any:
-    """The published form: for each sample the centre of its class, by a mask repeated over the features' width."""
+    """The published form: the centre of each sample's class, from a mask repeated over the features' width."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -143,7 +145,7 @@ def attribution_loop(image: Any, text: Any, scale: Any, labels: Any) -> Any:
 
 
 def line(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """A row of the table."""
+    """Returns a row of the table."""
     contrastive, attribution = row["contrastive"], row["attribution"]
     cells = [f"{row['size']:,}", seconds(contrastive["seconds"]), megabytes(contrastive["peak_mb"])]
     if "clip" in row:

@@ -1,10 +1,10 @@
-"""What the figures of a run cost: ten steps with a record among them against the ten steps beside them without one.
+"""The cost of the figures of a run: ten steps with a record compared with the next ten steps without one.
 
     python -m cluster launch --nproc 2 -- benchmarks.monitoring data/scenes data/tokenizer
 
-One run of pretrain's tiny preset with a record every 20 steps, without evaluation. Of every 20, the ten around the
-record are compared with the other ten, so that what else the machine does weighs on both. Printed are the median of the
-ratios of wall-clock and of processor time, with their quartiles, and how long a record takes by itself, of ten steps.
+It runs pretrain's tiny preset with a record every 20 steps, without evaluation. Of each 20 steps, the ten around the
+record are compared with the other ten, so that other load of the machine affects both. It prints the median ratio of
+wall-clock and of processor time with quartiles, and the time of a record as a share of ten steps.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from priorclip.training.monitoring.clock import Clock
 from priorclip.training.monitoring.measure import MetricCollector
 from priorclip.training.monitoring.metric_log import MetricLog
 
-EVERY = 20  # steps; a record as often as by default in half of them
-WARM = 2  # records that do not count
+EVERY = 20  # steps; one record per 20
+WARM = 2  # records that are ignored
 SECONDS: list[tuple[float, float]] = []  # wall-clock and processor time at the end of each step
 RECORD_SECONDS: list[float] = []
 
@@ -52,7 +52,7 @@ def noted(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run(args: argparse.Namespace) -> float:
-    """Images/s of the run."""
+    """Returns the images/s of the run."""
     words = ["--preset", "priorclip-tiny", "--tokenizer", args.tokenizer, "--data.shards", args.shards,
              "--data.image_size", "96", "--data.workers", "0", "--run.dir", args.output, "--run.epochs", "1000",
              "--run.max_steps", str((args.pairs + WARM) * EVERY + EVERY), "--run.log_every", str(EVERY),
@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> float:
 
 
 def ratios(which: int) -> list[float]:
-    """Time of steps n - 4 to n + 5 by that of n + 6 to n + 15, for each n with a record."""
+    """Returns the time of steps n - 4 to n + 5 divided by that of n + 6 to n + 15, for each n with a record."""
     ended = [both[which] for both in SECONDS]
 
     def between(first: int, last: int) -> float:
-        return ended[last - 1] - ended[first - 2]  # step 1 ended at place 0
+        return ended[last - 1] - ended[first - 2]  # step 1 ended at index 0
 
     records = range((WARM + 1) * EVERY, len(ended) - EVERY + 1, EVERY)
     return [between(step - 4, step + 5) / between(step + 6, step + 15) for step in records]
@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--zero", default="2")
-    parser.add_argument("--output", default="runs/monitoring-benchmark", help="made, and removed at the end")
+    parser.add_argument("--output", default="runs/monitoring-benchmark", help="folder to create, removed at the end")
     args = parser.parse_args(without_local_rank(sys.argv[1:]))
     MetricCollector.collect = timed(MetricCollector.collect)  # type: ignore[method-assign]
     MetricCollector.on_gradients = timed(MetricCollector.on_gradients)  # type: ignore[method-assign]

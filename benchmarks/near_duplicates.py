@@ -1,12 +1,12 @@
-"""How long the search for near-duplicate images takes, and how much memory, over the number of images.
+"""Time and memory of the search for near-duplicate images, by number of images.
 
     python benchmarks/near_duplicates.py [--images 100000 300000 1000000] [--distances 6 8] [--target 5070186]
 
-Random 64-bit hashes with planted copies of which up to DISTANCE bits are flipped: all must be found, and beside them
-about as many others as chance brings together. ``within`` is ``--near-duplicates`` (every image against every other),
-``against`` is ``--exclude`` (every image against the eight orientations of ``--evaluated`` images). Each row is a
-process of its own: CPU seconds of one core, peak memory above that of the hashes, and, measured over a part, the CPU
-seconds of comparing all with all. The last rows are fitted to those above as a N + b N^2 with a, b >= 0.
+The hashes are random 64-bit numbers with planted copies in which up to DISTANCE bits are flipped. The search must find
+all copies, plus about the number of pairs that are near by chance. ``within`` is ``--near-duplicates`` (all images with
+each other), ``against`` is ``--exclude`` (all images with the eight orientations of ``--evaluated`` images). Each row
+has its own process and shows the CPU seconds of one core, peak memory above that of the hashes, and the CPU seconds of
+comparing all pairs, estimated from a part. The last rows are a fit a N + b N^2 with a, b >= 0.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from scipy.optimize import nnls
 from priorclip.data_shards.dedupe.image_hashes import SYMMETRIES
 from priorclip.data_shards.dedupe.near_hashes import BLOCK, near_pairs
 
-BRUTE = 1 << 27  # comparisons that the time of all is estimated from
+BRUTE = 1 << 27  # comparisons from which the time of all is estimated
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, nargs="+", default=[100_000, 300_000, 1_000_000])
     parser.add_argument("--distances", type=int, nargs="+", default=[6, 8])
-    parser.add_argument("--target", type=int, default=5_070_186, help="images to extrapolate to")
+    parser.add_argument("--target", type=int, default=5_070_186, help="number of images of the extrapolation")
     parser.add_argument("--planted", type=int, default=1000)
-    parser.add_argument("--evaluated", type=int, default=1500, help="images of the evaluation")
+    parser.add_argument("--evaluated", type=int, default=1500, help="number of evaluation images")
     options = parser.parse_args()
     print(f"{'':<8} {'distance':>8} {'images':>10} {'planted':>8} {'found':>6} {'others':>8} {'expected':>9} "
           f"{'CPU s':>8} {'MiB':>6} {'brute s':>9}")  # fmt: skip
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def row(images: int, distance: int, planted: int, against: int) -> float:
-    """Measure in a new process, print a line; returns the seconds."""
+    """Measures in a new process and prints a line. Returns the seconds."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         found, others, seconds, memory, brute = pool.submit(measured, images, distance, planted, against).result()
     pairs = images * against if against else images * (images - 1) / 2
@@ -65,7 +65,7 @@ def kind(against: int) -> str:
 
 
 def measured(images: int, distance: int, planted: int, against: int) -> tuple[int, int, float, float, float]:
-    """(planted pairs found, other pairs, CPU seconds, MiB above the hashes, CPU seconds of comparing all)."""
+    """Returns (planted pairs found, other pairs, CPU seconds, MiB above the hashes, CPU seconds of all pairs)."""
     rng = np.random.default_rng(images + distance)
     hashes = rng.integers(0, 2**64, images, dtype=np.uint64)
     evaluated = rng.integers(0, 2**64, against, dtype=np.uint64) if against else None
@@ -84,7 +84,7 @@ def measured(images: int, distance: int, planted: int, against: int) -> tuple[in
 
 
 def brute(left: NDArray[np.uint64], right: NDArray[np.uint64], distance: int) -> float:
-    """CPU seconds a comparison where all are compared, a block that fits into the cache at a time."""
+    """Returns CPU seconds per comparison of all pairs, in blocks that fit into the cache."""
     done, begun = 0, time.process_time()
     columns = right[: min(len(right), BLOCK // 8)]
     while done < BRUTE:
@@ -94,7 +94,7 @@ def brute(left: NDArray[np.uint64], right: NDArray[np.uint64], distance: int) ->
 
 
 def extrapolated(images: list[int], seconds: list[float], target: int) -> float:
-    """Seconds for ``target`` images: a N + b N^2 with the least relative error over those measured."""
+    """Returns the seconds for ``target`` images: a N + b N^2 with the smallest relative error of the measurements."""
     sizes = np.array(images, float)
     terms = np.stack([sizes, sizes**2], axis=1)
     measured = np.array(seconds)
@@ -103,7 +103,7 @@ def extrapolated(images: list[int], seconds: list[float], target: int) -> float:
 
 
 def peak() -> float:
-    """MiB of this process at its largest."""
+    """Returns the peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -1,10 +1,10 @@
-"""Features of whole CLIP models, converted, against those of the library that they come from.
+"""Compares the features of converted CLIP models with those of the original library.
 
     python benchmarks/parity.py [--models B-32 B-16 L-14]
 
-All layers, random weights (biases and norms too, so that none is left out unseen), float32, random pixels, texts of
-several lengths. Printed: the largest difference between two L2-normalised features, which must not be over 1e-5, and
-for scale the largest between the features of two inputs. Exits with 1 where one is over. L/14 takes 5 GB.
+It uses all layers, random weights (also biases and norms, so that each one matters), float32, random pixels and texts
+of several lengths. It prints the largest difference between two L2-normalised features, which must be at most 1e-5, and
+for comparison the largest difference between two inputs. Exit code 1 if a difference is larger. L/14 takes 5 GB.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from priorclip.model.convert.checkpoint import Checkpoint
 from priorclip.model.convert.family import CLIP_MEAN, CLIP_STD, Request
 
 LIMIT = 1e-5
-SIZES = {  # transformers' arguments for the vision and the text tower; its defaults are B/32's
+SIZES = {  # transformers' arguments for the vision and the text tower; the defaults are B/32
     "B-32": ({}, {}),
     "B-16": ({"patch_size": 16}, {}),
     "L-14": (
@@ -56,7 +56,7 @@ def main() -> int:
 
 @torch.no_grad()
 def against_open_clip(name: str) -> tuple[int, Features, Features]:
-    """Parameters of open_clip's model, its features, and those of ours made of its state dict."""
+    """Returns parameters and features of open_clip's model, and the features of ours with its state dict."""
     import open_clip as library
 
     theirs = shaken(library.create_model(f"ViT-{name}")).eval()
@@ -67,7 +67,7 @@ def against_open_clip(name: str) -> tuple[int, Features, Features]:
 
 @torch.no_grad()
 def against_transformers(name: str) -> tuple[int, Features, Features]:
-    """The same of transformers' CLIPModel."""
+    """Returns the same for transformers' CLIPModel."""
     from transformers import CLIPConfig, CLIPModel
 
     vision, text = SIZES[name]
@@ -81,7 +81,7 @@ def against_transformers(name: str) -> tuple[int, Features, Features]:
 
 
 def converted(convert: Callable[..., Any], theirs: nn.Module, family: str, facts: dict[str, Any]) -> Features:
-    """Features of our model made of theirs. SystemExit where a key of theirs was not used."""
+    """Returns the features of our model with their weights. Raises SystemExit if a key was not used."""
     made = convert(Checkpoint(family, dict(theirs.state_dict()), facts), Request(family))
     unused = [key for key in made.unused if not key.endswith("position_ids")]
     if unused:
@@ -93,7 +93,7 @@ def converted(convert: Callable[..., Any], theirs: nn.Module, family: str, facts
 
 
 def shaken(model: nn.Module) -> nn.Module:
-    """The model with biases and norms that are not 0 and 1."""
+    """Returns the model with random biases and norms, which are 0 and 1 at first."""
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.data.add_(0.1 * torch.randn(parameter.shape))
@@ -101,7 +101,7 @@ def shaken(model: nn.Module) -> nn.Module:
 
 
 def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels in [0, 1], and texts that end at other places, padded with zeros."""
+    """Returns pixels in [0, 1], and texts of different lengths, padded with zeros."""
     generator = torch.Generator().manual_seed(1)
     pixels = torch.rand(PAIRS, 3, 224, 224, generator=generator)
     ids = torch.randint(1, END - 1, (PAIRS, LENGTH), generator=generator)

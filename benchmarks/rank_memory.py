@@ -1,13 +1,13 @@
-"""Memory of real DeepSpeed ranks, told by torch's CPU allocator: what benchmarks and tests hold estimates against.
+"""Memory of real DeepSpeed ranks, measured with torch's CPU allocator, to check the estimates.
 
     python -m cluster launch --nproc 2 -- benchmarks.rank_memory REQUEST.json
 
 REQUEST.json is ``{"preset": ..., "runs": [{"zero": "2", "batch": 8, "bucket": 500000}, ...]}``, batch for each
-rank; rank 0 writes REQUEST.json.measured, a list with one record a run, bytes of the rank that has most:
+rank. Rank 0 writes REQUEST.json.measured, a list with one record per run, in bytes of the largest rank:
 
-    parameters, gradients, optimizer     storages that the engine holds (gradients: after the backward pass)
-    peak                                 most that the allocator had handed out at once during the second step
-    before                               what it had handed out when that step began
+    parameters, gradients, optimizer     storages of the engine (gradients: after the backward pass)
+    peak                                 most memory allocated at once during the second step
+    before                               memory allocated at the start of that step
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ STEPS = 2
 
 
 def storage_bytes(tensors: Iterable[Any]) -> int:
-    """Bytes of the distinct storages of these tensors."""
+    """Returns the bytes of the distinct storages of these tensors."""
     found = {}
     for tensor in tensors:
         if torch.is_tensor(tensor) and tensor.numel():
@@ -45,7 +45,7 @@ def storage_bytes(tensors: Iterable[Any]) -> int:
 
 
 def parameter_tensors(engine: Any) -> list[torch.Tensor]:
-    """What the engine keeps of the parameters between steps: whole ones, or under ZeRO-3 the rank's shards."""
+    """Returns the parameters that the engine keeps between steps: whole ones, or with ZeRO-3 the rank's shards."""
     kept = []
     for parameter in engine.module.parameters():
         kept.append(parameter.data)
@@ -55,7 +55,7 @@ def parameter_tensors(engine: Any) -> list[torch.Tensor]:
 
 
 def optimizer_tensors(engine: Any) -> list[torch.Tensor]:
-    """Adam's states and the float32 masters that it steps."""
+    """Returns Adam's states and the float32 masters."""
     optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     masters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     states = [value for state in optimizer.state.values() for value in state.values()]
@@ -72,14 +72,12 @@ def gradient_tensors(engine: Any) -> list[torch.Tensor]:
 
 
 def with_buckets(wanted: dict[str, Any], rank: Rank, folder: Path) -> str:
-    """A DeepSpeed JSON with small buckets, which would else be more than all of a small model."""
+    """Returns a DeepSpeed JSON with small buckets, because default buckets are larger than a small model."""
     settings = json.loads(settings_file(wanted["zero"]).read_text())
     for name in settings["zero_optimization"]:
         if "bucket" in wanted and name.endswith("bucket_size"):
             settings["zero_optimization"][name] = wanted["bucket"]
-    path = folder.with_name(
-        f"zero{wanted['zero']}-rank{rank.rank}.json"
-    )  # each its own: no rank reads what another writes
+    path = folder.with_name(f"zero{wanted['zero']}-rank{rank.rank}.json")  # one file per rank
     path.write_text(json.dumps(settings))
     return str(path)
 
@@ -95,7 +93,7 @@ def synthetic_batch(config: Any, size: int, rank: Rank) -> dict[str, Any]:
 
 
 def synthetic_run(preset: str, wanted: dict[str, Any], rank: Rank, folder: Path) -> tuple[Any, RetrievalObjective, Any]:
-    """Engine, objective and batch of a preset with random weights."""
+    """Returns engine, objective and batch of a preset with random weights."""
     config = load_preset(preset)
     config.vision.weights = config.prior.weights = config.text.weights = None
     model = build_model(config).train()
@@ -111,9 +109,9 @@ def synthetic_run(preset: str, wanted: dict[str, Any], rank: Rank, folder: Path)
 
 
 def measured(preset: str, wanted: dict[str, Any], rank: Rank, folder: Path) -> dict[str, Any]:
-    """Two steps of the preset, random weights, under the allocator's eyes from before the model is built."""
+    """Records the allocator during the build of the model and two steps of the preset with random weights."""
     held: dict[str, int] = {}
-    gc.collect()  # what a run before this one leaves is not to go during this one
+    gc.collect()  # frees the memory of the previous run before this one starts
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watch:
         engine, objective, batch = synthetic_run(preset, wanted, rank, folder)
         for step in range(STEPS):
@@ -131,14 +129,14 @@ def measured(preset: str, wanted: dict[str, Any], rank: Rank, folder: Path) -> d
 
 
 def most(figures: dict[str, int]) -> dict[str, int]:
-    """The largest over the ranks, each figure by itself."""
+    """Returns the largest value of each figure over the ranks."""
     values = torch.tensor(list(figures.values()))
     dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return dict(zip(figures, values.tolist(), strict=True))
 
 
 def allocations(watch: Any) -> dict[str, int]:
-    """Running sum of the allocator's events: at the start of the last step, and the most within it."""
+    """Sums the allocator's events. Returns the memory at the start of the last step and its peak in the step."""
     events = watch.profiler.kineto_results.events()
     last = next(event for event in events if event.name() == f"step {STEPS - 1}")
     begun, ended = last.start_ns(), last.start_ns() + last.duration_ns()

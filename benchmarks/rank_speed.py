@@ -1,12 +1,12 @@
-"""Times of real DeepSpeed ranks: steps, collectives, and computing beside each other. See benchmarks/scaling.py.
+"""Times of real DeepSpeed ranks: steps, collectives, and parallel computing. See benchmarks/scaling.py.
 
     python -m cluster launch --nproc 2 -- benchmarks.rank_speed REQUEST.json
 
 REQUEST.json is ``{"preset": ..., "steps": [{"zero": "2", "batch": 16}, ...], "alone": 16, "sizes": [4096, ...]}``, all
-but the preset optional; rank 0 writes REQUEST.json.measured:
+except the preset optional. Rank 0 writes REQUEST.json.measured:
 
-    steps         the wanted runs, with ``seconds``, the times of their steps after the first ones
-    alone         seconds of a forward and backward pass over so many pairs, all ranks at once, nothing exchanged
+    steps         the requested runs, with ``seconds``: the times of their steps after the first ones
+    alone         seconds of a forward and backward pass over this many pairs, all ranks at once, without communication
     collectives   {"all_reduce": {bytes: seconds}, "all_gather": ..., "reduce_scatter": ...}; bytes of the whole tensor
 """
 
@@ -31,7 +31,7 @@ from priorclip.training.config import EngineConfig
 from priorclip.training.ranks.distributed import Rank, seed_everything, start
 
 WARM, COUNTED = 3, 9  # steps
-REPEATED = 15  # of each collective
+REPEATED = 15  # measurements of each collective
 
 
 def step_seconds(preset: str, wanted: dict[str, Any], rank: Rank, folder: Path) -> list[float]:
@@ -51,7 +51,7 @@ def step_seconds(preset: str, wanted: dict[str, Any], rank: Rank, folder: Path) 
 
 
 def pass_seconds(preset: str, size: int, rank: Rank) -> float:
-    """Median time of a forward and a backward pass; all ranks begin together and none waits for another within it."""
+    """Returns the median time of a forward and backward pass. All ranks start together and do not wait."""
     config = load_preset(preset)
     config.vision.weights = config.prior.weights = config.text.weights = None
     model: Any = build_model(config).train()

@@ -1,11 +1,11 @@
-"""Recall of large test sets: seconds and peak memory, against the whole similarity matrix sorted.
+"""Recall of large test sets: seconds and peak memory, compared with sorting the whole similarity matrix.
 
     python benchmarks/recall.py [--sizes 1000x5000 5000x25000 20000x100000] [--width 512]
 
-``ours`` is model.recall.retrieval_metrics: float64, exact on ties, in blocks. ``matrix`` is what the field's scripts
-do: the float32 similarities of everything with everything, sorted both ways, and the first right answer looked for; it
-is run where it fits (--matrix-until cells), and the figures are compared. Each is a process of its own, the best of
-RUNS; memory is the peak above what the features take.
+``ours`` is model.recall.retrieval_metrics: float64, exact on ties, in blocks. ``matrix`` is the usual script: all
+float32 similarities, sorted in both directions, and the rank of the first right answer. It runs up to --matrix-until
+cells, and the figures are compared. Each has its own process; the result is the best of RUNS. Memory is the peak above
+the memory of the features.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["1000x5000", "5000x25000", "20000x100000"],
                         help="IMAGESxCAPTIONS")  # fmt: skip
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--runs", type=int, default=3, help="of sizes up to a tenth of the largest; one of others")
+    parser.add_argument(
+        "--runs", type=int, default=3, help="measurements of sizes up to a tenth of the largest; one of other sizes"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--matrix-until", type=float, default=2e8, help="similarities that the peer may hold")
+    parser.add_argument("--matrix-until", type=float, default=2e8, help="largest number of similarities of the matrix")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -81,7 +83,7 @@ def measure(what: str, size: str, options: argparse.Namespace) -> dict[str, Any]
 
 
 def matrix_metrics(images: Any, texts: Any, index: Any) -> dict[str, float]:
-    """All similarities, sorted for each query; the place of the first right answer."""
+    """Sorts all similarities of each query and finds the rank of the first right answer."""
     similarity = images @ texts.T
     places = {
         "i2t": first_right(similarity.argsort(1, descending=True), lambda ranked: index[ranked], range(len(images))),

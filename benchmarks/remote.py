@@ -1,10 +1,10 @@
-"""Remote shards: images a second with and without reading ahead, and against webdataset's own sequential streaming.
+"""Remote shards: images per second with and without read-ahead, compared with webdataset's sequential streaming.
 
     python benchmarks/remote.py --latency 0.03 --samples 512
 
-One HTTP server of this machine answers every request ``latency`` seconds late, and serves the same tars to all. What is
-timed is reading encoded images: batches in a shuffled order for us, the tars from end to end for webdataset
-(its ``pipe:curl`` where curl is there). Prints a line each and the ratios; ``--json FILE`` keeps them.
+One HTTP server on this machine answers each request ``latency`` seconds late and serves the same tars to all. The
+measured time is that of reading encoded images: batches in shuffled order for us, whole tars for webdataset (with its
+``pipe:curl`` if curl exists). It prints one line each and the ratios; ``--json FILE`` stores them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BATCH = 64
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latency", type=float, default=0.03, help="seconds before each answer")
+    parser.add_argument("--latency", type=float, default=0.03, help="delay of each answer in seconds")
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--json", type=Path, help="file for the figures")
     options = parser.parse_args()
@@ -75,7 +75,7 @@ def rate(samples: int, work: Callable[[], int]) -> float:
 
 
 def ours(shards: ShardSet) -> int:
-    """Batches in a shuffled order, each announced before it is read."""
+    """Reads batches in shuffled order, each announced before it is read."""
     order = EpochOrder(shards.sizes, 0, 0, 16, 8)
     positions = [order[position] for position in range(len(shards))]
     for start in range(0, len(shards), BATCH):

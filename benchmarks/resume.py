@@ -1,14 +1,14 @@
-"""What a resume costs at RS5M's size: time to the first batch at 0 % and at 90 % of an epoch, and memory a node.
+"""The cost of a resume at RS5M's size: time to the first batch at 0 % and 90 % of an epoch, and memory per node.
 
     python benchmarks/resume.py [--samples 5070186] [--shards 128 5071] [--runs 3] [--folder /tmp/x]
 
-The tars are sparse: a file of the real length that holds 64 samples spread over it, which the entries of its real
-``.idx`` take turns in pointing to. Each measurement is a process of its own, from opening the manifest to the batch of
-64, caches of the file system warm. Memory is the proportional set size of 2 ranks with 2 workers each after 15 batches,
-less that of the same processes on a set of 1,000 samples: what the size of the data adds to a node.
+The tars are sparse files of the real length with 64 samples, to which the entries of the real ``.idx`` point in turn.
+Each measurement has its own process and lasts from opening the manifest to the batch of 64, with a warm file cache.
+Memory is the proportional set size of 2 ranks with 2 workers each after 15 batches, minus that of the same processes on
+1,000 samples. So it is the memory that the size of the data adds to a node.
 
-WebDataset has no seek: going on at 90 % is reading the first 90 %. The rate is that of its own tar reader with nothing
-decoded, from a tar in the page cache.
+WebDataset cannot seek: to resume at 90 % it reads the first 90 %. The rate is that of its tar reader without decoding,
+from a tar in the page cache.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from priorclip.data_shards.format.manifest import Manifest, ShardEntry
-from priorclip.data_shards.format.tar_index import Member, ShardIndex
+from priorclip.data_shards.format.shard_index import Member, ShardIndex
 
 SAMPLE, SPOTS, DISTINCT = 100_000, 64, 128
 RANKS, WORKERS = 2, 2
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5_070_186)
     parser.add_argument("--shards", type=int, nargs="+", default=[128, 5071])
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--folder", help="where to write; default: a temporary folder")
+    parser.add_argument("--folder", help="output folder; default: a temporary folder")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         small = make(Path(name) / "small", 1000, 2)
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def make(folder: Path, samples: int, shards: int) -> Path:
-    """A folder of shards; beyond 128 tars they are hard links, so that the disk holds 128 tars and indices."""
+    """Writes a folder of shards. More than 128 tars are hard links, so the disk has only 128 tars and indices."""
     folder.mkdir()
     sizes = [samples // shards + (number < samples % shards) for number in range(shards)]
     made: dict[int, list[str]] = {}
@@ -153,9 +153,9 @@ def run(folder: Path, share: float, workers: int) -> float:
 
 
 def node_memory(folder: Path) -> float:
-    """Proportional set size of all processes of a node together, in bytes."""
+    """Returns the proportional set size of all processes of a node, in bytes."""
     ranks = [child(folder, 0.5, WORKERS, 15) for _ in range(RANKS)]
-    answers = [answer(rank) for rank in ranks]  # each measures while the other still runs or waits
+    answers = [answer(rank) for rank in ranks]  # each measures while the other runs or waits
     for rank in ranks:
         rank.communicate(timeout=60)
     return sum(given["pss"] for given in answers)

@@ -1,17 +1,17 @@
-"""How much semantic noise do soft, hard and no belief bear? Noise in training by the sweep, then bad images.
+"""How much semantic noise soft, hard and no belief tolerate: noise in training by the sweep, then bad images.
 
     python benchmarks/robustness.py --output runs/noise --seeds 7
 
-Once the places of ``--data`` are there (docs/evidence.md makes those of ``ucmerced``), this
+If the folders of ``--data`` exist (docs/evidence.md makes those of ``ucmerced``), this
 
-1. runs the studies ``finetune sweep caption-noise | prior-noise | label-noise`` (experiments/studies), all into one
-   folder, so that they share the runs without noise;
-2. measures the models of these runs, each seed's on that seed's test images, on corrupted images (``retrieval
+1. runs the studies ``finetune sweep caption-noise | prior-noise | label-noise`` (experiments/studies) in one folder,
+   so that they share the runs without noise;
+2. measures the models of these runs on corrupted images, each on the test images of its seed (``retrieval
    robustness``);
-3. writes ``noise.png`` of the studies, ``corruptions.md``, ``.json`` and ``.png`` of the images, as of a study whose
-   levels are the corruptions, and ``severities.png``, a panel a corruption.
+3. writes ``noise.png`` of the studies, ``corruptions.md``, ``.json`` and ``.png`` of the images, like a study with the
+   corruptions as levels, and ``severities.png`` with one panel per corruption.
 
-What is done is not done again, and ``--options`` tries another recipe: give it another ``--output``.
+Finished parts do not run again. ``--options`` sets another recipe, which needs another ``--output``.
 """
 
 from __future__ import annotations
@@ -42,13 +42,17 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/noise"))
     parser.add_argument("--seeds", type=int, default=7)
     parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--options", default="{}", help="of the trainings, over all others, as for finetune sweep")
-    parser.add_argument("--severities", type=int, nargs="+", default=[1, 3, 5], help="of corrupted images")
-    parser.add_argument("--features", default="runs/evidence/features", help="folder that keeps what encoders made")
+    parser.add_argument(
+        "--options", default="{}", help="options of the trainings, which override all others, as in finetune sweep"
+    )
+    parser.add_argument("--severities", type=int, nargs="+", default=[1, 3, 5], help="severities of the corruptions")
+    parser.add_argument(
+        "--features", default="runs/evidence/features", help="folder for cached features of the encoders"
+    )
     options = parser.parse_args()
     study = load_study(STUDIES[0])
     for name, words in (
-        (study.name, ["--levels", "[0]", "--keep", "export"]),  # the models that see bad images
+        (study.name, ["--levels", "[0]", "--keep", "export"]),  # the models for corrupted images
         *((name, ["--keep", "report"]) for name in STUDIES),
     ):
         sweep(name, words, options)
@@ -67,7 +71,7 @@ def sweep(name: str, words: list[str], options: argparse.Namespace) -> None:
 
 
 def cells_of(study: Study, seed: int, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What ``retrieval robustness`` measures of a seed's models on the test images of their runs."""
+    """Returns the results of ``retrieval robustness`` for a seed's models on the test images of their runs."""
     runs = {label: options.output / "clean" / row / f"seed-{seed}" / "closed" for row, label in study.rows.items()}
     config = yaml.safe_load((next(iter(runs.values())) / "config.yaml").read_text())
     report = measure_robustness(
@@ -85,7 +89,7 @@ def cells_of(study: Study, seed: int, options: argparse.Namespace) -> list[dict[
 
 
 def write_corruptions(study: Study, cells: list[list[dict[str, Any]]], folder: Path) -> None:
-    """The tables of a study whose levels are the corruptions, a mean over severities each, and all of them."""
+    """Writes the tables of a study with the corruptions as levels: each averaged over severities, and all together."""
     everything = [cell for each in cells for cell in each]
     report = {"cells": everything, "means": mean_recalls(everything)}
     draw_cells(report, folder / "severities.png")

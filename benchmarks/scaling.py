@@ -1,16 +1,16 @@
-"""The simulation held against this machine: calibrated on one rank and on gloo's collectives, then steps are predicted.
+"""Compares the simulation with this machine: calibrated on one rank and gloo's collectives, it predicts steps.
 
     python -m benchmarks.scaling [--preset priorclip-tiny] [--stages 0 2 3] [--batch 16] [--ranks 1 2 4]
 
-Three things are measured for ``cluster.simulate``, none of them a step of several ranks:
+Three measurements are made for the simulation, none of them a step of several ranks:
 
-    compute       steps of one rank at half and at one and a half times the batch: a line, for each ZeRO stage
-    sharing       forward and backward passes of two ranks at once, nothing exchanged, by those of one: what cores of
-                  one machine take from each other
-    network       all-reduce, all-gather and reduce-scatter of two ranks over sizes: a bandwidth and a latency
+    compute       steps of one rank at 0.5 and 1.5 times the batch: a line for each ZeRO stage
+    sharing       forward and backward passes of two ranks at once, without communication, divided by those of one:
+                  the slowdown by shared cores
+    network       all-reduce, all-gather and reduce-scatter of two ranks by size: a bandwidth and a latency
 
-Then steps of all ranks are measured and printed beside the prediction. Ranks that outnumber the cores share them, in
-computing and in collectives, which are memory copies here.
+Then steps of all ranks are measured and printed with the prediction. More ranks than cores share the cores, also in
+collectives, which are memory copies here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.launched import asked
+from benchmarks.launched import ask_ranks
 from priorclip.cluster.plan.memory import BYTES, PERSISTENT
 from priorclip.cluster.plan.model_table import ModelTable, load_table
 from priorclip.cluster.plan.network import Network
@@ -38,24 +38,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="priorclip-tiny")
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 2, 3])
-    parser.add_argument("--batch", type=int, default=16, help="of a rank")
+    parser.add_argument("--batch", type=int, default=16, help="batch per rank")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--output", type=Path, help="JSON to write")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
     table = load_table(options.preset, "fp32")
     lines = calibrated(options)
-    pair = asked("benchmarks.rank_speed", request(options, 2, sizes=SIZES, alone=options.batch), 2)
-    alone = asked("benchmarks.rank_speed", {"preset": options.preset, "alone": options.batch}, 1)
+    pair = ask_ranks("benchmarks.rank_speed", request(options, 2, sizes=SIZES, alone=options.batch), 2)
+    alone = ask_ranks("benchmarks.rank_speed", {"preset": options.preset, "alone": options.batch}, 1)
     sharing = pair["alone"] / alone["alone"]
     network, errors = fitted(pair["collectives"])
-    print(f"two ranks at once compute {sharing:.2f} times as long as one; collectives of two ranks:"
+    print(f"two ranks at once need {sharing:.2f} times as long as one; collectives of two ranks:"
           f" {network.intra_gbytes:.2f} GB/s and {network.intra_microseconds:.0f} us a hop, off by"
           f" {errors:.0%} (median over sizes)\n")  # fmt: skip
     print("| ZeRO | ranks | predicted, ms | measured, ms | error |\n" + "|---:" * 5 + "|")
     rows = []
     for ranks in options.ranks:
-        found = pair if ranks == 2 else asked("benchmarks.rank_speed", request(options, ranks), ranks)
+        found = pair if ranks == 2 else ask_ranks("benchmarks.rank_speed", request(options, ranks), ranks)
         for record in found["steps"]:
             seconds = statistics.median(record["seconds"])
             work = work_of(table, lines[record["zero"]], int(record["zero"]), sharing if ranks > 1 else 1.0)
@@ -74,10 +74,10 @@ def request(options: argparse.Namespace, ranks: int, **more: Any) -> dict[str, A
 
 
 def calibrated(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
-    """(seconds a step, seconds a sample) of one rank, by stage."""
+    """Returns (seconds per step, seconds per sample) of one rank, by stage."""
     few, many = options.batch // 2, options.batch * 3 // 2
     steps = [{"zero": str(stage), "batch": batch} for stage in options.stages for batch in (few, many)]
-    measured = asked("benchmarks.rank_speed", {"preset": options.preset, "steps": steps}, 1)["steps"]
+    measured = ask_ranks("benchmarks.rank_speed", {"preset": options.preset, "steps": steps}, 1)["steps"]
     found = {}
     for low, high in zip(measured[::2], measured[1::2], strict=True):
         short, long = statistics.median(low["seconds"]), statistics.median(high["seconds"])
@@ -87,9 +87,9 @@ def calibrated(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
 
 
 def fitted(collectives: dict[str, dict[str, float]]) -> tuple[Network, float]:
-    """The network whose collectives of two ranks take these seconds by bytes; and the median of its errors.
+    """Fits a network to the seconds of the collectives of two ranks by bytes. Returns it and its median error.
 
-    For two ranks a half takes size / 2 / bandwidth + one hop, and an all-reduce twice that; relative least squares.
+    With two ranks one half takes size / 2 / bandwidth + one hop, an all-reduce twice that. Relative least squares.
     """
     rows, seconds = [], []
     for name, times in collectives.items():

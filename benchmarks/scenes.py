@@ -1,9 +1,9 @@
-"""How fast the scene generator packs: images a minute at each size, whole command, median of several runs.
+"""Speed of the scene generator: images per minute at each size, whole command, median of several runs.
 
     python benchmarks/scenes.py [--runs 3] [--count 1000]
 
-The peer is the plainest thing that could stand in for it: the same number of JPEGs of random noise of the same size,
-written into one tar by a single process. Ratios between rows hold when the machine is noisy, single times do not.
+It is compared with the simplest replacement: one process writes the same number of JPEGs of random noise of the same
+size into one tar. On a noisy machine the ratios of rows are reliable, single times are not.
 """
 
 from __future__ import annotations

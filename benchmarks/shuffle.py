@@ -1,18 +1,18 @@
-"""How well an epoch is shuffled, against a full permutation and against WebDataset's shuffle buffer.
+"""Quality of the shuffle of an epoch, compared with a full permutation and with WebDataset's shuffle buffer.
 
     python benchmarks/shuffle.py [--samples 5070186] [--shards 128 5071] [--batches 512 8192] [--classes 1000]
 
-For each way of ordering an epoch, relative to what a full permutation is expected to give (1.00 is as good):
+For each order of an epoch, relative to the expectation of a full permutation (1.00 is equal):
 
     travel     mean |place in the epoch - place in the manifest| over its expectation N/3
     rank corr. Spearman's correlation of the two places; 0 for a permutation
     shard      pairs of one shard in a global batch
-    class      pairs of one class in a global batch, where the shards are sorted by class; packing shuffles, then 1.00
+    class      pairs of one class in a global batch, if the shards are sorted by class; after packing 1.00
     overlap    largest number of samples that a batch shares with any batch of the next epoch
 
-Orders: ``blocks`` is data_shards' own; ``buffer`` is shards in random order through webdataset's own shuffle of 5,000
-samples (1,000 to start with), read by one or by several loaders at once, from which a batch takes turns;
-``permutation`` is numpy's, the figures' noise.
+Orders: ``blocks`` is the order of data_shards; ``buffer`` is shards in random order through webdataset's shuffle of
+5,000 samples (1,000 at the start), read by one or several loaders, from which a batch takes samples in turn;
+``permutation`` is numpy's and shows the noise of the figures.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--blocks", nargs="+", default=[f"{DataConfig.block_size}x{DataConfig.window_blocks}"],
                         help="BLOCK_SIZExWINDOW_BLOCKS to measure")  # fmt: skip
-    parser.add_argument("--loaders", type=int, nargs="*", default=[1, 16], help="of the buffer")
+    parser.add_argument("--loaders", type=int, nargs="*", default=[1, 16], help="loaders of the buffer")
     options = parser.parse_args()
     for shards in options.shards:
         sizes = np.full(shards, options.samples // shards)
@@ -74,12 +74,12 @@ def orders(sizes: NDArray[np.int64], options: argparse.Namespace) -> dict[str, O
 
 
 def whole(order: EpochOrder) -> NDArray[np.int64]:
-    """Every position of an epoch."""
+    """Returns all positions of an epoch."""
     return np.concatenate([order.window(number) for number in range(order.windows)])
 
 
 def buffered(sizes: NDArray[np.int64], epoch: int, loaders: int) -> NDArray[np.int64]:
-    """WebDataset: shuffled shards dealt to the loaders, each with a shuffle buffer, samples taken in turn."""
+    """WebDataset's order: each loader has some shuffled shards and a shuffle buffer; samples are taken in turn."""
     from webdataset.filters import _shuffle  # type: ignore[attr-defined]
 
     starts = np.cumsum(sizes) - sizes
@@ -98,12 +98,12 @@ def buffered(sizes: NDArray[np.int64], epoch: int, loaders: int) -> NDArray[np.i
 
 
 def owners(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The shard of each sample."""
+    """Returns the shard of each sample."""
     return np.repeat(np.arange(len(sizes)), sizes)
 
 
 def classes(samples: int, number: int) -> NDArray[np.int64]:
-    """The class of each sample, where the manifest lists class after class."""
+    """Returns the class of each sample, for a manifest sorted by class."""
     return np.arange(samples) * number // samples
 
 
@@ -116,7 +116,7 @@ def correlation(order: NDArray[np.int64]) -> float:
 
 
 def pairs(order: NDArray[np.int64], group: NDArray[np.int64], batch: int) -> float:
-    """Pairs of one group in a batch, mean over the batches, over the expectation of a full permutation."""
+    """Returns mean pairs of one group per batch, divided by the expectation of a full permutation."""
     batches = len(order) // batch
     groups = group[order[: batches * batch]]
     number = int(group.max()) + 1
@@ -130,7 +130,7 @@ def pairs(order: NDArray[np.int64], group: NDArray[np.int64], batch: int) -> flo
 
 
 def overlap(first: NDArray[np.int64], second: NDArray[np.int64], batch: int) -> float:
-    """Samples that a batch shares with the batch of the next epoch most like it, mean over the batches."""
+    """Returns the mean number of samples that a batch shares with the most similar batch of the next epoch."""
     batches = len(first) // batch
     place = np.empty(len(second), np.int64)
     place[second] = np.arange(len(second)) // batch

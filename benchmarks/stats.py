@@ -1,10 +1,10 @@
-"""`data_shards stats`: samples a second and memory, on tiny samples whose captions follow Zipf's law.
+"""`data_shards stats`: samples per second and memory, on tiny samples with captions that follow Zipf's law.
 
     python benchmarks/stats.py [--samples 200000] [--words 20000] [--workers 1]
 
-The command runs in a fresh process; its memory is the peak less what the process had after its imports, and that of
-worker processes is not in it. Next to the figures stands what 5,070,186 samples, RS5M, take if both grow in proportion;
-memory grows more slowly, for words and their pairs repeat.
+The command runs in a new process. Its memory is the peak minus the memory after the imports, without worker processes.
+The figures are also scaled in proportion to RS5M's 5,070,186 samples; real memory grows more slowly, because words and
+their pairs repeat.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "data_shards")]
 
-RS5M, SHARD, LENGTH = 5_070_186, 10_000, 15  # samples, samples a shard, words of a caption on average
+RS5M, SHARD, LENGTH = 5_070_186, 10_000, 15  # samples, samples per shard, mean words per caption
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=200_000)
-    parser.add_argument("--words", type=int, default=20_000, help="in the vocabulary")
+    parser.add_argument("--words", type=int, default=20_000, help="words in the vocabulary")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -50,14 +50,14 @@ def main() -> None:
     scale = RS5M / options.samples
     print(f"{options.samples:,} samples, {found['vocabulary']:,} words, {found['bigrams']:,} pairs, "
           f"{options.workers} workers")  # fmt: skip
-    print(f"{'samples a second':24} {rate:10,.0f}")
+    print(f"{'samples per second':24} {rate:10,.0f}")
     print(f"{'seconds':24} {found['seconds']:10,.0f}   {RS5M:,} samples: {RS5M / rate / 60:,.0f} minutes")
     print(f"{'MB over the imports':24} {grown:10,.0f}   {RS5M:,} samples: {grown * scale:,.0f} MB")
     print(f"{'MB of the imports':24} {found['imports_mb']:10,.0f}")
 
 
 def write_shards(folder: Path, samples: int, words: int) -> None:
-    """Tars of one tiny picture with captions of their own, and their index."""
+    """Writes tars of one tiny picture with different captions, and their index."""
     from small_data import encoded, picture
 
     from priorclip.data_shards.__main__ import main as data_shards
@@ -84,7 +84,7 @@ def member(name: str, data: bytes) -> bytes:
 
 
 def texts(samples: int, words: int) -> Iterator[str]:
-    """Captions of words whose frequency falls with their rank, count ~ 1 / rank."""
+    """Returns captions of words whose frequency falls with their rank, count ~ 1 / rank."""
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     names = np.array(["".join(rng.choice(letters, size)) + f"{rank:x}" for rank, size in
@@ -98,7 +98,7 @@ def texts(samples: int, words: int) -> Iterator[str]:
 
 
 def measured(shards: Path, workers: int) -> dict[str, float]:
-    """Figures of one run of the command in this process."""
+    """Returns the figures of one run of the command in this process."""
     import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401
 
@@ -115,7 +115,7 @@ def measured(shards: Path, workers: int) -> dict[str, float]:
 
 
 def peak_mb() -> float:
-    """The most memory that this process ever had (VmHWM)."""
+    """Returns the peak memory of this process (VmHWM)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024 / 1e6
 

@@ -1,11 +1,10 @@
-"""Memory of ranks by ZeRO stage: what DeepSpeed holds, as torch's allocator tells it, beside the plan's estimate.
+"""Memory of ranks by ZeRO stage, measured with torch's allocator, and the estimate of the plan.
 
     python -m benchmarks.zero_memory [--preset priorclip-tiny] [--ranks 2 4] [--batch 16] [--bucket 200000]
     python -m benchmarks.zero_memory --preset priorclip-b32 --ranks 2 --batch 4 --bucket 5000000 --plain
 
-Ranks are CPU processes under gloo with random weights; figures are those of the rank that has most, in MB. `states` is
-theory against what is held of parameters + gradients + optimizer, `most at once` the estimate against the peak of the
-second step.
+Ranks are CPU processes with gloo and random weights; figures are MB of the largest rank. `theory of all three` is the
+theory of parameters + gradients + optimizer; `most at once` is the peak of the second step.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.launched import asked
+from benchmarks.launched import ask_ranks
 from priorclip.cluster.plan.memory import Setting, estimate_memory
 from priorclip.cluster.plan.model_table import ModelTable, load_table
 
@@ -27,7 +26,7 @@ def main() -> None:
     parser.add_argument("--preset", default="priorclip-tiny")
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2, 3])
-    parser.add_argument("--batch", type=int, default=16, help="of a rank")
+    parser.add_argument("--batch", type=int, default=16, help="batch per rank")
     parser.add_argument("--bucket", type=int, default=200_000, help="elements of DeepSpeed's buckets")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--plain", action="store_true", help="without the runs with gradient checkpointing")
@@ -51,7 +50,7 @@ def measure(options: argparse.Namespace, ranks: int) -> list[dict[str, Any]]:
     runs = [{"zero": str(stage), "batch": options.batch, "checkpointing": again, "bucket": options.bucket,
              "precision": options.precision}
             for stage in options.stages for again in recomputed]  # fmt: skip
-    return asked("benchmarks.rank_memory", {"preset": options.preset, "runs": runs}, ranks)
+    return ask_ranks("benchmarks.rank_memory", {"preset": options.preset, "runs": runs}, ranks)
 
 
 def compared(record: dict[str, Any], table: ModelTable, options: argparse.Namespace) -> dict[str, Any]:
