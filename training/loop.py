@@ -62,7 +62,7 @@ def train(run: Run) -> dict[str, Any]:
         run.stop()
     for batch in run.batches():
         parts = run.step(batch)
-        if run.bad_steps.reason and run.roll_back(batch):
+        if run.bad_steps.reason and run.handle_bad_step(batch):  # back at a checkpoint
             continue
         run.agree_on_stop()
         saves = run.is_stopping or run.is_checkpoint_step

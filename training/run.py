@@ -103,21 +103,21 @@ class Run:
         return self.engine.global_steps >= self.last_step or self.model_selection.is_out_of_patience
 
     @property
-    def is_evaluation_step(self) -> bool:
-        return self.is_step_of(self.config.evaluate_every * len(self.stream)) or self.is_last_step
-
-    @property
-    def is_checkpoint_step(self) -> bool:
-        every = self.config.checkpoint.every or len(self.stream)
-        return self.is_last_step or self.is_step_of(every) or self.is_step_of(self.config.checkpoint.keep_every)
-
-    @property
     def is_last_step(self) -> bool:
         return self.engine.global_steps == self.last_step
 
-    def is_step_of(self, every: int) -> bool:
-        """Whether the step is a multiple of ``every``; never for 0."""
-        return is_multiple(self.engine.global_steps, every)
+    @property
+    def is_evaluation_step(self) -> bool:
+        return self.is_last_step or is_multiple(self.engine.global_steps, self.config.evaluate_every * len(self.stream))
+
+    @property
+    def is_checkpoint_step(self) -> bool:
+        step, config = self.engine.global_steps, self.config.checkpoint
+        return (
+            self.is_last_step
+            or is_multiple(step, config.every or len(self.stream))
+            or is_multiple(step, config.keep_every)
+        )
 
     def batches(self) -> Iterator[Batch]:
         """Batches of this rank until the run is finished; measures the wait for each."""
@@ -149,8 +149,8 @@ class Run:
         self.watchdog.count_step()
         return parts
 
-    def roll_back(self, batch: Batch) -> bool:
-        """Handles a bad step as ``run.bad_steps.action`` says. Returns True if the run is back at a checkpoint.
+    def handle_bad_step(self, batch: Batch) -> bool:
+        """Raises, skips, or rolls back, as ``run.bad_steps.action`` says. Returns True after a rollback.
 
         The data continues after the bad batch. A new checkpoint keeps that position, so that a resumed run does not
         read the batch again.
@@ -343,4 +343,5 @@ def total_steps(config: RunConfig, steps_an_epoch: int) -> int:
 
 
 def is_multiple(step: int, every: int) -> bool:
+    """Whether ``step`` is a multiple of ``every``; never for 0."""
     return every > 0 and step % every == 0
