@@ -67,7 +67,7 @@ def saved_beside(engine: deepspeed.DeepSpeedEngine, writer: Writer, usual: float
         steps.append(step(engine))
     published = time.perf_counter() - begun
     writer.finish()
-    assert not writer.outcome, writer.outcome
+    assert not writer.problem, writer.problem
     return call, sum(each - usual for each in steps), published
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-TEMPORARY = re.compile(r"\.(?P<host>[\w.-]*)~(?P<process>\d+)\.tmp$")  # end of the name of an unfinished file
+TEMPORARY = re.compile(r"\.[\w.-]*~(?P<process>\d+)\.tmp$")  # end of the name of an unfinished file
 
 
 def write_text(path: Path, text: str) -> None:
@@ -109,7 +109,7 @@ def temporary_paths(folder: Path) -> list[Path]:
 def is_stale(temporary: Path) -> bool:
     """Whether a process of this machine wrote it that no longer exists."""
     writer = TEMPORARY.search(temporary.name)
-    if writer is None or writer["host"] != platform.node():
+    if writer is None or not temporary.name.endswith(f".{platform.node()}~{writer['process']}.tmp"):
         return False
     return not psutil.pid_exists(int(writer["process"]))
 

@@ -38,7 +38,8 @@ class ExportConfig:
     """Write a run's checkpoint, or an export folder, in the format that another program reads.
 
     Args:
-        input: run directory, or export folder
+        input: run directory, or export folder; a file of a checkpoint that could run code is refused, so it need not
+            come from you
         output: folder to write
         format: export: a folder of ours. open_clip: the plain CLIP part in its format. onnx: both towers
         checkpoint: of a run, the name of one under checkpoints; null takes the newest

@@ -79,7 +79,8 @@ class CheckpointConfig:
         best_is: max or min of that metric
         background: write while the run continues, from a copy in host memory; false: the run waits
         failures: end the run if this number of checkpoints in a row could not be written
-        resume: continue from the newest checkpoint of the run directory whose checksums match, if there is one
+        resume: continue from the newest checkpoint of the run directory whose checksums match, if there is one. It need
+            not come from you, because a file that could run code is refused
     """
 
     every: int = 0

@@ -1,13 +1,15 @@
-"""A run's checkpoint, of any ZeRO stage, as an export folder, without the GPUs or ranks that wrote it.
+"""Exports a checkpoint of a run, of any ZeRO stage, without the GPUs or ranks that wrote it.
 
     RUN/config.yaml                      the resolved configuration, among it the model's
         checkpoints/step_00000100/       DeepSpeed's files, one set a rank
-        report.json                      figures, where the run has ended
+        report.json                      figures, if the run has ended
 
-Every run exports when it ends; this is for one that did not, or for an older checkpoint. The shards of all ranks are
-put together by DeepSpeed's own offline code, which unpickles them: convert checkpoints of your own runs only.
-Batch-norm statistics, which each rank gathered alone, are averaged, as they are before an evaluation. Where the run
-keeps a moving average of its weights, that is what is exported, as the run itself does.
+Every run exports when it ends. This is for a run that did not end, or for an older checkpoint. DeepSpeed's offline code
+joins the shards of all ranks. Batch-norm statistics differ between ranks and are averaged, as before an evaluation. If
+the run keeps a moving average of its weights, the average is exported.
+
+A checkpoint is not trusted: a file that could run code is refused (common/safe_load.py). The tokenizer that config.yaml
+names is loaded without code of its own.
 """
 
 from __future__ import annotations
@@ -42,15 +44,16 @@ log = logging.getLogger(__name__)
 def export_run(
     run: str | Path, folder: str | Path, checkpoint: str | None = None, tokenizer: str | None = None
 ) -> Path:
-    """Write the export folder.
+    """Writes the export folder.
 
     Args:
         run: run directory
-        folder: where to
-        checkpoint: name of one under ``checkpoints``; None takes the newest
-        tokenizer: hub id or folder; None takes the one that the run was told
+        folder: output folder
+        checkpoint: name of a folder under ``checkpoints``; None for the newest
+        tokenizer: hub id or folder; None for the tokenizer of the run
     Raises:
         OSError, ValueError: no run, no such checkpoint, a damaged one, no tokenizer
+        UnsafeFile: a file of the checkpoint could run code
     """
     run = Path(run)
     settings = read_settings(run)
@@ -73,7 +76,7 @@ def export_run(
 
 
 def read_settings(run: Path) -> Mapping[str, Any]:
-    """config.yaml of the run. ValueError where it is a run without a model of ours, such as a scene prior's."""
+    """Returns the run's config.yaml. Raises ValueError if the run has no model with two towers, like a scene prior."""
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"--input {run} is neither an export folder nor a run: it has no config.yaml")
@@ -84,11 +87,11 @@ def read_settings(run: Path) -> Mapping[str, Any]:
 
 
 def find_checkpoint(run: Path, name: str | None) -> Path:
-    """The checkpoint of that name, or the newest whose checksums hold.
+    """Returns the checkpoint of that name, or the newest one whose checksums match.
 
     Raises:
         FileNotFoundError: there is none
-        ValueError: the one named, or each of them, is damaged
+        ValueError: the named one, or every one, is damaged
     """
     folder = run / "checkpoints"
     found = find_checkpoints(folder)
@@ -137,7 +140,7 @@ def whole_tensor(value: Tensor) -> Tensor:
 
 
 def vocabulary_of(state: State, config: ModelConfig) -> int | None:
-    """The size of the text encoder's vocabulary: the run's tokenizer set it."""
+    """Returns the size of the text encoder's vocabulary, which came from the run's tokenizer."""
     rows = [value.shape[0] for name, value in state.items() if name.startswith("text.") and is_vocabulary(name)]
     return rows[0] if rows else None
 
@@ -149,16 +152,16 @@ def is_vocabulary(name: str) -> bool:
 def save_tokenizer(
     run: Path, settings: Mapping[str, Any], config: ModelConfig, tokenizer: str | None, files: Path
 ) -> None:
-    """The tokenizer that the run wrote when it ended, or else the one that it was told."""
+    """Saves ``tokenizer``, or else the one that the run wrote at its end, or else the one that config.yaml names."""
     from transformers import AutoTokenizer
 
-    own = run / "tokenizer"
-    told = tokenizer or settings.get("tokenizer") or settings.get("init_from") or config.text.name
-    name = str(own) if tokenizer is None and own.is_dir() else told
+    written = run / "tokenizer"
+    named = tokenizer or settings.get("tokenizer") or settings.get("init_from") or config.text.name
+    name = str(written) if tokenizer is None and written.is_dir() else named
     if name is None:
         raise ValueError(f"{run / 'config.yaml'} names no tokenizer: give --tokenizer")
     try:
-        loaded = AutoTokenizer.from_pretrained(name)
+        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise OSError(f"the tokenizer '{name}' of the run cannot be loaded: give --tokenizer ({error})") from error
     loaded.model_max_length = config.text.context_length

@@ -82,4 +82,6 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
 def test_stale_is_a_dead_writer_on_this_host(tmp_path: Path) -> None:
     assert not is_stale(temporary_path(tmp_path / "a"))
     assert not is_stale(tmp_path / "a.tmp")
-    assert is_stale(tmp_path / f"a.{platform.node()}~{dead_process()}.tmp")
+    for name in ("a", "shard-000000.tar", ".export"):
+        assert is_stale(tmp_path / f"{name}.{platform.node()}~{dead_process()}.tmp")
+        assert not is_stale(tmp_path / f"{name}.other-host~{dead_process()}.tmp")

@@ -171,7 +171,7 @@ def test_snapshot_is_of_its_moment_and_keeps_ties(tmp_path: Path) -> None:
     state = OrderedDict(a=weight, tied=weight, view=weight[1:], more=[(weight * 2, {"n": 1})], text="x")
     snapshot = Snapshot()
     snapshot.begin()
-    taken = snapshot.of(state)
+    taken = snapshot.copy(state)
     weight.zero_()
     state["more"][0][1]["n"] = 2
     path = tmp_path / "state.pt"
@@ -184,7 +184,7 @@ def test_snapshot_is_of_its_moment_and_keeps_ties(tmp_path: Path) -> None:
     assert isinstance(taken, OrderedDict)
     again = taken["a"]
     snapshot.begin()
-    assert snapshot.of(state)["a"] is again, "host memory is used again"
+    assert snapshot.copy(state)["a"] is again, "host memory is used again"
     assert float(again.sum()) == 0
 
 
@@ -192,7 +192,7 @@ def test_snapshot_tells_passing_tensors_apart() -> None:
     """One that is gone leaves its memory to the next: DeepSpeed makes some only to save them."""
     snapshot = Snapshot()
     snapshot.begin()
-    taken = [snapshot.of(torch.full((1000,), float(number))) for number in range(20)]
+    taken = [snapshot.copy(torch.full((1000,), float(number))) for number in range(20)]
     assert [float(each[0]) for each in taken] == list(range(20))
 
 

@@ -1,14 +1,14 @@
-"""Writing checkpoints while the run goes on: a copy in host memory, a thread of each rank, published by rank 0.
+"""Writes checkpoints while the run continues: each rank copies to host memory, a thread writes, rank 0 publishes.
 
     writer = Writer(engine, folder / "checkpoints", config.checkpoint)
     writer.save({"stream": ...}, evaluation)     # returns when the copy is made; the next step may begin
-    writer.finish()                              # waits until it is published, or known to have failed
+    writer.finish()                              # waits until it is published, or has failed
 
-DeepSpeed asks a ``CheckpointEngine`` to save each of its files; ours copies the tensors and hands them to the thread.
-Its own decoupled engine would hold back the next optimizer step until the files are written, takes a process more a
-rank, and ends the run where one cannot be written. Ranks tell rank 0 what they wrote through the store that they met
-at, which needs no collective, so that nothing of this crosses the training's own. A save that fails is said and the run
-goes on, until so many in a row have failed.
+DeepSpeed asks a ``CheckpointEngine`` to save each of its files. Ours copies the tensors and gives them to the thread.
+DeepSpeed's own decoupled engine delays the next optimizer step until the files are written, needs one more process per
+rank, and ends the run if a file cannot be written. Ranks report their files to rank 0 through torch's store. That
+needs no collective, so it cannot mix with the collectives of the training. If a save fails, an error is logged and the
+run continues, until ``run.checkpoint.failures`` saves in a row have failed.
 """
 
 from __future__ import annotations
@@ -48,39 +48,38 @@ from priorclip.training.ranks.rng_state import rng_states, rng_states_name
 logger = logging.getLogger(__name__)
 
 LEAVE_SECONDS = 30
-# Saves of this process; all ranks count alike. It tells their keys in the store apart.
-SAVES = itertools.count()
+SAVES = itertools.count()  # saves of this process, which number their keys in the store; all ranks have the same number
 
 
 class CheckpointError(RuntimeError):
-    """Checkpoints could not be written so many times in a row that the run ends."""
+    """Too many checkpoints in a row could not be written, so the run ends."""
 
 
 class Snapshot:
-    """Copies in host memory that are used again by the next checkpoint, page-locked where they come from a GPU."""
+    """Copies in host memory, which the next checkpoint uses again. They are page-locked if they come from a GPU."""
 
     def __init__(self) -> None:
         self.hosts: list[torch.Tensor] = []
         self.used = 0
-        # By place in memory. The reference keeps a place that is freed meanwhile from becoming another tensor's.
-        self.made: dict[Any, tuple[StorageWeakRef, torch.Tensor]] = {}
+        # By place in memory. The reference keeps the place, so that no new tensor gets it during this checkpoint.
+        self.copies: dict[Any, tuple[StorageWeakRef, torch.Tensor]] = {}
 
     def begin(self) -> None:
         self.used = 0
-        self.made = {}
+        self.copies = {}
 
-    def of(self, value: Any) -> Any:
-        """``value`` as it is now. Tensors that are one in memory (tied weights) stay one."""
+    def copy(self, value: Any) -> Any:
+        """Returns a copy of ``value``. Tensors that share memory (tied weights) still share it."""
         if isinstance(value, torch.Tensor):
             storage = StorageWeakRef(value.untyped_storage())
             key = (storage.cdata, value.storage_offset(), value.dtype, tuple(value.shape), value.stride())
-            if key not in self.made:
-                self.made[key] = storage, self.host_copy(value.detach())
-            return self.made[key][1]
+            if key not in self.copies:
+                self.copies[key] = storage, self.host_copy(value.detach())
+            return self.copies[key][1]
         if type(value) in (list, tuple):
-            return type(value)(self.of(each) for each in value)
+            return type(value)(self.copy(each) for each in value)
         if type(value) in (dict, OrderedDict):
-            return type(value)((name, self.of(each)) for name, each in value.items())
+            return type(value)((name, self.copy(each)) for name, each in value.items())
         return copy.deepcopy(value)
 
     def host_copy(self, value: torch.Tensor) -> torch.Tensor:
@@ -100,7 +99,7 @@ def fits(host: torch.Tensor, value: torch.Tensor) -> bool:
 
 
 class StagingEngine(TorchCheckpointEngine):
-    """DeepSpeed's files of one checkpoint, kept in memory by their names instead of written."""
+    """Keeps DeepSpeed's files of one checkpoint in memory, by their names, instead of writing them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,17 +107,17 @@ class StagingEngine(TorchCheckpointEngine):
         self.files: dict[str, Any] = {}
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """The thread makes the folder: here a full disk would stop one rank and leave the others waiting for it."""
+        """Does nothing: the thread makes the folder. Here, an error on one rank would leave the others waiting."""
 
     def save(self, state_dict: Any, path: str) -> None:
-        self.files[os.path.basename(path)] = self.snapshot.of(state_dict)
+        self.files[os.path.basename(path)] = self.snapshot.copy(state_dict)
 
     def preserves_storage_sharing(self) -> bool:
-        return False  # else DeepSpeed makes a copy of its own first
+        return False  # otherwise DeepSpeed makes a copy of its own first
 
 
 class Writer:
-    """Saves one checkpoint at a time. Every rank has one, and calls the same methods at the same steps."""
+    """Saves one checkpoint at a time. Every rank has a writer and calls the same methods at the same steps."""
 
     def __init__(
         self,
@@ -134,25 +133,25 @@ class Writer:
         self.thread: threading.Thread | None = None
         self.leaving = threading.Event()
         atexit.register(self.leave)
-        self.outcome = ""
+        self.problem = ""  # of the last save; the same on every rank
         self.failures = 0
-        self.stalls: list[float] = []
+        self.stalls: list[float] = []  # seconds that each save took from the training
         engine.checkpoint_engine = self.staging
         engine._copy_recovery_script = lambda folder: None
-        # Folders of a run that was shot may still be written to for a moment by what is left of it.
+        # Processes of a killed run may still write to their folder for a moment, so each run has its own name.
         token = [uuid.uuid4().hex[:8]]
         dist.broadcast_object_list(token)
         self.token = token[0]
 
     def save(self, state: dict[str, Any], evaluation: dict[str, float]) -> None:
-        """Take a copy of the engine's state and begin to write it as the engine's step. A collective.
+        """Copies the engine's state and starts to write it as the checkpoint of this step. A collective.
 
         Args:
-            state: what the run adds (data position, epoch)
-            evaluation: figures of an evaluation at this very step, by which the best checkpoint is found
+            state: what the run adds (data position, epoch): tensors and plain values
+            evaluation: metrics of an evaluation at this step, which define the best checkpoint
 
         Raises:
-            CheckpointError: the save before this one failed, and as many before it as the run was told to bear.
+            CheckpointError: the previous ``run.checkpoint.failures`` saves failed
         """
         begun = time.perf_counter()
         self.finish()
@@ -165,9 +164,9 @@ class Writer:
             self.engine.save_checkpoint(str(self.folder), tag=partial.name, client_state=client, save_latest=False)
         buffers = get_buffers(self.engine.module)
         if buffers:
-            self.staging.files[rank_file("buffers", self.rank)] = self.staging.snapshot.of(buffers)
+            self.staging.files[rank_file("buffers", self.rank)] = self.staging.snapshot.copy(buffers)
         if self.averages is not None:
-            self.staging.files[rank_file("averages", self.rank)] = self.staging.snapshot.of(self.averages.named())
+            self.staging.files[rank_file("averages", self.rank)] = self.staging.snapshot.copy(self.averages.named())
         self.staging.files[rng_states_name(self.rank)] = rng_states()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
@@ -182,69 +181,69 @@ class Writer:
         self.stalls.append(time.perf_counter() - begun)
 
     def is_best(self, evaluation: dict[str, float]) -> bool:
-        """Whether no checkpoint there is has a better evaluation than this one, made just now. A collective."""
+        """Whether this evaluation is better than that of every checkpoint. A collective."""
         new = score(evaluation, self.config)
         better = [False]
         if self.rank == 0 and new is not None:
             best = find_best(find_checkpoints(self.folder), self.config)
-            # The thread may be removing it just now: then it is none to be measured by.
+            # The thread may remove the checkpoint at this moment. Then it has no score.
             old = score(read_record(best).get("evaluation", {}), self.config) if best else None
             better = [old is None or new > old]
         dist.broadcast_object_list(better)
         return better[0]
 
     def finish(self) -> None:
-        """Wait for the save at hand. A collective, as are the errors that it raises.
+        """Waits for the current save. A collective: all ranks raise the same error.
 
         Raises:
-            CheckpointError: it failed, and as many before it as the run was told to bear.
+            CheckpointError: the last ``run.checkpoint.failures`` saves failed
         """
         if self.thread is None:
             return
         self.thread.join()
         self.thread = None
-        self.failures = self.failures + 1 if self.outcome else 0
+        self.failures = self.failures + 1 if self.problem else 0
         if self.failures and self.failures >= self.config.failures:
             raise CheckpointError(
-                f"{self.failures} checkpoints in a row could not be written, the last because of {self.outcome}: the"
+                f"{self.failures} checkpoints in a row could not be written, the last because of {self.problem}: the"
                 f" run ends. Make room in {self.folder} and run the same command again"
             )
 
     def leave(self) -> None:
-        """At the process's end, whatever ends it: Python cannot end a thread that is in a store's code."""
+        """Waits for the thread when the process ends, because Python cannot end a thread inside torch's store."""
         self.leaving.set()
         if self.thread:
             self.thread.join(timeout=LEAVE_SECONDS)
 
     def write(self, partial: Path, record: dict[str, Any], number: int) -> None:
-        """What comes of the save is ``outcome`` on every rank."""
+        """Runs in the thread and sets ``problem``."""
         try:
             self.write_and_publish(partial, record, number)
         except Exception as error:
-            self.outcome = f"the ranks could not agree: {error}"
+            self.problem = f"the ranks could not agree: {error}"
             if not self.leaving.is_set():
-                logger.exception("%s is not written", partial)
+                logger.exception("%s could not be written", partial)
 
     def write_and_publish(self, partial: Path, record: dict[str, Any], number: int) -> None:
-        """This rank's files; then rank 0 publishes those of all."""
+        """Writes this rank's files; then rank 0 publishes the files of all ranks."""
         store = dist.distributed_c10d._get_default_store().clone()
         keys = [f"checkpoint/{number}/{rank}" for rank in range(self.world_size)]
         done = f"checkpoint/{number}/done"
         try:
             report: dict[str, Any] = {"sha256": self.write_own(partial)}
         except Exception as error:
-            report = {"error": f"{kind_of(error)} (rank {self.rank} on {socket.gethostname()})"}
+            report = {"error": f"{first_cause(error)} (rank {self.rank} on {socket.gethostname()})"}
         store.set(keys[self.rank], json.dumps(report))
         if self.rank == 0:
-            self.outcome = self.publish_all(partial, record, [wait_for_key(store, key, self.leaving) for key in keys])
+            self.problem = self.publish_all(partial, record, [wait_for_key(store, key, self.leaving) for key in keys])
             for key in keys:
                 store.delete_key(key)
-            store.set(done, self.outcome)
+            store.set(done, self.problem)
         else:
-            self.outcome = wait_for_key(store, done, self.leaving)
+            self.problem = wait_for_key(store, done, self.leaving)
 
     def write_own(self, partial: Path) -> dict[str, str]:
-        """sha256 of each file that this rank wrote, by its name in the checkpoint."""
+        """Writes this rank's files. Returns the SHA-256 of each one by its name."""
         if self.rank == 0:
             remove_unfinished(self.folder, except_for=partial.name)
         partial.mkdir(parents=True, exist_ok=True)
@@ -255,21 +254,21 @@ class Writer:
         return sums
 
     def publish_all(self, partial: Path, record: dict[str, Any], reports: list[str]) -> str:
-        """Rank 0's part; returns what went wrong, or nothing."""
-        parts = [json.loads(report) for report in reports]
-        errors = [part["error"] for part in parts if "error" in part]
+        """Publishes the checkpoint if no rank had an error, or removes it. Returns the errors, or an empty string."""
+        parsed = [json.loads(report) for report in reports]
+        errors = [report["error"] for report in parsed if "error" in report]
         if not errors:
             try:
-                sums = {name: value for part in parts for name, value in part["sha256"].items()}
+                sums = {name: value for report in parsed for name, value in report["sha256"].items()}
                 publish(partial, {**record, "sha256": dict(sorted(sums.items()))}, self.config)
                 return ""
             except Exception as error:
-                errors = [kind_of(error)]
+                errors = [first_cause(error)]
         shutil.rmtree(partial, ignore_errors=True)
         good = find_checkpoints(self.folder)
         left = self.config.failures - self.failures - 1
         logger.error(
-            "the checkpoint of step %d could not be written: %s. The run goes on, and would resume from %s; %s",
+            "the checkpoint of step %d could not be written: %s. The run continues, and would resume from %s; %s",
             record["step"], "; ".join(errors), good[0].name if good else "its beginning",
             f"{left} more in a row end it" if left > 0 else "it ends at the next one",
         )  # fmt: skip
@@ -277,7 +276,7 @@ class Writer:
 
 
 def save_file(state: Any, path: Path) -> str:
-    """Write and fsync; returns the sha256 of what was to be written."""
+    """Writes and fsyncs a file. Returns the SHA-256 of the data that was given to the disk."""
     with path.open("wb") as file:
         hashing = HashingFile(file)
         torch.save(state, cast(IO[bytes], hashing))
@@ -288,7 +287,7 @@ def save_file(state: Any, path: Path) -> str:
 
 
 class HashingFile:
-    """A file that is written from end to end, and its checksum. Python's own writing lets the training's thread run."""
+    """A file that is written from start to end, and its SHA-256. Writing from Python lets the other threads run."""
 
     def __init__(self, file: Any) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
@@ -301,15 +300,15 @@ class HashingFile:
         self.file.flush()
 
 
-def kind_of(error: Exception) -> str:
-    """torch wraps what went wrong with a file: the first cause is the one to name."""
+def first_cause(error: Exception) -> str:
+    """Returns the message of the first error of the chain, because torch wraps errors of files."""
     while error.__context__ is not None and isinstance(error.__context__, Exception):
         error = error.__context__
     return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 def parameter_names(engine: deepspeed.DeepSpeedEngine) -> list[list[str]]:
-    """Names by optimizer group: without ZeRO, the optimizer's state knows its parameters by number only."""
+    """Returns the names by optimizer group, because without ZeRO the optimizer state has numbers instead."""
     names = {parameter: name for name, parameter in engine.module.named_parameters()}
     groups = engine.optimizer.param_groups
     return [[names[parameter] for parameter in group["params"] if parameter in names] for group in groups]

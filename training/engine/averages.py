@@ -3,16 +3,16 @@
     averages = Averages(engine, AverageConfig(decay=0.999))
     averages.update()                          # after each step
     weights = averages.state_dict()            # whole, on the CPU; a collective
-    with averages.in_place(): evaluate()       # the engine computes with the averages meanwhile; a collective
-    averages.load(checkpoint)                  # what the run had there, of any world size and ZeRO stage
+    with averages.in_place(): evaluate()       # the engine computes with the averages; a collective
+    averages.load(checkpoint)                  # the averages of a checkpoint of any world size and ZeRO stage
 
-What is averaged is the float32 master that the optimizer keeps, never the bfloat16 copy in the module, in which a step
-of (1 - decay) of a difference would be rounded away. Under ZeRO 1 to 3 a rank holds a shard of the masters, and
-averages that: memory is one more float32 shard, and an update needs no communication. Buffers (batch-norm
-statistics) are the model's own. timm's ModelEmaV3 does the arithmetic, on the shards in place of a model.
+We average the optimizer's float32 masters. In the module's bfloat16 copy, a step of (1 - decay) of a difference would
+be lost by rounding. Under ZeRO 1 to 3 a rank holds a shard of the masters and averages that shard: it takes the memory
+of one more float32 shard, and an update needs no communication. Buffers (batch-norm statistics) are not averaged.
+timm's ModelEmaV3 does the arithmetic on the shards.
 
-ZeRO has no place where its weights could be swapped for others, so `in_place` gathers both whole, on the CPU, and
-copies them into the module and back: for evaluations, not for every step.
+ZeRO cannot swap its weights for others. So `in_place` gathers weights and averages whole on the CPU and copies them
+into the module and back. This is fast enough for evaluations, but not for every step.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Averages:
     """Moving averages of an engine's trained parameters.
 
     Args:
-        engine: whose weights; made before its first step
-        config: decay, and whether it grows from nothing
+        engine: averages start from its weights, so make them before its first step
+        config: decay and warm-up
     """
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine, config: AverageConfig) -> None:
@@ -51,17 +51,17 @@ class Averages:
         )
 
     def update(self) -> None:
-        """Move the averages towards the weights. Call it after each step."""
+        """Moves the averages towards the weights. Call it after each step."""
         self.kept.update(Pieces(self.parameters), step=self.engine.global_steps)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages as `full_state_dict` gives the weights. A collective."""
+        """Returns the averages in the form of `full_state_dict`. A collective."""
         with self.swapped():
             return full_state_dict(self.engine)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The optimizer's masters hold the averages; the module, where it has weights of its own, does not."""
+        """Within it, the optimizer's masters hold the averages. A bfloat16 module keeps its own weights."""
         held = [value.detach().clone() for value in Pieces(self.parameters).values]
         self.write(list(self.kept.module.values))
         try:
@@ -79,7 +79,7 @@ class Averages:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The engine computes with the averages. A collective, at entry and at exit."""
+        """Within it, the engine computes with the averages. A collective at entry and at exit."""
         own, averaged = full_state_dict(self.engine), self.state_dict()
         put(self.engine.module, averaged)
         try:
@@ -88,14 +88,14 @@ class Averages:
             put(self.engine.module, own)
 
     def named(self) -> dict[str, Tensor]:
-        """This rank's pieces by the parameter's name: what a checkpoint keeps of them."""
+        """Returns this rank's pieces by parameter name, for a checkpoint."""
         return dict(zip(self.names, self.kept.module.values, strict=True))
 
     @torch.no_grad()
     def load(self, checkpoint: Path) -> bool:
-        """Go on from the averages of a checkpoint; false, and from the weights as they are, where it has none.
+        """Continues from the averages of a checkpoint. A collective.
 
-        A collective.
+        Returns False if the checkpoint has none; then the averages start from the current weights.
         """
         ranks = load_ranks(checkpoint, "averages")
         if not ranks:
@@ -109,7 +109,7 @@ class Averages:
 
 
 class Pieces(nn.Module):
-    """The pieces of parameters that this rank holds, float32, as views where they can be; empty where it holds none."""
+    """This rank's float32 pieces of the parameters: views if possible, empty if another rank has the parameter."""
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Pieces(nn.Module):
 
 
 def piece(parameter: nn.Parameter) -> Tensor:
-    """What this rank holds of a parameter's float32 master."""
+    """Returns this rank's piece of a parameter's float32 master."""
     if hasattr(parameter, "ds_id"):
         return safe_get_local_fp32_param(parameter)
     if hasattr(parameter, "_hp_mapping"):
@@ -128,7 +128,7 @@ def piece(parameter: nn.Parameter) -> Tensor:
 
 @torch.no_grad()
 def put(module: nn.Module, state: dict[str, Tensor], buffers: bool = False) -> None:
-    """Copy whole weights into the module's parameters, sharded or not, in their own dtype; not into the masters."""
+    """Copies whole weights into the module's parameters, sharded or not, in their dtype; not into the masters."""
     for name, buffer in module.named_buffers():
         if buffers and name in state:
             buffer.copy_(state[name])
@@ -142,7 +142,7 @@ def put(module: nn.Module, state: dict[str, Tensor], buffers: bool = False) -> N
 
 
 def own_part(whole: Tensor, parameter: nn.Parameter, piece: Tensor) -> Tensor:
-    """This rank's piece of a whole flat tensor; ZeRO 3 pads the last ones."""
+    """Returns this rank's piece of a whole flat tensor. ZeRO 3 pads the last pieces."""
     if hasattr(parameter, "ds_id"):
         start = dist.get_rank() * piece.numel()
         own = whole[start : start + piece.numel()]

@@ -1,9 +1,9 @@
-"""Checkpoints of a run whose optimizer states lie on an NVMe disk, the same files as without: plain ZeRO-3's.
+"""Checkpoints of a run with optimizer states on an NVMe disk: the same files as plain ZeRO-3.
 
-DeepSpeed copies the disk's files beside a checkpoint, under names that another process does not use again, and leaves
-out Adam's step, the learning rate and what is too small to be swapped: a run does not go on from them as it would have.
-Here the states are brought into memory while a checkpoint is taken, one that any other setting resumes from as well,
-and are written back to the disk one sub-group after the other when one is loaded.
+DeepSpeed copies the files of the disk beside a checkpoint, under names that another process cannot find, and leaves out
+Adam's step, the learning rate and states that are too small for the disk. A run cannot resume exactly from them. So we
+read the states into memory while a checkpoint is taken; any other setting can resume from it. When a checkpoint is
+loaded, we write the states back to the disk, one sub-group after the other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def is_swapped(engine: deepspeed.DeepSpeedEngine) -> bool:
 
 @contextmanager
 def states_in_memory(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
-    """While it lasts, ``engine.save_checkpoint`` finds the states in memory and does not look for files."""
+    """Within it, ``engine.save_checkpoint`` finds the states in memory and copies no files."""
     if not is_swapped(engine):
         yield
         return
@@ -50,7 +50,7 @@ def states_in_memory(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
 
 @contextmanager
 def states_to_disk(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
-    """While it lasts, ``engine.load_checkpoint`` writes a ZeRO-3 checkpoint's states to the disk."""
+    """Within it, ``engine.load_checkpoint`` writes the states of a ZeRO-3 checkpoint to the disk."""
     if not is_swapped(engine):
         yield
         return
@@ -64,7 +64,7 @@ def states_to_disk(engine: deepspeed.DeepSpeedEngine) -> Iterator[None]:
 
 
 def restore(optimizer: Any, saved: dict[str, Any]) -> None:
-    """This rank's masters, moments, steps and learning rates, and from the masters the parameters."""
+    """Sets this rank's masters, moments, steps and learning rates; DeepSpeed makes the parameters from the masters."""
     optimizer.loss_scaler, optimizer.overflow = saved["loss_scaler"], saved["overflow"]
     optimizer.dynamic_loss_scale = saved["dynamic_loss_scale"]
     base, written = optimizer.optimizer, saved["optimizer_state_dict"]

@@ -1,10 +1,10 @@
-"""Offload of optimizer states (and ZeRO-3 parameters) to the host's memory or to NVMe: what has to be there first.
+"""Offload of optimizer states (and ZeRO-3 parameters) to the host's memory or to NVMe: checks before the run starts.
 
     --run.engine.zero zero2-offload                              optimizer states and their step on the CPU
     --run.engine.zero zero3-nvme --run.engine.nvme_path /local   optimizer states and parameters on a disk of the node
 
-DeepSpeed finds out late, and in its own words, that a stage cannot offload, that a folder is missing or that libaio is
-not installed; here it is said before the model is sharded.
+DeepSpeed reports late that a stage cannot offload, that a folder is missing or that libaio is not installed. We check
+it before the model is sharded.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ SECTIONS = ("offload_optimizer", "offload_param")
 
 
 def offload_devices(settings: dict[str, Any]) -> dict[str, str]:
-    """Where each section of the DeepSpeed settings offloads to, cpu or nvme; without those that do not."""
+    """Returns the device, cpu or nvme, of each section of the DeepSpeed settings that offloads."""
     zero = settings.get("zero_optimization", {})
     devices = {name: (zero.get(name) or {}).get("device", "none") for name in SECTIONS}
     return {name: device for name, device in devices.items() if device != "none"}
 
 
 def check_offload(settings: dict[str, Any], where: object) -> None:
-    """Refuse what DeepSpeed cannot do.
+    """Checks that DeepSpeed supports the settings; ``where`` is their file, for the message.
 
     Raises:
-        ValueError: a stage that cannot offload so; no folder for NVMe; ``where`` is the file that asks for it.
+        ValueError: the stage cannot offload to this device, or the folder for NVMe is missing
     """
     devices = offload_devices(settings)
     stage = settings["zero_optimization"].get("stage", 0)
@@ -50,26 +50,26 @@ def check_offload(settings: dict[str, Any], where: object) -> None:
     for section, device in devices.items():
         if device == "nvme" and not settings["zero_optimization"][section].get("nvme_path"):
             raise ValueError(
-                f"{where}: {section} goes to nvme, and no folder is given: set run.engine.nvme_path to one on a disk of"
-                " the node itself"
+                f"{where}: {section} goes to nvme, but no folder is given: set run.engine.nvme_path to one on a local"
+                " disk of the node"
             )
 
 
 def prepare_nvme(settings: dict[str, Any], run_dir: str) -> None:
-    """Give the run a folder of its own on the NVMe disk, and see that DeepSpeed's asynchronous I/O can be had.
+    """Makes a folder for this run on the NVMe disk and loads DeepSpeed's asynchronous I/O.
 
-    Every rank calls it; ``settings`` are changed in place.
+    Every rank calls it. It changes ``settings`` in place.
 
     Raises:
-        ValueError: the folder cannot be written, or the asynchronous I/O cannot be had.
+        ValueError: the folder cannot be written, or the asynchronous I/O cannot be compiled
     """
     nvme = [section for section, device in offload_devices(settings).items() if device == "nvme"]
     if not nvme:
         return
-    own = hashlib.sha256(str(Path(run_dir).resolve()).encode()).hexdigest()[:12]
+    run_hash = hashlib.sha256(str(Path(run_dir).resolve()).encode()).hexdigest()[:12]
     for section in nvme:
         path = Path(settings["zero_optimization"][section]["nvme_path"])
-        folder = path / f"{Path(run_dir).name}-{own}"
+        folder = path / f"{Path(run_dir).name}-{run_hash}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -78,32 +78,32 @@ def prepare_nvme(settings: dict[str, Any], run_dir: str) -> None:
             raise ValueError(f"run.engine.nvme_path: {path} cannot be written")
         settings["zero_optimization"][section]["nvme_path"] = str(folder)
     free = shutil.disk_usage(folder).free / 1e9
-    logger.info("offload to %s: %.0f GB free; the first time, DeepSpeed compiles its asynchronous I/O", folder, free)
+    logger.info("offload to %s: %.0f GB free. The first time, DeepSpeed compiles its asynchronous I/O", folder, free)
     load_async_io()
 
 
 def load_async_io() -> None:
-    """Have DeepSpeed compile its asynchronous I/O where that was not done yet; a node's ranks wait for the first.
+    """Compiles DeepSpeed's asynchronous I/O if necessary. The first rank of a node compiles, the others wait.
 
-    torch's lock goes with the process that holds it, so one that is killed while it compiles blocks nobody.
+    torch's lock ends with the process that holds it, so a killed process blocks no other.
 
     Raises:
-        ValueError: libaio or a compiler is missing, or the folder of extensions cannot be written.
+        ValueError: libaio or a compiler is missing, or the folder of extensions cannot be written
     """
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
     builder, begun = AsyncIOBuilder(), time.monotonic()
     if not builder.is_compatible(verbose=False):
         raise ValueError(
-            "offload to nvme needs libaio and a C++ compiler on every node, which DeepSpeed compiles its asynchronous"
-            f" I/O with: {PACKAGES}"
+            "offload to nvme needs libaio and a C++ compiler on every node, because DeepSpeed compiles its asynchronous"
+            f" I/O with them. Install {PACKAGES}"
         )
     try:
         builder.load(verbose=False)
     except (ImportError, OSError, RuntimeError) as error:
         raise ValueError(
-            f"offload to nvme: DeepSpeed's asynchronous I/O cannot be compiled here: {str(error).splitlines()[0]}; it"
-            f" needs {PACKAGES}, and a folder that can be written: TORCH_EXTENSIONS_DIR, or ~/.cache/torch_extensions"
+            f"offload to nvme: DeepSpeed's asynchronous I/O cannot be compiled here: {str(error).splitlines()[0]}. It"
+            f" needs {PACKAGES}, and write access to TORCH_EXTENSIONS_DIR or ~/.cache/torch_extensions"
         ) from error
     if (seconds := time.monotonic() - begun) > 10:
-        logger.info("asynchronous I/O was compiled in %.0f s; later runs on this node find it", seconds)
+        logger.info("asynchronous I/O was compiled in %.0f s; later runs on this node use it again", seconds)
