@@ -1,9 +1,9 @@
-"""Offload to NVMe on real ranks: trains as the float64 reference does, leaves its states on the disk, and resumes.
+"""Offload to NVMe on real ranks: the run equals the float64 reference, keeps its states on the disk, and resumes.
 
     python -m pytest tests/training/check_nvme.py --basetemp /mnt/nvme/check
 
-Not part of the suite: DeepSpeed compiles its asynchronous I/O first, which takes minutes. The folder has to be on a
-disk, as tmpfs knows no direct I/O.
+Not part of the suite, because DeepSpeed first compiles its asynchronous I/O, which takes minutes. The folder must be on
+a disk, because tmpfs has no direct I/O.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def nvme(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(tmp_path_factory: pytest.TempPathFactory, nvme: Path) -> dict[str, ToyRun]:
     parent = tmp_path_factory.mktemp("runs")
     settings = json.loads(settings_file("zero3-nvme").read_text())
-    # Every parameter is sharded; those of which a rank has a megabyte are swapped, here the first layer.
+    # Every parameter is sharded. Those with a megabyte per rank go to the disk, here the first layer.
     settings["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
     settings["zero_optimization"]["offload_param"] |= {"buffer_size": 8 * HIDDEN}
     file = parent / "small.json"

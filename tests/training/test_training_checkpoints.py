@@ -1,4 +1,4 @@
-"""Which checkpoints stay, what a disk that is full or read-only does to a run, and that writing does not change it."""
+"""Which checkpoints are kept, how a run behaves on a full or read-only disk, and that saving does not change it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from priorclip.training.run_folder import recorded_speed
 
 @pytest.fixture(scope="module")
 def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Folders of run directories whose ``checkpoints`` is a file system of its own, two of them too small."""
+    """Run directories whose ``checkpoints`` is a file system of its own; two of these are too small."""
     root_needed("to mount file systems")
     parent = tmp_path_factory.mktemp("disks")
     points = []
@@ -48,7 +48,7 @@ def mounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def runs(toys: dict[str, ToyRun], mounted: Path) -> dict[str, ToyRun]:
-    """One launch on two ranks."""
+    """Runs of one launch on two ranks."""
     readonly = mounted / "readonly"
     shutil.copytree(toys["whole"].folder, readonly, dirs_exist_ok=True)
     shutil.rmtree(readonly / "checkpoints" / "step_00000012")
@@ -66,23 +66,23 @@ def runs(toys: dict[str, ToyRun], mounted: Path) -> dict[str, ToyRun]:
 def test_disk_that_is_full_does_not_end_the_run(toys: dict[str, ToyRun], runs: dict[str, ToyRun]) -> None:
     run = runs["full"]
     assert_same(run, toys["whole"])
-    said = [line for line in run.output.splitlines() if "could not be written" in line and "full" not in line]
+    lines = [line for line in run.output.splitlines() if "could not be written" in line and "full" not in line]
     steps = [f"the checkpoint of step {step} could not be written" for step in (4, 8, 12)]
-    assert [any(step in line for line in said) for step in steps] == [True, True, True]
+    assert [any(step in line for line in lines) for step in steps] == [True, True, True]
     assert "No space left on device" in run.output
     assert "would resume from its beginning; 8 more in a row end it" in run.output
-    assert list((run.folder / "checkpoints").glob("step_*")) == [], "what was begun is removed, for room"
+    assert list((run.folder / "checkpoints").glob("step_*")) == [], "unfinished ones are removed, to free the disk"
 
 
 def test_too_many_checkpoints_that_fail_end_the_run(runs: dict[str, ToyRun]) -> None:
     assert "2 checkpoints in a row could not be written" in str(runs["limit"].ended)
     assert "No space left on device" in str(runs["limit"].ended)
-    assert max(runs["limit"].records("train/loss")) == 6, "the third save, at step 6, is where the second is missed"
+    assert max(runs["limit"].records("train/loss")) == 6, "the save at step 6 notices the second failure"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
 def test_records_that_cannot_be_written_do_not_end_the_run(mounted: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Those that come when there is room again are there, and none is torn for the reader."""
+    """When there is room again, new records are written, and every record can be read."""
     folder = mounted / "records" / "checkpoints"
     log = MetricLog(folder, 400, 0, True, False, MonitorConfig())
     filler = folder / "filler"
@@ -100,8 +100,8 @@ def test_records_that_cannot_be_written_do_not_end_the_run(mounted: Path, caplog
     assert steps[-5:] == [301, 302, 303, 304, 305]
 
 
-def test_record_that_a_kill_cut_short_is_passed_over(tmp_path: Path) -> None:
-    """Whoever reads the file; a resume drops it, and what came after the checkpoint."""
+def test_incomplete_record_is_skipped(tmp_path: Path) -> None:
+    """All readers skip it. A resume removes it and the records after the checkpoint."""
     path = tmp_path / "metrics.jsonl"
     whole = [
         {"step": step, "time": 1.5 * step, "train/loss": 0.5, "train/images_per_second": 8.0} for step in (1, 2, 3)
@@ -188,8 +188,8 @@ def test_snapshot_is_of_its_moment_and_keeps_ties(tmp_path: Path) -> None:
     assert float(again.sum()) == 0
 
 
-def test_snapshot_tells_passing_tensors_apart() -> None:
-    """One that is gone leaves its memory to the next: DeepSpeed makes some only to save them."""
+def test_snapshot_distinguishes_temporary_tensors() -> None:
+    """DeepSpeed makes some tensors only to save them, and the next one can get the same memory."""
     snapshot = Snapshot()
     snapshot.begin()
     taken = [snapshot.copy(torch.full((1000,), float(number))) for number in range(20)]
@@ -201,7 +201,7 @@ def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
         python = [random.random(), random.gauss(0, 1)]
         return [*python, np.random.rand(), np.random.randn(), torch.rand(1).item(), torch.randn(1).item()]
 
-    draws()  # one half of a pair of normal numbers is kept for the next time
+    draws()  # the generators keep one normal number of a pair for the next call
     save_file(rng_states(), tmp_path / "states.pt")
     expected = [draws() for _ in range(400)]
     assert draws() != expected[0]

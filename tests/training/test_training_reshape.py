@@ -1,4 +1,4 @@
-"""Runs resumed on another number of ranks or in another ZeRO stage: the loss curve goes on as before."""
+"""Runs that resume with another world size or ZeRO stage: the loss curve continues as before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from priorclip.training.checkpoints.reshape import convert, load_param
 
 Conversion = Callable[[], None]
 ONE = (PYTHON, "-m", "tests.toy_runs")
-# Where a run stops, and how many ranks of which stage take it up: (source, stage of the target).
+# Name of the case: (run that stopped, ZeRO stage of the run that resumes).
 ON_ONE = {"2_to_1": ("zero2", "2"), "z3_2_to_1": ("zero3", "3"), "z0_2_to_1": ("zero0", "0")}
 ON_TWO = {
     "1_to_2": ("single2", "2"),
@@ -34,12 +34,12 @@ ON_FOUR = {"2_to_4": ("zero2", "2"), "z3_2_to_4": ("zero3", "3"), "z1_2_to_z3_4"
 
 
 def halfway(run: ToyRun, folder: Path) -> None:
-    """The run as it was after its first epoch, six of its twelve steps."""
+    """Copies the run as it was after its first epoch, 6 of its 12 steps."""
     shutil.copytree(run.folder, folder)
     shutil.rmtree(folder / "checkpoints" / "step_00000012")
 
 
-def taken_up(
+def resume_all(
     parent: Path, cases: dict[str, tuple[str, str]], sources: dict[str, ToyRun], launcher: Sequence[str] | None
 ) -> dict[str, ToyRun]:
     for name, (source, _) in cases.items():
@@ -53,7 +53,7 @@ def words_of(source: str, stage: str) -> Sequence[str]:
 
 @pytest.fixture(scope="module")
 def reshaped(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
-    """Three launches: runs of one process, of two ranks, of four."""
+    """Runs of three launches: of one process, of two ranks, of four ranks."""
     parent = tmp_path_factory.mktemp("reshaped")
     for name, (source, _) in (ON_ONE | HALF_ON_ONE).items():
         halfway(toys[source], parent / name)
@@ -65,9 +65,9 @@ def reshaped(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) 
         options[name] = ("--run.engine.precision", "fp16", "--run.engine.zero", settings)
     options |= {f"single{stage}": ("--run.engine.zero", stage) for stage in ("2", "3")}
     done = run_toys(parent, {**options, "batch_norm": STOPPABLE}, ONE)
-    done |= taken_up(parent, ON_TWO | HALF_ON_TWO, {**toys, **done}, None)
+    done |= resume_all(parent, ON_TWO | HALF_ON_TWO, {**toys, **done}, None)
     four = (PYTHON, "-m", "cluster", "launch", "--nproc", "4", "--", "tests.toy_runs")
-    return done | taken_up(parent, ON_FOUR, toys, four)
+    return done | resume_all(parent, ON_FOUR, toys, four)
 
 
 @pytest.mark.parametrize("name", [*ON_ONE, *ON_TWO, *ON_FOUR])
@@ -79,20 +79,22 @@ def test_loss_curve_goes_on(toys: dict[str, ToyRun], reshaped: dict[str, ToyRun]
     assert run.records("train/lr") == pytest.approx(whole.records("train/lr"), rel=1e-9)
     for key, value in whole.weights().items():
         torch.testing.assert_close(run.weights()[key], value, rtol=1e-5, atol=1e-7)
-    native = {"z0_2_to_1"}  # without ZeRO every rank has everything
-    told = [line for line in run.output.splitlines() if str(run.folder / "checkpoints") in line and " has " in line]
-    assert len(told) == (0 if name in native else 1)
-    assert all("taken over by parameter" in line for line in told)
+    native = {"z0_2_to_1"}  # without ZeRO every rank has all states
+    messages = [line for line in run.output.splitlines() if str(run.folder / "checkpoints") in line and " has " in line]
+    assert len(messages) == (0 if name in native else 1)
+    assert all("taken over by parameter" in line for line in messages)
 
 
 @pytest.mark.parametrize("name", [*HALF_ON_ONE, *HALF_ON_TWO])
 def test_bfloat16_with_a_frozen_layer_goes_on(toys: dict[str, ToyRun], reshaped: dict[str, ToyRun], name: str) -> None:
-    """To the last bit on as many ranks, for the masters are float32; without ZeRO the optimizer starts afresh."""
+    """Bit for bit with the same world size, because the masters are float32. In ZeRO 0 the optimizer starts afresh."""
     run, whole = reshaped[name], toys[(HALF_ON_ONE | HALF_ON_TWO)[name][0]]
     assert run.ended == 0
-    (told,) = [line for line in run.output.splitlines() if str(run.folder / "checkpoints") in line and " has " in line]
-    assert ("taken over by parameter" in told) == (name != "half2_to_z0")
-    assert ("OPTIMIZER STARTS AFRESH" in told) == (name == "half2_to_z0")
+    (message,) = [
+        line for line in run.output.splitlines() if str(run.folder / "checkpoints") in line and " has " in line
+    ]
+    assert ("taken over by parameter" in message) == (name != "half2_to_z0")
+    assert ("OPTIMIZER STARTS AFRESH" in message) == (name == "half2_to_z0")
     close = {"half3_2_to_1": 1e-3, "half2_to_z0": 1e-2}.get(name, 0.0)
     assert run.losses() == pytest.approx(whole.losses(), rel=close, abs=0.0)
     for key, value in whole.weights().items():
@@ -103,21 +105,21 @@ def test_bfloat16_with_a_frozen_layer_goes_on(toys: dict[str, ToyRun], reshaped:
 
 @pytest.mark.parametrize(("name", "dropped"), [("scaled", range(1, 6)), ("unstepped", range(6, 7))])
 def test_loss_scale_goes_on(toys: dict[str, ToyRun], reshaped: dict[str, ToyRun], name: str, dropped: range) -> None:
-    """fp16 of two ranks taken up by one: at the first scale, steps would be dropped again."""
+    """One rank resumes an fp16 run of two ranks. With the initial scale, steps would be skipped again."""
     run, whole = reshaped[name], toys[name]
     first, last, again = (
         torch.load(each.folder / "checkpoints" / f"step_{step:08d}" / "mp_rank_00_model_states.pt", weights_only=False)
         for each, step in ((whole, 6), (whole, 12), (run, 12))
     )
     assert first["skipped_steps"] in dropped
-    # One more or less may overflow: a rank alone does not divide its gradient by the number of ranks first.
+    # The number may differ by 1, because one rank alone does not first divide its gradient by the world size.
     assert abs(again["skipped_steps"] - last["skipped_steps"]) <= 1
     assert run.losses() == pytest.approx(whole.losses(), rel=1e-2)
 
 
 @pytest.fixture
 def source(toys: dict[str, ToyRun], tmp_path: Path) -> tuple[Path, Path, Conversion]:
-    """A checkpoint of two ranks under ZeRO 2, where its converted copy goes, and what converts it."""
+    """A checkpoint of two ranks under ZeRO 2, the path of its converted copy, and a function that converts it."""
     halfway(toys["zero2"], tmp_path / "run")
     checkpoint = tmp_path / "run" / "checkpoints" / "step_00000006"
     metadata = torch.load(checkpoint / "mp_rank_00_model_states.pt", weights_only=False)
@@ -127,15 +129,15 @@ def source(toys: dict[str, ToyRun], tmp_path: Path) -> tuple[Path, Path, Convers
 
 
 def test_converted_copy_of_another_checkpoint_is_made_anew(source: tuple[Path, Path, Conversion]) -> None:
-    """A run that was begun again in the directory has replaced the checkpoint of the step; one is killed half-way."""
+    """The run started again and replaced the checkpoint of this step, and a conversion was killed."""
     checkpoint, converted, run = source
     run()
     path = converted / "zero" / "0.weight" / "fp32.pt"
     good = path.read_bytes()
     begun = path.stat().st_mtime_ns
     run()
-    assert path.stat().st_mtime_ns == begun, "it is made once"
-    path.write_bytes(b"of the run before")
+    assert path.stat().st_mtime_ns == begun, "the second call does not convert again"
+    path.write_bytes(b"of an older run")
     sums = checkpoint / "checksums.json"
     sums.write_text(sums.read_text() + "\n")
     partial = converted.with_name(f"{converted.name}.partial")
@@ -145,8 +147,8 @@ def test_converted_copy_of_another_checkpoint_is_made_anew(source: tuple[Path, P
     assert not partial.exists()
 
 
-def test_disk_that_is_full_while_converting_is_no_lost_optimizer(source: tuple[Path, Path, Conversion]) -> None:
-    """torch does not say why it could not write: taken for a state that cannot be converted, momenta would be lost."""
+def test_full_disk_while_converting_does_not_lose_the_optimizer(source: tuple[Path, Path, Conversion]) -> None:
+    """torch does not say why a write failed. Taken as an unknown state, it would lose the momenta."""
     root_needed("to mount a file system")
     _, converted, run = source
     converted.parent.mkdir()

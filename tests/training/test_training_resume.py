@@ -1,4 +1,4 @@
-"""Stops, torn checkpoints and resumes on real ranks: what comes out is what an uninterrupted run gives, bit for bit."""
+"""Stops, damaged checkpoints and resumes on real ranks: the result equals that of an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def lose_the_checksums(checkpoint: Path) -> None:
     (checkpoint / "checksums.json").write_text('{"world_size": 2, "sha')
 
 
-TEARS: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
     "flipped": (flip_a_bit, "optim_states.pt does not match its checksum"),
     "lost": (lose_a_file, "model_states.pt is missing"),
     "partial": (stop_before_renaming, ""),
@@ -66,17 +66,17 @@ KEEP_ONE = (*STOPPABLE, "--run.checkpoint.keep", "1")
 
 @pytest.fixture(scope="module")
 def resumed(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
-    """The same commands again, on run directories that were stopped, or whose newest checkpoint was torn since."""
+    """The same commands again, in run directories that were stopped or whose newest checkpoint was damaged."""
     parent = tmp_path_factory.mktemp("resumed")
     for name in STOPS:
         shutil.copytree(toys[name].folder, parent / name)
-    for name, (tear, _) in TEARS.items():
+    for name, (damage, _) in DAMAGES.items():
         shutil.copytree(toys["whole"].folder, parent / name)
-        tear(parent / name / "checkpoints" / "step_00000012")
-    # One checkpoint is kept, it is torn, and the run stops again before it comes to that step.
+        damage(parent / name / "checkpoints" / "step_00000012")
+    # Only one checkpoint is kept. It is damaged, and the run stops again before it reaches that step.
     shutil.copytree(toys["whole"].folder, parent / "again")
     flip_a_bit(parent / "again" / "checkpoints" / "step_00000012")
-    options = dict.fromkeys((*STOPS, *TEARS), STOPPABLE)
+    options = dict.fromkeys((*STOPS, *DAMAGES), STOPPABLE)
     return run_toys(parent, {**options, "again": (*KEEP_ONE, "--kill_at", "9")})
 
 
@@ -85,20 +85,20 @@ def test_stop_where_an_evaluation_was_due(toys: dict[str, ToyRun], resumed: dict
     assert toys[name].ended == REQUEUE_EXIT_CODE
     steps = toys[name].records("train/loss")
     assert max(steps) in (6, 12)
-    assert max(steps) not in toys[name].records("eval/mse"), "it is left for the run that goes on"
+    assert max(steps) not in toys[name].records("eval/mse"), "the resumed run makes this evaluation"
     assert resumed[name].ended == 0
     assert_same(resumed[name], toys["whole"])
 
 
-@pytest.mark.parametrize("name", TEARS)
-def test_torn_checkpoint_falls_back_to_the_one_before(
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damaged_checkpoint_falls_back_to_the_one_before(
     toys: dict[str, ToyRun], resumed: dict[str, ToyRun], name: str
 ) -> None:
     run, folder = resumed[name], resumed[name].folder / "checkpoints"
     assert f"resumed {folder / 'step_00000008'}: step 8" in run.output
     assert_same(run, toys["whole"])
     assert not list(folder.glob("*.partial"))
-    message = TEARS[name][1]
+    message = DAMAGES[name][1]
     lines = [line for line in run.output.splitlines() if f"{folder / 'step_00000012'} is not used" in line]
     assert len(lines) == (1 if message else 0)
     assert all(message in line for line in lines)
@@ -106,7 +106,7 @@ def test_torn_checkpoint_falls_back_to_the_one_before(
 
 @pytest.mark.parametrize("name", ["at_epoch", "flipped"])
 def test_tensorboard_shows_each_step_once(resumed: dict[str, ToyRun], name: str) -> None:
-    """Of a run that went on from where it stopped, and of one that went on from further back."""
+    """For a run that resumed at its last step, and for one that resumed at an earlier step."""
     board = EventAccumulator(str(resumed[name].folder / "tensorboard"), {"scalars": 0}).Reload()
     for tag in ("train/loss", "eval/mse"):
         shown = {event.step: event.value for event in board.Scalars(tag)}
@@ -114,7 +114,7 @@ def test_tensorboard_shows_each_step_once(resumed: dict[str, ToyRun], name: str)
         assert len(board.Scalars(tag)) == len(shown)
 
 
-def test_torn_checkpoint_does_not_push_out_a_good_one(resumed: dict[str, ToyRun]) -> None:
+def test_damaged_checkpoint_does_not_replace_a_good_one(resumed: dict[str, ToyRun]) -> None:
     run = resumed["again"]
     assert run.ended == REQUEUE_EXIT_CODE
     assert [path.name for path in sorted((run.folder / "checkpoints").glob("step_*"))] == ["step_00000010"]
@@ -125,7 +125,7 @@ def test_only_the_newest_are_kept(toys: dict[str, ToyRun]) -> None:
     assert [path.name for path in sorted(folder.glob("step_*"))] == ["step_00000004", "step_00000008", "step_00000012"]
     assert (folder / "latest").read_text() == "step_00000012"
     kept = [path.name for path in sorted((toys["nan"].folder / "checkpoints").glob("step_*"))]
-    assert kept == ["step_00000004", "step_00000006"], "keep is 2 unless it is said"
+    assert kept == ["step_00000004", "step_00000006"], "the default of keep is 2"
 
 
 def test_signal_to_the_launch_command_reaches_the_ranks(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_signal_to_a_process_that_is_ending_does_not_kill_it() -> None:
     program = """
 import os, signal
 from priorclip.training.ranks.preemption import StopSignal
-class Late:  # taken apart after Python's own handlers are
+class Late:  # deleted after Python has removed its handlers
     def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGUSR1):
         kill(pid, number)
         print("was told", flush=True)
@@ -172,8 +172,8 @@ sys.exit(subprocess.run([sys.executable, "-c", sys.argv[1]]).returncode)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_signal_before_the_ranks_can_take_it_is_kept_for_them(number: signal.Signals) -> None:
-    """DeepSpeed's launcher takes seconds until it starts the ranks, and they until they know of signals."""
+def test_signal_before_the_ranks_handle_signals_is_kept(number: signal.Signals) -> None:
+    """DeepSpeed's launcher needs seconds to start the ranks, and the ranks need seconds to handle signals."""
     command = [PYTHON, "-c", LATE_LAUNCHER, LATE_RANK]
     program = (
         f"import sys; from priorclip.cluster.launch.start_run import wait_for; sys.exit(wait_for({command}, 'local'))"
@@ -190,7 +190,7 @@ def test_signal_before_the_ranks_can_take_it_is_kept_for_them(number: signal.Sig
 
 
 def test_signal_while_a_run_starts_is_kept_for_it() -> None:
-    """Until its first step; a package's __main__ hears it before torch is there."""
+    """Until the first step. The package's __main__ handles it before torch is imported."""
     program = """
 import os, signal, sys
 from priorclip.pretrain.__main__ import main
@@ -208,7 +208,7 @@ print(StopSignal().received, StopSignal().received, flush=True)
 
 
 def test_second_run_in_a_run_directory_is_refused(tmp_path: Path) -> None:
-    """While the first lives; it may end while the second waits."""
+    """While the first run exists. The second waits for a time, in which the first may end."""
     program = """
 import sys
 from pathlib import Path
@@ -225,7 +225,7 @@ input()
     first.kill()
     assert lock_folder(tmp_path, wait_seconds=30.0) == ""
     assert f"process {os.getpid()} on" in (tmp_path / ".lock").read_text()
-    assert lock_folder(tmp_path, wait_seconds=0.0) == "", "this process's next run"
+    assert lock_folder(tmp_path, wait_seconds=0.0) == "", "the next run of this process"
     first.wait()
 
 
@@ -251,7 +251,7 @@ def test_launch_that_is_killed_leaves_nothing_behind() -> None:
 def wait_for_step(folder: Path, step: int, run: subprocess.Popen[bytes]) -> None:
     deadline = time.time() + LIMIT_SECONDS
     while time.time() < deadline:
-        assert run.poll() is None, "the run ended before its time"
+        assert run.poll() is None, "the run ended too early"
         path = folder / "metrics.jsonl"
         if path.is_file() and len(path.read_text().splitlines()) >= step:
             return
