@@ -54,6 +54,9 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, not {self.image_size} (encoder '{self.name}')")
+        for name in ("mean", "std"):
+            if getattr(self, name) is not None and len(getattr(self, name)) != 3:
+                raise ValueError(f"{name} must have 3 numbers, one a channel (encoder '{self.name}')")
         check_unlocked(f"encoder '{self.name}'", self.unlocked)
         check_remember(f"encoder '{self.name}'", self.remember, self.trainable)
         if self.projection is not None and self.projection < 1:

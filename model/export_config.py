@@ -39,12 +39,15 @@ MAX_ITEMS = 100_000  # of a list
 MAX_TEXT = 300  # characters
 MAX_DEPTH = 4  # of lists and objects inside each other
 LIMITS = {"image_size": 4096, "context_length": 1 << 16}
+COUNTS = re.compile(r"(\w+_)?(layer|depth|block|stage)s?")  # arguments that make a model repeat modules
+MAX_COUNT = 1000
 
 # Fields that name a place. They keep their defaults.
 PLACES: dict[Any, tuple[str, ...]] = {
     EncoderConfig: ("weights", "remember"),
     TextConfig: ("weights", "remember", "name"),
 }
+TIMM_MODEL = re.compile(r"\w+(\.\w+)?")  # a name and its tag; timm also takes hub ids and folders, as "local-dir:/x"
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of an argument of timm or transformers
 WORD = re.compile(r"[A-Za-z0-9_+-]{0,64}")  # the only text that an argument can have: no path, URL or dotted name
 
@@ -105,13 +108,18 @@ def config_from_untrusted(values: Mapping[str, Any]) -> ModelConfig | SceneConfi
     kind: Any = SceneConfig if values.get("kind") == "scene" else ModelConfig
     if "kind" not in values:
         raise ValueError("it has no 'kind', such as 'priorclip'")
-    return from_dict(kind, check_fields({key: values[key] for key in values if key not in FOR_READERS}, kind, ""))
+    config: Any = from_dict(
+        kind, check_fields({key: values[key] for key in values if key not in FOR_READERS}, kind, "")
+    )
+    if kind is ModelConfig and config.text.config is None:
+        raise ValueError("it has no 'text.config', the architecture of the text encoder")
+    return config
 
 
 def check_fields(values: Any, cls: Any, where: str) -> dict[str, Any]:
     """Returns the values for the dataclass ``cls`` after the checks; ``where`` is the dotted prefix of their keys."""
     if not isinstance(values, dict):
-        raise ValueError(f"'{where.rstrip('.')}' must be a JSON object, not {shown(values)}")
+        raise ValueError(f"'{where.rstrip('.')}' must be a JSON object, not {describe(values)}")
     types = get_type_hints(cls)
     known = {key: value for key, value in values.items() if key not in PLACES.get(cls, ())}
     for key in known:
@@ -127,6 +135,8 @@ def check_value(value: Any, hint: Any, where: str) -> Any:
         return check_fields(value, hint, f"{where}.")
     if where == "text.config" and value is not None:
         return check_arguments(value, where, TEXT_WORDS, TEXT_REFUSED, TEXT_IGNORED)
+    if where.endswith(".name") and not (isinstance(value, str) and TIMM_MODEL.fullmatch(value)):
+        raise ValueError(f"'{where}' is {describe(value)}, not the name of a timm model")
     if where.endswith(".kwargs"):
         return check_arguments(value, where, TIMM_WORDS, TIMM_REFUSED)
     origin, arguments = get_origin(hint), get_args(hint)
@@ -147,7 +157,7 @@ def check_value(value: Any, hint: Any, where: str) -> Any:
     if not fits:
         wanted = getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
         limit = LIMITS.get(where.rpartition(".")[2])
-        raise ValueError(f"'{where}' is {shown(value)}, not {wanted}" + (f" up to {limit}" if limit else ""))
+        raise ValueError(f"'{where}' is {describe(value)}, not {wanted}" + (f" up to {limit}" if limit else ""))
     return value
 
 
@@ -165,7 +175,8 @@ def check_arguments(
     """
 
     def check(value: Any, key: str, place: str, depth: int) -> Any:
-        if value is None or isinstance(value, bool) or is_number(value):
+        limit = MAX_COUNT if COUNTS.fullmatch(key) else MAX_NUMBER
+        if value is None or isinstance(value, bool) or is_number(value, limit):
             return value
         if isinstance(value, str) and words.fullmatch(key) and WORD.fullmatch(value):
             return value
@@ -173,7 +184,7 @@ def check_arguments(
             return [check(item, key, place, depth + 1) for item in value]
         if isinstance(value, dict) and depth < MAX_DEPTH:
             return check_all(value, place, depth + 1)
-        raise ValueError(f"'{place}' is {shown(value)}: an export's configuration gives numbers, not names of things")
+        raise ValueError(f"'{place}' is {describe(value)}; it can be a number up to {limit:g}, true, false or null")
 
     def check_all(given: Mapping[str, Any], prefix: str, depth: int) -> dict[str, Any]:
         kept = {key: value for key, value in given.items() if ignored is None or not ignored.fullmatch(key)}
@@ -183,7 +194,7 @@ def check_arguments(
         return {key: check(value, key, f"{prefix}.{key}", depth) for key, value in kept.items()}
 
     if not isinstance(values, dict):
-        raise ValueError(f"'{where}' must be a JSON object, not {shown(values)}")
+        raise ValueError(f"'{where}' must be a JSON object, not {describe(values)}")
     return check_all(values, where, 0)
 
 
@@ -194,7 +205,7 @@ def is_number(value: Any, limit: float | None = None) -> bool:
     return abs(value) <= (limit or MAX_NUMBER) and math.isfinite(value)
 
 
-def shown(value: Any) -> str:
+def describe(value: Any) -> str:
     """Returns the value for a message, cut to 60 characters."""
     text = repr(value) if isinstance(value, str | int | float | bool | None) else type(value).__name__
     return text if len(text) <= 60 else f"{text[:60]}..."
