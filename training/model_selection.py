@@ -24,7 +24,7 @@ from priorclip.common.checkpoint_files import read_record
 from priorclip.training.checkpoints.files import score, step_of
 from priorclip.training.checkpoints.load import find_best_good, load_checkpoint
 from priorclip.training.config import RunConfig
-from priorclip.training.engine.averages import Averages, put
+from priorclip.training.engine.averages import Averages, copy_weights
 from priorclip.training.engine.build import full_state_dict
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class ModelSelection:
         if self.averages is None:
             return full_state_dict(self.engine), facts
         weights = self.averages.state_dict()
-        put(self.engine.module, weights)
+        copy_weights(self.engine.module, weights)
         return weights, facts
 
     def state_dict(self) -> dict[str, Any]:

@@ -81,11 +81,11 @@ class Averages:
     def in_place(self) -> Iterator[None]:
         """Within it, the engine computes with the averages. A collective at entry and at exit."""
         own, averaged = full_state_dict(self.engine), self.state_dict()
-        put(self.engine.module, averaged)
+        copy_weights(self.engine.module, averaged)
         try:
             yield
         finally:
-            put(self.engine.module, own)
+            copy_weights(self.engine.module, own)
 
     def named(self) -> dict[str, Tensor]:
         """Returns this rank's pieces by parameter name, for a checkpoint."""
@@ -127,11 +127,8 @@ def piece(parameter: nn.Parameter) -> Tensor:
 
 
 @torch.no_grad()
-def put(module: nn.Module, state: dict[str, Tensor], buffers: bool = False) -> None:
+def copy_weights(module: nn.Module, state: dict[str, Tensor]) -> None:
     """Copies whole weights into the module's parameters, sharded or not, in their dtype; not into the masters."""
-    for name, buffer in module.named_buffers():
-        if buffers and name in state:
-            buffer.copy_(state[name])
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue

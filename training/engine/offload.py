@@ -30,8 +30,8 @@ def offload_devices(settings: dict[str, Any]) -> dict[str, str]:
     return {name: device for name, device in devices.items() if device != "none"}
 
 
-def check_offload(settings: dict[str, Any], where: object) -> None:
-    """Checks that DeepSpeed supports the settings; ``where`` is their file, for the message.
+def check_offload(settings: dict[str, Any], source: object) -> None:
+    """Checks that DeepSpeed supports the settings; ``source`` is their file, for the message.
 
     Raises:
         ValueError: the stage cannot offload to this device, or the folder for NVMe is missing
@@ -40,17 +40,17 @@ def check_offload(settings: dict[str, Any], where: object) -> None:
     stage = settings["zero_optimization"].get("stage", 0)
     for section, device in devices.items():
         if device not in ("cpu", "nvme"):
-            raise ValueError(f"{where}: zero_optimization.{section}.device is '{device}': write cpu, nvme or none")
+            raise ValueError(f"{source}: zero_optimization.{section}.device is '{device}': write cpu, nvme or none")
     if "offload_param" in devices and stage != 3:
-        raise ValueError(f"{where}: offload_param needs ZeRO stage 3, and the stage there is {stage}")
+        raise ValueError(f"{source}: offload_param needs ZeRO stage 3, and the stage there is {stage}")
     if "nvme" in devices.values() and stage != 3:
-        raise ValueError(f"{where}: offload to nvme needs ZeRO stage 3, and the stage there is {stage}")
+        raise ValueError(f"{source}: offload to nvme needs ZeRO stage 3, and the stage there is {stage}")
     if devices and stage == 0:
-        raise ValueError(f"{where}: offload_optimizer needs ZeRO stage 1, 2 or 3, and the stage there is 0")
+        raise ValueError(f"{source}: offload_optimizer needs ZeRO stage 1, 2 or 3, and the stage there is 0")
     for section, device in devices.items():
         if device == "nvme" and not settings["zero_optimization"][section].get("nvme_path"):
             raise ValueError(
-                f"{where}: {section} goes to nvme, but no folder is given: set run.engine.nvme_path to one on a local"
+                f"{source}: {section} goes to nvme, but no folder is given: set run.engine.nvme_path to one on a local"
                 " disk of the node"
             )
 
