@@ -205,7 +205,7 @@ def test_other_options_are_another_pack(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--duplicates some", "--duplicates: keep, drop, merge"),
+        ("--duplicates some", "--duplicates must be one of keep, drop, merge"),
         ("--near-duplicates 4", "needs --duplicates drop or merge"),
         ("--duplicates drop --near-duplicates 20", "0 to 16, not 20"),
         ("--exclude test.json", "needs --exclude-images"),

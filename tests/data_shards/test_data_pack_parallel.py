@@ -215,21 +215,21 @@ def test_task_that_finishes_second_finds_it_done(
     arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two tasks finish at the same time: the other one finishes between two steps of this one."""
-    from priorclip.data_shards.pack import unfinished_folder as half_packed
+    from priorclip.data_shards.pack import unfinished_folder
 
     folder = tmp_path / "o"
     assert ended(started(arguments, folder, **array_task(0, 2)))[0] == 0
-    real: Callable = half_packed.combine
+    real: Callable = unfinished_folder.combine_contents
 
     def late(*words: object) -> object:
-        monkeypatch.setattr(half_packed, "combine", real)
+        monkeypatch.setattr(unfinished_folder, "combine_contents", real)
         code, output = ended(started(arguments, folder, **array_task(0, 2)))
         assert code == 0, output
-        for path in half_packed.temporary_paths(folder):
+        for path in unfinished_folder.temporary_paths(folder):
             path.unlink()
         return real(*words)
 
-    monkeypatch.setattr(half_packed, "combine", late)
+    monkeypatch.setattr(unfinished_folder, "combine_contents", late)
     for name, value in array_task(1, 2).items():
         monkeypatch.setenv(name, value)
     assert main([*arguments, str(folder)]) == 0

@@ -212,7 +212,7 @@ def test_lists_from_yaml_and_numbers_of_pieces(tmp_path: Path, capsys: pytest.Ca
     assert main(["pack", "--config", str(config), "--output", str(tmp_path / "shards")]) == 0
     assert set(samples(ShardSet(str(tmp_path / "shards")))) == {"a/pond_1", "b/pond_1"}
     said = refusal(capsys, tmp_path, "karpathy", "--json", ",".join(files), "--images", "x,y,z")
-    assert "--images names 3 and --json 2" in said
+    assert "--images has 3 paths, --json has 2" in said
 
 
 def test_a_blank_caption_and_a_byte_order_mark_lose_nothing(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path, caplog: pytest.Lo
     names = [record.image.name for record in imagefolder(tmp_path / "set")]
     own = ["airport/airport_0.jpg", "beach/beach_1.jpg", "denseresidential/denseresidential_2.jpg"]
     assert sorted(names) == sorted([*own, "linked/beach_1.jpg", "beach/over/airport_0.jpg"])
-    assert "airport/up is a link to a folder that it lies in" in caplog.text
+    assert "airport/up is a link to a folder that contains it" in caplog.text
 
 
 def test_fmow_pictures_and_boxes(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -129,7 +129,7 @@ def test_millionaid_hierarchy(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     assert reasons(tmp_path) == {"P3": "no caption"}
     (tmp_path / "test").mkdir()
     (tmp_path / "test/P5.jpg").write_bytes(jpeg(1))
-    assert "is it the test set" in refusal(capsys, tmp_path, "millionaid", "--images", tmp_path, "--split", "test")
+    assert "Is this the test set" in refusal(capsys, tmp_path, "millionaid", "--images", tmp_path, "--split", "test")
 
 
 def test_multi_label_images_are_chosen_and_relabelled(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_parquet_with_binary_paths_and_failed_rows(tmp_path: Path, capsys: pytes
     record = parquet(tmp_path / "p.parquet", tmp_path / "img")[0]
     assert (record.key, record.captions, load(record).image) == ("lake/1", ["x"], jpeg(5))
     pyarrow.parquet.write_table(pyarrow.table({"image": [b""], "label": [3], "text": ["x"]}), tmp_path / "n.parquet")
-    assert "do not name the classes" in refusal(capsys, tmp_path, "parquet", "--parquet", tmp_path / "n.parquet")
+    assert "have no class names" in refusal(capsys, tmp_path, "parquet", "--parquet", tmp_path / "n.parquet")
 
 
 def test_parquet_reads_each_row_group_about_once_when_shuffled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
