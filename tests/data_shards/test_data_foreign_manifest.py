@@ -1,355 +1,158 @@
-"""Names out of data files: none of them leads pack, index or verify out of the folders that the user named."""
+"""Names and hashes in a manifest of somebody else reach no file outside its folder, no host and no command."""
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import shutil
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
-from PIL import Image
-from small_data import encoded, image_folder, picture, rows, write_tar
+from remote_server import serving
+from small_data import encoded, picture, write_tar
 
-from priorclip.data_shards.__main__ import main
+from priorclip.data_shards import ShardSet, load_tokenizer
+from priorclip.data_shards.find_shards import find_shards
 from priorclip.data_shards.format.manifest import Manifest
-from priorclip.data_shards.pack.unfinished_folder import OPTIONS
+from priorclip.data_shards.format.shard_index import Layout
 
-EVIL = {
-    "above the folder": "../secret.jpg",
-    "above the folder, amid": "airport/../../secret.jpg",
-    "above the folder, Windows": "..\\secret.jpg",
-    "absolute": "ROOT/secret.jpg",
-    "absolute by way of the folder": "ROOT/images/../secret.jpg",
-    "a command": "pipe:touch ROOT/executed; cat ROOT/secret.jpg",
-    "a URL": "http://127.0.0.1:9/secret.jpg",
-    "a file URL": "file://ROOT/secret.jpg",
-    "a NUL byte": "secret.jpg\0.jpg",
-    "too long": "a" * 300 + ".jpg",
-}
-MISSING = ("missing file", "unreadable file", "refused file name")
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """images/ with one good picture, and secret.jpg beside it."""
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "good.jpg").write_bytes(encoded(picture(1)))
-    (tmp_path / "secret.jpg").write_bytes(encoded(picture(2)))
-    return tmp_path
-
-
-def write_karpathy(root: Path, names: list[str]) -> list[str]:
-    images = [{"filename": name, "split": "test", "sentences": [{"raw": "a beach"}]} for name in names]
-    (root / "data.json").write_text(json.dumps({"images": images}))
-    return ["--source", "karpathy", "--json", str(root / "data.json")]
-
-
-def write_filepath(root: Path, names: list[str]) -> list[str]:
-    """The folder of the name stands in a field of its own."""
-    images = [
-        {"filepath": os.path.dirname(name), "filename": os.path.basename(name), "sentences": [{"raw": "a beach"}]}
-        for name in names
-    ]
-    (root / "data.json").write_text(json.dumps({"images": images}))
-    return ["--source", "karpathy", "--json", str(root / "data.json")]
-
-
-def write_csv(root: Path, names: list[str]) -> list[str]:
-    with open(root / "data.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["filename", "caption"], *([name, "a beach"] for name in names)])
-    return ["--source", "csv", "--csv", str(root / "data.csv")]
-
-
-def write_rs5m(root: Path, names: list[str]) -> list[str]:
-    with open(root / "data.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["img_name", "text"], *([name, "a beach"] for name in names)])
-    return ["--source", "rs5m", "--csv", str(root / "data.csv")]
-
-
-def write_precomp(root: Path, names: list[str]) -> list[str]:
-    (root / "text").mkdir()
-    (root / "text" / "test_filename.txt").write_text("".join(f"{name}\n" for name in names))
-    (root / "text" / "test_caps.txt").write_text("a beach\n" * len(names))
-    return ["--source", "precomp", "--precomp", str(root / "text")]
-
-
-def write_parquet(root: Path, names: list[str]) -> list[str]:
-    table = pyarrow.table({"file_name": names, "caption": ["a beach"] * len(names)})
-    pyarrow.parquet.write_table(table, root / "data.parquet")
-    return ["--source", "parquet", "--parquet", str(root / "data.parquet")]
-
-
-SOURCES = (write_karpathy, write_filepath, write_csv, write_rs5m, write_precomp, write_parquet)
-
-
-@pytest.mark.parametrize("name", EVIL.values(), ids=EVIL.keys())
-@pytest.mark.parametrize("write", SOURCES)
-def test_evil_image_names_are_bad_records(write: Callable[[Path, list[str]], list[str]], name: str, root: Path) -> None:
-    """They are counted and listed as missing files are; the good image is packed, nothing is read or executed."""
-    name = name.replace("ROOT", str(root))
-    if "\0" in name and write in (write_csv, write_rs5m):
-        pytest.skip("Python's csv module reads no NUL byte")
-    options = write(root, ["good.jpg", name])
-    output = root / "out"
-    assert main(["pack", *options, "--images", str(root / "images"), "--output", str(output), "--workers", "1"]) == 0
-    manifest = Manifest.load(output)
-    assert manifest is not None
-    assert manifest.samples == 1
-    (bad,) = rows(output / "quarantine.jsonl")
-    assert bad["reason"] in MISSING
-    assert not (root / "executed").exists()
-
-
-def test_a_refusal_says_which_name_and_why(root: Path) -> None:
-    options = write_csv(root, ["good.jpg", "../secret.jpg"])
-    assert main(["pack", *options, "--images", str(root / "images"), "--output", str(root / "out")]) == 0
-    (bad,) = rows(root / "out" / "quarantine.jsonl")
-    assert bad["reason"] == "refused file name"
-    assert "'../secret.jpg' is refused because it leaves the folder" in bad["detail"]
-
-
-def test_absolute_names_under_the_folder_are_read(root: Path) -> None:
-    options = write_csv(root, [str(root / "images" / "good.jpg")])
-    assert main(["pack", *options, "--images", str(root / "images"), "--output", str(root / "out")]) == 0
-    assert not rows(root / "out" / "quarantine.jsonl")
-
-
-def test_names_of_windows_are_read(root: Path) -> None:
-    (root / "images" / "train").mkdir()
-    (root / "images" / "train" / "beach_1.jpg").write_bytes(encoded(picture(3)))
-    options = write_csv(root, ["train\\beach_1.jpg"])
-    assert main(["pack", *options, "--images", str(root / "images"), "--output", str(root / "out")]) == 0
-    assert not rows(root / "out" / "quarantine.jsonl")
-
-
-@pytest.mark.parametrize("patch", ["../../secret_1_2", "ROOT/secret_1_2", "pipe:touch ROOT/executed_1_2"])
-def test_evil_patches_of_bigearthnet_are_bad_records(patch: str, root: Path) -> None:
-    patch = patch.replace("ROOT", str(root))
-    band = Image.fromarray(np.full((8, 8), 900, np.uint16))
-    for place in (root / "images" / "tile" / "tile_1_2", root / "secret_1_2"):
-        place.mkdir(parents=True)
-        for name in ("B04", "B03", "B02"):
-            band.save(place / f"{place.name}_{name}.tif")
-    table = pyarrow.table({"patch_id": ["tile_1_2", patch], "labels": [["Pastures"]] * 2})
-    pyarrow.parquet.write_table(table, root / "metadata.parquet")
-    words = ["--images", str(root / "images"), "--parquet", str(root / "metadata.parquet"), "--output", str(root / "o")]
-    assert main(["pack", "--source", "bigearthnet", *words, "--workers", "1"]) == 0
-    (bad,) = rows(root / "o" / "quarantine.jsonl")
-    assert bad["reason"] == "refused file name"
-    assert not (root / "executed").exists()
-
-
-def test_evil_evaluation_images_are_unreadable(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """An image that cannot be compared ends the command, as a missing one does."""
-    write_karpathy(root, ["good.jpg", "../secret.jpg"])
-    words = ["--images", str(root / "images"), "--output", str(root / "out")]
-    exclude = ["--exclude", str(root / "data.json"), "--exclude-images", str(root / "images")]
-    assert main(["pack", "--source", "imagefolder", *words, *exclude]) == 2
-    assert "1 of the 2 evaluation images" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("key", ["../../secret", "/ROOT/secret", "a/../../secret", "C:\\secret"])
-def test_keys_of_tars_lead_nobody_out_of_a_folder(key: str, root: Path) -> None:
-    """Somebody may unpack the tars that pack writes."""
-    key = key.replace("/ROOT", str(root))
-    write_tar(root / "in.tar", {f"{key}.jpg": encoded(picture(1)), f"{key}.txt": b"a beach"})
-    words = ["--shards", str(root / "in.tar"), "--output", str(root / "out"), "--workers", "1"]
-    assert main(["pack", "--source", "webdataset", *words]) == 0
-    with tarfile.open(root / "out" / "shard-000000.tar") as tar:
-        for name in tar.getnames():
-            assert ".." not in name.split("/")
-            assert not name.startswith(("/", "C:\\"))
-
-
-# What pack, index and verify do in a folder of shards that somebody else made.
-
-SYNTHETIC = ["pack", "--source", "synthetic", "--count", "4", "--size", "32", "--workers", "1"]
-SHARDS = {
-    "above": "../precious.tar",
-    "far above": "../../precious.txt",
-    "absolute": "ROOT/precious.tar",
-    "the folder itself": ".",
-    "a command": "pipe:touch ROOT/executed",
-    "a URL": "http://127.0.0.1:9/a.tar",
-    "no text": 7,
-}
+HASH = "0" * 64
+# FOLDER stands for the folder of the test, PROOF for a file that only an executed command makes.
+EVIL = ["../outside.tar", "sub/../../outside.tar", "FOLDER/outside.tar", "//FOLDER/outside.tar", "", ".", "..",
+        "a\0b.tar", "http://127.0.0.1:9/a.tar", "s3://bucket/a.tar", "hf://datasets/a/b/c.tar", "file://FOLDER/outside.tar",
+        "pipe:touch PROOF; cat FOLDER/outside.tar", "./pipe:touch PROOF", "PIPE:touch PROOF", "C:\\a.tar",
+        "..\\outside.tar", ["a.tar"], None, 7]  # fmt: skip
+EVIL_HASHES = [
+    "../../../outside",
+    "../" * 12 + "tmp/x",
+    "/etc",
+    HASH[1:],
+    HASH + "0",
+    HASH.replace("0", "G"),
+    None,
+    7,
+    ["0"],
+]
 
 
 @pytest.fixture
-def theirs(tmp_path: Path) -> Path:
-    """home/data/theirs is a packed folder; precious files lie in the folders above."""
-    theirs = tmp_path / "home" / "theirs"
-    theirs.parent.mkdir()
-    assert main([*SYNTHETIC, "--output", str(theirs)]) == 0
-    for path in (tmp_path / "precious.txt", tmp_path / "precious.tar", tmp_path / "home" / "precious.tar"):
-        path.write_text("precious")
-    return theirs
+def folder(packed: Path, tmp_path: Path) -> Path:
+    write_tar(tmp_path / "outside.tar", {"a.jpg": encoded(picture(1)), "a.txt": b"secret"})
+    shutil.copytree(packed, tmp_path / "served" / "train")
+    return tmp_path / "served" / "train"
 
 
-def add_shard(folder: Path, **fields: object) -> None:
+def change(folder: Path, edit: Callable[[dict], object]) -> None:
     path = folder / "manifest.json"
     content = json.loads(path.read_text())
-    content["shards"].append({**content["shards"][0], **fields})
+    edit(content["shards"])
     path.write_text(json.dumps(content))
 
 
-def files_of(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("name", SHARDS.values(), ids=SHARDS.keys())
-@pytest.mark.parametrize(
-    "words",
-    [
-        [*SYNTHETIC, "--overwrite", "--output", "THEIRS"],
-        ["index", "THEIRS", "--overwrite"],
-        ["verify", "THEIRS"],
-        ["verify", "THEIRS", "--sizes"],
-        ["stats", "THEIRS", "--output", "THEIRS/stats"],
-        ["leakage", "THEIRS", "--exclude", "THEIRS"],
-        ["pack", "--source", "webdataset", "--shards", "THEIRS", "--output", "THEIRS/out"],
-    ],
-    ids=lambda words: " ".join(words[:2]),
-)
-def test_evil_shard_names_are_refused(
-    words: list[str], name: object, theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Nothing is read, written or removed, inside the folder or outside."""
-    name = name.replace("ROOT", str(tmp_path)) if isinstance(name, str) else name
-    add_shard(theirs, name=name)
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+@pytest.mark.parametrize("name", EVIL, ids=repr)
+def test_evil_shard_name_is_refused(folder: Path, tmp_path: Path, name: object, remote: bool) -> None:
+    proof = tmp_path / "proof"
+    if isinstance(name, str):
+        name = name.replace("FOLDER", str(tmp_path)).replace("PROOF", str(proof))
+    change(folder, lambda shards: shards.append({**shards[0], "name": name}))
     before = files_of(tmp_path)
-    assert main([word.replace("THEIRS", str(theirs)) for word in words]) != 0
-    assert files_of(tmp_path) == before
-    assert "manifest.json" in "".join(capsys.readouterr())
+    with serving(folder.parent) as server:
+        spec = f"{server.url}/train/" if remote else str(folder)
+        named = f"{spec}manifest.json" if remote else str(folder / "manifest.json")
+        for open_it in (
+            lambda: ShardSet(spec, cache=str(tmp_path / "cache")),
+            lambda: find_shards(spec, str(tmp_path / "cache")),
+        ):
+            with pytest.raises(ValueError, match=r"the file name .* is refused because") as raised:
+                open_it()
+            assert str(raised.value).startswith(named)
+        assert {asked.path for asked in server.asked} <= {"/train/manifest.json"}
+    assert not proof.exists()
+    assert {
+        path: data for path, data in files_of(tmp_path).items() if not path.is_relative_to(tmp_path / "cache")
+    } == before
 
 
-@pytest.mark.parametrize("name", ["linked/precious.tar", "notes.txt", ".bashrc"])
-def test_overwrite_removes_tars_of_the_folder_alone(name: str, theirs: Path, tmp_path: Path) -> None:
-    (theirs / "linked").symlink_to(tmp_path)
-    (theirs / "notes.txt").write_text("precious")
-    (theirs / ".bashrc").write_text("precious")
-    add_shard(theirs, name=name)
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+@pytest.mark.parametrize("key", ["sha256", "index_sha256"])
+@pytest.mark.parametrize("digest", EVIL_HASHES, ids=repr)
+def test_evil_hash_makes_no_path(folder: Path, tmp_path: Path, key: str, digest: object, remote: bool) -> None:
+    change(folder, lambda shards: shards[0].update({key: digest}))
     before = files_of(tmp_path)
-    assert main([*SYNTHETIC, "--overwrite", "--output", str(theirs)]) == 2
-    assert files_of(tmp_path) == before
+    with serving(folder.parent) as server, pytest.raises(ValueError, match="is not 64 hex digits"):
+        ShardSet(f"{server.url}/train/" if remote else str(folder), cache=str(tmp_path / "cache"))
+    assert {
+        path: data for path, data in files_of(tmp_path).items() if not path.is_relative_to(tmp_path / "cache")
+    } == before
 
 
-def test_overwrite_removes_a_link_and_not_what_it_names(theirs: Path, tmp_path: Path) -> None:
-    for name in ("shard-000000.tar", "shard-000000.tar.idx", "quarantine.jsonl"):
-        (theirs / name).unlink()
-        (theirs / name).symlink_to(tmp_path / "precious.txt")
-    assert main([*SYNTHETIC, "--overwrite", "--output", str(theirs)]) == 0
-    assert (tmp_path / "precious.txt").read_text() == "precious"
-    assert main(["verify", str(theirs)]) == 0
+@pytest.mark.parametrize("remote", [False, True], ids=["local", "remote"])
+def test_shards_in_subfolders_are_read(folder: Path, tmp_path: Path, remote: bool) -> None:
+    (folder / "sub" / "deeper").mkdir(parents=True)
+    for name in ("train-000001.tar", "train-000001.tar.idx"):
+        (folder / name).rename(folder / "sub" / "deeper" / name)
+    whole = len(ShardSet(str(folder / "train-*.tar"))) + 10
+    change(folder, lambda shards: shards[1].update(name="sub/deeper/train-000001.tar"))
+    with serving(folder.parent) as server:
+        shards = ShardSet(f"{server.url}/train/" if remote else str(folder), cache=str(tmp_path / "cache"))
+        assert len(shards) == whole
+        assert shards.read(10).key == "area/00010"
 
 
-@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
-@pytest.mark.parametrize("link", [".pack", ".pack/prints"])
-def test_pack_writes_through_no_link(
-    link: str, overwrite: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    images = image_folder(tmp_path / "images", 4)
-    words = ["pack", "--source", "imagefolder", "--images", str(images), "--duplicates", "drop", "--workers", "1"]
-    victim = tmp_path / "victim"
-    victim.mkdir()
-    (victim / "shard-000000.json").write_text("precious")
-    (victim / "000000.npy").write_text("precious")
-    place = tmp_path / "out" / link
-    place.parent.mkdir(parents=True)
-    place.symlink_to(victim)
-    before = files_of(victim)
-    assert main([*words, "--output", str(tmp_path / "out"), *overwrite]) == 2
-    assert "is a symbolic link" in capsys.readouterr().err
-    assert files_of(victim) == before
+def test_a_path_is_taken_literally(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Braces, wildcards, ``~`` and schemes have a meaning on the command line only."""
+    members = {"a.jpg": encoded(picture(1)), "a.txt": b"x"}
+    monkeypatch.chdir(tmp_path)
+    for name in ("{a,b}.tar", "*.tar", "~x.tar", "pipe:touch proof"):
+        write_tar(Path(name), members)
+        assert len(ShardSet([Path(name)])) == 1
+    with pytest.raises(FileNotFoundError):
+        ShardSet([Path("{.,}./outside.tar")])
+    assert not Path("proof").exists()
+    assert len(ShardSet([tmp_path])) == 3  # the tars
 
 
-@pytest.fixture
-def half_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose only shard is done and whose manifest is not written yet."""
-    folder = tmp_path / "half"
-    with monkeypatch.context() as patch:
-        patch.setattr("priorclip.data_shards.pack.unfinished_folder.Manifest.save", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            main([*SYNTHETIC, "--output", str(folder)])
-    return folder
-
-
-def name_another_tar(text: str) -> str:
-    return text.replace("shard-000000.tar", "../../precious.tar")
-
-
-def cut_short(text: str) -> str:
-    return text[:-5]
-
-
-def of_another_type(text: str) -> str:
-    return "[1, 2]"
-
-
-def too_deep(text: str) -> str:
-    return "[" * 100_000
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": "data-shards", "shards": ' + "[" * 100_000])
+def test_nested_manifest_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=r"manifest\.json is not JSON"):
+        Manifest.load(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        ("shard-000000.json", name_another_tar),
-        *(
-            (name, damage)
-            for name in ("shard-000000.json", OPTIONS)
-            for damage in (cut_short, of_another_type, too_deep)
-        ),
-    ],
+    "change",
+    [{"samples": 1e400}, {"samples": "x"}, {"members": -1}, {"extensions": [["jpg"]]}, {"extensions": 3}],
+    ids=repr,
 )
-def test_damaged_records_of_a_half_packed_folder_are_refused(
-    name: str, damage: Callable[[str], str], half_packed: Path, capsys: pytest.CaptureFixture
-) -> None:
-    path = half_packed / ".pack" / name
-    path.write_text(damage(path.read_text()))
-    assert main([*SYNTHETIC, "--output", str(half_packed)]) == 2
-    assert f"{name} is damaged" in capsys.readouterr().err
-    assert not (half_packed / "manifest.json").exists()
-    assert main([*SYNTHETIC, "--output", str(half_packed), "--overwrite"]) == 0
+def test_evil_first_line_of_an_index_is_an_error(change: dict) -> None:
+    line = {
+        "format": "data-shards-index",
+        "version": 1,
+        "samples": 1,
+        "members": 2,
+        "key_bytes": 3,
+        "extensions": ["jpg"],
+    }
+    with pytest.raises(ValueError, match=r"a\.tar\.idx is damaged or not a shard index"):
+        Layout.parse(json.dumps({**line, "hashed": True, **change}).encode(), Path("a.tar.idx"))
+    with pytest.raises(ValueError, match=r"a\.tar\.idx is damaged or not a shard index"):
+        Layout.parse(b"[" * 100_000, Path("a.tar.idx"))
 
 
-def test_overwrite_keeps_what_options_json_does_not_name(half_packed: Path) -> None:
-    """``options.json`` in .pack is no shard: a tar of this name is the user's."""
-    (half_packed / "options.tar").write_text("precious")
-    assert main([*SYNTHETIC, "--output", str(half_packed), "--overwrite"]) == 0
-    assert (half_packed / "options.tar").read_text() == "precious"
-
-
-def test_hashes_of_images_are_never_unpickled(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    images = image_folder(tmp_path / "images", 4)
-    words = ["pack", "--source", "imagefolder", "--images", str(images), "--duplicates", "drop", "--workers", "1"]
-    assert main([*words, "--output", str(tmp_path / "out")]) == 0
-    fingerprint = json.loads((tmp_path / "out" / "manifest.json").read_text())["fingerprint"]
-    shutil.rmtree(tmp_path / "out")
-    (tmp_path / "out" / ".pack" / "prints").mkdir(parents=True)
-    (tmp_path / "out" / ".pack" / OPTIONS).write_text(json.dumps({"fingerprint": fingerprint}))
-
-    class Command:
-        def __reduce__(self) -> tuple:
-            return os.mkdir, (str(tmp_path / "executed"),)
-
-    evil = np.array([Command()], dtype=object)
-    np.save(tmp_path / "out" / ".pack" / "prints" / "000000.npy", evil, allow_pickle=True)
-    assert main([*words, "--output", str(tmp_path / "out")]) == 2
-    assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize("name", ["stats.txt", "stats.json", "stats.png", "contact_sheet.png"])
-def test_stats_writes_through_no_link(name: str, theirs: Path, tmp_path: Path) -> None:
-    output = tmp_path / "output"
-    output.mkdir()
-    (output / name).symlink_to(tmp_path / "precious.txt")
-    assert main(["stats", str(theirs), "--output", str(output), "--workers", "1"]) == 0
-    assert (tmp_path / "precious.txt").read_text() == "precious"
-    assert not (output / name).is_symlink()
+def test_code_of_a_tokenizer_folder_does_not_run(tokenizer_folder: Path, tmp_path: Path) -> None:
+    folder, proof = tmp_path / "tokenizer", tmp_path / "proof"
+    shutil.copytree(tokenizer_folder, folder)
+    (folder / "evil.py").write_text(f"open({str(proof)!r}, 'w').close()\nclass Evil: ...\n")
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(
+        json.dumps({**config, "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}, "tokenizer_class": "Evil"})
+    )
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load_tokenizer(str(folder), 12)
+    assert not proof.exists()
