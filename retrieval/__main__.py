@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 LISTS = ("--models", "--severities", "--caption_shares", "--caption-shares")
+INDEX_LISTS = ("--data",)  # of search and serve; the other commands take one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot print ends nothing
-    words = join_list_values(sys.argv[1:] if argv is None else argv, LISTS)
+    words = list(sys.argv[1:] if argv is None else argv)
+    words = join_list_values(words, INDEX_LISTS if words[:1] in (["search"], ["serve"]) else LISTS)
     name, config = parse_command(COMMANDS, words, prog="retrieval", description="Evaluate and use a trained model.")
     return run_command(f"retrieval {name}", lambda: run[name](config))
 
@@ -113,8 +115,8 @@ def open_searcher(config: SearchConfig | ServeConfig) -> Searcher:
     from priorclip.retrieval.encoder import Encoder
     from priorclip.retrieval.search import Searcher
 
-    index = EmbeddingIndex.load(config.index)
-    return Searcher(index, Encoder.load(config.model or index.model, config.device, config.precision))
+    index = EmbeddingIndex.load(config.index, config.data)
+    return Searcher(index, Encoder.load(config.model or index.find_model(), config.device, config.precision))
 
 
 if __name__ == "__main__":

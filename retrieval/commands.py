@@ -196,7 +196,9 @@ class SearchConfig:
         text: what to look for
         image: image file to look for more like it
         k: results
-        model: export folder; null takes the one that the index was made with
+        model: export folder; null takes the one that the index names
+        data: folders, files and shards whose images the index may show, besides those in the working directory and in
+            the folder that holds the index; several with blanks between
         device: auto takes the GPU where there is one
         precision: number format of the activations
     """
@@ -206,6 +208,7 @@ class SearchConfig:
     image: str | None = None
     k: int = 10
     model: str | None = None
+    data: list[str] = field(default_factory=list)
     device: Device = "auto"
     precision: Precision = "fp32"
 
@@ -224,7 +227,9 @@ class ServeConfig:
         index: folder that `index` wrote
         host: address to listen on; 0.0.0.0 lets other machines in
         port: port to listen on; 0 takes a free one
-        model: export folder; null takes the one that the index was made with
+        model: export folder; null takes the one that the index names
+        data: folders, files and shards whose images the index may show, besides those in the working directory and in
+            the folder that holds the index; several with blanks between
         device: auto takes the GPU where there is one
         precision: number format of the activations
     """
@@ -233,6 +238,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8008
     model: str | None = None
+    data: list[str] = field(default_factory=list)
     device: Device = "auto"
     precision: Precision = "fp32"
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.transforms import eval_transform
-from priorclip.model.pictures.retrieval_pictures import fitted, typeface
+from priorclip.model.pictures.retrieval_pictures import fit_text, load_font
 from priorclip.retrieval.features import Features
 from priorclip.retrieval.gallery import Gallery
 from priorclip.retrieval.recall_report import hardest_negatives
@@ -116,12 +116,12 @@ def draw_sheet(path: str, gallery: Gallery, sheet: Sequence[Row], across: int, c
     high = SIDE + (HEADING + BELOW) * LINE + 2 * GAP
     down = max(1, -(-len(sheet) // columns))
     page = Image.new("RGB", (wide * min(columns, max(1, len(sheet))), high * down + GAP), PAPER)
-    pen, font = ImageDraw.Draw(page), typeface(11)
+    pen, font = ImageDraw.Draw(page), load_font(11)
     if not sheet:
         pen.text((GAP, GAP), "nothing is confused", INK, font)
     for place, row in enumerate(sheet):
         left, top = wide * (place % columns) + GAP, high * (place // columns) + GAP
-        heading = fitted(row.heading, font, wide - 2 * GAP, HEADING)
+        heading = fit_text(row.heading, font, wide - 2 * GAP, HEADING)
         for at, line in enumerate(heading):
             pen.text((left, top + (HEADING - len(heading) + at) * LINE), line, INK, font)
         for number, cell in enumerate(row.cells):
@@ -129,7 +129,7 @@ def draw_sheet(path: str, gallery: Gallery, sheet: Sequence[Row], across: int, c
             page.paste(picture(gallery, cell.sample), (x, y))
             if cell.wrong:
                 pen.rectangle((x, y, x + SIDE - 1, y + SIDE - 1), outline=WRONG, width=2)
-            for at, line in enumerate(fitted(cell.text, font, SIDE, BELOW)):
+            for at, line in enumerate(fit_text(cell.text, font, SIDE, BELOW)):
                 pen.text((x, y + SIDE + 2 + at * LINE), line, FAINT, font)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     page.save(path, "PNG")

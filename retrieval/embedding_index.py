@@ -1,15 +1,16 @@
-"""An index of image embeddings: what ``search`` and ``serve`` read.
+"""An index of image embeddings, which ``search`` and ``serve`` read.
 
     INDEX/index.json              format, model and its SHA-256, data, number of images, width
           embeddings.safetensors  "embeddings" (N, d) float16 or float32, L2-normalised
-          images.jsonl            a line an image: {"key", "label", "path"} or {"key", "label", "shard", "sample"}
+          images.jsonl            a line for each image: {"key", "label", "path"} or {"key", "label", "shard", "sample"}
 
     index = EmbeddingIndex.load("runs/index")
     scores, rows = index.nearest(encoder.text("a river"), k=10)
     index.entry(rows[0]), index.read_image(rows[0])
 
-Embeddings and lines are mapped, not loaded: an index of millions of images opens at once. Scores are exact: every
-embedding is compared, a chunk at a time. The folder is written aside and renamed into place.
+Embeddings and lines are memory-mapped, so an index of millions of images opens at once. Scores are exact: the search
+compares every embedding, chunk by chunk. The folder is written beside its place and then renamed. Somebody else may
+have written an index: image_places.py says which files it may name.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ import json
 import logging
 import mmap
 import os
-from collections.abc import Iterable, Iterator
-from functools import lru_cache
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,40 +29,57 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from priorclip.common.files import folder_aside, sha256_of
-from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.shards import ShardSet
 from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reasons
 from priorclip.retrieval.gallery import Gallery, open_gallery, refuse_too_many
+from priorclip.retrieval.image_places import ImagePlaces
 
 log = logging.getLogger(__name__)
 
 FORMAT, VERSION = "priorclip-image-index", 1
 ABOUT, EMBEDDINGS, IMAGES = "index.json", "embeddings.safetensors", "images.jsonl"
 CHUNK = 1 << 18  # embeddings compared at once: 512 MiB of float32 at 512 values each
+MAX_ABOUT, MAX_LINE = 1 << 28, 1 << 16  # bytes of index.json, and of a line of images.jsonl
 
 
 class EmbeddingIndex:
     """An index in a folder.
 
     Attributes:
-        folder: where it lies
-        about: what index.json says
+        folder: its path
+        about: the content of index.json
         embeddings: (N, d), mapped from the file
+        places: the files that the index may name
     """
 
-    def __init__(self, folder: Path, about: dict[str, Any], embeddings: Tensor, lines: bytes | mmap.mmap) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        about: dict[str, Any],
+        embeddings: Tensor,
+        lines: bytes | mmap.mmap,
+        places: ImagePlaces | None = None,
+    ) -> None:
         self.folder, self.about, self.embeddings, self._lines = folder, about, embeddings, lines
+        self.places = places or ImagePlaces(folder)
         self._ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n"))
 
     @classmethod
-    def load(cls, folder: str | Path) -> EmbeddingIndex:
-        """Open an index. Raises FileNotFoundError or ValueError that names the file which is missing or damaged."""
+    def load(cls, folder: str | Path, data: Sequence[str] = ()) -> EmbeddingIndex:
+        """Opens an index.
+
+        Args:
+            folder: that ``build_index`` wrote
+            data: folders, files and shards whose images the index may show, besides those near it
+
+        Raises:
+            FileNotFoundError, ValueError: a file is missing or damaged; the message names it
+        """
         folder = Path(folder)
         for name in (ABOUT, EMBEDDINGS, IMAGES):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
-                    f"{folder} is no image index: it has no {name}; make one with `retrieval index`"
+                    f"{folder} is no image index, because it has no {name}: make one with `retrieval index`"
                 )
         about = read_about(folder)
         try:
@@ -71,38 +88,46 @@ class EmbeddingIndex:
             raise ValueError(f"{folder / EMBEDDINGS} cannot be read: {error}") from error
         with open(folder / IMAGES, "rb") as handle:
             lines = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(handle.fileno()).st_size else b""
-        index = cls(folder, about, embeddings, lines)
+        index = cls(folder, about, embeddings, lines, ImagePlaces(folder, data))
         if not len(embeddings) == len(index._ends) == about["images"] or embeddings.shape[1] != about["width"]:
             raise ValueError(
-                f"{folder} is damaged: index.json speaks of {about['images']} images of width {about['width']}, there "
-                f"are embeddings {tuple(embeddings.shape)} and {len(index._ends)} lines; make it anew"
+                f"{folder} is damaged: index.json has {about['images']} images of width {about['width']}, but the "
+                f"embeddings have the shape {tuple(embeddings.shape)} and images.jsonl {len(index._ends)} lines. Make "
+                f"the index again"
             )
         return index
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
-    @property
-    def model(self) -> str:
-        """Export folder of the model that made the index."""
-        return self.about["model"]
+    def find_model(self) -> Path:
+        """Returns the export folder that the index names: a local folder, never a hub id. Raises ValueError.
+
+        It may lie anywhere, because loading an export runs no code and shows no file.
+        """
+        name = self.about["model"]
+        folder = self.places.resolve(name)
+        if not name.startswith("/") or not folder.is_dir():
+            raise ValueError(f"the index {self.folder} names the model {name!r}, which is no folder here: give --model")
+        return folder
 
     def entry(self, row: int) -> dict[str, Any]:
-        """``key``, ``label`` and the place of an image. Raises IndexError outside the index."""
+        """Returns ``key``, ``label`` and the place of an image. Raises IndexError, and ValueError for a bad line."""
         if not 0 <= row < len(self):
             raise IndexError(f"image {row} is outside the {len(self)} of {self.folder}")
         start = int(self._ends[row - 1]) + 1 if row else 0
-        return json.loads(self._lines[start : int(self._ends[row])])
+        line = self._lines[start : min(int(self._ends[row]), start + MAX_LINE)]
+        return check_entry(line, f"{self.folder / IMAGES}, line {row + 1}")
 
     def nearest(self, query: Tensor, k: int) -> tuple[list[float], list[int]]:
-        """Cosine similarities and rows of the k embeddings most like ``query`` (d,), best first; ties by row.
+        """Returns cosine similarities and rows of the k embeddings most similar to ``query`` (d,), best first.
 
-        Raises ValueError where the query has another width.
+        Equal scores are in the order of the rows. Raises ValueError if the query has another width.
         """
         if query.shape != self.embeddings.shape[1:]:
             raise ValueError(
-                f"the query has {query.numel()} values, the embeddings in {self.folder} {self.embeddings.shape[1]}: "
-                f"they are of different models"
+                f"the query has {query.numel()} values, but the embeddings in {self.folder} have "
+                f"{self.embeddings.shape[1]}: they come from different models"
             )
         best: list[tuple[float, int]] = []
         for start in range(0, len(self), CHUNK):
@@ -113,42 +138,53 @@ class EmbeddingIndex:
         return [-score for score, _ in best], [row for _, row in best]
 
     def read_image(self, row: int) -> bytes:
-        """Encoded bytes of an image, from where it lay when the index was made.
+        """Returns the encoded bytes of an image from its place in the index.
 
         Raises:
-            OSError, BadSample: it is not there any more, or another image is in its place
+            UnsafePath: the index names a file that it may not name
+            OSError, BadSample: the image is missing, or another image is in its place
         """
-        entry = self.entry(row)
-        if "path" in entry:
-            return Path(entry["path"]).read_bytes()
-        sample = open_shard(entry["shard"]).read(entry["sample"])
-        if sample.key != entry["key"]:
-            raise BadSample("shard has changed", f"{entry['shard']} holds {sample.key} in place of {entry['key']}")
-        return sample.image
+        return self.places.read(self.entry(row))
 
 
-@lru_cache(maxsize=256)
-def open_shard(path: str) -> ShardSet:
-    return ShardSet([path])
+def check_entry(line: bytes, source: str) -> dict[str, Any]:
+    """Returns the entry in a line of images.jsonl. Raises ValueError, which names ``source``, if it is malformed."""
+    try:
+        entry = json.loads(line)
+        fields = {"key": str, "label": str | None} | (
+            {"path": str} if "path" in entry else {"shard": str, "sample": int}
+        )
+        if (
+            all(isinstance(entry[name], kind) for name, kind in fields.items())
+            and 0 <= entry.get("sample", 0) < 1 << 40
+        ):
+            return entry
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise ValueError(f"{source} does not describe an image: make the index again with `retrieval index`")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
+    """Returns the content of index.json. Raises ValueError if it is malformed."""
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        known = about["format"] == FORMAT and about["version"] == VERSION and "model" in about
+        with open(folder / ABOUT, "rb") as file:
+            about = json.loads(file.read(MAX_ABOUT))
+        known = about["format"] == FORMAT and about["version"] == VERSION
         about["images"], about["width"] = int(about["images"]), int(about["width"])
-    except (ValueError, KeyError, TypeError) as error:
+        if known and not all(isinstance(about[name], str) for name in ("model", "model_sha256", "data")):
+            raise TypeError("model and data are no text")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{folder / ABOUT} does not describe an image index: {error}") from error
     if not known:
-        raise ValueError(f"{folder / ABOUT} is of another version: make the index anew with `retrieval index`")
+        raise ValueError(f"{folder / ABOUT} has another version: make the index again with `retrieval index`")
     return about
 
 
 def build_index(config: IndexConfig) -> EmbeddingIndex:
-    """Encode the gallery's images and write the index folder; images that cannot be used are left out and logged.
+    """Encodes the gallery's images and writes the index folder. Leaves out unusable images and logs them.
 
     Raises:
-        FileExistsError: the output folder is there, without ``overwrite`` or not an index
+        FileExistsError: the output folder exists, and is no index or may not be replaced
         OSError, ValueError: bad input; the message names the file or key
     """
     output = Path(config.output)
@@ -173,21 +209,21 @@ def build_index(config: IndexConfig) -> EmbeddingIndex:
         "skipped": skipped,
     }
     write_folder(output, about, features, image_entries(gallery, images, batches.classes))
-    return EmbeddingIndex.load(output)
+    return EmbeddingIndex.load(output, [place for place in (config.data, config.images) if place])
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
-    """A folder that is no index is never replaced."""
+    """Raises FileExistsError if ``output`` is an index without ``overwrite``, or another folder with files."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / ABOUT).is_file() or not (output / EMBEDDINGS).is_file():
         raise FileExistsError(f"--output {output} exists and is no image index: name a new folder")
     if not overwrite:
-        raise FileExistsError(f"--output {output} holds an index: name another folder, or replace it by --overwrite")
+        raise FileExistsError(f"--output {output} holds an index: name another folder, or replace it with --overwrite")
 
 
 def write_folder(output: Path, about: dict[str, Any], embeddings: Tensor, entries: Iterable[dict[str, Any]]) -> None:
-    """Write the three files aside, fsync, and rename the folder into place."""
+    """Writes the three files into a temporary folder, calls fsync, and renames the folder."""
     with folder_aside(output) as aside:
         text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         (aside / ABOUT).write_text(text, encoding="utf-8", errors="backslashreplace")
@@ -197,7 +233,7 @@ def write_folder(output: Path, about: dict[str, Any], embeddings: Tensor, entrie
 
 
 def image_entries(gallery: Gallery, images: EncodedImages, classes: list[str]) -> Iterator[dict[str, Any]]:
-    """Key, scene and place of each image that can be used."""
+    """Yields key, scene and place of each usable image."""
     for sample in images.usable.nonzero().flatten().tolist():
         label = int(images.labels[sample])
         scene = classes[label] if label >= 0 else None
@@ -205,5 +241,5 @@ def image_entries(gallery: Gallery, images: EncodedImages, classes: list[str]) -
 
 
 def model_hash(folder: Path) -> str:
-    """SHA-256 of an export folder's weights: embeddings of other weights do not compare."""
+    """Returns the SHA-256 of an export folder's weights. Embeddings of other weights cannot be compared."""
     return sha256_of(folder / "model.safetensors")

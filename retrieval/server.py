@@ -28,6 +28,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
+from priorclip.common.safe_paths import UnsafePath
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decode import UPRIGHT, open_image, orientation, to_rgb
 from priorclip.data_shards.images.transforms import eval_transform
@@ -80,6 +81,7 @@ class SearchServer(ThreadingHTTPServer):
         self.searcher = searcher
         self.page = render_page(searcher)
         self._open: set[Any] = set()
+        self._warned = False
         super().__init__(address, RequestHandler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -96,6 +98,12 @@ class SearchServer(ThreadingHTTPServer):
             log.debug("%s went away", client_address)
         else:
             super().handle_error(request, client_address)
+
+    def warn_of_place(self, error: UnsafePath) -> None:
+        """Logs the first image that the server may not read."""
+        if not self._warned:
+            log.warning("%s. No such image is shown", error)
+        self._warned = True
 
     def server_close(self) -> None:
         for connection in list(self._open):
@@ -123,6 +131,9 @@ class RequestHandler(BaseHTTPRequestHandler):
             self.reply(HTTPStatus.OK, *self.answer())
         except BadRequest as error:
             self.fail(error.status, str(error))
+        except UnsafePath as error:
+            self.server.warn_of_place(error)
+            self.fail(HTTPStatus.FORBIDDEN, "the index names a file that it may not show: see the server's log")
         except (BadSample, OSError) as error:
             if isinstance(error, ConnectionError | TimeoutError):
                 raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from priorclip.common.command_line import one_line
 from priorclip.retrieval.published_results import NAMES
 from priorclip.retrieval.recall_report import KS
 
@@ -95,7 +96,9 @@ def classification_table(report: Mapping[str, Any], task: str) -> str:
 def hit_table(hits: Sequence[Hit]) -> str:
     """Hits as ``rank score scene key where``."""
     rows = [("rank", "score", "scene", "key", "where")]
-    rows += [(str(hit.rank), f"{hit.score:.4f}", hit.label or "-", hit.key, hit.where) for hit in hits]
+    rows += [
+        (str(hit.rank), f"{hit.score:.4f}", *map(one_line, (hit.label or "-", hit.key, hit.where))) for hit in hits
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
         f"{row[0]:>{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]:<{widths[3]}}  {row[4]}"

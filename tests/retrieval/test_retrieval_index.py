@@ -15,7 +15,7 @@ from small_galleries import TestSet, export_model
 
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.shards import ShardSet
-from priorclip.retrieval import EmbeddingIndex, Encoder, Searcher, build_index, embedding_index
+from priorclip.retrieval import EmbeddingIndex, Encoder, Searcher, build_index, embedding_index, image_places
 from priorclip.retrieval.__main__ import main
 from priorclip.retrieval.commands import IndexConfig
 
@@ -159,7 +159,7 @@ def test_an_image_that_changed_place_is_not_taken_for_another(test_set: TestSet,
     first, second = (tmp_path / "shards" / f"test-00000{n}.tar" for n in (0, 1))
     shutil.copyfile(second, first)
     shutil.copyfile(f"{second}.idx", f"{first}.idx")
-    embedding_index.open_shard.cache_clear()
+    image_places.open_shard.cache_clear()
     with pytest.raises(BadSample, match="shard has changed"):
         index.read_image(0)
 
