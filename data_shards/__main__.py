@@ -10,7 +10,7 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from priorclip.common.command_line import run_command
+from priorclip.common.command_line import one_line, run_command
 from priorclip.common.options import parse_command
 from priorclip.data_shards.commands import (
     BenchConfig,
@@ -192,7 +192,7 @@ def run_verify(config: VerifyConfig) -> int:
         raise ValueError("--json needs --sizes")
     problems, samples = verify_folder(Path(config.shards), config.workers or os.cpu_count() or 1)
     for problem in problems:
-        print(f"BAD {problem}")
+        print(f"BAD {one_line(problem)}")
     print(f"{config.shards}: {samples} samples checked, {len(problems)} problems")
     return 1 if problems else 0
 
@@ -209,7 +209,7 @@ def run_sizes(config: VerifyConfig) -> int:
         print(json.dumps(dataclasses.asdict(sizes)))
         return 1 if sizes.wrong else 0
     for name, problem in sizes.problems.items():
-        print(f"BAD {name}: {problem}")
+        print(f"BAD {one_line(name)}: {one_line(problem)}")
     print(f"{public_url(config.shards)}: {sizes.count} shards, {sizes.bytes / 1e6:.1f} MB, {sizes.wrong} with problems")
     return 1 if sizes.wrong else 0
 
