@@ -5,8 +5,8 @@
     outputs = model(images, input_ids, attention_mask)      # dict of features and scales
     loss, parts = RetrievalLoss(lambda_cs=1.0)(outputs, image_ids, labels)
 
-Pure torch: it knows nothing of shards, runs or clusters. Names are imported when first used, so that reading a
-configuration (``--help``) does not load torch.
+Pure torch, without shards, runs or clusters. Names are imported at their first use, so that reading a configuration
+(``--help``) does not load torch.
 """
 
 # ruff: noqa: F401 (the imports for type checkers only)
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from priorclip.model.presets import load_preset, preset_names
     from priorclip.model.recall import chance, recall_at_k, retrieval_metrics
 
-HOME = {
+NAMES = {
     "build": ("build_model", "parameter_groups"),
     "config": (
         "BeliefConfig",
@@ -66,21 +66,20 @@ HOME = {
     "networks.prioritr": ("PriorITR",),
     "recall": ("chance", "recall_at_k", "retrieval_metrics"),
 }
-WHERE = {name: module for module, names in HOME.items() for name in names}
-__all__ = sorted(WHERE)
+MODULE_OF = {name: module for module, names in NAMES.items() for name in names}
+__all__ = sorted(MODULE_OF)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in WHERE:
+    if name not in MODULE_OF:
         raise AttributeError(f"module 'model' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"priorclip.model.{WHERE[name]}"), name)
+    return getattr(importlib.import_module(f"priorclip.model.{MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:
     return __all__
 
 
-if (
-    "transformers" in sys.modules
-):  # AutoModel then knows our folders; else ``import priorclip.model.export.transformers_auto`` tells it
+# Registers our models in AutoModel. If transformers is imported later: import priorclip.model.export.transformers_auto
+if "transformers" in sys.modules:
     importlib.import_module("priorclip.model.export.transformers_auto")

@@ -13,7 +13,7 @@ from priorclip.model.commands import COMMANDS, BenchConfig, ConvertConfig, Expor
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 the request or what it names is wrong."""
+    """Runs one command and returns the exit code: 0 done, 2 wrong options or input."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     run: dict[str, Callable[[Any], None]] = {
         "convert": run_convert,
@@ -45,15 +45,15 @@ def run_export(config: ExportConfig) -> None:
 
 
 def run_summary(config: SummaryConfig) -> None:
-    from priorclip.model.cost.summary import report
+    from priorclip.model.cost.summary import summary_report
 
-    print(report(config))
+    print(summary_report(config))
 
 
 def run_bench(config: BenchConfig) -> None:
-    from priorclip.model.cost.step_bench import report
+    from priorclip.model.cost.step_bench import bench_report
 
-    print(report(config))
+    print(bench_report(config))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From a configuration to a model, and from a model to the optimizer's parameter groups."""
+"""Builds a model from its configuration, and the optimizer's parameter groups from a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from priorclip.model.networks.prioritr import PriorITR
 
 log = logging.getLogger(__name__)
 
-# Vectors hold no direction to decay: tokens that are learned as such, and tables of positions.
+# Parameters without weight decay besides norms and biases: learned tokens, tables of positions, scales.
 UNDECAYED = (
     "cls_token",
     "class_token",
@@ -35,11 +35,11 @@ KINDS = {"priorclip": PriorCLIP, "prioritr": PriorITR, "clip": PlainCLIP}
 
 
 def build_model(config: ModelConfig, vocab_size: int | None = None) -> PriorCLIP | PriorITR | PlainCLIP:
-    """The model of the configuration, with the weights it names.
+    """Builds the model of the configuration, with the weights that it names.
 
     Args:
-        config: what to build; it is not changed, ``model.config`` is the resolved copy
-        vocab_size: tokens of the tokenizer; sizes a text encoder that starts at random
+        config: is not changed; ``model.config`` is the resolved copy
+        vocab_size: tokens of the tokenizer, for a text encoder that starts at random
     """
     model: Any = KINDS[config.kind](config, vocab_size)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -49,10 +49,10 @@ def build_model(config: ModelConfig, vocab_size: int | None = None) -> PriorCLIP
 
 
 def undecayed(model: nn.Module) -> set[str]:
-    """Names of the parameters without weight decay: norms, biases, scales, positions, learned tokens."""
+    """Returns the names of parameters without weight decay: norms, biases, scales, positions, learned tokens."""
     names: set[str] = set()
     for name, parameter in model.named_parameters():
-        shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 empties the parameter itself
+        shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 empties the parameter
         if len(shape) <= 1 or any(part in name for part in UNDECAYED):
             names.add(name)
     return names
@@ -61,14 +61,14 @@ def undecayed(model: nn.Module) -> set[str]:
 def parameter_groups(
     model: nn.Module, weight_decay: float, lr: float | None = None, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Groups for the optimizer, trained parameters only: with weight decay and without, by learning rate.
+    """Returns groups of the trained parameters for the optimizer: with and without weight decay, by learning rate.
 
     Args:
-        model: its encoders are known by their type
+        model: the model; its encoders are found by their type
         weight_decay: of the parameters that decay
-        lr: of what is no encoder; needed with layer_decay
-        layer_decay: layer l of an encoder's L has lr * layer_decay ** (L - l), l = 0 next to the input (BEiT, arXiv
-            2106.08254, as in timm); 1: two groups, with the optimizer's own learning rate
+        lr: learning rate outside the encoders; needed with layer_decay
+        layer_decay: layer l of an encoder with L layers has lr * layer_decay ** (L - l), l = 0 next to the input (BEiT,
+            arXiv 2106.08254, as in timm); 1: two groups with the optimizer's learning rate
     """
     without = undecayed(model)
     scales = layer_scales(model, layer_decay)
@@ -86,7 +86,7 @@ def parameter_groups(
         }
         if layer_decay != 1:
             if lr is None:
-                raise ValueError("layer_decay needs the learning rate that it is a share of")
+                raise ValueError("layer_decay needs the learning rate: give lr")
             if not parameters:
                 continue
             group["lr"] = lr * scale
@@ -95,9 +95,9 @@ def parameter_groups(
 
 
 def layer_scales(model: nn.Module, layer_decay: float) -> dict[str, float]:
-    """Learning rate of each parameter of an encoder, as a share of the run's."""
+    """Returns the learning rate of each parameter of an encoder as a factor of the run's."""
     if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay is a share: 0 < layer_decay <= 1, not {layer_decay}")
+        raise ValueError(f"layer_decay must be above 0 and at most 1, not {layer_decay}")
     scales: dict[str, float] = {}
     for prefix, module in model.named_modules():
         if layer_decay < 1 and isinstance(module, ImageEncoder | TextEncoder):

@@ -1,4 +1,4 @@
-"""The options of `python -m model`: one dataclass a sub-command, importable without torch."""
+"""The options of `python -m model`: one dataclass per sub-command, importable without torch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ Family = Literal["auto", "openai", "open_clip", "remoteclip", "georsclip", "prio
 
 @dataclass
 class ConvertConfig:
-    """Turn a published checkpoint into an export folder of ours; pickles are never executed.
+    """Convert a published checkpoint to an export folder; code in pickles is never executed.
 
     Args:
         input: .pt, .pth, .bin or .safetensors file, or a transformers folder
         output: export folder to write
-        format: whose names the file's keys have; auto tells by the keys
-        preset: take heads, activation, resolution, prior and normalisation from this preset, not from the keys
-        image_size: side of the input in pixels; null keeps the checkpoint's, others interpolate its positions
-        context_length: longest text in tokens; null keeps the checkpoint's, shorter cuts its positions
-        activation: of CLIP's layers; null: quick_gelu for OpenAI's weights and GeoRSCLIP's made of them, else gelu
-        tokenizer: hub id, folder or package:NAME of another tokenizer than the family's own
+        format: the family of checkpoints; auto recognises it by the file's keys
+        preset: take heads, activation, image size, prior and normalisation from this preset, not from the keys
+        image_size: side of the input in pixels; position embeddings are interpolated to it; null keeps the checkpoint's
+        context_length: longest text in tokens; a shorter one cuts the position embeddings; null keeps the checkpoint's
+        activation: of CLIP's layers; null: quick_gelu for OpenAI's weights and those that GeoRSCLIP tuned from them,
+            otherwise gelu
+        tokenizer: hub id, folder or package:NAME of a tokenizer; null: the tokenizer of the family
     """
 
     input: str
@@ -35,15 +36,15 @@ class ConvertConfig:
 
 @dataclass
 class ExportConfig:
-    """Write a run's checkpoint, or an export folder, in the format that another program reads.
+    """Write a run's checkpoint, or an export folder, in a format that other programs read.
 
     Args:
         input: run directory, or export folder; a file of a checkpoint that could run code is refused, so it need not
             come from you
         output: folder to write
-        format: export: a folder of ours. open_clip: the plain CLIP part in its format. onnx: both towers
-        checkpoint: of a run, the name of one under checkpoints; null takes the newest
-        tokenizer: of a run that has not ended, hub id or folder; null takes the one that the run was told
+        format: export: an export folder. open_clip: the CLIP part in open_clip's format. onnx: both towers
+        checkpoint: name of a checkpoint of the run; null takes the newest
+        tokenizer: hub id or folder, for a run that has not ended; null takes the tokenizer of the run's configuration
     """
 
     input: str
@@ -55,13 +56,14 @@ class ExportConfig:
 
 @dataclass
 class SummaryConfig:
-    """Print the parameters of a preset by part, trained and frozen, and its FLOPs an image and a text.
+    """Print the parameters of a preset by part, trained and frozen, and its FLOPs per image and per text.
 
     Args:
         preset: a name in model/presets
-        format: markdown, a table; or json
-        memory: also the memory of activations by micro batch, found without any memory; a minute for a large preset
-        precision: of parameters and activations, for their memory
+        format: markdown (a table) or json
+        memory: also print the activation memory per micro batch; it is computed without a GPU, in a minute for a large
+            preset
+        precision: number format of parameters and activations, for --memory
     """
 
     preset: str = "priorclip-b32"
@@ -72,18 +74,18 @@ class SummaryConfig:
 
 @dataclass
 class BenchConfig:
-    """Time forward and backward passes of a preset against open_clip's model of the same towers, interleaved.
+    """Time forward and backward passes of a preset and of open_clip's model with the same towers, in turn.
 
     Args:
         preset: a name in model/presets; weights are random
-        peer: name of an open_clip architecture to compare with; null times the preset alone
-        batch: pairs a step
-        runs: timed steps of each; the figures are medians
+        peer: name of an open_clip architecture to compare with; null: the preset only
+        batch: pairs per step
+        runs: timed steps of each model; the figures are medians
         dtype: number format of weights and activations
-        device: auto takes the GPU where there is one
-        compile: both go through torch.compile
-        optimizer: a step of AdamW is timed as well
-        peak_tflops: the GPU's dense peak in that dtype, for MFU; null looks the GPU up by its name
+        device: auto takes the GPU if there is one
+        compile: compile both models by torch.compile
+        optimizer: include a step of AdamW in the time
+        peak_tflops: the GPU's dense peak in this dtype, for MFU; null: looked up by the GPU's name
         format: table or json
     """
 
@@ -103,7 +105,7 @@ class BenchConfig:
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} must be at least {least}, not {getattr(self, name)}")
         if self.peak_tflops is not None and not self.peak_tflops > 0:
-            raise ValueError(f"--peak_tflops must be over 0, not {self.peak_tflops}")
+            raise ValueError(f"--peak_tflops must be above 0, not {self.peak_tflops}")
 
 
 COMMANDS: dict[str, type[Any]] = {

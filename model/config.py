@@ -22,19 +22,19 @@ class EncoderConfig:
     """An image encoder: a timm model without its classifier.
 
     Args:
-        name: timm model name, with its tag if one is wanted (``vit_base_patch32_clip_quickgelu_224.openai``)
-        weights: null: random. ``hub``: timm's own pretrained weights. A .safetensors or .pth file. A folder that
-            ``finetune prior`` exported. ``package:NAME``: the weight file inside the installed package NAME
+        name: timm model name, with or without a tag (``vit_base_patch32_clip_quickgelu_224.openai``)
+        weights: null: random. ``hub``: timm's pretrained weights. Path of a .safetensors or .pth file. Export folder of
+            ``finetune prior``. ``package:NAME``: the weight file inside the installed package NAME
         image_size: side of the square input, pixels
-        trainable: false: the encoder is frozen: no gradient, always in eval mode
-        unlocked: train this many of its last layers only, the others are frozen; null: all are trained
-        remember: folder that keeps what a frozen encoder made of an image, so that it is not encoded again; it pays
-            without random crops (data.scale 1), where the same pixels come back; null: none
-        freeze_batch_norm: keep batch normalisation on its stored statistics while training
-        mean: input mean by channel in [0, 1]; null: the timm model's own
-        std: input standard deviation by channel; null: the timm model's own
-        projection: width of the model's own last projection, kept as part of it (a prior only): CLIP's ResNets pool by
-            attention and project; what ``finetune prior`` exported names as many scenes, and their scores are then the
+        trainable: false freezes the encoder: no gradient, always in eval mode
+        unlocked: train only this many of its last layers, the others are frozen; null: train all
+        remember: folder that caches the outputs of a frozen encoder, so that no image is encoded again. It helps if the
+            same pixels come back: without random crops (data.scale 1). null: no cache
+        freeze_batch_norm: batch normalisation uses its stored statistics in training too
+        mean: input mean by channel in [0, 1]; null: that of the timm model
+        std: input standard deviation by channel; null: that of the timm model
+        projection: width of the model's own last projection, which is kept (only for a prior). CLIP's ResNets pool by
+            attention and project. For an export of ``finetune prior``, the number of scenes: their scores are then the
             prior's feature. null: the pooled feature before any projection
         kwargs: further arguments of ``timm.create_model``
     """
@@ -68,14 +68,14 @@ class TextConfig:
     """A text encoder: any transformers model that encodes text.
 
     Args:
-        name: transformers hub id, local folder or ``package:NAME``: where tokenizer and architecture come from
-        config: the architecture itself (``model_type`` and sizes); null: read from ``name``
-        weights: null: random. ``hub``: those of ``name``. A local folder with model.safetensors, or ``package:NAME``
-        context_length: longest text, tokens
-        pooling: which token states stand for the text: the first, the mean of all, or the last (``eos``)
-        trainable: false: the encoder is frozen
-        unlocked: train this many of its last layers only, the others are frozen; null: all are trained
-        remember: folder that keeps what a frozen encoder made of a text; null: none
+        name: transformers hub id, local folder or ``package:NAME`` that gives tokenizer and architecture
+        config: the architecture (``model_type`` and sizes); null: read from ``name``
+        weights: null: random. ``hub``: those of ``name``. A local folder with model.safetensors. ``package:NAME``
+        context_length: longest text in tokens
+        pooling: the token states that represent the text: the first (``cls``), the mean of all, or the last (``eos``)
+        trainable: false freezes the encoder
+        unlocked: train only this many of its last layers, the others are frozen; null: train all
+        remember: folder that caches the outputs of a frozen encoder; null: no cache
     """
 
     name: str | None = None
@@ -98,12 +98,12 @@ class TextConfig:
 
 @dataclass
 class BeliefConfig:
-    """How the instruction weighs the visual tokens (PriorCLIP paper, arXiv 2405.10160, section III).
+    """How the instruction weights the visual tokens (PriorCLIP paper, arXiv 2405.10160, section III).
 
     Args:
-        mode: soft: F * (M + 1/sqrt(R)). hard: keep the k tokens of highest belief. none: tokens as they are
-        k: tokens that ``hard`` keeps
-        compat: paper: as published. released: as the authors' code computes it, for their checkpoints
+        mode: soft: F * (M + 1/sqrt(R)). hard: keep the k tokens of highest belief. none: keep tokens unchanged
+        k: number of tokens that ``hard`` keeps
+        compat: paper: as published. released: as in the authors' code, for their checkpoints
     """
 
     mode: Literal["soft", "hard", "none"] = "soft"
@@ -125,9 +125,9 @@ class FusionConfig:
 
     Args:
         width: width of these layers; null: the backbone's
-        layers: number of layers; 0: the instruction reads nothing and is added to the tokens' mean, weighed by belief
+        layers: number of layers; 0: the instruction is added to the mean of the tokens, which belief weights
         heads: attention heads
-        mlp_ratio: width of the feed-forward layers over ``width``
+        mlp_ratio: width of the feed-forward layers divided by ``width``
         dropout: dropout after attention and feed-forward
     """
 
@@ -144,7 +144,7 @@ class FusionConfig:
         if self.width is not None:
             at_least_one(self, "width")
         if self.mlp_ratio <= 0:
-            raise ValueError(f"fusion.mlp_ratio must be over 0, not {self.mlp_ratio}")
+            raise ValueError(f"fusion.mlp_ratio must be above 0, not {self.mlp_ratio}")
         check_dropout("fusion", self.dropout)
 
 
@@ -153,8 +153,8 @@ class PAEConfig:
     """Progressive attention encoders of the closed domain model.
 
     Args:
-        spatial_layers: layers of the Spatial-PAE; 0: none, and no prior: an image is its global feature
-        temporal_cycles: layers (cycles) of the Temporal-PAE; 0: none: a text is its pooled feature
+        spatial_layers: layers of the Spatial-PAE; 0: no prior, and the global feature represents an image
+        temporal_cycles: layers (cycles) of the Temporal-PAE; 0: the pooled feature represents a text
         heads: attention heads
         dropout: dropout on attention weights and after each sub-layer
     """
@@ -177,19 +177,19 @@ class ModelConfig:
     """A PriorCLIP (open domain) or PriorITR (closed domain) model, or a plain CLIP.
 
     Args:
-        kind: priorclip, prioritr, or clip: PriorCLIP's towers without a prior (prior, belief, fusion are not used)
+        kind: priorclip, prioritr, or clip (PriorCLIP's towers without a prior: prior, belief, fusion are not used)
         embed_dim: width d of the shared embedding space
         vision: the visual encoder
-        prior: the scene recognition encoder whose pooled feature is the instruction
+        prior: the scene recognition encoder; its pooled feature is the instruction
         text: the text encoder
-        belief: how the instruction weighs the visual tokens
-        fusion: layers over the tokens of a backbone that is not a plain ViT (priorclip only)
-        pae: the progressive attention encoders (prioritr only)
+        belief: how the instruction weights the visual tokens
+        fusion: layers over the tokens of a backbone that is not a plain ViT (only for priorclip)
+        pae: the progressive attention encoders (only for prioritr)
         logit_scale_init: starting scale (1 / temperature) of the contrastive loss
         attribution_scale_init: starting scale of the attribution loss
-        logit_scale_max: upper clamp of both scales
-        learn_logit_scale: false: the temperature of the contrastive loss stays where it starts
-        learn_attribution_scale: false: that of the attribution loss does
+        logit_scale_max: upper limit of both scales
+        learn_logit_scale: false: the scale of the contrastive loss stays constant
+        learn_attribution_scale: false: the scale of the attribution loss stays constant
     """
 
     kind: Literal["priorclip", "prioritr", "clip"] = "priorclip"
@@ -217,7 +217,7 @@ class ModelConfig:
 
 @dataclass
 class SceneConfig:
-    """A scene classifier, the instruction encoder before it instructs.
+    """A scene classifier, which becomes the prior of a model.
 
     Args:
         backbone: the image encoder
@@ -231,7 +231,7 @@ class SceneConfig:
 
 
 def at_least_one(config: Any, *names: str) -> None:
-    """ValueError that names the option (``pae.heads``) where it is under 1."""
+    """Raises ValueError that names the option (``pae.heads``) if it is below 1."""
     group = {"FusionConfig": "fusion.", "PAEConfig": "pae.", "LossConfig": "loss."}.get(type(config).__name__, "")
     for name in names:
         if getattr(config, name) < 1:
@@ -240,12 +240,12 @@ def at_least_one(config: Any, *names: str) -> None:
 
 def check_unlocked(group: str, unlocked: int | None) -> None:
     if unlocked is not None and unlocked < 1:
-        raise ValueError(f"{group}: unlocked must be at least 1, not {unlocked}: trainable false freezes all of it")
+        raise ValueError(f"{group}: unlocked must be at least 1, not {unlocked}; trainable false freezes all layers")
 
 
 def check_remember(group: str, remember: str | None, trainable: bool) -> None:
     if remember is not None and trainable:
-        raise ValueError(f"{group}: remember keeps what a frozen encoder made: it needs trainable false")
+        raise ValueError(f"{group}: remember caches the outputs of a frozen encoder, so it needs trainable false")
 
 
 def check_dropout(group: str, value: float) -> None:
@@ -254,12 +254,12 @@ def check_dropout(group: str, value: float) -> None:
 
 
 def to_dict(config: ModelConfig | SceneConfig) -> dict[str, Any]:
-    """The configuration as plain values, what YAML and JSON take."""
+    """Returns the configuration as plain values for YAML and JSON."""
     return dataclasses.asdict(config)
 
 
 def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
-    """An instance of the dataclass from plain nested values. Raises ValueError that names an unknown key."""
+    """Returns an instance of the dataclass from plain nested values. Raises ValueError that names an unknown key."""
     types = get_type_hints(cls)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
@@ -273,14 +273,14 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
 
 @dataclass
 class LossConfig:
-    """The objective: contrastive + lambda_cs * attribution, both over the global batch.
+    """The training loss: contrastive + lambda_cs * attribution, both over the global batch.
 
     Args:
         contrastive: weight of the symmetric contrastive loss
-        lambda_cs: weight of the cluster-based symmetric Attribution loss; needs scene labels, 0 turns it off
-        chunk: rows and columns of the similarity matrix that are held at a time; null: 4096 on a CPU, 8192 on a GPU
-        shared_captions: captions of one image are positives of each other; false: each is for its own pair alone, and
-            the image's other captions count as negatives
+        lambda_cs: weight of the cluster-based symmetric Attribution loss, which needs scene labels; 0 turns it off
+        chunk: rows and columns of the similarity matrix in memory at a time; null: 4096 on a CPU, 8192 on a GPU
+        shared_captions: all captions of an image are its positives; false: only the caption of the same pair is, and
+            the image's other captions are negatives
     """
 
     contrastive: float = 1.0
@@ -292,22 +292,22 @@ class LossConfig:
         for name in ("contrastive", "lambda_cs"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"loss.{name} is a weight: a finite number, not negative, but it is {value}")
+                raise ValueError(f"loss.{name} must be a finite number and not negative, but it is {value}")
         if self.contrastive == self.lambda_cs == 0:
-            raise ValueError("loss.contrastive and loss.lambda_cs are both 0: give one of them a weight")
+            raise ValueError("loss.contrastive and loss.lambda_cs are both 0: set one of them above 0")
         if self.chunk is not None:
             at_least_one(self, "chunk")
 
 
 @dataclass
 class LoraConfig:
-    """Low-rank adapters in the encoders, in place of training their weights (peft); exports have them merged in.
+    """Low-rank adapters in the encoders instead of training their weights (peft); exports contain merged weights.
 
     Args:
-        rank: of the adapters; 0 for none
-        alpha: their output counts alpha / rank
+        rank: of the adapters; 0: no adapters
+        alpha: their output is multiplied by alpha / rank
         dropout: on their input
-        targets: last parts of the names of the layers that get one, e.g. [qkv, query, value]; null: every linear layer
+        targets: last parts of the names of the adapted layers, such as [qkv, query, value]; null: every linear layer
             and pointwise convolution
     """
 

@@ -1,11 +1,9 @@
-"""Recall of a model on batches: encode every image and every caption once, put the features in order, compare.
+"""Recall of a model on batches: encodes every image and caption once, puts the features in order, and compares.
 
     figures = evaluate_retrieval(model, batches, device)              # one process
     figures = evaluate_retrieval(engine, batches, device, gather)     # each rank encodes its share
 
-``batches`` is anything with ``images()``, ``texts()``, ``captions``, ``text_image`` and ``image_count``, as
-data_shards.eval_batches gives; ``gather(rows)`` gives the rows of all ranks. Pictures ask for ``pixels`` and ``scenes``
-of a few images besides.
+``batches`` is a `Batches`, such as data_shards.eval_batches returns; ``gather(rows)`` returns the rows of all ranks.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ Gather = Callable[[Tensor], Tensor]
 
 
 class Batches(Protocol):
-    """What is evaluated. Index -1 marks padding."""
+    """Held-out images and captions. Index -1 marks padding. Pictures use ``pixels`` and ``scenes``."""
 
     captions: list[str]
     text_image: Any
@@ -39,13 +37,13 @@ class Batches(Protocol):
 def evaluate_retrieval(
     forward: Forward, batches: Batches, device: torch.device, gather: Gather | None = None
 ) -> dict[str, float]:
-    """Recalls in percent, as model.recall.retrieval_metrics names them.
+    """Returns recalls in percent by the names of model.recall.retrieval_metrics.
 
     Args:
         forward: the model, in eval mode, or the DeepSpeed engine around it
         batches: of this rank
-        device: where the model is
-        gather: joins the ranks' rows; None: this process has them all
+        device: of the model
+        gather: gathers the rows of all ranks; None: this process has all rows
     """
     images = encode_images(forward, batches, device, gather)
     texts = encode_texts(forward, batches, device, gather)
@@ -53,18 +51,18 @@ def evaluate_retrieval(
 
 
 def encode_images(forward: Forward, batches: Batches, device: torch.device, gather: Gather | None = None) -> Tensor:
-    """L2-normalised features of all images in their order, (I, d) float32."""
+    """Returns L2-normalised features of all images in their order, (I, d) float32."""
     encoded = (
         (forward(images=batch["images"].to(device))["image_features"], batch["index"]) for batch in batches.images()
     )
-    return in_order(encoded, batches.image_count, gather)
+    return collect_rows(encoded, batches.image_count, gather)
 
 
 def encode_texts(forward: Forward, batches: Batches, device: torch.device, gather: Gather | None = None) -> Tensor:
-    """L2-normalised features of all captions in their order, (T, d) float32.
+    """Returns L2-normalised features of all captions in their order, (T, d) float32.
 
-    Captions of the same words get the same feature, to the last bit, whatever batch they stood in: rounding must not
-    decide which of two equal captions ranks first.
+    Equal captions get the same feature to the last bit, whatever batch they were in, so that rounding does not decide
+    which of them ranks first.
     """
     encoded = (
         (
@@ -75,30 +73,30 @@ def encode_texts(forward: Forward, batches: Batches, device: torch.device, gathe
         )
         for batch in batches.texts()
     )
-    features = in_order(encoded, len(batches.captions), gather)
+    features = collect_rows(encoded, len(batches.captions), gather)
     first = {caption: place for place, caption in reversed(list(enumerate(batches.captions)))}
     return features[torch.tensor([first[caption] for caption in batches.captions], device=features.device)]
 
 
 @torch.no_grad()
-def in_order(encoded: Iterable[tuple[Tensor, Tensor]], total: int, gather: Gather | None) -> Tensor:
-    """Rows (n, d) with their places (n,), batch by batch, -> (total, d) float32."""
+def collect_rows(encoded: Iterable[tuple[Tensor, Tensor]], total: int, gather: Gather | None) -> Tensor:
+    """Collects rows (n, d) and their places (n,) batch by batch -> (total, d) float32 in order."""
     rows: list[Tensor] = []
     places: list[Tensor] = []
     for features, index in encoded:
         rows.append(features.float())
         places.append(index.to(features.device))
-    found, where = torch.cat(rows), torch.cat(places)
+    all_rows, all_places = torch.cat(rows), torch.cat(places)
     if gather is not None:
-        found, where = gather(found), gather(where)
-    return place_rows(found, where, total)
+        all_rows, all_places = gather(all_rows), gather(all_places)
+    return place_rows(all_rows, all_places, total)
 
 
 def place_rows(rows: Tensor, index: Tensor, total: int) -> Tensor:
-    """``rows (n, d)`` at ``index (n,)``, -1 left out, -> (total, d). Raises ValueError where a place has no row."""
-    kept, where = rows[index >= 0], index[index >= 0]
-    if len(where.unique()) != total:
-        raise ValueError(f"features for {len(where.unique())} of {total} places")
+    """Puts ``rows (n, d)`` at ``index (n,)`` -> (total, d); -1 is left out. Raises ValueError if a place has no row."""
+    kept, places = rows[index >= 0], index[index >= 0]
+    if len(places.unique()) != total:
+        raise ValueError(f"features for {len(places.unique())} of {total} places")
     ordered = kept.new_empty((total, kept.shape[1]))
-    ordered[where] = kept
+    ordered[places] = kept
     return ordered

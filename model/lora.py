@@ -1,10 +1,12 @@
-"""LoRA through ``peft``: low-rank adapters in the linear layers of the encoders; exports have them merged in.
+"""LoRA by ``peft``: low-rank adapters in the linear layers of the encoders; exports contain merged weights.
 
-    adapt(model, LoraConfig(rank=8))                # encoders frozen but for A and B; the rest trains as before
-    merged = merge(state, model.config, lora)       # a state dict with adapters -> one without, of the plain model
+    adapt(model, LoraConfig(rank=8))                # in the encoders only A and B are trained; the rest as before
+    merged = merge(state, model.config, lora)       # state dict with adapters -> state dict of the plain model
 
-A linear layer computes W x + (alpha / rank) B A x, with A (rank, in), B (out, rank); B starts at zero, so the model
-starts as it was. Pointwise convolutions are adapted likewise. Source: LoRA, arXiv 2106.09685.
+A linear layer computes W x + (alpha / rank) B A x, with A (rank, in), B (out, rank); B starts at zero, so the
+model's outputs do not change at the start. Pointwise convolutions are adapted in the same way.
+
+Source: LoRA, arXiv 2106.09685.
 """
 
 from __future__ import annotations
@@ -24,14 +26,14 @@ ADAPTER = "default"
 
 
 def adapt(model: nn.Module, lora: LoraConfig) -> None:
-    """Put adapters into the encoders that are trained, in place.
+    """Puts adapters into the trained encoders, in place.
 
-    Raises ValueError where the targets name no layer of an encoder.
+    Raises ValueError if the targets name no layer of an encoder.
     """
     from peft import LoraConfig as Settings
     from peft import inject_adapter_in_model
 
-    for encoder in encoders(model):
+    for encoder in trained_encoders(model):
         targets = target_layers(encoder.model, lora.targets)
         settings = Settings(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, bias="none"
@@ -39,15 +41,17 @@ def adapt(model: nn.Module, lora: LoraConfig) -> None:
         inject_adapter_in_model(settings, encoder.model, adapter_name=ADAPTER)
 
 
-def encoders(model: nn.Module) -> list[Any]:
-    """The encoders of the model that are trained."""
+def trained_encoders(model: nn.Module) -> list[Any]:
+    """Returns the encoders that have a trained parameter."""
     found = [module for module in model.modules() if isinstance(module, ImageEncoder | TextEncoder)]
     return [encoder for encoder in found if any(parameter.requires_grad for parameter in encoder.parameters())]
 
 
 def target_layers(backbone: nn.Module, targets: list[str] | None) -> list[str]:
-    """Names of the linear layers and pointwise convolutions that are trained and whose last part is among the targets;
-    null: of all. A locked layer (``unlocked``) gets none, nor does one whose adapter would never be computed."""
+    """Returns the names of trained linear layers and pointwise convolutions whose last part is in ``targets``.
+
+    None: of all. Frozen layers and layers that are never called are left out. Raises ValueError if none is left.
+    """
     names = [
         name
         for name, module in backbone.named_modules()
@@ -62,27 +66,28 @@ def target_layers(backbone: nn.Module, targets: list[str] | None) -> list[str]:
     if not chosen:
         known = sorted({name.rpartition(".")[2] for name in names})
         raise ValueError(
-            f"lora.targets {targets}: {type(backbone).__name__} has no such layer that is trained; it has "
-            f"{', '.join(known)}"
+            f"lora.targets {targets}: {type(backbone).__name__} has no such trained layer; it has {', '.join(known)}"
         )
     return chosen
 
 
 def bypassed(backbone: nn.Module, name: str) -> bool:
-    """Whether the layer's weight is used without the layer: timm's attention with a bias of its own for queries (EVA,
-    BEiT, Swin V2), and torch's own attention."""
+    """Tells whether the weight is used without calling the layer, so that an adapter would have no effect.
+
+    So do timm's attention with a separate bias for queries (EVA, BEiT, Swin V2) and torch's attention.
+    """
     parent, _, last = name.rpartition(".")
     owner = backbone.get_submodule(parent)
     return (last == "qkv" and getattr(owner, "q_bias", None) is not None) or isinstance(owner, nn.MultiheadAttention)
 
 
 def merge(state: Mapping[str, Tensor], config: ModelConfig, lora: LoraConfig) -> dict[str, Tensor]:
-    """The weights of the model without adapters that computes the same: W + (alpha / rank) B A.
+    """Returns the weights of the equivalent model without adapters: W + (alpha / rank) B A.
 
     Args:
-        state: whole weights of a model that was adapted, by its names
+        state: all weights of an adapted model
         config: of that model
-        lora: what it was adapted with
+        lora: the options of its adapters
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -1,4 +1,4 @@
-"""What a training on captioned images asks of the model: the losses of a batch, and the recall on held-out images.
+"""The training objective on captioned images: the losses of a batch, and recall and pictures of held-out images.
 
 objective = RetrievalObjective(LossConfig(lambda_cs=1.0), device, gather)
 loss, parts = objective.step(engine, batch)
@@ -25,76 +25,76 @@ from priorclip.model.recall import retrieval_metrics
 
 
 class RetrievalObjective:
-    """Contrastive and Attribution loss over the global batch; recall@k by the field's protocol.
+    """Contrastive and Attribution loss over the global batch; recall@k by the usual protocol.
 
     Args:
         loss: weights of the parts
-        device: where the model is
-        gather: joins the ranks' rows for an evaluation (see model.evaluation); None: this process has them all
+        device: of the model
+        gather: gathers the rows of all ranks for an evaluation (see model.evaluation); None: this process has all rows
     """
 
     def __init__(self, loss: LossConfig, device: torch.device, gather: Gather | None = None) -> None:
         self.loss = RetrievalLoss(**asdict(loss))
         self.device, self.gather = device, gather
-        self.encoded: tuple[Tensor, Tensor] | None = (
-            None  # held-out images and texts, from an evaluation to its pictures
-        )
+        # Features of the held-out images and texts, from an evaluation to its pictures.
+        self.encoded: tuple[Tensor, Tensor] | None = None
 
     def step(self, engine: Forward, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch (images, input_ids, attention_mask, image_ids, labels), its parts and the logit_scale."""
+        """Returns loss, parts and logit_scale of a batch (images, input_ids, attention_mask, image_ids, labels)."""
         return self.losses(self.encode(engine, batch), batch)
 
     def encode(self, engine: Forward, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The first half of a step: features and scales of a batch (images, input_ids, attention_mask)."""
+        """First half of a step: returns features and scales of a batch (images, input_ids, attention_mask)."""
         return engine(batch["images"], batch["input_ids"], batch["attention_mask"])
 
     def losses(self, features: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The second half: the loss of features, with image_ids and labels of the batch."""
+        """Second half of a step: returns the loss of features, with image_ids and labels of the batch."""
         image_ids, labels = (batch[name].to(self.device, non_blocking=True) for name in ("image_ids", "labels"))
         total, parts = self.loss(features, image_ids, labels)
         return total, {**parts, "logit_scale": features["logit_scale"].detach()}
 
     @torch.no_grad()
     def pictures(self, engine: Forward, batches: Batches) -> dict[str, Image.Image]:
-        """Belief maps of held-out images, the same ones every time; of the last evaluation, the worst confusions and
-        the similarities by scene. All ranks call the engine."""
-        drawn = self.belief(engine, batches)
+        """Returns belief maps of the same held-out images each time; after an evaluation also its worst confusions and
+        similarities by scene. All ranks call the engine."""
+        panels = self.belief(engine, batches)
         if self.encoded is not None:
             images, texts = self.encoded
-            self.encoded = None  # the model goes on: they are out of date
-            drawn |= {
-                "hard_negatives": confusions(images, texts, batches),
-                "similarity": by_scene(images, texts, batches),
+            self.encoded = None  # they are outdated after the next step
+            panels |= {
+                "hard_negatives": draw_hard_negatives(images, texts, batches),
+                "similarity": draw_similarities(images, texts, batches),
             }
-        return drawn
+        return panels
 
     def belief(self, engine: Forward, batches: Batches, count: int = 8) -> dict[str, Image.Image]:
+        """Returns belief maps of the first ``count`` held-out images; empty for a model without a prior."""
         batch = next(batches.images())
         some = batch["images"][batch["index"] >= 0][:count]
-        if len(some) == 0:  # a rank without a share, whose engine is needed by the others all the same
+        if len(some) == 0:  # only padding on this rank, but the other ranks need its engine
             some = batch["images"][:1]
         belief = engine(images=some.to(self.device), return_belief=True).get("belief")
         return {} if belief is None else {"belief": belief_panel(some, belief)}
 
     def evaluate(self, engine: Forward, batches: Batches) -> dict[str, float]:
-        """Recalls of the engine in eval mode, percent."""
+        """Returns recalls of the engine in eval mode, percent."""
         images = encode_images(engine, batches, self.device, self.gather)
         texts = encode_texts(engine, batches, self.device, self.gather)
         self.encoded = images, texts
         return retrieval_metrics(images, texts, torch.as_tensor(batches.text_image))
 
 
-def confusions(images: Tensor, texts: Tensor, batches: Batches, count: int = 8) -> Image.Image:
-    """The held-out images that are closest to captions of others."""
+def draw_hard_negatives(images: Tensor, texts: Tensor, batches: Batches, count: int = 8) -> Image.Image:
+    """Draws the held-out images that are closest to captions of other images."""
     found = hard_negatives(images, texts, torch.as_tensor(batches.text_image), batches.captions, count)
     return hard_negatives_panel(batches.pixels([each.image for each in found]), found, batches.captions)
 
 
-def by_scene(images: Tensor, texts: Tensor, batches: Batches, count: int = 120) -> Image.Image:
-    """Similarities of held-out images, evenly taken from all, with their first captions, scene by scene."""
-    some = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long().tolist()
-    scenes = dict(zip(some, batches.scenes(some), strict=True))
-    some = sorted(some, key=lambda image: (scenes[image] == "", scenes[image]))
+def draw_similarities(images: Tensor, texts: Tensor, batches: Batches, count: int = 120) -> Image.Image:
+    """Draws similarities of ``count`` evenly spaced held-out images with their first captions, sorted by scene."""
+    sample = torch.linspace(0, len(images) - 1, min(count, len(images))).round().long().tolist()
+    scenes = dict(zip(sample, batches.scenes(sample), strict=True))
+    sample = sorted(sample, key=lambda image: (scenes[image] == "", scenes[image]))
     owners = torch.as_tensor(batches.text_image)
-    first = torch.searchsorted(owners, torch.tensor(some))  # the captions of an image stand side by side
-    return similarity_panel(images[some] @ texts[first].T, [scenes[image] for image in some])
+    first = torch.searchsorted(owners, torch.tensor(sample))  # the captions of an image are adjacent
+    return similarity_panel(images[sample] @ texts[first].T, [scenes[image] for image in sample])

@@ -1,12 +1,12 @@
-"""Recall of cross-modal retrieval by the field's protocol, and its exact value under chance.
+"""Recall of cross-modal retrieval by the usual protocol, and its exact value for a random ranking.
 
     metrics = retrieval_metrics(image_features, text_features, text_to_image_index)
     {"i2t_r1": 8.6, "i2t_r5": 27.3, ..., "t2i_r10": 45.1, "mean_recall": 27.2}        # percent
 
-Image to text (i2t): an image is answered by the best-ranked of its captions. Text to image (t2i): a caption is answered
-by its one image. Ties are broken at random, and what is given is the exact expectation over that: equal captions of two
-images take no side, and features that are all the same score exactly `chance`, not 0 or 100.
-Any number of captions per image; an image without a caption is no query, but still stands among the answers.
+Image to text (i2t): the best-ranked caption of an image counts. Text to image (t2i): a caption has one image. Ties are
+broken at random, and the result is the exact expectation: equal captions of two images favour neither, and features
+that are all equal score exactly `chance`, not 0 or 100. An image can have any number of captions. An image without a
+caption is no query, but it is a candidate for texts.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SIDE = 1 << 10  # images, and texts, compared at once: 8 MiB of float64 similarities
-TIE = 1e-12  # below what float32 features can tell apart, above the rounding of float64 products
+SIDE = 1 << 10  # images and texts in a block: 8 MiB of float64 similarities
+TIE = 1e-12  # below the resolution of float32 features, above the rounding of float64 products
 
 
 class Standing(NamedTuple):
-    """How the right answers of each query stand, (Q,) integers each."""
+    """Ranks of the right answers of each query, (Q,) integers each."""
 
-    above: Tensor  # wrong answers that are more similar than the best right one
-    tied: Tensor  # wrong answers that are as similar as it
-    right: Tensor  # right answers that are as similar as it, itself among them
+    above: Tensor  # wrong answers more similar than the best right one
+    tied: Tensor  # wrong answers as similar as the best right one
+    right: Tensor  # right answers as similar as the best right one, including itself
 
 
 def hit_probability(standing: Standing, k: int) -> Tensor:
-    """(Q,) float64: the probability that a right answer of the query is among its first k, ties in random order.
+    """Returns the probability that a right answer is among the first k, ties in random order, (Q,) float64.
 
-    Of the n = tied + right answers that are equal, r = k - above are among the first k. That none of them is right has
-    the probability C(tied, r) / C(n, r), which is the product over j < right of (n - r - j) / (n - j).
+    Of the n = tied + right equal answers, r = k - above are among the first k. The probability that none of these is
+    right is C(tied, r) / C(n, r), which is the product over j < right of (n - r - j) / (n - j).
     """
     n = (standing.tied + standing.right).double()
     places = (k - standing.above).clamp(min=0).double()
@@ -46,14 +46,14 @@ def hit_probability(standing: Standing, k: int) -> Tensor:
 
 
 def recall_at_k(standing: Standing, k: int) -> float:
-    """Expected percent of the queries with a right answer among the first k."""
+    """Returns the expected percentage of queries with a right answer among the first k."""
     return 100 * hit_probability(standing, k).mean().item()
 
 
 def retrieval_metrics(
     image_features: Tensor, text_features: Tensor, text_to_image_index: Tensor, ks: Sequence[int] = (1, 5, 10)
 ) -> dict[str, float]:
-    """Recalls in both directions and their mean, percent.
+    """Returns recalls in both directions and their mean, percent.
 
     Args:
         image_features: (I, d) L2-normalised
@@ -61,7 +61,7 @@ def retrieval_metrics(
         text_to_image_index: (T,) row of each text's image
         ks: the k of recall@k
     Raises:
-        ValueError: an index outside the images, or shapes that do not match
+        ValueError: an index is outside the images, or shapes do not match
     """
     found = standings(image_features, text_features, text_to_image_index)
     metrics = {f"{way}_r{k}": recall_at_k(standing, k) for way, standing in found.items() for k in ks}
@@ -69,13 +69,13 @@ def retrieval_metrics(
 
 
 def standings(image_features: Tensor, text_features: Tensor, text_to_image_index: Tensor) -> dict[str, Standing]:
-    """Standings of both directions in one pass: ``i2t`` of the images that have a text, by row; ``t2i`` of each text.
+    """Returns standings of both directions: ``i2t`` of the images that have a text, by row; ``t2i`` of each text.
 
-    Arguments and errors as ``retrieval_metrics``. Similarities are float64 and exist in blocks of SIDE x SIDE; each
-    block serves both directions, as what a query has to beat, the similarity of its best right answer, is known before.
+    Arguments and errors as in ``retrieval_metrics``. Similarities are float64 in blocks of SIDE x SIDE. Each block
+    serves both directions, because the similarity of each query with its best right answer is computed first.
     """
     index = torch.as_tensor(text_to_image_index, device=image_features.device).long()
-    check(image_features, text_features, index)
+    check_shapes(image_features, text_features, index)
     images, texts = image_features, text_features.to(image_features.device)
     own = torch.cat([(images[of].double() * part).sum(1) for of, part in zip(index.split(SIDE), texts.split(SIDE))])
     best = own.new_full((len(images),), torch.inf).scatter_reduce(0, index, own, "amax", include_self=False)
@@ -88,25 +88,25 @@ def standings(image_features: Tensor, text_features: Tensor, text_to_image_index
             similarity = part @ texts[columns].double().T
             count(similarity, best[rows, None], 1, i2t, rows)
             count(similarity, own[columns], 0, t2i, columns)
-    asked = index.unique()
+    queries = index.unique()
     return {
-        "i2t": Standing(i2t[0, asked], (i2t[1] - right)[asked], right[asked]),
+        "i2t": Standing(i2t[0, queries], (i2t[1] - right)[queries], right[queries]),
         "t2i": Standing(t2i[0], t2i[1] - 1, torch.ones_like(index)),
     }
 
 
 def count(similarity: Tensor, bar: Tensor, axis: int, counts: Tensor, queries: Tensor) -> None:
-    """Add how many similarities of each query stand above its bar, and how many level with it, to counts (2, Q)."""
+    """Adds to counts (2, Q) how many similarities of each query are above its bar, and how many equal it."""
     above = (similarity > bar + TIE).sum(axis)
     counts[0, queries] += above
     counts[1, queries] += (similarity >= bar - TIE).sum(axis) - above
 
 
 def chance(text_to_image_index: Tensor, ks: Sequence[int] = (1, 5, 10), images: int | None = None) -> dict[str, float]:
-    """The expected recalls of a random ranking, exactly.
+    """Returns the exact expected recalls of a random ranking, percent.
 
-    i2t: 1 - C(T - c, k) / C(T, k), the chance that k of T captions drawn without replacement hold one of the c that are
-    right, mean over images. t2i: k / I.
+    i2t: 1 - C(T - c, k) / C(T, k), the probability that k of T captions drawn without replacement include one of the c
+    right ones, mean over images. t2i: k / I.
 
     Args:
         text_to_image_index: (T,) row of each text's image
@@ -131,10 +131,12 @@ def with_mean(metrics: dict[str, float]) -> dict[str, float]:
     return metrics | {"mean_recall": sum(metrics.values()) / len(metrics)}
 
 
-def check(images: Tensor, texts: Tensor, index: Tensor) -> None:
+def check_shapes(images: Tensor, texts: Tensor, index: Tensor) -> None:
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise ValueError(f"features must be (I, d) and (T, d), not {tuple(images.shape)} and {tuple(texts.shape)}")
     if len(index) != len(texts):
         raise ValueError(f"text_to_image_index has {len(index)} entries for {len(texts)} texts")
     if len(texts) == 0 or int(index.min()) < 0 or int(index.max()) >= len(images):
-        raise ValueError(f"text_to_image_index must name rows of the {len(images)} images, and at least one")
+        raise ValueError(
+            f"text_to_image_index must have at least one entry, and all must be rows of the {len(images)} images"
+        )

@@ -1,11 +1,11 @@
-"""Published checkpoints as export folders of ours: read, recognise, rename, check, write.
+"""Converts published checkpoints to export folders: read, recognise, rename, check, write.
 
 python -m model convert --input RemoteCLIP-ViT-B-32.pt --output converted --format remoteclip
 python -m retrieval evaluate --model converted --data dataset.json --images images
 
 checkpoint.py   the file: safetensors, weights_only, or a TorchScript archive; nothing in it is executed
-FAMILY.py       whose names it has, what model its shapes make, which tensor of theirs each of ours is
-rules.py        fills our model; what is missing or does not fit is an error, what is left over is listed
+FAMILY.py       one for each family of checkpoints: recognises its names, builds the model of its shapes, has its rules
+rules.py        fills our model by the rules; missing or misshapen tensors are errors, unused ones are listed
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from priorclip.model.config import ModelConfig
 from priorclip.model.convert import open_clip, pir, priorclip_release, transformers_clip
 from priorclip.model.convert.checkpoint import Checkpoint, read_checkpoint
 from priorclip.model.convert.clip_tokenizer import write_clip_tokenizer
-from priorclip.model.convert.family import Converted, Request, lacking_blocks
+from priorclip.model.convert.family import Converted, Request, missing_blocks
 from priorclip.model.export.folder import save_pretrained
 from priorclip.model.presets import load_preset
 
@@ -40,11 +40,11 @@ RELEASES = ("openai", "remoteclip", "georsclip", "priorclip", "pir")  # models o
 
 
 def convert(config: ConvertConfig) -> Converted:
-    """Write the export folder; returns what it was made of.
+    """Writes the export folder and returns its content.
 
     Raises:
-        OSError: a file that is not there
-        ValueError: a checkpoint of another family, or one that lacks a tensor; the message names file and keys
+        OSError: a file is missing
+        ValueError: the checkpoint is of another family or lacks a tensor; the message names file and keys
     """
     checkpoint = read_checkpoint(config.input)
     family = recognise(checkpoint) if config.format == "auto" else config.format
@@ -66,33 +66,33 @@ def convert(config: ConvertConfig) -> Converted:
 
 
 def refuse_cut_towers(config: ConvertConfig, family: str, converted: Converted) -> None:
-    """ValueError where a release lacks its last blocks; of others, whose sizes are their own, it is a note."""
-    lacking = [] if config.preset else lacking_blocks(converted.config)
-    if lacking and family in RELEASES:
+    """Raises ValueError if a release lacks its last blocks. Other checkpoints can have any size, so they get a note."""
+    missing = [] if config.preset else missing_blocks(converted.config)
+    if missing and family in RELEASES:
         raise ValueError(
-            f"--input {config.input} does not hold the model that it should: missing: {'; '.join(lacking)} "
-            f"(--format open_clip or transformers takes other sizes)"
+            f"--input {config.input} does not hold the expected model: missing: {'; '.join(missing)} "
+            f"(--format open_clip or transformers accepts other sizes)"
         )
-    converted.notes += [f"shorter than any published: {which}" for which in lacking]
+    converted.notes += [f"shorter than any published: {which}" for which in missing]
 
 
 def recognise(checkpoint: Checkpoint) -> str:
-    """The family whose names the keys have. A TorchScript archive is OpenAI's way. ValueError where none has them."""
+    """Returns the family of the keys; a TorchScript archive is OpenAI's. Raises ValueError if no family fits."""
     if checkpoint.scripted and open_clip.recognises(checkpoint.state):
         return "openai"
     for family in ("priorclip", "pir", "transformers", "open_clip"):
         if FAMILIES[family].recognises(checkpoint.state):
             return family
     found = ", ".join(sorted(checkpoint.state)[:6])
-    raise ValueError(f"--input {checkpoint.source} is of no family that is known: its keys are {found}, ...")
+    raise ValueError(f"--input {checkpoint.source} is of no known family: its keys are {found}, ...")
 
 
 def preset(config: ConvertConfig) -> ModelConfig | None:
-    """The configuration that is asked for by name, without weights of its own."""
+    """Returns the configuration of ``--preset`` without weights, or None."""
     if config.preset is None:
         return None
     if config.activation is not None:
-        raise ValueError("--activation and --preset: the preset has its own activation")
+        raise ValueError("--activation cannot be used with --preset, which has its own activation")
     model = load_preset(config.preset)
     model.vision = replace(model.vision, weights=None, image_size=config.image_size or model.vision.image_size)
     model.prior = replace(model.prior, weights=None)
@@ -103,7 +103,7 @@ def preset(config: ConvertConfig) -> ModelConfig | None:
 
 
 def write_tokenizer(config: ConvertConfig, converted: Converted, folder: Path) -> None:
-    """The files of the tokenizer that the text encoder was trained with, or that the user names."""
+    """Writes the files of the tokenizer of the text encoder, or of the one that the user names."""
     length = converted.config.text.context_length
     if config.tokenizer is None and converted.tokenizer == "clip":
         write_clip_tokenizer(folder, length)
@@ -115,10 +115,10 @@ def write_tokenizer(config: ConvertConfig, converted: Converted, folder: Path) -
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise OSError(
-            f"the tokenizer '{name}' is no folder, and the hub does not give it: --tokenizer names another ({error})"
+            f"the tokenizer '{name}' is no folder, and the hub does not give it: name another by --tokenizer ({error})"
         ) from error
     vocabulary = (converted.config.text.config or {}).get("vocab_size", len(tokenizer))
     if len(tokenizer) > vocabulary:
-        raise ValueError(f"the tokenizer '{name}' has {len(tokenizer)} entries, the text encoder knows {vocabulary}")
+        raise ValueError(f"the tokenizer '{name}' has {len(tokenizer)} entries, but the text encoder has {vocabulary}")
     tokenizer.model_max_length = length
     tokenizer.save_pretrained(str(folder))

@@ -1,9 +1,9 @@
-"""A published checkpoint as it lies on the disk: tensors, and the facts that stand beside them.
+"""Reads a published checkpoint: tensors, and the facts in its config.
 
     checkpoint = read_checkpoint("RemoteCLIP-ViT-B-32.pt")
-    checkpoint.state["visual.conv1.weight"]       # a trainer's wrappings and prefixes are off
+    checkpoint.state["visual.conv1.weight"]       # without the wrappers and prefixes of trainers
 
-Read by safetensors, by ``torch.load(weights_only=True)``, or as a TorchScript archive: nothing is ever executed.
+Read by safetensors, by ``torch.load(weights_only=True)``, or as a TorchScript archive: no code is executed.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Checkpoint:
     """Args:
     source: file or folder, for messages
     state: tensors by name
-    facts: what stands beside them: a folder's config.json, or the ``config`` that a trainer saved
-    scripted: it was a TorchScript archive
+    facts: a folder's config.json, or the ``config`` that a trainer saved; they are not trusted
+    scripted: the file was a TorchScript archive
     """
 
     source: str
@@ -44,11 +44,11 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """The checkpoint in a file or a folder.
+    """Reads the checkpoint of a file or a folder.
 
     Raises:
-        FileNotFoundError: there is none
-        ValueError: it cannot be read without executing it, or holds no tensors
+        FileNotFoundError: no such file
+        ValueError: reading it would execute code, it is damaged, or it holds no tensors
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -68,31 +68,34 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def read_folder(folder: Path) -> Checkpoint:
-    """A folder as transformers, or open_clip on the hub, writes it."""
+    """Reads a folder of transformers, or of open_clip on the hub."""
     found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
         raise FileNotFoundError(f"--input {folder} holds none of {', '.join(WEIGHT_FILES)}")
     config = folder / "config.json"
-    facts = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    return Checkpoint(str(folder), read_checkpoint(found[0]).state, facts)
+    try:
+        facts = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{config} cannot be read: {error}") from error
+    return Checkpoint(str(folder), read_checkpoint(found[0]).state, facts if isinstance(facts, dict) else {})
 
 
 def load_weights_only(path: Path) -> Any:
-    """What torch reads without unpickling."""
+    """Reads a file by torch.load(weights_only=True). Raises ValueError if it holds more than weights."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(
-            f"--input {path} holds more than weights, and reading that would execute it, which is never done. Save its "
-            f"state_dict alone, as .safetensors, on a machine where you trust the file. ({reason})"
+            f"--input {path} holds more than weights, and reading it would execute its code. Save only its "
+            f"state_dict as .safetensors, on a machine where you trust the file. ({reason})"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"--input {path} is no checkpoint that torch can read: {error}") from error
+        raise ValueError(f"--input {path} cannot be read by torch: {error}") from error
 
 
 def unwrapped(loaded: Any, path: Path) -> State:
-    """The tensors by name, out of a trainer's wrappings, without the prefixes that wrapped modules leave."""
+    """Returns the tensors by name, without the wrappers of trainers and the prefixes of wrapped modules."""
     for key in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]

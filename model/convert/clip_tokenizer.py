@@ -1,24 +1,25 @@
-"""CLIP's tokenizer as a transformers folder, with the very token ids of open_clip's ``SimpleTokenizer``.
+"""CLIP's tokenizer as a transformers folder, with the same token ids as open_clip's ``SimpleTokenizer``.
 
     write_clip_tokenizer("converted", context_length=77)       # tokenizer.json, tokenizer_config.json
 
-The vocabulary (byte-level BPE, 49,408 entries) is read from the installed open_clip_torch, whose Python is not run;
-without it, from the hub. transformers' own CLIP tokenizer leaves out what open_clip does to a text first (repairing it
-by ftfy, reading HTML entities) and cuts punctuation once more, so the pipeline is built here; of ftfy it has the
-repairs that captions need: quotes, ligatures, full-width letters, control characters. Mojibake is not undone.
+The vocabulary (byte-level BPE, 49,408 entries) is read from the installed open_clip_torch without importing it, or from
+the hub. transformers' own CLIP tokenizer does not clean a text as open_clip does (ftfy, HTML entities) and splits
+punctuation further. So the pipeline is built here. It has the repairs of ftfy that captions need: quotes, ligatures,
+full-width letters, control characters. It does not repair mojibake.
 """
 
 from __future__ import annotations
 
 import gzip
 import html.entities
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+
+from priorclip.common.packages import package_folder
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +36,9 @@ ESCAPES = "\\x1b\\[[0-?]*[ -/]*[@-~]"
 
 
 def write_clip_tokenizer(folder: str | Path, context_length: int) -> None:
-    """Write the tokenizer's files into the folder.
+    """Writes the tokenizer's files into the folder.
 
-    Raises OSError that says what to install where the vocabulary is not to be had.
+    Raises OSError that says what to install if the vocabulary cannot be found.
     """
     vocabulary = installed_vocabulary()
     if vocabulary is None:
@@ -45,7 +46,7 @@ def write_clip_tokenizer(folder: str | Path, context_length: int) -> None:
         tokenizer = from_hub()
     else:
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=build(read_merges(vocabulary)),
+            tokenizer_object=build_tokenizer(read_merges(vocabulary)),
             bos_token=START,
             eos_token=END,
             pad_token=END,
@@ -56,11 +57,11 @@ def write_clip_tokenizer(folder: str | Path, context_length: int) -> None:
 
 
 def installed_vocabulary() -> Path | None:
-    """The vocabulary's file inside the installed open_clip_torch, or None."""
-    spec = importlib.util.find_spec("open_clip")
-    if spec is None or not spec.submodule_search_locations:
+    """Returns the vocabulary file of the installed open_clip_torch, or None."""
+    try:
+        path = package_folder("open_clip") / VOCABULARY
+    except FileNotFoundError:
         return None
-    path = Path(next(iter(spec.submodule_search_locations))) / VOCABULARY
     return path if path.is_file() else None
 
 
@@ -77,18 +78,18 @@ def from_hub() -> Any:
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
-    """The merges in their order; the first line is a title, and more follow than CLIP uses."""
+    """Returns the merges in their order; the first line is a title, and the file has more merges than CLIP uses."""
     lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : MERGES + 1]
     return [(left, right) for left, right in (line.split() for line in lines)]
 
 
-def build(merges: list[tuple[str, str]]) -> Tokenizer:
-    """The pipeline: clean, lower, cut into words, bytes, BPE, start and end token."""
+def build_tokenizer(merges: list[tuple[str, str]]) -> Tokenizer:
+    """Builds the pipeline: clean, lower case, split into words, bytes, BPE, start and end token."""
     alphabet = byte_alphabet()
     entries = [*alphabet, *(f"{letter}</w>" for letter in alphabet), *("".join(pair) for pair in merges), START, END]
     vocabulary = {entry: place for place, entry in enumerate(entries)}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=END))
-    core.normalizer = cleaning()
+    core.normalizer = build_cleaning()
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
@@ -102,8 +103,8 @@ def build(merges: list[tuple[str, str]]) -> Tokenizer:
     return core
 
 
-def cleaning() -> normalizers.Normalizer:
-    """What open_clip does to a text before it is cut: ftfy's plain repairs, entities (twice), blanks, lower case."""
+def build_cleaning() -> normalizers.Normalizer:
+    """Builds open_clip's cleaning of a text: simple repairs of ftfy, HTML entities (twice), blanks, lower case."""
     steps: list[normalizers.Normalizer] = [normalizers.Replace(Regex(ESCAPES), "")]
     steps += [normalizers.Replace(Regex(CONTROL), "")]
     steps += [normalizers.Replace(Regex(pattern), plain) for pattern, plain in QUOTES.items()]
@@ -121,7 +122,7 @@ def cleaning() -> normalizers.Normalizer:
 
 
 def byte_alphabet() -> list[str]:
-    """A printable letter for each byte, in the order of CLIP's vocabulary: those printable themselves first."""
+    """Returns a printable letter for each byte in the order of CLIP's vocabulary: printable bytes come first."""
     own = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [chr(0x100 + place) for place in range(256 - len(own))]
     return [*map(chr, own), *others]

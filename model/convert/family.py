@@ -1,11 +1,13 @@
-"""What a family of checkpoints says of itself: the model that its tensors make, and what each tensor is called.
+"""Common parts of the families of checkpoints: their requests, their results, and CLIP's sizes.
 
 A family is a module of this package with `recognises(state)` and `convert(checkpoint, request)`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import timm
 import torch
@@ -18,7 +20,7 @@ from priorclip.model.encoders.weights import State
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
-SIZES = {  # width, layers -> the name that timm and the papers give to a ViT of CLIP
+SIZES = {  # width, layers -> the name of a ViT of CLIP in timm and in the papers
     (768, 12): "base",
     (1024, 24): "large",
     (1280, 32): "huge",
@@ -33,13 +35,13 @@ TEXT_HEAD_WIDTH = 64
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for beyond the checkpoint itself.
+    """The user's options for a conversion.
 
     Args:
-        family: the name that was chosen or recognised
-        model: a preset's configuration that is to be taken instead of what the shapes say
+        family: the chosen or recognised family
+        model: configuration of a preset, used instead of the shapes of the tensors
         image_size: side of the input in pixels, or None for the checkpoint's
-        context_length: longest text, or None for the checkpoint's
+        context_length: longest text in tokens, or None for the checkpoint's
         activation: gelu or quick_gelu, or None for the family's
     """
 
@@ -52,14 +54,14 @@ class Request:
 
 @dataclass
 class Converted:
-    """A model of ours, ready to be written.
+    """A converted model, ready to be written.
 
     Args:
         config: its architecture
         state: all its tensors
         unused: names in the checkpoint that it does not need
-        tokenizer: which tokenizer its text encoder was trained with: ``clip``, or a hub id
-        notes: what the user should know
+        tokenizer: tokenizer of its text encoder: ``clip``, or a hub id
+        notes: messages for the user
     """
 
     config: ModelConfig
@@ -72,7 +74,7 @@ class Converted:
 def assemble(
     checkpoint: Checkpoint, config: ModelConfig, rules: list[Rule], given: State, tokenizer: str, notes: list[str]
 ) -> Converted:
-    """Build the model without memory, and make each of its tensors of the checkpoint's."""
+    """Builds the model on the meta device and makes its tensors from those of the checkpoint."""
     with torch.device("meta"):
         model = build_model(config)
     state, unused = fill(model.state_dict(), rules, checkpoint.state, checkpoint.source, given)
@@ -80,7 +82,7 @@ def assemble(
 
 
 def clip_vit(width: int, layers: int, patch: int, image_size: int, activation: str) -> EncoderConfig:
-    """timm's name and arguments for a ViT of CLIP of these sizes."""
+    """Returns timm's name and arguments for a ViT of CLIP with these sizes."""
     quick = "quickgelu_" if activation == "quick_gelu" else ""
     name = f"vit_{SIZES.get((width, layers), 'base')}_patch{patch}_clip_{quick}224"
     kwargs: dict[str, int | str] = {}
@@ -97,7 +99,7 @@ def vision_heads(width: int) -> int:
 def clip_text(
     vocabulary: int, width: int, inner: int, layers: int, positions: int, activation: str, context_length: int | None
 ) -> TextConfig:
-    """The text tower of CLIP of these sizes, as transformers describes it."""
+    """Returns the configuration of CLIP's text tower with these sizes for transformers."""
     length = context_length or positions
     config = {
         "model_type": "clip_text_model",
@@ -114,8 +116,8 @@ def clip_text(
     return TextConfig(config=config, context_length=length, pooling="eos")
 
 
-def lacking_blocks(config: ModelConfig) -> list[str]:
-    """Towers as wide as a published one that are shorter: a file that was cut at its end looks like that."""
+def missing_blocks(config: ModelConfig) -> list[str]:
+    """Names towers that are as wide as a published one but have fewer blocks: the file may have been cut at its end."""
     vision, text = config.vision.kwargs, config.text.config or {}
     towers = (
         ("visual", vision.get("embed_dim"), vision.get("depth", 0), VISION_BLOCKS),
@@ -128,19 +130,28 @@ def lacking_blocks(config: ModelConfig) -> list[str]:
     ]
 
 
-def blocks(state: State, prefix: str) -> int:
-    """How many blocks stand under the prefix."""
+def count_blocks(state: State, prefix: str) -> int:
+    """Returns the number of blocks under the prefix."""
     numbers = [name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)]
     return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
 
 
 def attribution_scale(config: ModelConfig) -> State:
-    """The scale of the attribution loss, which CLIP does not have: as a new model starts."""
+    """Returns the starting scale of the attribution loss, which CLIP checkpoints do not have."""
     return {"attribution_scale": torch.tensor([config.attribution_scale_init]).log()}
 
 
-def need(state: State, name: str, source: str) -> torch.Tensor:
-    """A tensor whose shape says what the model is. ValueError that names it where it is not there."""
+def require_tensor(state: State, name: str, source: str) -> torch.Tensor:
+    """Returns a tensor of the checkpoint. Raises ValueError that names it if it is missing."""
     if name not in state:
-        raise ValueError(f"{source} does not hold the model that it should: missing: {name}")
+        raise ValueError(f"{source} does not hold the expected model: missing: {name}")
     return state[name]
+
+
+def read_fact(facts: Mapping[str, Any], *names: str) -> Any:
+    """Returns a number, boolean or text of the facts beside a checkpoint, or None if it is missing or unsuitable."""
+    value: Any = facts
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    is_count = isinstance(value, int) and 0 <= value <= 1 << 20
+    return value if is_count or isinstance(value, str) or (isinstance(value, float) and 0 <= value < 1) else None

@@ -1,10 +1,9 @@
-"""CLIP by the names that OpenAI gave and open_clip kept: OpenAI, open_clip, RemoteCLIP and GeoRSCLIP.
+"""CLIP with the names of OpenAI and open_clip: OpenAI, open_clip, RemoteCLIP and GeoRSCLIP.
 
     visual.conv1.weight, visual.transformer.resblocks.0.attn.in_proj_weight, transformer.resblocks.0..., text_projection
 
-The keys do not say which activation the layers have, but the families do: OpenAI's weights, and GeoRSCLIP's that were
-tuned from them (all but ViT-H/14), want QuickGELU; open_clip's own want GELU, and so does the code that RemoteCLIP's
-authors load theirs with.
+The keys do not tell the activation of the layers, but the family does. QuickGELU: OpenAI's weights, and GeoRSCLIP's
+that were tuned from them (all but ViT-H/14). GELU: open_clip's own weights, and the code of RemoteCLIP's authors.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from priorclip.model.convert.family import (
     Request,
     assemble,
     attribution_scale,
-    blocks,
     clip_text,
     clip_vit,
-    need,
+    count_blocks,
+    require_tensor,
 )
 from priorclip.model.convert.positions import first_positions, resampled
-from priorclip.model.convert.rules import Rule, third, transposed, whole
+from priorclip.model.convert.rules import Rule, one_of_three, transposed, whole
 from priorclip.model.encoders.weights import State
 
 OURS = r"visual\.encoder\.model\."
@@ -40,17 +39,17 @@ def recognises(state: State) -> bool:
 
 
 def convert(checkpoint: Checkpoint, request: Request) -> Converted:
-    """A plain CLIP."""
+    """Converts to a plain CLIP."""
     state, source = checkpoint.state, checkpoint.source
     if "visual.layer1.0.conv1.weight" in state:
-        raise ValueError(f"{source} has a ResNet as its visual tower; of open_clip's layouts, ViTs are converted")
+        raise ValueError(f"{source} has a ResNet as its visual tower; only ViTs of open_clip's layout are converted")
     activation = request.activation or family_activation(
-        request.family, need(state, "visual.conv1.weight", source).shape[0]
+        request.family, require_tensor(state, "visual.conv1.weight", source).shape[0]
     )
     config = request.model or architecture(checkpoint, request, activation)
     config.kind = "clip"
     rules = [*vision_rules(), *text_rules(text_prefix(state)), scale_rule()]
-    notes = [] if request.model else [f"activation {activation} (--activation changes it: the keys do not tell)"]
+    notes = [] if request.model else [f"activation {activation} (change it by --activation; the keys do not tell)"]
     return assemble(checkpoint, config, rules, attribution_scale(config), "clip", notes)
 
 
@@ -61,35 +60,37 @@ def family_activation(family: str, width: int) -> str:
 
 
 def architecture(checkpoint: Checkpoint, request: Request, activation: str) -> ModelConfig:
-    """The configuration that the shapes tell."""
+    """Returns the configuration by the shapes of the tensors."""
     state, source = checkpoint.state, checkpoint.source
-    patches = need(state, "visual.conv1.weight", source)
+    patches = require_tensor(state, "visual.conv1.weight", source)
     width, patch = patches.shape[0], patches.shape[-1]
-    side = math.isqrt(need(state, "visual.positional_embedding", source).shape[0] - 1) * patch
+    side = math.isqrt(require_tensor(state, "visual.positional_embedding", source).shape[0] - 1) * patch
     vision = clip_vit(
-        width, blocks(state, "visual.transformer.resblocks."), patch, request.image_size or side, activation
+        width, count_blocks(state, "visual.transformer.resblocks."), patch, request.image_size or side, activation
     )
     prefix = text_prefix(state)
-    vocabulary, text_width = need(state, f"{prefix}token_embedding.weight", source).shape
+    vocabulary, text_width = require_tensor(state, f"{prefix}token_embedding.weight", source).shape
     text = clip_text(
         vocabulary,
         text_width,
-        need(state, f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", source).shape[0],
-        blocks(state, f"{prefix}transformer.resblocks."),
-        need(state, f"{prefix}positional_embedding", source).shape[0],
+        require_tensor(state, f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", source).shape[0],
+        count_blocks(state, f"{prefix}transformer.resblocks."),
+        require_tensor(state, f"{prefix}positional_embedding", source).shape[0],
         activation,
         request.context_length,
     )
-    return ModelConfig(kind="clip", embed_dim=need(state, "visual.proj", source).shape[1], vision=vision, text=text)
+    return ModelConfig(
+        kind="clip", embed_dim=require_tensor(state, "visual.proj", source).shape[1], vision=vision, text=text
+    )
 
 
 def text_prefix(state: State) -> str:
-    """open_clip's newer models keep the text tower under ``text.``."""
+    """Returns the prefix of the text tower: newer models of open_clip have ``text.``."""
     return "text." if "text.token_embedding.weight" in state else ""
 
 
 def vision_rules() -> list[Rule]:
-    """timm's ViT and the projection."""
+    """Rules for timm's ViT and the projection."""
     block = OURS + r"blocks\.(\d+)\."
     theirs = r"visual.transformer.resblocks.\1."
     return [
@@ -108,10 +109,10 @@ def vision_rules() -> list[Rule]:
 
 
 def text_rules(prefix: str = "") -> list[Rule]:
-    """transformers' CLIP text tower and the projection."""
+    """Rules for transformers' CLIP text tower and the projection."""
     theirs = prefix + r"transformer.resblocks.\1."
     parts = [
-        Rule(LAYER + rf"self_attn\.{name}_proj\.(.*)", theirs + r"attn.in_proj_\2", third(place))
+        Rule(LAYER + rf"self_attn\.{name}_proj\.(.*)", theirs + r"attn.in_proj_\2", one_of_three(place))
         for place, name in enumerate("qkv")
     ]
     return [

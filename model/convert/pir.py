@@ -4,9 +4,9 @@
     conv_encoder.*      ResNet by places in a sequence   txt_sa, mapping_txt, txt_ca, head_txt    Temporal-PAE
     text_encoder.*      BERT                             temp, temp2    divide the logits
 
-How many tokens belief keeps (``filter_size``, 40 in their configurations) stands in the ``config`` that they save
-beside the weights. Their text encoder sees padding as text; ours masks it, so texts that are padded come out
-differently: give an attention mask of ones to have theirs.
+The number of tokens that belief keeps (``filter_size``, 40 in their configurations) is in the ``config`` that they save
+beside the weights. Their text encoder reads padding as text. Ours masks it, so features of padded texts differ: an
+attention mask of ones gives their features.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from priorclip.model.convert.family import (
     Request,
     assemble,
     attribution_scale,
-    blocks,
-    need,
+    count_blocks,
+    read_fact,
+    require_tensor,
 )
 from priorclip.model.convert.rules import Rule, inverse_log, whole
 from priorclip.model.encoders.weights import State
@@ -29,6 +30,7 @@ from priorclip.model.encoders.weights import State
 FILTER_SIZE = 40
 MAX_TOKENS = 47
 HEADS = 8
+DROPOUT = 0.2
 BERT_HEAD_WIDTH = 64
 SEQUENCE = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 
@@ -38,54 +40,61 @@ def recognises(state: State) -> bool:
 
 
 def convert(checkpoint: Checkpoint, request: Request) -> Converted:
-    """A PriorITR."""
+    """Converts to a PriorITR."""
     state = checkpoint.state
     config = request.model or architecture(checkpoint, request)
     config.kind = "prioritr"
     given = attribution_scale(config) if "temp2" not in state else {}
     notes = [f"belief keeps {config.belief.k} tokens"]
     if "filter_size" not in checkpoint.facts and request.model is None:
-        notes.append(f"no filter_size beside the weights: taken as {FILTER_SIZE}, as in the authors' configurations")
+        notes.append(f"no filter_size beside the weights: {FILTER_SIZE} is used, as in the authors' configurations")
     bert = "text_encoder.bert." if any(name.startswith("text_encoder.bert.") for name in state) else "text_encoder."
     return assemble(checkpoint, config, rules(bert), given, "bert-base-uncased", notes)
 
 
 def architecture(checkpoint: Checkpoint, request: Request) -> ModelConfig:
-    """The configuration that shapes and the saved ``config`` tell."""
+    """Returns the configuration by the shapes of the tensors and the saved ``config``."""
     state, facts, source = checkpoint.state, checkpoint.facts, checkpoint.source
-    heads = int(facts.get("head", HEADS))
+    heads = int(read_fact(facts, "head") or HEADS)
+    dropout = read_fact(facts, "dropout_r")
+    image_size = request.image_size or int(read_fact(facts, "image_res") or 224)
     return ModelConfig(
         kind="prioritr",
-        embed_dim=need(state, "vision_proj.weight", source).shape[0],
-        vision=swin(checkpoint, request.image_size or int(facts.get("image_res", 224))),
+        embed_dim=require_tensor(state, "vision_proj.weight", source).shape[0],
+        vision=swin(checkpoint, image_size),
         prior=EncoderConfig(
             name="resnet50",
-            image_size=request.image_size or int(facts.get("image_res", 224)),
-            trainable=bool(facts.get("finetune_conv", False)),
+            image_size=image_size,
+            trainable=bool(read_fact(facts, "finetune_conv")),
             mean=list(CLIP_MEAN),
             std=list(CLIP_STD),
             kwargs=prior_kwargs(state),
         ),
-        text=bert_config(checkpoint, request.context_length or int(facts.get("max_tokens", MAX_TOKENS))),
-        belief=BeliefConfig(mode="hard", k=int(facts.get("filter_size", FILTER_SIZE)), compat="released"),
-        pae=PAEConfig(blocks(state, "img_sa."), blocks(state, "txt_sa."), heads, float(facts.get("dropout_r", 0.2))),
+        text=bert_config(checkpoint, request.context_length or int(read_fact(facts, "max_tokens") or MAX_TOKENS)),
+        belief=BeliefConfig(mode="hard", k=int(read_fact(facts, "filter_size") or FILTER_SIZE), compat="released"),
+        pae=PAEConfig(
+            count_blocks(state, "img_sa."),
+            count_blocks(state, "txt_sa."),
+            heads,
+            DROPOUT if dropout is None else float(dropout),
+        ),
     )
 
 
 def prior_kwargs(state: State) -> dict[str, list[int]]:
-    """Blocks of each stage, where they are not ResNet-50's."""
-    layers = [blocks(state, f"conv_encoder.{place}.") for place in range(4, 8)]
+    """Returns the blocks of each stage if they are not ResNet-50's."""
+    layers = [count_blocks(state, f"conv_encoder.{place}.") for place in range(4, 8)]
     return {} if layers == [3, 4, 6, 3] else {"layers": layers}
 
 
 def swin(checkpoint: Checkpoint, image_size: int) -> EncoderConfig:
-    """Swin-T, or another by its sizes."""
+    """Returns the configuration of Swin-T, or of another Swin by its sizes."""
     state, source = checkpoint.state, checkpoint.source
-    width = need(state, "vision_encoder.patch_embed.proj.weight", source).shape[0]
-    stages = blocks(state, "vision_encoder.layers.")
-    depths = [blocks(state, f"vision_encoder.layers.{stage}.blocks.") for stage in range(stages)]
+    width = require_tensor(state, "vision_encoder.patch_embed.proj.weight", source).shape[0]
+    stages = count_blocks(state, "vision_encoder.layers.")
+    depths = [count_blocks(state, f"vision_encoder.layers.{stage}.blocks.") for stage in range(stages)]
     tables = [
-        need(state, f"vision_encoder.layers.{stage}.blocks.0.attn.relative_position_bias_table", source)
+        require_tensor(state, f"vision_encoder.layers.{stage}.blocks.0.attn.relative_position_bias_table", source)
         for stage in range(stages)
     ]
     window = (int(tables[0].shape[0] ** 0.5) + 1) // 2
@@ -101,26 +110,30 @@ def swin(checkpoint: Checkpoint, image_size: int) -> EncoderConfig:
 
 
 def bert_config(checkpoint: Checkpoint, context_length: int) -> TextConfig:
-    """BERT of the shapes' sizes."""
+    """Returns the configuration of a BERT by the shapes of the tensors."""
     state, source = checkpoint.state, checkpoint.source
     prefix = "text_encoder.bert." if "text_encoder.bert.embeddings.word_embeddings.weight" in state else "text_encoder."
-    vocabulary, width = need(state, f"{prefix}embeddings.word_embeddings.weight", source).shape
+    vocabulary, width = require_tensor(state, f"{prefix}embeddings.word_embeddings.weight", source).shape
     config = {
         "model_type": "bert",
         "vocab_size": vocabulary,
         "hidden_size": width,
-        "intermediate_size": need(state, f"{prefix}encoder.layer.0.intermediate.dense.weight", source).shape[0],
-        "num_hidden_layers": blocks(state, f"{prefix}encoder.layer."),
+        "intermediate_size": require_tensor(state, f"{prefix}encoder.layer.0.intermediate.dense.weight", source).shape[
+            0
+        ],
+        "num_hidden_layers": count_blocks(state, f"{prefix}encoder.layer."),
         "num_attention_heads": max(1, width // BERT_HEAD_WIDTH),
-        "max_position_embeddings": need(state, f"{prefix}embeddings.position_embeddings.weight", source).shape[0],
+        "max_position_embeddings": require_tensor(
+            state, f"{prefix}embeddings.position_embeddings.weight", source
+        ).shape[0],
     }
     return TextConfig(config=config, context_length=context_length, pooling="cls")
 
 
 def rules(bert: str) -> list[Rule]:
-    """timm's Swin and ResNet, transformers' BERT and our PAEs on PIR's names."""
+    """Rules for timm's Swin and ResNet, transformers' BERT and our PAEs."""
     swin_rules = [
-        # timm shrinks before a stage, Microsoft's Swin after the one before it
+        # timm downsamples before a stage, Microsoft's Swin after the previous stage
         Rule(rf"vision\.model\.layers\.{stage}\.downsample\.(.*)", rf"vision_encoder.layers.{stage - 1}.downsample.\1")
         for stage in range(1, 8)
     ]
@@ -145,7 +158,7 @@ def rules(bert: str) -> list[Rule]:
 
 
 def pae_rules(ours: str, theirs: str) -> list[Rule]:
-    """One progressive attention encoder."""
+    """Rules for one progressive attention encoder."""
     layer = rf"{ours}\.layers\.(\d+)\."
     rules = [Rule(layer + r"signal\.(.*)", rf"mapping_{theirs}.\1.\2", whole)]
     for block, short, attention in (("self_attention", "sa", "mhatt"), ("cross_attention", "ca", "mhatt_cross")):

@@ -1,7 +1,7 @@
-"""Position embeddings for another resolution or text length than a checkpoint was trained at.
+"""Position embeddings for another image size or text length than that of a checkpoint.
 
-Images: the grid is resampled, bicubic with antialiasing, the class token's position kept, as open_clip and timm do.
-Texts: the first positions are kept; more than there are cannot be made.
+Images: the grid is resampled, bicubic with antialiasing, and the class token's position is kept, as in open_clip.
+Texts: the first positions are kept; longer texts are an error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def resampled(found: Sequence[Tensor], shape: torch.Size) -> Tensor:
-    """Positions (1 + g*g, C) of a class token and a square grid -> ``shape``, (1 + G*G, C) or with a batch axis."""
+    """Resamples positions (1 + g*g, C) of a class token and a square grid -> ``shape``, (1 + G*G, C)."""
     positions = found[0].float()
     old, new = math.isqrt(positions.shape[0] - 1), math.isqrt(shape[-2] - 1)
     if old != new:
@@ -27,7 +27,7 @@ def resampled(found: Sequence[Tensor], shape: torch.Size) -> Tensor:
 
 
 def first_positions(found: Sequence[Tensor], shape: torch.Size) -> Tensor:
-    """The first of the positions (T, C). ValueError where there are too few."""
+    """Takes the first of the positions (T, C). Raises ValueError if there are too few."""
     if found[0].shape[0] < shape[0]:
         raise ValueError(f"--context_length {shape[0]}: the checkpoint has positions for {found[0].shape[0]} tokens")
     return found[0][: shape[0]]

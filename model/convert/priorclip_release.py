@@ -4,8 +4,8 @@
     vision_proj_res.*    512 -> 768: the instruction
     visual.*, transformer.*, ...    CLIP ViT-B/32, GELU
 
-Belief is computed as their code does (``compat: released``). That is their repository's last version; the first one
-published weighted the tokens by twice M, without the ranks, and normalised: the checkpoints do not say which they saw.
+Belief is computed as in their code (``compat: released``), by the last version of their repository. The first version
+weighted the tokens by twice M, without the ranks, and normalised. The checkpoints do not tell their version.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ import math
 from priorclip.model.config import BeliefConfig, EncoderConfig
 from priorclip.model.convert import open_clip
 from priorclip.model.convert.checkpoint import Checkpoint
-from priorclip.model.convert.family import CLIP_MEAN, CLIP_STD, Converted, Request, assemble, attribution_scale, need
+from priorclip.model.convert.family import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Converted,
+    Request,
+    assemble,
+    attribution_scale,
+    require_tensor,
+)
 from priorclip.model.convert.rules import Rule
 from priorclip.model.encoders.weights import State
 
@@ -28,7 +36,7 @@ def recognises(state: State) -> bool:
 
 
 def convert(checkpoint: Checkpoint, request: Request) -> Converted:
-    """A PriorCLIP with the released belief."""
+    """Converts to a PriorCLIP with the released belief."""
     state, source = checkpoint.state, checkpoint.source
     activation = request.activation or "gelu"
     if request.model is not None:
@@ -45,25 +53,25 @@ def convert(checkpoint: Checkpoint, request: Request) -> Converted:
         *open_clip.text_rules(open_clip.text_prefix(state)),
         open_clip.scale_rule(),
     ]
-    notes = [] if request.model else [f"activation {activation} (--activation changes it: the keys do not tell)"]
+    notes = [] if request.model else [f"activation {activation} (change it by --activation; the keys do not tell)"]
     return assemble(checkpoint, config, rules, attribution_scale(config), "clip", notes)
 
 
 def prior_config(state: State, source: str) -> EncoderConfig:
-    """The prior that the shapes tell; it keeps the side it was trained at."""
-    side = math.isqrt(need(state, "res_visual.attnpool.positional_embedding", source).shape[0] - 1) * STRIDE
+    """Returns the prior by the shapes of the tensors, at the image size of its training."""
+    side = math.isqrt(require_tensor(state, "res_visual.attnpool.positional_embedding", source).shape[0] - 1) * STRIDE
     return EncoderConfig(
         name="resnet50_clip.openai",
         image_size=side,
         trainable=False,
         mean=list(CLIP_MEAN),
         std=list(CLIP_STD),
-        projection=need(state, "res_visual.attnpool.c_proj.weight", source).shape[0],
+        projection=require_tensor(state, "res_visual.attnpool.c_proj.weight", source).shape[0],
     )
 
 
 def prior_rules() -> list[Rule]:
-    """timm's ByobNet on the names of CLIP's ModifiedResNet; timm counts stages from 0, CLIP from 1."""
+    """Rules for timm's ByobNet and CLIP's ModifiedResNet; timm counts stages from 0, CLIP from 1."""
     rules = [
         Rule(PRIOR + r"stem\.conv([123])\.conv\.weight", r"res_visual.conv\1.weight"),
         Rule(PRIOR + r"stem\.conv([123])\.bn\.(.*)", r"res_visual.bn\1.\2"),

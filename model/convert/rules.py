@@ -1,8 +1,8 @@
-"""From a foreign checkpoint's names to ours, told from our side: each of our tensors says which of theirs it is.
+"""Renames the tensors of a foreign checkpoint. Each rule gives, for our names of one pattern, the name over there.
 
     Rule(r"visual\.encoder\.model\.blocks\.(\d+)\.attn\.qkv\.weight", r"transformer.resblocks.\1.attn.in_proj_weight")
 
-So what is missing is known by its name in the checkpoint, and what no rule asked for is left over and can be listed.
+So an error can name the missing tensors of the checkpoint, and tensors that no rule uses can be listed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Take = Callable[[Sequence[Tensor], torch.Size], Tensor]
 
 
 def whole(found: Sequence[Tensor], shape: torch.Size) -> Tensor:
-    """The tensor as it is, or with axes of length 1 more or less."""
+    """Takes the tensor, and adds or removes axes of length 1."""
     (tensor,) = found
     if tensor.shape != shape and [n for n in tensor.shape if n > 1] == [n for n in shape if n > 1]:
         return tensor.reshape(shape)
@@ -28,33 +28,33 @@ def whole(found: Sequence[Tensor], shape: torch.Size) -> Tensor:
 
 
 def transposed(found: Sequence[Tensor], shape: torch.Size) -> Tensor:
-    """A matrix that is multiplied from the other side."""
+    """Transposes a matrix."""
     return found[0].T
 
 
 def stacked(found: Sequence[Tensor], shape: torch.Size) -> Tensor:
-    """Queries, keys and values on top of each other."""
+    """Stacks queries, keys and values."""
     return torch.cat(list(found))
 
 
-def third(which: int) -> Take:
-    """One of the queries, keys and values that stand on top of each other."""
+def one_of_three(which: int) -> Take:
+    """Takes queries, keys or values from their stack."""
     return lambda found, shape: found[0].chunk(3)[which]
 
 
 def inverse_log(found: Sequence[Tensor], shape: torch.Size) -> Tensor:
-    """log(1 / temperature): ours is a scale, theirs divides."""
+    """Returns log(1 / temperature): ours multiplies the logits, theirs divides them."""
     return -found[0].log().reshape(shape)
 
 
 @dataclass(frozen=True)
 class Rule:
-    r"""How our tensors of one pattern are made.
+    r"""How to make our tensors whose names match one pattern.
 
     Args:
-        ours: regular expression that the whole of our name matches
+        ours: regular expression for the whole of our name
         theirs: their name, or several, with groups of ``ours`` as \1
-        take: makes our tensor of theirs
+        take: makes our tensor from theirs
     """
 
     ours: str
@@ -65,16 +65,16 @@ class Rule:
 def fill(
     wanted: Mapping[str, Tensor], rules: Sequence[Rule], state: State, source: str, given: State | None = None
 ) -> tuple[State, list[str]]:
-    """All tensors that are wanted, made of the checkpoint's, float32, and the names that none of them used.
+    """Returns all wanted tensors, made from the checkpoint, and the names in the checkpoint that none of them used.
 
     Args:
-        wanted: our state dict, shapes only (on the meta device)
-        rules: the first whose pattern fits a name makes it
+        wanted: our state dict on the meta device: shapes and dtypes
+        rules: the first rule whose pattern matches a name is used
         state: the checkpoint
         source: its name, for messages
-        given: tensors of ours that the checkpoint does not hold
+        given: our tensors that the checkpoint does not hold
     Raises:
-        ValueError: names in the checkpoint that are missing, or are of another shape
+        ValueError: tensors of the checkpoint are missing or have another shape; the message names them
     """
     made: State = dict(given or {})
     used: set[str] = set()
@@ -82,10 +82,10 @@ def fill(
     shapes: list[str] = []
     for name in wanted.keys() - made.keys():
         names, take = their_names(name, rules)
-        lacking = [theirs for theirs in names if theirs not in state]
+        absent = [theirs for theirs in names if theirs not in state]
         used.update(names)
-        if lacking:
-            missing += lacking
+        if absent:
+            missing += absent
             continue
         tensor = take([state[theirs] for theirs in names], wanted[name].shape)
         if tensor.shape != wanted[name].shape:
@@ -94,16 +94,16 @@ def fill(
         made[name] = tensor.to(wanted[name].dtype).contiguous().clone()
     problems = {"missing": sorted(set(missing)), "other shape": sorted(shapes)}
     if any(problems.values()):
-        told = "; ".join(f"{what}: {first_names(names)}" for what, names in problems.items() if names)
-        raise ValueError(f"{source} does not hold the model that it should: {told}")
+        details = "; ".join(f"{what}: {first_names(names)}" for what, names in problems.items() if names)
+        raise ValueError(f"{source} does not hold the expected model: {details}")
     return made, sorted(state.keys() - used)
 
 
 def their_names(name: str, rules: Sequence[Rule]) -> tuple[list[str], Take]:
-    """What a tensor of ours is called in the checkpoint, and how it is made."""
+    """Returns the names in the checkpoint of one of our tensors, and the function that makes it."""
     for rule in rules:
         match = re.fullmatch(rule.ours, name)
         if match:
             theirs = (rule.theirs,) if isinstance(rule.theirs, str) else rule.theirs
             return [match.expand(template) for template in theirs], rule.take
-    raise ValueError(f"no rule says what '{name}' is called in this family of checkpoints")
+    raise ValueError(f"no rule for '{name}' in this family of checkpoints")

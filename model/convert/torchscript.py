@@ -1,8 +1,8 @@
-"""The tensors of a TorchScript archive, which is how OpenAI publishes CLIP, without running anything in it.
+"""Reads the tensors of a TorchScript archive, the format of OpenAI's CLIP, without executing its code.
 
-``torch.jit.load`` runs the archive's code, and ``torch.load(weights_only=True)`` refuses the format. But the archive is
-a zip whose ``data.pkl`` is a tree of modules with attributes. It is read here by an unpickler that knows tensors and
-containers only: a module becomes a bag of attributes, and any other name in the pickle is an error.
+``torch.jit.load`` executes the archive's code, and ``torch.load(weights_only=True)`` refuses the format. An archive is
+a zip file, and its ``data.pkl`` is a tree of modules with attributes. The unpickler here knows tensors and containers
+only: a module becomes an object with attributes, and any other name in the pickle is an error.
 
     state = read_torchscript("ViT-B-32.pt")       # {"visual.conv1.weight": ..., ...}
 """
@@ -33,15 +33,15 @@ DTYPES = {
 }
 
 
-class Bag:
-    """The attributes of a module; its methods stay in the archive."""
+class ModuleAttributes:
+    """The attributes of a module, without its methods."""
 
     def __setstate__(self, attributes: dict[str, Any]) -> None:
         self.__dict__.update(attributes if isinstance(attributes, dict) else {})
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether the file is a TorchScript archive: a zip with code in it."""
+    """Tells whether the file is a TorchScript archive: a zip file with code."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -49,9 +49,9 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """Parameters and buffers by their dotted names.
+    """Returns parameters and buffers by their dotted names.
 
-    Raises ValueError where the archive names anything else than modules, containers and tensors.
+    Raises ValueError if the archive names anything other than modules, containers and tensors.
     """
     with zipfile.ZipFile(path) as archive:
         root = next((name.split("/")[0] for name in archive.namelist() if name.endswith("/data.pkl")), None)
@@ -65,7 +65,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
 
 class ArchiveReader(pickle.Unpickler):
-    """Reads ``data.pkl``; knows no name that does anything but build data."""
+    """Reads ``data.pkl``. It accepts only names that build data."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
         super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
@@ -74,7 +74,7 @@ class ArchiveReader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
-            return type(name, (Bag,), {})
+            return type(name, (ModuleAttributes,), {})
         known = {
             ("torch._utils", "_rebuild_tensor_v2"): view,
             ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
@@ -89,10 +89,10 @@ class ArchiveReader(pickle.Unpickler):
             return name
         if (module, name) in known:
             return known[module, name]
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which no archive of weights needs: do not trust it")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which no archive of weights needs; do not trust it")
 
     def persistent_load(self, identifier: Any) -> Tensor:
-        """A storage as a flat tensor."""
+        """Returns a storage as a flat tensor."""
         _, kind, key, _, _ = identifier
         if key not in self.storages:
             raw = bytearray(self.archive.read(f"{self.root}/data/{key}"))
@@ -102,19 +102,19 @@ class ArchiveReader(pickle.Unpickler):
 
 
 def view(storage: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
-    """A tensor of its own over part of a flat storage. ValueError-like errors where it would leave the storage."""
+    """Copies a tensor out of a flat storage. Raises UnpicklingError if it lies outside of the storage."""
     needed = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
     if 0 not in tuple(size) and (needed > storage.numel() or offset < 0 or any(step < 0 for step in stride)):
         raise pickle.UnpicklingError(f"a tensor of shape {tuple(size)} lies outside of its storage")
     return storage.as_strided(tuple(size), tuple(stride), offset).clone()
 
 
-def tensors_of(bag: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
-    """Tensors among the attributes, and within them."""
+def tensors_of(module: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
+    """Returns the tensors among the attributes and below them, with their dotted names."""
     found: list[tuple[str, Tensor]] = []
-    for name, value in vars(bag).items() if isinstance(bag, Bag) else ():
+    for name, value in vars(module).items() if isinstance(module, ModuleAttributes) else ():
         if isinstance(value, Tensor):
             found.append((f"{prefix}{name}", value))
-        elif isinstance(value, Bag):
+        elif isinstance(value, ModuleAttributes):
             found += tensors_of(value, f"{prefix}{name}.")
     return found

@@ -1,6 +1,6 @@
-"""CLIP by transformers' names (``CLIPModel``): a folder of its, or the state dict alone.
+"""CLIP with transformers' names (``CLIPModel``): a folder of transformers, or a state dict alone.
 
-A folder's config.json says which activation the layers have; a state dict alone is taken for OpenAI's (QuickGELU).
+The config.json of a folder tells the activation of the layers; a state dict alone is taken as OpenAI's (QuickGELU).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from priorclip.model.convert.family import (
     Request,
     assemble,
     attribution_scale,
-    blocks,
     clip_text,
     clip_vit,
-    need,
+    count_blocks,
+    read_fact,
+    require_tensor,
 )
 from priorclip.model.convert.positions import first_positions, resampled
 from priorclip.model.convert.rules import Rule, stacked
@@ -33,12 +34,12 @@ def recognises(state: State) -> bool:
 
 
 def convert(checkpoint: Checkpoint, request: Request) -> Converted:
-    """A plain CLIP."""
-    told = checkpoint.facts.get("vision_config", {}).get("hidden_act")
-    known = told or ("quick_gelu" if not checkpoint.facts.get("vision_config") else None)
+    """Converts to a plain CLIP."""
+    hidden_act = read_fact(checkpoint.facts, "vision_config", "hidden_act")
+    known = hidden_act or ("quick_gelu" if not checkpoint.facts.get("vision_config") else None)
     activation = request.activation or known or "quick_gelu"
     if activation not in ("gelu", "quick_gelu"):
-        raise ValueError(f"{checkpoint.source}: hidden_act '{activation}'; gelu and quick_gelu are known")
+        raise ValueError(f"{checkpoint.source}: hidden_act is '{activation}', but only gelu and quick_gelu are known")
     config = request.model or architecture(checkpoint, request, activation)
     config.kind = "clip"
     notes = [] if request.model else [f"activation {activation}"]
@@ -46,40 +47,44 @@ def convert(checkpoint: Checkpoint, request: Request) -> Converted:
 
 
 def architecture(checkpoint: Checkpoint, request: Request, activation: str) -> ModelConfig:
-    """The configuration that the shapes tell."""
+    """Returns the configuration by the shapes of the tensors."""
     state, source = checkpoint.state, checkpoint.source
-    patches = need(state, f"{THEIRS}embeddings.patch_embedding.weight", source)
+    patches = require_tensor(state, f"{THEIRS}embeddings.patch_embedding.weight", source)
     width, patch = patches.shape[0], patches.shape[-1]
-    side = math.isqrt(need(state, f"{THEIRS}embeddings.position_embedding.weight", source).shape[0] - 1) * patch
-    vocabulary, text_width = need(state, "text_model.embeddings.token_embedding.weight", source).shape
+    side = (
+        math.isqrt(require_tensor(state, f"{THEIRS}embeddings.position_embedding.weight", source).shape[0] - 1) * patch
+    )
+    vocabulary, text_width = require_tensor(state, "text_model.embeddings.token_embedding.weight", source).shape
     text = clip_text(
         vocabulary,
         text_width,
-        need(state, "text_model.encoder.layers.0.mlp.fc1.weight", source).shape[0],
-        blocks(state, "text_model.encoder.layers."),
-        need(state, "text_model.embeddings.position_embedding.weight", source).shape[0],
+        require_tensor(state, "text_model.encoder.layers.0.mlp.fc1.weight", source).shape[0],
+        count_blocks(state, "text_model.encoder.layers."),
+        require_tensor(state, "text_model.embeddings.position_embedding.weight", source).shape[0],
         activation,
         request.context_length,
     )
-    vision = clip_vit(width, blocks(state, LAYERS), patch, request.image_size or side, activation)
+    vision = clip_vit(width, count_blocks(state, LAYERS), patch, request.image_size or side, activation)
     check_heads(checkpoint, vision.kwargs.get("num_heads", width // 64 if width != 1280 else 16), text.config or {})
     return ModelConfig(
-        kind="clip", embed_dim=need(state, "visual_projection.weight", source).shape[0], vision=vision, text=text
+        kind="clip",
+        embed_dim=require_tensor(state, "visual_projection.weight", source).shape[0],
+        vision=vision,
+        text=text,
     )
 
 
 def check_heads(checkpoint: Checkpoint, vision_heads: int, text: dict[str, int]) -> None:
-    """Take the heads of the text tower from config.json. ValueError where the visual tower's are none that CLIP has."""
-    told = checkpoint.facts.get("vision_config", {}).get("num_attention_heads")
-    if told is not None and told != vision_heads:
-        raise ValueError(f"{checkpoint.source}: {told} attention heads in the visual tower; CLIP's has {vision_heads}")
-    text["num_attention_heads"] = checkpoint.facts.get("text_config", {}).get(
-        "num_attention_heads", text["num_attention_heads"]
-    )
+    """Sets the heads of the text tower from config.json. Raises ValueError if the visual tower's differ from CLIP's."""
+    heads = read_fact(checkpoint.facts, "vision_config", "num_attention_heads")
+    if heads is not None and heads != vision_heads:
+        raise ValueError(f"{checkpoint.source}: {heads} attention heads in the visual tower; CLIP's has {vision_heads}")
+    text_heads = read_fact(checkpoint.facts, "text_config", "num_attention_heads")
+    text["num_attention_heads"] = int(text_heads or text["num_attention_heads"])
 
 
 def rules() -> list[Rule]:
-    """timm's ViT on transformers' names; the text tower is transformers' own."""
+    """Rules for timm's ViT; the text tower has transformers' names."""
     block = OURS + r"blocks\.(\d+)\."
     theirs = LAYERS + r"\1."
     three = tuple(theirs + rf"self_attn.{name}_proj.\2" for name in "qkv")

@@ -1,1 +1,1 @@
-"""What a model costs: FLOPs, parameters, activation memory and measured step time."""
+"""The cost of a model: FLOPs, parameters, activation memory and measured step time."""

@@ -1,14 +1,14 @@
-"""Memory of a forward and a backward pass beside the parameters, found without any memory or data.
+"""Activation memory of a forward and a backward pass, computed without memory or data.
 
     python -m model summary --preset priorclip-b32 --memory
 
-The model and its inputs are torch's fake tensors: every operator runs by its shapes alone, and each storage counts from
-when it is made until nothing refers to it. What is counted is therefore what autograd keeps, and the temporaries that
-operators return; what a kernel allocates inside itself is not. Attention is the fused one, as on GPUs.
+The model and its inputs are torch's fake tensors: operators run by shapes only, and a storage counts from its creation
+until nothing refers to it. This counts tensors that autograd keeps and temporaries that operators return. It does not
+count memory that a kernel allocates inside. Attention is the fused kernel, as on GPUs.
 
-During the backward pass activations go and gradients come. How much of the latter a rank keeps depends on the ZeRO
-stage, so that the result is a curve: the most activation bytes that are alive while a share of the gradients is there.
-It is a line in the micro batch, from which the losses are left out: they see the whole batch at once.
+During the backward pass activations are freed and gradients are allocated. The share of gradients on a rank depends on
+the ZeRO stage. So the result is a curve: the most activation bytes while a share of the gradients exists. It is linear
+in the micro batch. Losses are not included, because they need the global batch.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from priorclip.model.config import ModelConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STEPS = 10  # points of the curve
-BATCHES = (4, 12)  # micro batches of which the line is made
+BATCHES = (4, 12)  # the two micro batches that define the line
 
 
 @dataclass
 class Point:
-    """Activations while a share of the gradients is there.
+    """Activation memory while a share of the gradients exists.
 
     Args:
         gradients: that share, in steps of 1 / STEPS, rounded down
-        fixed: bytes whatever the micro batch
-        sample: bytes for each of its samples
+        fixed: bytes that do not depend on the micro batch
+        sample: bytes per sample
     """
 
     gradients: float
@@ -48,13 +48,13 @@ class Point:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of all storages that operators have made and something still refers to."""
+    """Bytes of all storages that operators have made and that are still referenced."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
-        self.known: dict[int, int] = {}
-        self.beside: list[torch.UntypedStorage] = []  # kept, so that no other storage takes their addresses
+        self.sizes: dict[int, int] = {}
+        self.excluded: list[torch.UntypedStorage] = []  # kept, so that no other storage gets their addresses
         self.peak_at_share = [0] * (STEPS + 1)
         self.gradients = 0
         self.all_gradients = 1
@@ -64,37 +64,37 @@ class LiveBytes(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, torch.Tensor):
                 self.add(leaf)
-        self.note()
+        self.update_peak()
         return out
 
-    def leave_out(self, tensor: torch.Tensor) -> None:
-        """A parameter or a buffer: views of it are no memory of their own."""
-        self.beside.append(tensor.untyped_storage())
-        self.known[self.beside[-1]._cdata] = 0
+    def exclude(self, tensor: torch.Tensor) -> None:
+        """Excludes a parameter or a buffer and its views."""
+        self.excluded.append(tensor.untyped_storage())
+        self.sizes[self.excluded[-1]._cdata] = 0
 
     def add(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key = storage._cdata
-        if key not in self.known:
-            self.known[key] = storage.nbytes()
+        if key not in self.sizes:
+            self.sizes[key] = storage.nbytes()
             self.bytes += storage.nbytes()
             weakref.finalize(storage, self.remove, key)
 
     def remove(self, key: int) -> None:
-        self.bytes -= self.known.pop(key)
+        self.bytes -= self.sizes.pop(key)
 
-    def accumulated(self, parameter: torch.Tensor) -> None:
+    def add_gradient(self, parameter: torch.Tensor) -> None:
         assert parameter.grad is not None
         self.gradients += parameter.grad.untyped_storage().nbytes()
-        self.note()
+        self.update_peak()
 
-    def note(self) -> None:
+    def update_peak(self) -> None:
         share = STEPS * self.gradients // self.all_gradients
         self.peak_at_share[share] = max(self.peak_at_share[share], self.bytes - self.gradients)
 
 
 def activation_curve(config: ModelConfig, precision: str, grad_checkpointing: bool) -> list[Point]:
-    """The curve of a preset without weights; ``precision`` is that of parameters and activations."""
+    """Returns the curve of a preset without weights; ``precision`` is that of parameters and activations."""
     few, many = BATCHES
     peaks = pass_peaks(config, precision, grad_checkpointing, BATCHES)
     points = []
@@ -107,17 +107,17 @@ def activation_curve(config: ModelConfig, precision: str, grad_checkpointing: bo
 def pass_peaks(
     config: ModelConfig, precision: str, grad_checkpointing: bool, batches: Sequence[int]
 ) -> list[list[int]]:
-    """Most activation bytes at each share of the gradients, of a forward and backward pass over so many pairs each."""
+    """Returns the most activation bytes at each share of the gradients, for each of the ``batches``."""
     with torch.device("meta"):
         model = build_model(config).train()
     model.set_grad_checkpointing(grad_checkpointing)
     with FakeTensorMode():
         make_fake(model, DTYPES[precision])
-        return [counted_pass(model, batch) for batch in batches]
+        return [peaks_of_pass(model, batch) for batch in batches]
 
 
 def make_fake(model: nn.Module, dtype: torch.dtype) -> None:
-    """Fake tensors in the place of a model's meta tensors; parameters alone are cast, as DeepSpeed does it."""
+    """Replaces a model's meta tensors by fake tensors; only parameters are cast, as in DeepSpeed."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -130,25 +130,25 @@ def make_fake(model: nn.Module, dtype: torch.dtype) -> None:
                 module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
 
 
-def counted_pass(model: Any, batch: int) -> list[int]:
+def peaks_of_pass(model: Any, batch: int) -> list[int]:
     side, length = model.config.vision.image_size, model.config.text.context_length
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with LiveBytes() as live:
         for tensor in (*model.parameters(), *model.buffers()):
-            live.leave_out(tensor)
+            live.exclude(tensor)
         images = torch.zeros((batch, 3, side, side), dtype=torch.uint8)
         tokens = torch.zeros((batch, length), dtype=torch.long)
         live.all_gradients = sum(parameter.nbytes for parameter in trained)
-        hooks = [parameter.register_post_accumulate_grad_hook(live.accumulated) for parameter in trained]
+        hooks = [parameter.register_post_accumulate_grad_hook(live.add_gradient) for parameter in trained]
         outputs = model(images=images, input_ids=tokens, attention_mask=torch.ones_like(tokens))
-        surrogate(outputs).backward()
+        surrogate_loss(outputs).backward()
     for hook in hooks:
         hook.remove()
     model.zero_grad(set_to_none=True)
     return live.peak_at_share
 
 
-def surrogate(outputs: dict[str, Any]) -> torch.Tensor:
-    """A scalar that every output has a part in."""
+def surrogate_loss(outputs: dict[str, Any]) -> torch.Tensor:
+    """Returns a scalar that depends on every output."""
     values = [outputs[key] for key in ("image_features", "text_features", "logit_scale", "attribution_scale")]
     return torch.stack([value.float().sum() for value in values]).sum()

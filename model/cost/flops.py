@@ -1,12 +1,12 @@
-"""Floating-point operations of a call, a multiply-add as two, as torch's counter finds them operator by operator.
+"""Floating-point operations of a call, counted per operator by torch; a multiply-add counts as two.
 
     with count_flops() as counter:
         model(images)
-    total(counter)                      # whole call
-    under(counter, "PriorCLIP.prior")   # what ran inside that module
+    total_flops(counter)                      # the whole call
+    module_flops(counter, "PriorCLIP.prior")  # of one module
 
-The counter knows matrix products, convolutions and attention; torch leaves out the attention kernel of CPUs, which is
-added here. Elementwise work does not count, as is usual where FLOPs are compared.
+The counter counts matrix products, convolutions and attention. torch does not count the attention kernel of CPUs, so it
+is added here. Elementwise operations do not count, as is usual.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 
 def cpu_attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Of the forward kernel, from the shapes (B, heads, L, width)."""
+    """FLOPs of the forward kernel by the shapes (B, heads, L, width)."""
     return sdpa_flop_count(query, key, value)
 
 
@@ -35,19 +35,19 @@ CPU_ATTENTION = {
 
 
 def count_flops() -> FlopCounterMode:
-    """A context in which every operator is counted, on any device and on tensors without data."""
+    """Returns a context that counts every operator, on any device and on tensors without data."""
     return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
 
 
 def training_flops(build: Callable[[], nn.Module], side: int, text_length: int | None = None) -> float:
-    """FLOPs of one sample in training, forward and backward, without data or weights.
+    """Returns FLOPs of one sample in training, forward and backward, without data or weights.
 
     Args:
-        build: makes the model, on whatever device torch has set; frozen parts get no backward pass
+        build: builds the model on torch's current device; frozen parts get no backward pass
         side: of the images, pixels
-        text_length: tokens of a caption; None for a model of images alone
+        text_length: tokens of a caption; None for a model of images only
     """
-    count = 2  # batch norms refuse a batch of one
+    count = 2  # batch norms need more than one sample
     with torch.device("meta"):
         model = build().train()
         inputs = [torch.zeros((count, 3, side, side), dtype=torch.uint8)]
@@ -58,17 +58,17 @@ def training_flops(build: Callable[[], nn.Module], side: int, text_length: int |
         outputs = model(*inputs)
         values = outputs.values() if isinstance(outputs, dict) else [outputs]
         torch.stack([value.sum() for value in values if value is not None and value.requires_grad]).sum().backward()
-    return total(counter) / count
+    return total_flops(counter) / count
 
 
-def total(counter: FlopCounterMode) -> int:
+def total_flops(counter: FlopCounterMode) -> int:
     return int(counter.get_total_flops())
 
 
-def under(counter: FlopCounterMode, module: str) -> int:
-    """FLOPs of the module of that dotted name and of all within it; 0 where none of them ran.
+def module_flops(counter: FlopCounterMode, module: str) -> int:
+    """Returns FLOPs of the module with that dotted name and of all modules in it; 0 if none of them ran.
 
-    A module that is never called itself, such as a list, has no count: then those of its outermost parts are added.
+    A module that is never called, such as a list, has no count: then the counts of its outermost parts are added.
     """
     counts = {name: sum(values.values()) for name, values in counter.get_flop_counts().items()}
     if module in counts:

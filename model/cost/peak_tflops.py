@@ -1,12 +1,12 @@
-"""What accelerators could do at best, for the share of it that a training reaches (MFU).
+"""Peak TFLOP/s of accelerators, for the share of it that a training reaches (MFU).
 
 peak_of("NVIDIA H100 80GB HBM3", "bf16")    # 989.0, TFLOP/s
 """
 
 from __future__ import annotations
 
-# Dense TFLOP/s with bf16 (V100: fp16) and with float32 (no TF32), from the makers' data sheets; of an MI250X, the half
-# that is a device. The first name that fits counts.
+# Dense TFLOP/s with bf16 (V100: fp16) and with float32 (no TF32), from the data sheets. For an MI250X: one device, half
+# of it. The first matching name is used.
 PEAKS = {
     "GB200": (2500.0, 80.0),
     "B200": (2250.0, 75.0),
@@ -30,9 +30,9 @@ PEAKS = {
 
 
 def peak_of(device: str, dtype: str) -> float | None:
-    """Dense TFLOP/s of the accelerator by its name, None where it is not in the table.
+    """Returns the dense TFLOP/s of an accelerator by its name, or None if the table lacks it.
 
-    ``dtype`` is bf16 or fp16; anything else is taken as float32.
+    ``dtype`` is bf16 or fp16; any other value means float32.
     """
     found = next((peaks for name, peaks in PEAKS.items() if set(name.split()) <= set(device.split())), None)
     found = found or next((peaks for name, peaks in PEAKS.items() if f" {name}-" in f" {device}"), None)

@@ -1,12 +1,12 @@
-"""Speed of a training step: PriorCLIP against open_clip's model of the same towers, in one run.
+"""Speed of a training step: PriorCLIP and open_clip's model with the same towers, in one run.
 
-    python -m model bench --batch 8                     # float32, the GPU where there is one
+    python -m model bench --batch 8                     # float32, on the GPU if there is one
     python -m model bench --batch 512 --dtype bf16 --compile
 
-Each step is forward, contrastive loss and backward (and AdamW where asked) on the same pairs; both models take turns,
-so that a noisy machine is noisy for both. The question is whether the prior costs more than its work: the ratio of
-times should not be over the ratio of FLOPs. FLOPs are counted on the warm-up step (model.flops), the backward pass
-with them. PriorCLIP normalises uint8 pixels itself, within its time; open_clip gets pixels that are normalised already.
+A step is forward, contrastive loss and backward (with --optimizer also AdamW) on the same pairs. Both models take
+turns, so that noise of the machine affects both. The ratio of times should not be above the ratio of FLOPs: then the
+prior costs no more than its operations. FLOPs of forward and backward are counted in the warm-up step. The time of
+PriorCLIP includes normalisation of uint8 pixels; open_clip gets normalised pixels.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from priorclip.model.build import build_model, parameter_groups
-from priorclip.model.cost.flops import count_flops, total
+from priorclip.model.cost.flops import count_flops, total_flops
 from priorclip.model.cost.peak_tflops import peak_of
 from priorclip.model.device import pick_device
 from priorclip.model.losses.retrieval_loss import RetrievalLoss
@@ -38,15 +38,15 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass
-class Contender:
+class BenchedModel:
     """One model in the comparison.
 
     Args:
-        name: what it is
+        name: preset or open_clip architecture
         step: one training step
         flops: of a step
         seconds: of each timed step
-        cpu_seconds: of all this process's threads in it; what others do on the machine counts less in them
+        cpu_seconds: CPU time of all threads of this process in each step; other processes disturb it less
     """
 
     name: str
@@ -62,15 +62,15 @@ class Contender:
 
 @dataclass
 class Figures:
-    """What a model did.
+    """The results of a model.
 
     Args:
         name: preset or open_clip architecture
-        seconds: of a step, median
-        images_per_second: pairs by that
+        seconds: median time of a step
+        images_per_second: pairs per second
         gflops: of a step, forward and backward
-        tflops_per_second: those by the seconds
-        mfu: share of the GPU's peak, or None where it is not known
+        tflops_per_second: TFLOP/s of a step
+        mfu: share of the GPU's peak, or None if the peak is unknown
     """
 
     name: str
@@ -81,24 +81,24 @@ class Figures:
     mfu: float | None
 
 
-def report(config: BenchConfig) -> str:
-    """Time the steps; the comparison as a table or JSON."""
+def bench_report(config: BenchConfig) -> str:
+    """Times the steps and returns the comparison as a table or JSON."""
     device = pick_device(config.device)
-    contenders = [ours(config, device)]
+    models = [prepare_preset(config, device)]
     if config.peer is not None:
-        contenders.append(peers(config, device))
-    take_turns(contenders, config.runs, device)
-    found = compare(contenders, config, device)
+        models.append(prepare_open_clip(config, device))
+    take_turns(models, config.runs, device)
+    found = compare(models, config, device)
     return json.dumps(found, indent=2) if config.format == "json" else table(found)
 
 
-def ours(config: BenchConfig, device: torch.device) -> Contender:
-    """The preset with random weights, ready to step."""
+def prepare_preset(config: BenchConfig, device: torch.device) -> BenchedModel:
+    """Returns the preset with random weights, ready for steps."""
     settings = load_preset(config.preset)
     settings.vision.weights = settings.prior.weights = settings.text.weights = None
     with torch.device(device):
         model = build_model(settings).train()
-    for parameter in model.parameters():  # as DeepSpeed casts: parameters alone, buffers keep their type
+    for parameter in model.parameters():  # as in DeepSpeed: buffers keep their dtype
         parameter.data = parameter.data.to(DTYPES[config.dtype])
     side, text = settings.vision.image_size, model.config.text
     vocabulary = (text.config or {})["vocab_size"]
@@ -106,18 +106,16 @@ def ours(config: BenchConfig, device: torch.device) -> Contender:
     pixels = torch.randint(0, 256, (config.batch, 3, side, side), dtype=torch.uint8, device=device)
     run = torch.compile(model) if config.compile else model
     mask = torch.ones_like(tokens)
-    return contender(
-        config.preset, model, lambda: run(pixels, tokens, mask), lambda: model(pixels, tokens, mask), config
-    )
+    return prepare(config.preset, model, lambda: run(pixels, tokens, mask), lambda: model(pixels, tokens, mask), config)
 
 
-def peers(config: BenchConfig, device: torch.device) -> Contender:
-    """open_clip's model with random weights, ready to step. ValueError where it is not installed or not known."""
+def prepare_open_clip(config: BenchConfig, device: torch.device) -> BenchedModel:
+    """Returns open_clip's model with random weights, ready for steps. Raises ValueError if there is none."""
     try:
         import open_clip
     except ImportError as error:
         raise ValueError(
-            "open_clip, to compare with, is not installed: pip install open_clip_torch, or --peer null"
+            "open_clip, for the comparison, is not installed: pip install open_clip_torch, or --peer null"
         ) from error
     assert config.peer is not None
     if config.peer not in open_clip.list_models():
@@ -132,20 +130,20 @@ def peers(config: BenchConfig, device: torch.device) -> Contender:
         image, text, scale = forward(pixels, tokens)[:3]
         return {"image_features": image, "text_features": text, "logit_scale": scale, "attribution_scale": scale}
 
-    return contender(config.peer, model, lambda: outputs(run), lambda: outputs(model), config)
+    return prepare(config.peer, model, lambda: outputs(run), lambda: outputs(model), config)
 
 
 def draw_tokens(batch: int, length: int, vocabulary: int, device: torch.device) -> Tensor:
-    """Full texts, the highest entry (CLIP's end of text) last."""
+    """Returns random texts of full length; the last token is the highest id, CLIP's end of text."""
     tokens = torch.randint(1, vocabulary - 1, (batch, length), device=device)
     tokens[:, -1] = vocabulary - 1
     return tokens
 
 
-def contender(
+def prepare(
     name: str, model: nn.Module, run: Callable[[], Any], eager: Callable[[], Any], config: BenchConfig
-) -> Contender:
-    """The model with its step, warmed up, its FLOPs counted on the way."""
+) -> BenchedModel:
+    """Returns the model with its step, after a warm-up that counts its FLOPs."""
     loss = RetrievalLoss()
     ids = torch.arange(config.batch, device=next(model.parameters()).device)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-6) if config.optimizer else None
@@ -160,14 +158,14 @@ def contender(
         backward(eager)
     for _ in range(2 if config.compile else 1):
         backward(run)
-    return Contender(name, lambda: backward(run), total(counter), [], [])
+    return BenchedModel(name, lambda: backward(run), total_flops(counter), [], [])
 
 
-def take_turns(contenders: list[Contender], runs: int, device: torch.device) -> None:
-    """Time one step of each, again and again."""
+def take_turns(models: list[BenchedModel], runs: int, device: torch.device) -> None:
+    """Times steps of the models in turn."""
     for turn in range(runs):
-        # Whoever goes first finds another machine than who follows: the order changes from turn to turn.
-        for one in contenders if turn % 2 == 0 else contenders[::-1]:
+        # The first model finds the machine in another state than the second, so the order alternates.
+        for one in models if turn % 2 == 0 else models[::-1]:
             synchronise(device)
             begun, begun_cpu = time.perf_counter(), time.process_time()
             one.step()
@@ -181,13 +179,13 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def compare(contenders: list[Contender], config: BenchConfig, device: torch.device) -> dict[str, Any]:
-    """The figures of each, and of the first against the second."""
+def compare(models: list[BenchedModel], config: BenchConfig, device: torch.device) -> dict[str, Any]:
+    """Returns the results of each model, and the ratios of the first to the second."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     peak = config.peak_tflops or (peak_of(name, config.dtype) if device.type == "cuda" else None)
     if device.type == "cuda" and peak is None:
-        log.warning("the peak of %s is not known, so there is no MFU: give it with --peak_tflops", name)
-    found: dict[str, Any] = {
+        log.warning("the peak of %s is unknown, so there is no MFU: give it by --peak_tflops", name)
+    results: dict[str, Any] = {
         "device": name,
         "threads": torch.get_num_threads(),
         "dtype": config.dtype,
@@ -196,23 +194,23 @@ def compare(contenders: list[Contender], config: BenchConfig, device: torch.devi
         "compile": config.compile,
         "optimizer": config.optimizer,
         "peak_tflops": peak,
-        "models": [asdict(figures(one, config.batch, peak)) for one in contenders],
+        "models": [asdict(figures(one, config.batch, peak)) for one in models],
     }
-    if len(contenders) == 2:
-        first, second = contenders
-        found["time_ratio"] = median_ratio(first.seconds, second.seconds)
+    if len(models) == 2:
+        first, second = models
+        results["time_ratio"] = median_ratio(first.seconds, second.seconds)
         if device.type == "cpu":
-            found["cpu_time_ratio"] = median_ratio(first.cpu_seconds, second.cpu_seconds)
-        found["flops_ratio"] = first.flops / second.flops
-    return found
+            results["cpu_time_ratio"] = median_ratio(first.cpu_seconds, second.cpu_seconds)
+        results["flops_ratio"] = first.flops / second.flops
+    return results
 
 
 def median_ratio(some: list[float], others: list[float]) -> float:
-    """Of steps that were timed side by side."""
+    """Returns the median ratio of steps that were timed side by side."""
     return statistics.median(a / b for a, b in zip(some, others, strict=True))
 
 
-def figures(one: Contender, batch: int, peak: float | None) -> Figures:
+def figures(one: BenchedModel, batch: int, peak: float | None) -> Figures:
     speed = one.flops / one.median / 1e12
     return Figures(
         one.name, one.median, batch / one.median, one.flops / 1e9, speed, None if peak is None else speed / peak
@@ -220,7 +218,7 @@ def figures(one: Contender, batch: int, peak: float | None) -> Figures:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The figures for people."""
+    """Returns the results as a table."""
     extra = [name for name in ("compile", "optimizer") if found[name]]
     lines = [
         f"{found['device']}, {found['threads']} threads, {found['dtype']}, batch {found['batch']}, "

@@ -1,9 +1,9 @@
-"""What a preset is made of: parameters by part, trained and frozen, and FLOPs of an image and of a text.
+"""The parts of a preset: trained and frozen parameters, and FLOPs of an image and of a text.
 
     python -m model summary --preset priorclip-b32
 
-The model is built on the meta device: no weights are read and no memory is taken, so the largest preset takes seconds.
-FLOPs are of one forward pass of one image and one text of full length, a multiply-add as two (see model.flops).
+The model is built on the meta device without weights and memory, so the largest preset takes seconds. FLOPs are those
+of one forward pass of one image and one text of full length; a multiply-add counts as two (model/cost/flops.py).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from torch import nn
 from priorclip.model.build import build_model
 from priorclip.model.config import ModelConfig
 from priorclip.model.cost.activation_memory import Point, activation_curve
-from priorclip.model.cost.flops import count_flops, total, training_flops, under
+from priorclip.model.cost.flops import count_flops, module_flops, total_flops, training_flops
 from priorclip.model.cost.peak_tflops import PEAKS
 from priorclip.model.presets import load_preset
 
 if TYPE_CHECKING:
     from priorclip.model.commands import SummaryConfig
 
-# Module of the model -> the part that it belongs to, in the order of the table.
+# Module -> part, in the order of the table.
 PARTS = {
     "visual.encoder": "vision",
     "vision": "vision",
@@ -56,8 +56,8 @@ class Row:
 
     Args:
         part: its name
-        trained: parameters that are trained
-        frozen: parameters that are not
+        trained: number of trained parameters
+        frozen: number of frozen parameters
         image_flops: of the forward pass of one image
         text_flops: of the forward pass of one text
     """
@@ -70,9 +70,9 @@ class Row:
 
 
 def summarise(config: ModelConfig) -> list[Row]:
-    """A row for each part, and the last for all of the model.
+    """Returns a row for each part, and a last row for the whole model.
 
-    Raises ValueError where the configuration cannot be built, or a parameter belongs to no part.
+    Raises ValueError if the configuration cannot be built, or a parameter belongs to no part.
     """
     with torch.device("meta"):
         model = build_model(without_weights(config)).eval()
@@ -96,13 +96,13 @@ def summarise(config: ModelConfig) -> list[Row]:
 
 
 def without_weights(config: ModelConfig) -> ModelConfig:
-    """The architecture alone. The configuration is a copy of its own already."""
+    """Removes the weights from the configuration, in place, and returns it."""
     config.vision.weights = config.prior.weights = config.text.weights = None
     return config
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter belongs to. Raises ValueError where that is none of the table."""
+    """Returns the part of a parameter. Raises ValueError if the table has none."""
     for module, part in PARTS.items():
         if name == module or name.startswith(f"{module}."):
             return part
@@ -110,9 +110,9 @@ def part_of(name: str) -> str:
 
 
 def tower_of(name: str) -> str:
-    """The part of any model of this package by a parameter's name, wrapped ones too: for the gradient norms of a run.
+    """Returns the part by a parameter's name, also inside wrappers, for the gradient norms of a run.
 
-    What a fine-tuning adds is ``other``.
+    Parameters that belong to no part, such as those that a fine-tuning adds, are ``other``.
     """
     words = name.split(".")
     for first in range(len(words)):
@@ -122,7 +122,7 @@ def tower_of(name: str) -> str:
 
 
 def pair_flops(config: ModelConfig, side: int) -> float:
-    """FLOPs of one image-text pair in training; ``config`` is that of a model (resolved), ``side`` of the images."""
+    """Returns FLOPs of one image-text pair in training; ``config`` is resolved, ``side`` is that of the images."""
 
     def build() -> nn.Module:
         return build_model(without_weights(copy.deepcopy(config)))
@@ -131,24 +131,24 @@ def pair_flops(config: ModelConfig, side: int) -> float:
 
 
 def forward_flops(model: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """FLOPs by module of one image and of one text; the whole model's under the empty name."""
+    """Returns FLOPs by module of one image and of one text; the empty name is the whole model."""
     side, length = model.config.vision.image_size, model.config.text.context_length
     images = torch.zeros((1, 3, side, side), dtype=torch.uint8, device="meta")
     tokens = torch.zeros((1, length), dtype=torch.long, device="meta")
     inputs = ({"images": images}, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
-    return counted(model, inputs[0]), counted(model, inputs[1])
+    return flops_by_module(model, inputs[0]), flops_by_module(model, inputs[1])
 
 
 @torch.no_grad()
-def counted(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, int]:
+def flops_by_module(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, int]:
     with count_flops() as counter:
         model(**inputs)
-    found = {module: under(counter, f"{type(model).__name__}.{module}") for module in PARTS}
-    return {"": total(counter), **found}
+    found = {module: module_flops(counter, f"{type(model).__name__}.{module}") for module in PARTS}
+    return {"": total_flops(counter), **found}
 
 
 def markdown(preset: str, rows: list[Row]) -> str:
-    """The table for people: millions of parameters, GFLOPs."""
+    """Returns the table: millions of parameters, GFLOPs."""
     lines = [
         f"| {preset} | parameters, M | trained, M | frozen, M | GFLOPs an image | GFLOPs a text |",
         "|---|---:|---:|---:|---:|---:|",
@@ -160,18 +160,18 @@ def markdown(preset: str, rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def report(config: SummaryConfig) -> str:
-    """The table of a preset, as markdown or JSON."""
+def summary_report(config: SummaryConfig) -> str:
+    """Returns the table of a preset as markdown or JSON."""
     rows = summarise(load_preset(config.preset))
     curves = activation_curves(config) if config.memory else {}
     if config.format == "json":
         found = {"preset": config.preset, "parts": [asdict(row) for row in rows]}
-        return json.dumps(found | (for_planning(config, curves) if config.memory else {}), indent=2)
+        return json.dumps(found | (plan_inputs(config, curves) if config.memory else {}), indent=2)
     return "\n".join([markdown(config.preset, rows), *activation_lines(config, curves)])
 
 
 def activation_curves(config: SummaryConfig) -> dict[str, list[Point]]:
-    """Without and with gradient checkpointing."""
+    """Returns the curves without and with gradient checkpointing."""
     architecture = without_weights(load_preset(config.preset))
     return {
         name: activation_curve(architecture, config.precision, name == "checkpointed")
@@ -179,8 +179,8 @@ def activation_curves(config: SummaryConfig) -> dict[str, list[Point]]:
     }
 
 
-def for_planning(config: SummaryConfig, curves: dict[str, list[Point]]) -> dict[str, Any]:
-    """What ``python -m cluster plan`` reads beside the parts."""
+def plan_inputs(config: SummaryConfig, curves: dict[str, list[Point]]) -> dict[str, Any]:
+    """Returns the values that ``python -m cluster plan`` reads besides the parts."""
     architecture = without_weights(load_preset(config.preset))
     with torch.device("meta"):
         model = build_model(architecture)

@@ -4,7 +4,7 @@
            text.onnx     input_ids, attention_mask int64 (B, T) -> text_features float32 (B, d), L2-normalised
            tokenizer and preprocessor files, and onnx.json: scale, sizes, names
 
-B is free; S and T are the model's. Normalisation of pixels is inside, as it is in the model.
+B is free; S and T are those of the model. Pixels are normalised inside, as in the model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from priorclip.model.export.folder import copy_tokenizer, preprocessor, write_js
 log = logging.getLogger(__name__)
 
 OPSET = 18
-NEEDED = ("onnx", "onnxscript")
+REQUIRED = ("onnx", "onnxscript")
 
 
 class ImageTower(nn.Module):
@@ -50,18 +50,18 @@ class TextTower(nn.Module):
 
 
 def export_onnx(model: Any, folder: str | Path, source: str | Path) -> Path:
-    """Write both towers into a folder, replacing one that is there.
+    """Writes both towers into a folder and replaces an existing one.
 
     Args:
         model: PriorCLIP, PriorITR or plain CLIP, in eval mode
-        folder: where to
+        folder: output folder
         source: export folder whose tokenizer is copied
     Raises:
         ValueError: the extra is not installed, or torch cannot express the model in ONNX
     """
-    lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if lacking:
-        raise ValueError(f"--format onnx needs {', '.join(lacking)}: pip install .[onnx]")
+    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(f"--format onnx needs {', '.join(missing)}: pip install .[onnx]")
     folder = Path(folder)
     size, length = model.config.vision.image_size, model.config.text.context_length
     images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
@@ -85,9 +85,9 @@ def export_onnx(model: Any, folder: str | Path, source: str | Path) -> Path:
 
 
 def stable_sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
-    """Belief's order for ONNX, which the exporter has no rule for: TopK, too, keeps equal values in their order.
+    """The stable sort of belief in ONNX, for which the exporter has no rule: TopK also keeps equal values in order.
 
-    ``dim`` is the last.
+    ``dim`` is the last dimension.
     """
     from onnxscript import opset18 as op
 
@@ -95,14 +95,14 @@ def stable_sort(values: Any, stable: bool = True, dim: int = -1, descending: boo
 
 
 def write_tower(tower: nn.Module, inputs: tuple[Tensor, ...], names: list[str], output: str, path: Path) -> None:
-    """One tower as one file, weights inside, the first axis free."""
+    """Writes one tower as one file with its weights; the first axis is free."""
     batch = torch.export.Dim("batch")
-    quiet = logging.getLogger("onnxscript")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
+    exporter_log = logging.getLogger("onnxscript")
+    level = exporter_log.level
+    exporter_log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # of the exporter's own deprecations
+            warnings.simplefilter("ignore")  # deprecation warnings inside the exporter
             torch.onnx.export(
                 tower.eval(),
                 inputs,
@@ -120,4 +120,4 @@ def write_tower(tower: nn.Module, inputs: tuple[Tensor, ...], names: list[str], 
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"torch cannot express {type(tower).__name__} of this model in ONNX: {reason}") from error
     finally:
-        quiet.setLevel(level)
+        exporter_log.setLevel(level)

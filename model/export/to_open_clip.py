@@ -1,12 +1,12 @@
-"""The plain CLIP part of a model in open_clip's format, as its hub folders are.
+"""The CLIP part of a model in open_clip's format, like its folders on the hub.
 
     FOLDER/open_clip_model.safetensors    visual.*, transformer.*, ... by open_clip's names
            open_clip_config.json          sizes and preprocessing
 
     open_clip.create_model_and_transforms("local-dir:FOLDER")
 
-A ViT of CLIP's layout with CLIP's text tower can be written. open_clip has no place for a prior: of a PriorCLIP the
-towers are written without it, and its image features, which the prior's token carries, are other ones there.
+The image tower must be a ViT with CLIP's layout, and the text tower CLIP's. open_clip has no prior: a PriorCLIP is
+written without it, so its image features, which depend on the prior's token, differ there.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ LEFT_OUT = ("prior.", "visual.instruction.", "attribution_scale")
 
 
 def export_open_clip(model: Any, folder: str | Path) -> Path:
-    """Write the folder, replacing one that is there.
+    """Writes the folder and replaces an existing one.
 
-    Raises ValueError where open_clip has no such model: the message names what does not fit.
+    Raises ValueError that names the part for which open_clip has no model.
     """
     config = open_clip_config(model)
     state = open_clip_state(model)
@@ -45,7 +45,7 @@ def export_open_clip(model: Any, folder: str | Path) -> Path:
 
 
 def open_clip_state(model: Any) -> State:
-    """The towers' tensors by open_clip's names: the rules of the way in, backwards."""
+    """Returns the towers' tensors by open_clip's names: the conversion rules in reverse."""
     rules = [*vision_rules(), *text_rules()]
     made: State = {"logit_scale": model.logit_scale.detach().reshape(()).clone()}
     parts: dict[str, list[Tensor]] = {}
@@ -54,16 +54,16 @@ def open_clip_state(model: Any) -> State:
             continue
         (theirs,), take = their_names(name, rules)
         parts.setdefault(theirs, []).append(value)
-        made[theirs] = backwards(theirs, parts[theirs], value, take)
+        made[theirs] = reverse(theirs, parts[theirs], value, take)
     queries = {name for name, values in parts.items() if len(values) > 1}
     own = model.state_dict()
     for theirs in queries:
-        made[theirs] = torch.cat([own[name] for name in in_order(own, theirs, rules)])
+        made[theirs] = torch.cat([own[name] for name in stacked_names(own, theirs, rules)])
     return {name: value.detach().float().cpu().contiguous().clone() for name, value in made.items()}
 
 
-def backwards(theirs: str, values: list[Tensor], value: Tensor, take: Take) -> Tensor:
-    """Our tensor as theirs."""
+def reverse(theirs: str, values: list[Tensor], value: Tensor, take: Take) -> Tensor:
+    """Converts our tensor to open_clip's layout."""
     if take is transposed:
         return value.T
     if theirs in ("visual.class_embedding", "visual.positional_embedding"):
@@ -71,15 +71,15 @@ def backwards(theirs: str, values: list[Tensor], value: Tensor, take: Take) -> T
     return value
 
 
-def in_order(own: State, theirs: str, rules: list[Any]) -> list[str]:
-    """Our names of queries, keys and values that stand on top of each other in theirs."""
+def stacked_names(own: State, theirs: str, rules: list[Any]) -> list[str]:
+    """Returns our names of queries, keys and values, in the order in which open_clip stacks them in one tensor."""
     names = [name for name in own if not name.startswith(LEFT_OUT) and name != "logit_scale"]
     stacked = [name for name in names if their_names(name, rules)[0] == [theirs]]
     return sorted(stacked, key=lambda name: "qkv".index(name.split("self_attn.")[1][0]))
 
 
 def open_clip_config(model: Any) -> dict[str, Any]:
-    """open_clip_config.json of the model. ValueError where a tower is none of CLIP's."""
+    """Returns open_clip_config.json of the model. Raises ValueError if a tower is not CLIP's."""
     config, vit = model.config, getattr(getattr(model.visual, "encoder", None), "model", None)
     text = config.text.config or {}
     if vit is None or "_clip_" not in config.vision.name or not hasattr(vit, "blocks"):
@@ -87,7 +87,7 @@ def open_clip_config(model: Any) -> dict[str, Any]:
     if text.get("model_type") != "clip_text_model" or config.text.pooling != "eos":
         raise ValueError(f"open_clip's format holds CLIP's text tower; this one is '{text.get('model_type')}'")
     if config.kind != "clip":
-        log.warning("open_clip has no place for a prior: prior and instruction of the model are left out")
+        log.warning("open_clip has no prior: prior and instruction of the model are left out")
     width, quick = vit.embed_dim, "quickgelu" in config.vision.name
     if quick != (text.get("hidden_act", "quick_gelu") == "quick_gelu"):
         raise ValueError("open_clip's models have one activation in both towers; this model's differ")

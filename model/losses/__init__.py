@@ -1,1 +1,1 @@
-"""Losses over the global batch, and what they gather from other ranks."""
+"""Losses over the global batch, and the communication between ranks that they need."""

@@ -6,9 +6,9 @@
 
 Example, L = 3 tokens with <F, f> = (0, 2, 1): M = (.09, .67, .24), R = (3, 1, 2), soft weights (.67, 1.67, .95).
 
-Source: PriorCLIP, arXiv 2405.10160, section III (soft and hard belief). The authors' released code differs: its weight
-is 1/sqrt(index + 1) with the l-th entry of the argsort where the rank should stand, and the weighted tokens are
-L2-normalised over the token axis; ``compat="released"`` computes that.
+Source: PriorCLIP, arXiv 2405.10160, section III (soft and hard belief). The authors' released code differs: in place of
+the rank it has the l-th entry of the argsort, so the weight is 1/sqrt(index + 1), and it L2-normalises the weighted
+tokens over the token axis. ``compat="released"`` computes that.
 """
 
 from __future__ import annotations
@@ -24,41 +24,41 @@ from priorclip.model.config import BeliefConfig
 
 
 def affinity(tokens: Tensor, instruction: Tensor) -> Tensor:
-    """<F_l, f> in float32 at least: tokens (B, L, d), instruction (B, d) -> (B, L)."""
+    """Returns <F_l, f>, at least float32: tokens (B, L, d), instruction (B, d) -> (B, L)."""
     dtype = torch.promote_types(tokens.dtype, torch.float32)
     device = tokens.device.type
-    # The meta device, on which a model is only counted, has no autocast to turn off.
+    # The meta device, which counts FLOPs and parameters, has no autocast.
     with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
         return torch.einsum("bld,bd->bl", tokens.to(dtype), instruction.to(dtype))
 
 
 def belief_map(tokens: Tensor, instruction: Tensor) -> Tensor:
-    """M: belief of each token, (B, L), rows sum to 1, float32 at least."""
+    """Returns M, the belief of each token, (B, L), at least float32; rows sum to 1."""
     return affinity(tokens, instruction).softmax(dim=-1)
 
 
-def descending(scores: Tensor) -> Tensor:
-    """Indices that sort each row of scores (B, L) from high to low; equal scores keep their order."""
+def order_descending(scores: Tensor) -> Tensor:
+    """Returns indices that sort each row of scores (B, L) from high to low; equal scores keep their order."""
     return scores.argsort(dim=-1, descending=True, stable=True)
 
 
 def belief_rank(scores: Tensor) -> Tensor:
-    """R: 1-based rank of each entry of scores (B, L) within its row, 1 is the highest, ties by position."""
-    order = descending(scores)
+    """Returns R, the rank of each entry of scores (B, L) in its row: 1 is the highest, ties by position."""
+    order = order_descending(scores)
     ranks = torch.arange(1, scores.shape[-1] + 1, device=scores.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, ranks)
 
 
 def soft_weights(tokens: Tensor, instruction: Tensor, compat: str = "paper") -> Tensor:
-    """The factor of each token under soft belief, (B, L)."""
+    """Returns the factor of each token for soft belief, (B, L)."""
     scores = affinity(tokens, instruction)
-    # Ranked by the logits, not by M: the same order, but it survives where small beliefs underflow to equal zeros.
-    place = belief_rank(scores) if compat == "paper" else descending(scores) + 1
+    # Ranks of the logits, because small beliefs M can underflow to equal zeros.
+    place = belief_rank(scores) if compat == "paper" else order_descending(scores) + 1
     return scores.softmax(dim=-1) + place.to(scores.dtype).rsqrt()
 
 
 def apply_belief(tokens: Tensor, instruction: Tensor, config: BeliefConfig) -> Tensor:
-    """Weigh or filter the tokens by belief.
+    """Weights or filters the tokens by belief.
 
     Args:
         tokens: F, (B, L, d)
@@ -66,25 +66,25 @@ def apply_belief(tokens: Tensor, instruction: Tensor, config: BeliefConfig) -> T
     Returns:
         (B, L, d) for soft and none, (B, k, d) for hard
     Raises:
-        ValueError: hard belief is asked for more tokens than there are
+        ValueError: hard belief must keep more tokens than there are
     """
     if config.mode == "none":
         return tokens
     if config.mode == "hard":
         return keep_top(tokens, instruction, config.k or 0)
-    return weigh(tokens, soft_weights(tokens, instruction, config.compat), config.compat)
+    return weight_tokens(tokens, soft_weights(tokens, instruction, config.compat), config.compat)
 
 
-def weigh(tokens: Tensor, weights: Tensor, compat: str = "paper") -> Tensor:
-    """Tokens (B, L, d) times their factors (B, L)."""
+def weight_tokens(tokens: Tensor, weights: Tensor, compat: str = "paper") -> Tensor:
+    """Multiplies tokens (B, L, d) by their factors (B, L)."""
     weighted = tokens * weights.to(tokens.dtype).unsqueeze(-1)
-    # Over the tokens, as the released code does.
+    # Over the tokens, as in the released code.
     return F.normalize(weighted, dim=1) if compat == "released" else weighted
 
 
 def keep_top(tokens: Tensor, instruction: Tensor, k: int) -> Tensor:
-    """The k tokens of highest belief, highest first, (B, k, d)."""
+    """Returns the k tokens of highest belief, highest first, (B, k, d)."""
     if not 1 <= k <= tokens.shape[1]:
         raise ValueError(f"belief.k is {k}, but the visual encoder gives {tokens.shape[1]} tokens")
-    order = descending(affinity(tokens, instruction))[:, :k]
+    order = order_descending(affinity(tokens, instruction))[:, :k]
     return tokens.gather(1, order.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

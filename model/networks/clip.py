@@ -1,9 +1,9 @@
-"""Plain CLIP: the two towers of PriorCLIP without a prior. What published CLIP checkpoints become, and a baseline.
+"""Plain CLIP: the two towers of PriorCLIP without a prior, for published CLIP checkpoints and as a baseline.
 
     images -> visual encoder -> its global feature -> linear -> L2-norm     (B, d)
     tokens -> text encoder -> pooled -> linear -> L2-norm                   (B, d)
 
-Its weights carry the names that they have in PriorCLIP, so a PriorCLIP starts from a plain CLIP's export folder:
+Its weights have the same names as in PriorCLIP, so a PriorCLIP can start from a plain CLIP's export folder:
 
     finetune instruct --init_from converted --model.kind priorclip --model.prior.weights runs/prior/export
 """
@@ -19,11 +19,11 @@ from priorclip.model.config import ModelConfig
 from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import ImageEncoder
 from priorclip.model.losses.logit_scale import log_scale
-from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, start_projection, unit
+from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, normalise_features, start_projection
 
 
 class PlainVision(nn.Module):
-    """The visual encoder alone, under the name that it has inside PriorCLIP."""
+    """The visual encoder alone, by the name that it has in PriorCLIP."""
 
     def __init__(self, encoder: ImageEncoder):
         super().__init__()
@@ -54,15 +54,15 @@ class PlainCLIP(TwoTowers):
         fill_resolved(self.config, self.text)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> L2-normalised (B, d), float32 at least."""
-        return unit(self.image_projection(self.visual(images)))
+        """Images (B, 3, H, W) -> L2-normalised (B, d), at least float32."""
+        return normalise_features(self.image_projection(self.visual(images)))
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token ids (B, T) -> L2-normalised (B, d), float32 at least."""
+        """Token ids (B, T) -> L2-normalised (B, d), at least float32."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return unit(self.text_projection(self.text.pool(self.text(input_ids, mask), mask)))
+        return normalise_features(self.text_projection(self.text.pool(self.text(input_ids, mask), mask)))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass: less memory, a third more time."""
+        """Recomputes activations in the backward pass: less memory, a third more time."""
         self.visual.encoder.model.set_grad_checkpointing(enable)
         self.text.set_grad_checkpointing(enable)

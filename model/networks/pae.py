@@ -1,4 +1,4 @@
-"""Progressive attention encoders (PAE): attention layers driven by an activation signal beside their tokens.
+"""Progressive attention encoders (PAE): attention layers with tokens and an activation signal as input.
 
 A layer takes tokens x and a signal x0:
 
@@ -6,8 +6,8 @@ A layer takes tokens x and a signal x0:
     y = LN(y + Drop(MHA(q = W x0, k = y, v = y)))
     y = LN(y + Drop(FFN(y)))
 
-Spatial-PAE: x0 is the instruction f at every position, x the belief-filtered visual tokens.
-Temporal-PAE: x0 is the tokens as the previous cycle left them, x the text tokens; padded positions are masked.
+Spatial-PAE: x0 is the instruction f at every position, x is the belief-filtered visual tokens.
+Temporal-PAE: x0 is the output of the previous cycle, x is the text tokens; padded positions are masked.
 
 Source: PriorCLIP, arXiv 2405.10160, section III.
 """
@@ -33,14 +33,18 @@ class MultiHeadAttention(nn.Module):
         self.merge = nn.Linear(dim, dim)
 
     def forward(self, query: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
-        """query (B, Q, d), memory (B, L, d), mask (B, L) true where memory may be read -> (B, Q, d)."""
-        q, k, v = self.split(self.query(query)), self.split(self.key(memory)), self.split(self.value(memory))
+        """query (B, Q, d), memory (B, L, d), mask (B, L) true for readable positions -> (B, Q, d)."""
+        q, k, v = (
+            self.split_heads(self.query(query)),
+            self.split_heads(self.key(memory)),
+            self.split_heads(self.value(memory)),
+        )
         attend = None if mask is None else mask[:, None, None, :].bool()
         dropout = self.dropout if self.training else 0.0
         read = F.scaled_dot_product_attention(q, k, v, attn_mask=attend, dropout_p=dropout)
         return self.merge(read.transpose(1, 2).flatten(2))
 
-    def split(self, x: Tensor) -> Tensor:
+    def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
@@ -50,9 +54,9 @@ def feed_forward(dim: int) -> nn.Sequential:
 
 
 class AttentionBlock(nn.Module):
-    """Post-norm attention and feed-forward over tokens y, queried by q (self-attention where q is y).
+    """Post-norm attention and feed-forward over tokens y with query q (self-attention if q is y).
 
-    A query of one position is read by all: MHA of the replicated query is the replicated MHA, so it is computed once.
+    A query with one position serves all positions: its MHA is computed once and replicated.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float):
@@ -70,7 +74,7 @@ class AttentionBlock(nn.Module):
 
 
 class PAELayer(nn.Module):
-    """One progressive attention layer; see the module's formula."""
+    """One progressive attention layer by the formula of this module."""
 
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
@@ -79,13 +83,13 @@ class PAELayer(nn.Module):
         self.cross_attention = AttentionBlock(dim, heads, dropout)
 
     def forward(self, x: Tensor, signal: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, L, d), signal x0 (B, L or 1, d), mask (B, L) true on real positions -> (B, L, d)."""
+        """x (B, L, d), signal x0 (B, L or 1, d), mask (B, L) true for real positions -> (B, L, d)."""
         y = self.self_attention(x, x, mask)
         return self.cross_attention(self.signal(signal), y, mask)
 
 
 class PAE(nn.Module):
-    """A stack of PAE layers: spatial when it is given an instruction, temporal when it is not."""
+    """A stack of PAE layers: spatial with an instruction, temporal without."""
 
     def __init__(self, dim: int, layers: int, heads: int, dropout: float):
         super().__init__()

@@ -1,4 +1,4 @@
-"""PriorCLIP: a CLIP-style image-text model whose visual encoder is instructed by a scene recognition prior.
+"""PriorCLIP: a CLIP-style image-text model. A scene recognition prior instructs its visual encoder.
 
     images -> prior encoder -> instruction f -> instructed visual encoder -> linear -> L2-norm  (B, d)
     tokens -> text encoder -> pooled -> linear -> L2-norm                                       (B, d)
@@ -23,15 +23,15 @@ from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import ImageEncoder, is_plain_vit
 from priorclip.model.losses.logit_scale import log_scale
 from priorclip.model.networks.instructed_vision import InstructedBackbone, InstructedViT
-from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, start_projection, unit
+from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, normalise_features, start_projection
 
 
 class PriorCLIP(TwoTowers):
-    """The open domain model. ``config`` is resolved: it rebuilds this model without hub or packages.
+    """The open domain model. Its ``config`` is resolved: it rebuilds this model without hub or packages.
 
     Raises:
-        ValueError: the configuration names an encoder or weights that do not fit
-        FileNotFoundError: weights are not there
+        ValueError: an encoder or weights of the configuration do not fit
+        FileNotFoundError: a weight file is missing
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int | None = None):
@@ -54,20 +54,20 @@ class PriorCLIP(TwoTowers):
         fill_resolved(self.config, self.text)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> L2-normalised (B, d), float32 at least."""
-        return unit(self.image_projection(self.visual(images, self.prior(images))))
+        """Images (B, 3, H, W) -> L2-normalised (B, d), at least float32."""
+        return normalise_features(self.image_projection(self.visual(images, self.prior(images))))
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token ids (B, T) -> L2-normalised (B, d), float32 at least."""
+        """Token ids (B, T) -> L2-normalised (B, d), at least float32."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return unit(self.text_projection(self.text.pool(self.text(input_ids, mask), mask)))
+        return normalise_features(self.text_projection(self.text.pool(self.text(input_ids, mask), mask)))
 
     def belief_map(self, images: Tensor) -> Tensor:
-        """M: the belief of the instruction in each place of the image, (B, h, w), sums to 1."""
+        """Returns M, the belief of the instruction in each place of the image, (B, h, w), sums to 1."""
         return self.visual.belief_map(images, self.prior(images))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass: less memory, a third more time."""
+        """Recomputes activations in the backward pass: less memory, a third more time."""
         self.visual.set_grad_checkpointing(enable)
         self.text.set_grad_checkpointing(enable)
         if self.config.prior.trainable:

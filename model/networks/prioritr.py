@@ -1,15 +1,14 @@
-"""PriorITR: the closed domain model; progressive attention encoders over visual and text tokens.
+"""PriorITR: the closed domain model with progressive attention encoders over visual and text tokens.
 
     image: backbone tokens -> linear F (B, L, d); prior -> linear f (B, d)
-           belief keeps or weighs F under f -> Spatial-PAE(F, f) -> normalise(global + head(first token))
+           belief keeps or weights F by f -> Spatial-PAE(F, f) -> normalise(global + head(first token))
     text:  encoder tokens -> linear (B, T, d) -> Temporal-PAE -> normalise(global + head(first token))
 
-Without layers in the Spatial-PAE there is no prior either, and an image is its global feature alone; without cycles in
-the Temporal-PAE a text is. With neither this is a plain dual encoder, the baseline of the paper's ablations.
+Without Spatial-PAE layers there is no prior, and the global feature represents an image. Without Temporal-PAE cycles
+the global feature represents a text. Without both it is a plain dual encoder, the baseline of the paper's ablations.
 
-The image's global feature is the backbone's pooled feature projected by the same linear layer. In the released code
-that pooled token also stands among the tokens that belief ranks (50 for Swin-T); with ``compat="paper"`` they
-are the grid alone.
+The image's global feature is the backbone's pooled feature after the same linear layer. In the released code belief
+also ranks that pooled token (50 tokens for Swin-T); with ``compat="paper"`` it ranks the grid only.
 
 Source: PriorCLIP, arXiv 2405.10160, section III (closed domain), and PIR (ACM MM 2023), its first form.
 """
@@ -27,7 +26,7 @@ from priorclip.model.encoders.vision import ImageEncoder, VisualTokens
 from priorclip.model.losses.logit_scale import log_scale
 from priorclip.model.networks.belief import apply_belief, belief_map
 from priorclip.model.networks.pae import PAE
-from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, unit
+from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, normalise_features
 
 
 class PriorITR(TwoTowers):
@@ -55,38 +54,38 @@ class PriorITR(TwoTowers):
         fill_resolved(self.config, self.text)
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> L2-normalised (B, d), float32 at least."""
+        """Images (B, 3, H, W) -> L2-normalised (B, d), at least float32."""
         if not self.has_belief:
-            return unit(self.vision_projection(self.vision.tokens(images).pooled))
-        seen, instruction = self.see(images)
-        tokens = seen.tokens
+            return normalise_features(self.vision_projection(self.vision.tokens(images).pooled))
+        visual, instruction = self.project(images)
+        tokens = visual.tokens
         if self.config.belief.compat == "released":
-            tokens = torch.cat([seen.pooled.unsqueeze(1), tokens], dim=1)
+            tokens = torch.cat([visual.pooled.unsqueeze(1), tokens], dim=1)
         local = self.spatial(apply_belief(tokens, instruction, self.config.belief), instruction)
-        return unit(seen.pooled + self.image_head(local[:, 0]))
+        return normalise_features(visual.pooled + self.image_head(local[:, 0]))
 
-    def see(self, images: Tensor) -> tuple[VisualTokens, Tensor]:
-        """Projected visual tokens and instruction f (B, d)."""
-        seen = self.vision.tokens(images)
-        tokens, pooled = self.vision_projection(seen.tokens), self.vision_projection(seen.pooled)
-        return VisualTokens(tokens, pooled, seen.grid), self.prior_projection(self.prior(images))
+    def project(self, images: Tensor) -> tuple[VisualTokens, Tensor]:
+        """Returns projected visual tokens and the instruction f (B, d)."""
+        visual = self.vision.tokens(images)
+        tokens, pooled = self.vision_projection(visual.tokens), self.vision_projection(visual.pooled)
+        return VisualTokens(tokens, pooled, visual.grid), self.prior_projection(self.prior(images))
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token ids (B, T) -> L2-normalised (B, d), float32 at least."""
+        """Token ids (B, T) -> L2-normalised (B, d), at least float32."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         tokens = self.text_projection(self.text(input_ids, mask))
         if not self.has_cycles:
-            return unit(self.text.pool(tokens, mask))
+            return normalise_features(self.text.pool(tokens, mask))
         local = self.temporal(tokens, mask=mask)
-        return unit(self.text.pool(tokens, mask) + self.text_head(local[:, 0]))
+        return normalise_features(self.text.pool(tokens, mask) + self.text_head(local[:, 0]))
 
     def belief_map(self, images: Tensor) -> Tensor:
-        """M over the grid of visual tokens, (B, h, w), sums to 1."""
-        seen, instruction = self.see(images)
-        return belief_map(seen.tokens, instruction).unflatten(1, seen.grid)
+        """Returns M over the grid of visual tokens, (B, h, w), sums to 1."""
+        visual, instruction = self.project(images)
+        return belief_map(visual.tokens, instruction).unflatten(1, visual.grid)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute activations in the backward pass: less memory, a third more time."""
+        """Recomputes activations in the backward pass: less memory, a third more time."""
         self.vision.model.set_grad_checkpointing(enable)
         self.text.set_grad_checkpointing(enable)
         for encoder in (module for module in self.children() if isinstance(module, PAE)):

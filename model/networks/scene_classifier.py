@@ -1,9 +1,9 @@
-"""The scene prior: a classifier trained on scene labels, whose backbone's pooled feature becomes the instruction.
+"""The scene prior: a classifier trained on scene labels. The pooled feature of its backbone becomes the instruction.
 
     finetune prior:  images -> backbone -> pooled (B, P) -> linear -> scene logits (B, C)
     PriorCLIP/ITR:   images -> backbone (frozen or not) -> pooled (B, P) -> projected: instruction f (B, d)
 
-An export folder of a `SceneClassifier` is a valid `EncoderConfig.weights` of any model with the same backbone.
+Its export folder is a valid `EncoderConfig.weights` for any model with the same backbone.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SceneClassifier(nn.Module):
         return self.head(self.backbone(images))
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features (B, P)."""
+        """Returns pooled features (B, P)."""
         return self.backbone(images)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:

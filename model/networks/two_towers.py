@@ -1,7 +1,7 @@
-"""What PriorCLIP and PriorITR have in common: two encoders to one space, two learned scales, loading and decay.
+"""The common base of PriorCLIP, PriorITR and plain CLIP: two encoders into one space, and two learned scales.
 
-A subclass has ``config``, ``logit_scale``, ``attribution_scale``, ``encode_image`` and ``encode_text``, and with a
-prior ``belief_map``; without one ``has_belief`` is false.
+A subclass has ``config``, ``logit_scale``, ``attribution_scale``, ``encode_image`` and ``encode_text``. With a prior it
+also has ``belief_map``; without a prior ``has_belief`` is false.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class TwoTowers(nn.Module):
         attention_mask: Tensor | None = None,
         return_belief: bool = False,
     ) -> Outputs:
-        """Features and scales, what the losses take.
+        """Returns features and scales, the input of the losses.
 
         Args:
             images: (B, 3, H, W), uint8 or float in [0, 1], or None
             input_ids: (B, T) token ids, or None
-            attention_mask: (B, T), 1 on real tokens; None: all are real
-            return_belief: the belief map of the images as well
+            attention_mask: (B, T), 1 for real tokens; None: all are real
+            return_belief: also return the belief map of the images
         Returns:
-            image_features (B, d) or None, text_features (B, d) or None, logit_scale (), attribution_scale (), and where
-            asked for belief (B, h, w), which a plain CLIP does not have
+            image_features (B, d) or None, text_features (B, d) or None, logit_scale (), attribution_scale (), and with
+            ``return_belief`` belief (B, h, w), which a plain CLIP does not have
         """
         limit = math.log(self.config.logit_scale_max)
         outputs: Outputs = {
@@ -58,18 +58,18 @@ class TwoTowers(nn.Module):
         return outputs
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> L2-normalised (B, d), float32 at least."""
+        """Images (B, 3, H, W) -> L2-normalised (B, d), at least float32."""
         raise NotImplementedError
 
     def belief_map(self, images: Tensor) -> Tensor:
-        """M over the grid of visual tokens, (B, h, w), each sums to 1: row-major places of the image (B, 3, H, W).
+        """Returns M over the grid of visual tokens of images (B, 3, H, W): (B, h, w), row-major, each sums to 1.
 
-        It is the belief itself, whatever the mode makes of it: ``hard`` keeps the k highest places, ``none`` none.
+        It is the belief before the mode applies: ``hard`` keeps the k highest places, ``none`` does not use it.
         """
         raise NotImplementedError
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token ids (B, T) -> L2-normalised (B, d), float32 at least."""
+        """Token ids (B, T) -> L2-normalised (B, d), at least float32."""
         raise NotImplementedError
 
 
@@ -84,13 +84,13 @@ def start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:
             projection.weight.copy_(pretrained)
 
 
-def unit(x: Tensor) -> Tensor:
-    """L2-normalised over the last axis, float32 at least: the losses need the digits that half precision lacks."""
+def normalise_features(x: Tensor) -> Tensor:
+    """L2-normalises over the last axis, at least float32: half precision has too few digits for the losses."""
     return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)
 
 
 def fill_resolved(config: ModelConfig, text: TextEncoder) -> None:
-    """Write into the configuration what was looked up while building: input normalisation and text architecture."""
+    """Writes the resolved values into the configuration: input normalisation and text architecture."""
     for encoder in (config.vision, config.prior):
         encoder.mean, encoder.std = normalisation(encoder)
     config.text.config = text.config.config

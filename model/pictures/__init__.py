@@ -1,1 +1,1 @@
-"""Pictures of a model's results: belief maps, mistakes and similarities."""
+"""Pictures of a model's results: belief maps, errors and similarities."""

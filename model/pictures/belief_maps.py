@@ -1,11 +1,11 @@
-"""Belief maps as pictures: where in the image the instruction looks, painted over the image.
+"""Belief maps as pictures: the places that the instruction believes in, painted over the image.
 
     belief = model.belief_map(images)                   # (B, h, w), each sums to 1
     paint_belief(images[0], belief[0]).save("belief.png")
 
-The image fades to grey and the belief shines through it in colour, smoothly enlarged from the grid to the pixels. The
-brightest colour is the highest belief, but at least twice that of an even spread: a model that believes in every place
-alike gives an even, middling colour, not a picture of its rounding errors.
+The image becomes grey, and the belief is painted over it in colour, smoothly resized from the grid to the pixels. The
+brightest colour is the highest belief, but at least twice the even share. So a model with equal belief everywhere gives
+an even, medium colour and no picture of rounding errors.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from PIL import Image
 from torch import Tensor
 
 COLOURS = "inferno"
-FAINTEST, STRONGEST = 0.25, 0.8  # share of the colour in a pixel, at belief 0 and at the brightest
+FAINTEST, STRONGEST = 0.25, 0.8  # share of the colour in a pixel at brightness 0 and 1
 
 
 def paint_belief(image: Tensor, belief: Tensor) -> Image.Image:
-    """The belief over the image.
+    """Returns the image with the belief painted over it.
 
     Args:
         image: uint8 (3, H, W)
         belief: (h, w), any grid
     Raises:
-        ValueError: one of them has another form
+        ValueError: one of them has another shape or dtype
     """
     if image.dtype != torch.uint8 or image.ndim != 3 or len(image) != 3 or belief.ndim != 2:
         raise ValueError(
@@ -38,26 +38,26 @@ def paint_belief(image: Tensor, belief: Tensor) -> Image.Image:
     height, width = image.shape[1:]
     photo = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
     grey = np.asarray(photo.convert("L"), dtype=np.float32)[..., None]
-    shine = enlarged(brightness(belief), width, height)
+    shine = resize_smoothly(brightness(belief), width, height)
     colour = colormaps[COLOURS](shine)[..., :3] * 255
     share = (FAINTEST + (STRONGEST - FAINTEST) * shine)[..., None]
     return Image.fromarray((grey * (1 - share) + colour * share).round().astype(np.uint8))
 
 
 def brightness(belief: Tensor) -> Tensor:
-    """Belief (h, w) -> 0 to 1: 1 is the highest, or twice the even share where none is that high."""
+    """Scales belief (h, w) to [0, 1]: 1 is the highest belief, or twice the even share if that is higher."""
     values = belief.detach().float().cpu()
     return values / max(float(values.max()), 2 / values.numel())
 
 
-def enlarged(grid: Tensor, width: int, height: int) -> np.ndarray:
-    """(h, w) -> (height, width), smooth, within the values of the grid."""
+def resize_smoothly(grid: Tensor, width: int, height: int) -> np.ndarray:
+    """Resizes (h, w) -> (height, width), within the range of the grid's values."""
     drawn = Image.fromarray(grid.numpy()).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(drawn).clip(float(grid.min()), float(grid.max()))
 
 
 def belief_panel(images: Tensor, beliefs: Tensor, gap: int = 4) -> Image.Image:
-    """Images above, their belief maps below: uint8 (B, 3, H, W) and (B, h, w) -> one picture."""
+    """Draws images above their belief maps: uint8 (B, 3, H, W) and (B, h, w) -> one picture."""
     count, _, height, width = images.shape
     panel = Image.new("RGB", (count * (width + gap) - gap, 2 * height + gap), "white")
     for place, (image, belief) in enumerate(zip(images, beliefs, strict=True)):

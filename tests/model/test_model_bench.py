@@ -10,7 +10,7 @@ from tiny_models import tiny
 from priorclip.model.__main__ import main
 from priorclip.model.build import build_model
 from priorclip.model.config import EncoderConfig
-from priorclip.model.cost.flops import count_flops, total, under
+from priorclip.model.cost.flops import count_flops, module_flops, total_flops
 from priorclip.model.cost.peak_tflops import peak_of
 from priorclip.model.cost.step_bench import median_ratio
 from priorclip.model.losses.retrieval_loss import RetrievalLoss
@@ -22,14 +22,14 @@ def flops_of_a_step(trainable: bool) -> tuple[int, int]:
     images, ids = torch.zeros((2, 3, 64, 64), dtype=torch.uint8), torch.ones((2, 9), dtype=torch.long)
     with count_flops() as counter:
         RetrievalLoss()(model(images, ids), torch.arange(2))[0].backward()
-    return total(counter), under(counter, "PriorCLIP.prior")
+    return total_flops(counter), module_flops(counter, "PriorCLIP.prior")
 
 
 def test_the_backward_pass_of_a_frozen_prior_costs_nothing():
     model = build_model(tiny()).eval()
     with count_flops() as counter:
         model.prior(torch.zeros((2, 3, 64, 64), dtype=torch.uint8))
-    forward = total(counter)
+    forward = total_flops(counter)
     frozen, trained = flops_of_a_step(False), flops_of_a_step(True)
     assert frozen[1] == forward > 0
     assert trained[0] > frozen[0] + forward
@@ -39,10 +39,10 @@ def test_attention_on_the_cpu_is_counted():
     q = torch.randn(2, 3, 5, 8, requires_grad=True)
     with count_flops() as counter:
         read = torch.nn.functional.scaled_dot_product_attention(q, q, q)
-    assert total(counter) == 2 * 2 * 2 * 3 * 5 * 5 * 8
+    assert total_flops(counter) == 2 * 2 * 2 * 3 * 5 * 5 * 8
     with count_flops() as counter:
         read.sum().backward()
-    assert total(counter) >= 2 * 4 * 2 * 3 * 5 * 5 * 8
+    assert total_flops(counter) >= 2 * 4 * 2 * 3 * 5 * 5 * 8
 
 
 def test_the_command_times_a_preset_alone(capsys):

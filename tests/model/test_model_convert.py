@@ -165,7 +165,7 @@ class Trap:
 def test_a_pickle_is_never_executed(theirs, words, tmp_path):
     mark = tmp_path / "executed"
     torch.save({"state_dict": theirs.state_dict(), "args": Trap(mark)}, tmp_path / "trap.pt")
-    with pytest.raises(ValueError, match="holds more than weights, and reading that would execute it"):
+    with pytest.raises(ValueError, match="holds more than weights, and reading it would execute its code"):
         converted(tmp_path / "trap.pt", tmp_path, words)
     assert not mark.exists()
     torch.load(tmp_path / "trap.pt", weights_only=False)
@@ -273,7 +273,7 @@ def test_preset_says_what_the_keys_do_not(theirs, words, tmp_path, monkeypatch):
     result = converted(tmp_path / "tiny.pt", tmp_path, words, preset="mine")
     assert (result.config.kind, result.config.vision.kwargs["num_heads"]) == ("clip", 8)
     assert "quickgelu" in result.config.vision.name
-    with pytest.raises(ValueError, match="the preset has its own activation"):
+    with pytest.raises(ValueError, match="which has its own activation"):
         converted(tmp_path / "tiny.pt", tmp_path, words, preset="mine", activation="gelu")
     (tmp_path / "mine.yaml").write_text(json.dumps(values | {"embed_dim": 33}))
     with pytest.raises(
@@ -285,5 +285,5 @@ def test_preset_says_what_the_keys_do_not(theirs, words, tmp_path, monkeypatch):
 def test_a_tokenizer_larger_than_the_vocabulary_is_refused(theirs, tmp_path):
     core = Tokenizer(models.WordLevel({str(n): n for n in range(VOCABULARY + 1)}, unk_token="0"))
     PreTrainedTokenizerFast(tokenizer_object=core).save_pretrained(str(tmp_path / "large"))
-    with pytest.raises(ValueError, match="has 601 entries, the text encoder knows 600"):
+    with pytest.raises(ValueError, match="has 601 entries, but the text encoder has 600"):
         converted(write_as("bare", theirs, tmp_path), tmp_path, str(tmp_path / "large"))

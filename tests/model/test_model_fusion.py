@@ -115,7 +115,7 @@ def test_fusion_layers_read_tokens_weighed_by_belief():
         weights = {name: value.numpy() for name, value in visual.layers.state_dict().items()}
         with torch.no_grad():
             prior = model.prior(images())
-            tokens, f = visual.narrow(visual.see(images()).tokens), visual.instruction(prior)
+            tokens, f = visual.narrow(visual.encoder.tokens(images()).tokens), visual.instruction(prior)
             found[belief] = visual(images(), prior)
             slow = np.stack([
                 read(each.numpy(), one.numpy(), weights, belief) for each, one in zip(tokens, f, strict=True)
@@ -138,7 +138,7 @@ def test_without_fusion_layers_the_mean_is_taken_under_belief():
     assert not any("layers" in name for name in visual.state_dict() if not name.startswith("encoder"))
     with torch.no_grad():
         prior = 3 * torch.randn(3, visual.instruction.in_features).double()
-        tokens, f = visual.narrow(visual.see(images()).tokens), visual.instruction(prior)
+        tokens, f = visual.narrow(visual.encoder.tokens(images()).tokens), visual.instruction(prior)
         for belief in ("soft", "hard", "none"):
             visual.belief = BELIEFS[belief]
             means = []
@@ -166,8 +166,12 @@ def test_gradients_reach_the_instruction_and_the_tokens_through_the_weights(reco
     whole = gradients()
     from priorclip.model.networks import instructed_vision as instructed
 
-    weigh = instructed.weigh
-    monkeypatch.setattr(instructed, "weigh", lambda tokens, weights, compat: weigh(tokens, weights.detach(), compat))
+    weight_tokens = instructed.weight_tokens
+    monkeypatch.setattr(
+        instructed,
+        "weight_tokens",
+        lambda tokens, weights, compat: weight_tokens(tokens, weights.detach(), compat),
+    )
     for found, cut in zip(whole, gradients(), strict=True):
         assert float((found - cut).norm() / found.norm()) > 1e-4
     monkeypatch.undo()

@@ -11,16 +11,16 @@ from tiny_models import tiny
 from priorclip.model.build import build_model
 from priorclip.model.config import LossConfig
 from priorclip.model.cost.summary import tower_of
-from priorclip.model.objective import RetrievalObjective, by_scene
+from priorclip.model.objective import RetrievalObjective, draw_similarities
 from priorclip.model.pictures import retrieval_pictures
 from priorclip.model.pictures.retrieval_pictures import (
     HardNegative,
-    fitted,
+    fit_text,
     hard_negatives,
     hard_negatives_panel,
+    load_font,
     similarity_panel,
-    typeface,
-    wrapped,
+    wrap_text,
 )
 from priorclip.model.recall import retrieval_metrics
 
@@ -76,16 +76,16 @@ def test_panel_shows_each_image_with_the_caption_that_wins_and_its_own():
 
 
 def test_lines_are_as_wide_as_the_panel_at_most():
-    font = typeface(15)
-    lines = wrapped("there are four blue vehicles beside a pond parked on tarmac", font, 150)
+    font = load_font(15)
+    lines = wrap_text("there are four blue vehicles beside a pond parked on tarmac", font, 150)
     assert " ".join(lines) == "there are four blue vehicles beside a pond parked on tarmac"
     assert len(lines) > 2
     assert all(font.getlength(line) <= 150 for line in lines)
     for text in ("antidisestablishmentarianism a", f"{'W' * 40}/harbour_{'i' * 90}.tif", "São Paulo " * 9, ""):
-        lines = wrapped(text, font, 60)
+        lines = wrap_text(text, font, 60)
         assert "".join(lines).replace(" ", "") == text.replace(" ", "")
         assert all(font.getlength(line) <= 60 for line in lines)
-        short = fitted(text, font, 60, lines=2)
+        short = fit_text(text, font, 60, lines=2)
         assert all(font.getlength(line) <= 60 for line in short)
         assert short == lines[:2] if len(lines) <= 2 else len(short) == 2 and short[-1].endswith("…")
 
@@ -130,9 +130,9 @@ class Scenes:
         return [("river", "")[image % 2] for image in images]
 
 
-def test_similarities_are_ordered_by_scene():
+def test_similarities_are_ordered_draw_similarities():
     features = torch.eye(2)[torch.arange(8) % 2]
-    panel = np.asarray(by_scene(features, features.repeat_interleave(2, 0), Scenes())).astype(int)
+    panel = np.asarray(draw_similarities(features, features.repeat_interleave(2, 0), Scenes())).astype(int)
     bright, dark = (np.array(colormaps["viridis"](end)[:3]) * 255 for end in (1.0, 0.0))
     for row in range(8):
         for column in range(8):

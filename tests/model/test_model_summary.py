@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from priorclip.model.__main__ import main
 from priorclip.model.build import build_model
-from priorclip.model.cost.flops import count_flops, total
+from priorclip.model.cost.flops import count_flops, total_flops
 from priorclip.model.cost.summary import Row, pair_flops, summarise
 from priorclip.model.presets import load_preset
 
@@ -107,5 +107,5 @@ def test_flops_of_training_are_those_of_a_real_step(trained):
     with sdpa_kernel(SDPBackend.MATH), count_flops() as counter:
         outputs = model(images, tokens, torch.ones_like(tokens))
         (outputs["image_features"].sum() + outputs["text_features"].sum()).backward()
-    assert pair_flops(model.config, 64) == pytest.approx(total(counter) / 4, rel=1e-9)
+    assert pair_flops(model.config, 64) == pytest.approx(total_flops(counter) / 4, rel=1e-9)
     assert model.config.prior.trainable == trained
