@@ -9,7 +9,7 @@ END = VOCABULARY - 1
 
 
 def open_clip_model(name: str, layers: int | None = None, vocabulary: int = VOCABULARY, **vision):
-    """open_clip's model of that name with so many layers a tower, in eval mode."""
+    """Returns open_clip's model of that name with ``layers`` layers per tower, in eval mode."""
     import open_clip
 
     torch.manual_seed(0)
@@ -35,7 +35,7 @@ def tiny_open_clip(**changes):
 
 
 def shaken(model):
-    """The model with biases, norms and statistics that are not what they start as: what is left out shows."""
+    """The model with biases, norms and statistics unlike their start values, so that a missing tensor is detected."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -50,7 +50,7 @@ def shaken(model):
 
 
 def texts(length: int = 77, count: int = 3):
-    """Token ids (count, length) that end in the end token at different places, zeros after; and their mask."""
+    """Returns token ids (count, length) with the end token at different places and zeros after it, and their mask."""
     ids = torch.randint(1, END - 1, (count, length), generator=torch.Generator().manual_seed(2))
     mask = torch.zeros(count, length, dtype=torch.long)
     for row in range(count):
@@ -65,7 +65,7 @@ def images(side: int = 224, count: int = 2):
 
 
 def normalised(pixels):
-    """As open_clip's transform gives them: float32, by CLIP's own mean and standard deviation."""
+    """Pixels as from open_clip's transform: float32, normalised by CLIP's mean and standard deviation."""
     from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     mean, std = torch.tensor(OPENAI_DATASET_MEAN), torch.tensor(OPENAI_DATASET_STD)

@@ -1,4 +1,4 @@
-"""The losses as the paper writes them, in one process, with N x N matrices and loops: slow and obvious."""
+"""The losses by the paper's formulas, in one process, with N x N matrices and loops: slow and simple."""
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ def of(loss: torch.nn.Module, image: Tensor, text: Tensor, scale: Tensor, key: T
 
 
 def batch(size: int = 12, width: int = 6, seed: int = 0) -> dict[str, Tensor]:
-    """A global batch: unit features, image ids with repeats, labels with gaps, repeats and -1, unevenly spread."""
+    """A global batch: unit features, repeated image ids, labels with gaps, repeats and -1, unevenly distributed."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randn(size, width, dtype=torch.float64, generator=generator)
     text = torch.randn(size, width, dtype=torch.float64, generator=generator)

@@ -1,4 +1,4 @@
-"""Each ablation changes what it says, and that alone; it is an option of the trainings; bad values are named."""
+"""Each ablation changes only its own part and is an option of all trainings; errors name bad values."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def images(count: int = 3) -> torch.Tensor:
 
 
 def lengths_read(kind: str, belief: BeliefConfig) -> int:
-    """Tokens that the layers after belief get from an image of 4 x 4 patches."""
+    """Number of tokens after belief, for an image of 4 x 4 patches."""
     model = build_model(tiny(kind, belief=belief)).eval()
     seen: list[int] = []
     layers = model.visual.encoder.model.blocks if kind == "priorclip" else model.spatial.layers

@@ -1,4 +1,4 @@
-"""Batch norms under half precision weights and float32 statistics, as DeepSpeed leaves them."""
+"""Batch norms with half precision weights and float32 statistics, as under DeepSpeed."""
 
 from __future__ import annotations
 

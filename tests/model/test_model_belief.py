@@ -1,4 +1,4 @@
-"""Belief against a slow float64 version written with plain loops from the paper's formula."""
+"""Compares belief with a slow float64 version of the paper's formula in plain loops."""
 
 import math
 
@@ -14,7 +14,7 @@ from priorclip.model.networks.belief import apply_belief, belief_map, belief_ran
 
 
 def reference_rank(scores: list[float]) -> list[int]:
-    """Rank 1 + those that are higher + equal ones that stand before."""
+    """Rank: 1 + number of higher entries + number of equal entries before it."""
     return [
         1 + sum(1 for other in scores if other > mine) + sum(1 for other in scores[:place] if other == mine)
         for place, mine in enumerate(scores)
@@ -37,7 +37,7 @@ def reference_soft(tokens: np.ndarray, instruction: np.ndarray) -> np.ndarray:
 
 
 def reference_released(tokens: np.ndarray, instruction: np.ndarray) -> np.ndarray:
-    """The authors' code: argsort index in place of the rank, then L2 over the token axis."""
+    """As in the authors' code: argsort index instead of the rank, then L2 over the token axis."""
     out = np.empty_like(tokens)
     for b in range(len(tokens)):
         scores = [float(sum(token * instruction[b])) for token in tokens[b]]

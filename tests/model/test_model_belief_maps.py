@@ -1,4 +1,4 @@
-"""Belief maps: what the model gives on request, and the pictures made of them."""
+"""Belief maps: the maps that a model returns, and their pictures."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_belief_is_the_same_whatever_the_mode_makes_of_it(kind):
 
 
 def test_belief_of_a_place_is_where_that_place_is():
-    """Row-major, not transposed: what changes in one patch of the image moves the belief of that place alone."""
+    """Row-major, not transposed: a change in one patch of the image changes the belief of that place only."""
     model = build_model(tiny()).eval()
     images = torch.full((2, 3, 64, 64), 90, dtype=torch.uint8)
     images[1, :, 16:32, 48:64] = 200  # second row, fourth column of patches of 16 pixels
@@ -93,7 +93,7 @@ def test_a_panel_has_each_image_above_its_belief():
 
 
 class HeldOut:
-    """Batches of three images, of which the second is padding."""
+    """Batches of three images; the second is padding."""
 
     def images(self):
         yield {"images": pixels(3), "index": torch.tensor([0, -1, 1])}

@@ -1,4 +1,4 @@
-"""The benchmark of the step: what it counts, what it prints, what it refuses. Its timings are not judged here."""
+"""The benchmark of the step: its counts, output and errors. Its timings are not tested."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ from priorclip.model.losses.retrieval_loss import RetrievalLoss
 
 
 def flops_of_a_step(trainable: bool) -> tuple[int, int]:
-    """(Of the whole step, of the prior in it), the prior trained or frozen."""
+    """FLOPs of the whole step and of the prior in it, with the prior trained or frozen."""
     model = build_model(tiny(prior=EncoderConfig(name="test_convnext", image_size=32, trainable=trainable))).train()
     images, ids = torch.zeros((2, 3, 64, 64), dtype=torch.uint8), torch.ones((2, 9), dtype=torch.long)
     with count_flops() as counter:
@@ -89,7 +89,7 @@ def test_peaks_by_device_name(device: str, dtype: str, peak: float | None):
     (["--peer", "ViT-Z-1", "--preset", "priorclip-tiny"], "--peer ViT-Z-1"),
     (["--preset", "priorclip-none"], "no preset 'priorclip-none'"),
 ])  # fmt: skip
-def test_what_is_not_there_is_named(words: list[str], named: str, capsys):
+def test_missing_things_are_named(words: list[str], named: str, capsys):
     assert main(["bench", "--batch", "2", "--runs", "1", "--device", "cpu", *words]) == 2
     assert named in capsys.readouterr().err
 

@@ -29,7 +29,7 @@ def model(request):
     return build_model(tiny(*request.param))
 
 
-def test_features_are_unit_vectors_and_all_that_is_trained_learns(model):
+def test_features_are_unit_vectors_and_all_trained_parameters_learn(model):
     model.train().zero_grad()
     images, ids, mask = draw(model)
     outputs = model(images, ids, mask)
@@ -168,7 +168,7 @@ def test_released_belief_weighs_the_class_token_too():
 
 
 def test_vit_forward_without_belief_is_timms_with_one_more_token():
-    """The instructed forward against timm's own blocks on a sequence put together by hand."""
+    """Compares the instructed forward with timm's blocks on a sequence that the test builds."""
     torch.manual_seed(0)
     model = build_model(tiny(belief=BeliefConfig(mode="none"))).eval()
     vit, images = model.visual.encoder.model, draw(model)[0]
@@ -267,7 +267,7 @@ def test_presets_are_there_and_survive_a_round_trip():
     ("preset", "clip"), [("priorclip-b32", 151_277_313), ("priorclip-b16", 149_620_737), ("priorclip-l14", 427_616_513)]
 )
 def test_clip_presets_are_clip_plus_prior_and_instruction(preset: str, clip: int):
-    """OpenAI's published parameter counts; what PriorCLIP adds is the prior, its projection and a second scale."""
+    """OpenAI's published parameter counts; PriorCLIP adds the prior, its projection and a second scale."""
     with torch.device("meta"):
         model = build_model(without_weights(preset))
     added = [*model.prior.parameters(), *model.visual.instruction.parameters(), model.attribution_scale]

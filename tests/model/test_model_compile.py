@@ -1,4 +1,4 @@
-"""torch.compile takes the whole model as one graph; attention is torch's fused kernel wherever there is attention."""
+"""torch.compile takes the whole model as one graph; all attention uses torch's fused kernel."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ CLIP = TextConfig(config=CLIP_TEXT, context_length=20, pooling="eos")
 
 
 def draw(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A batch whose texts end elsewhere for every seed."""
+    """A batch whose texts have other lengths for every seed."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8, generator=generator)
     tokens = torch.randint(1, 60, (3, 9), generator=generator)
@@ -57,7 +57,7 @@ def test_compiled_is_eager_in_one_graph_without_recompiling(backend, config):
 
 
 class SoftmaxOverScores(TorchDispatchMode):
-    """Counts what attention is made of where it is not fused: a softmax over (B, heads, Q, L)."""
+    """Counts the softmax over (B, heads, Q, L), which attention has only without the fused kernel."""
 
     def __init__(self):
         super().__init__()

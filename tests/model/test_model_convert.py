@@ -1,4 +1,4 @@
-"""`python -m model convert`: what files it reads, what it writes, what it refuses; nothing in a file is executed."""
+"""`python -m model convert`: the files that it reads, writes and refuses; no code in a file is executed."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from priorclip.model import config
+from priorclip.model import presets
 from priorclip.model.__main__ import main
 from priorclip.model.commands import ConvertConfig
 from priorclip.model.config import to_dict
@@ -44,7 +44,7 @@ def converted(path, folder, words, **options):
 
 
 def write_as(kind, model, folder):
-    """The model as the trainers and hubs write it."""
+    """Writes the model in the formats of trainers and hubs."""
     state = {name: value.clone() for name, value in model.state_dict().items()}
     path = folder / f"{kind}.pt"
     if kind == "open_clip trainer":
@@ -117,7 +117,7 @@ def test_a_key_that_sizes_are_read_from_is_named_too(theirs, words, tmp_path, go
 
 
 def test_a_release_that_was_cut_at_its_end_is_refused(words, tmp_path):
-    """A text tower of the published width with one block of twelve: every tensor that is asked for is there."""
+    """A text tower of the published width with one block instead of twelve: no tensor of this model is missing."""
     short = open_clip_model("ViT-B-32", 1, image_size=64, width=64, head_width=64)
     torch.save(short.state_dict(), tmp_path / "short.pt")
     with pytest.raises(ValueError, match="missing: blocks 1 to 11 of the text tower, which has 12 at width 512"):
@@ -126,9 +126,9 @@ def test_a_release_that_was_cut_at_its_end_is_refused(words, tmp_path):
     assert converted(tmp_path / "short.pt", tmp_path, words).notes[-1].startswith("shorter than any published: blocks")
 
 
-def test_what_is_of_no_family_is_said(words, tmp_path):
+def test_an_unknown_family_is_an_error(words, tmp_path):
     torch.save({"backbone.weight": torch.zeros(2)}, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"of no family that is known: its keys are backbone\.weight"):
+    with pytest.raises(ValueError, match=r"of no known family: its keys are backbone\.weight"):
         converted(tmp_path / "x.pt", tmp_path, words)
     with pytest.raises(ValueError, match=r"is not of --format pir: its keys are backbone\.weight"):
         converted(tmp_path / "x.pt", tmp_path, words, format="pir")
@@ -153,7 +153,7 @@ def test_a_visual_tower_that_is_no_vit_is_said(words, tmp_path):
 
 
 class Trap:
-    """Unpickling it leaves a mark."""
+    """Unpickling it creates a folder."""
 
     def __init__(self, mark):
         self.mark = str(mark)
@@ -173,7 +173,7 @@ def test_a_pickle_is_never_executed(theirs, words, tmp_path):
 
 
 class Towers(torch.nn.Module):
-    """Modules within modules, a buffer, a half tensor and a shared storage, as OpenAI's archives have them."""
+    """Nested modules, a buffer, a half precision tensor and a shared storage, as in OpenAI's archives."""
 
     def __init__(self):
         super().__init__()
@@ -218,7 +218,7 @@ def test_an_archive_that_names_code_is_refused(archive, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_openai_archive_is_recognised(words, tmp_path):
-    """A scripted model under OpenAI's names: QuickGELU without being told."""
+    """A scripted model with OpenAI's names gets QuickGELU without an option."""
 
     class Shell(torch.nn.Module):
         def __init__(self, clip):
@@ -262,14 +262,14 @@ def test_context_length_is_cut_and_never_made_up(theirs, words, tmp_path):
         converted(path, tmp_path, words, context_length=30)
 
 
-def test_preset_says_what_the_keys_do_not(theirs, words, tmp_path, monkeypatch):
-    """Heads of 16 channels and QuickGELU cannot be told from the keys."""
+def test_a_preset_sets_values_that_the_keys_do_not_tell(theirs, words, tmp_path, monkeypatch):
+    """The keys do not tell heads of 16 channels and QuickGELU."""
     torch.save(theirs.state_dict(), tmp_path / "tiny.pt")
     plain = converted(tmp_path / "tiny.pt", tmp_path, words).config
     vision = {"name": "vit_base_patch32_clip_quickgelu_224", "kwargs": plain.vision.kwargs | {"num_heads": 8}}
     values = to_dict(plain) | {"vision": to_dict(plain)["vision"] | vision | {"weights": "hub"}, "kind": "priorclip"}
     (tmp_path / "mine.yaml").write_text(json.dumps(values))
-    monkeypatch.setattr(config, "PRESETS", tmp_path)
+    monkeypatch.setattr(presets, "FOLDER", tmp_path)
     result = converted(tmp_path / "tiny.pt", tmp_path, words, preset="mine")
     assert (result.config.kind, result.config.vision.kwargs["num_heads"]) == ("clip", 8)
     assert "quickgelu" in result.config.vision.name

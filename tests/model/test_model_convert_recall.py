@@ -1,4 +1,4 @@
-"""A converted open_clip model, through `retrieval evaluate`, has the recall that open_clip has with its own pixels.
+"""A converted open_clip model has, in `retrieval evaluate`, the recall of open_clip with its own pixels.
 
 Preprocessing: open_clip resizes the shorter side (Pillow, bicubic), crops the centre and normalises; ours crops the
 centred square, resizes it to uint8, and the model normalises. On square images these differ by rounding and by the JPEG
@@ -28,7 +28,7 @@ COUNT, SIDE, LENGTH, STEPS = 40, 64, 32, 60
 
 @pytest.fixture(scope="module")
 def gallery(tmp_path_factory):
-    """Drawn scenes with their captions, as JPEGs of 96 pixels and a Karpathy JSON."""
+    """Synthetic scenes with captions, as JPEGs of 96 pixels and a Karpathy JSON."""
     folder, entries = tmp_path_factory.mktemp("gallery"), []
     for index in range(COUNT):
         scene = draw_scene(5, index, 96)
@@ -42,7 +42,7 @@ def gallery(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def theirs(gallery):
-    """open_clip's CLIP, small, fitted to the gallery for some steps: recall well above chance and below 100 %."""
+    """A small CLIP of open_clip, trained on the gallery for some steps: recall well above chance and below 100 %."""
     torch.manual_seed(0)
     vision = {"image_size": SIDE, "layers": 2, "width": 128, "patch_size": 16}
     model = library.model.CLIP(
@@ -61,14 +61,14 @@ def theirs(gallery):
 
 
 def own_pixels(gallery):
-    """As open_clip's transform for evaluation makes them."""
+    """Pixels as from open_clip's transform for evaluation."""
     transform = library.image_transform(SIDE, is_train=False)
     path, entries = gallery
     return torch.stack([transform(Image.open(path.parent / entry["filename"])) for entry in entries])
 
 
 def own_recall(model, gallery):
-    """open_clip's features and tokenizer by the field's protocol."""
+    """Recall of open_clip's features and tokenizer by the usual protocol."""
     entries = gallery[1]
     texts = [(row, sentence["raw"]) for row, entry in enumerate(entries) for sentence in entry["sentences"]]
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_recall_equals_open_clips(theirs, gallery, tmp_path):
 
 
 def test_stage_two_starts_from_a_converted_clip(tmp_path):
-    """One step of `finetune instruct` with a fresh prior, on a CLIP of two layers a tower."""
+    """One step of `finetune instruct` with a new prior, on a CLIP with two layers per tower."""
     from priorclip.data_shards.__main__ import main as data_shards
 
     drawn = ["pack", "--source", "synthetic", "--count", "8", "--size", "64", "--workers", "1"]

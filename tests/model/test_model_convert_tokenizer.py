@@ -1,4 +1,4 @@
-"""The tokenizer that a converted CLIP gets: the very ids of open_clip's own."""
+"""The tokenizer of a converted CLIP gives the same ids as open_clip's."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_any_ascii_text(ours, text):
 
 @given(st.text(st.characters(categories=("L", "N", "P", "Z")), max_size=30))
 def test_any_letters_of_any_script(ours, text):
-    """Where ftfy leaves the text alone, and lower case is not a matter of the Unicode version."""
+    """Texts that ftfy does not change and whose lower case does not depend on the Unicode version."""
     from ftfy import fix_text
 
     if fix_text(text) == text and all(len(letter.lower()) == 1 for letter in text):

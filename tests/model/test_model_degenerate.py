@@ -1,4 +1,4 @@
-"""Captions without a word, and the losses' real memory: what a batch may hold and what a process then needs."""
+"""Captions without words, and the memory of the losses as measured on a process."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ for loss in (ContrastiveLoss(512), AttributionLoss(512)):
 
 
 def test_a_process_never_holds_the_whole_matrix():
-    """Every sample has an image and a class of its own, so that both losses have N x N logits."""
+    """Every sample has its own image and class, so that both losses have N x N logits."""
     environment = {**os.environ, "PYTHONPATH": os.getcwd(), "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -52,7 +52,7 @@ def test_a_process_never_holds_the_whole_matrix():
     ("text", "pooling"), [(BERT, "cls"), (BERT, "mean"), (CLIP_TEXT, "eos")], ids=["bert-cls", "bert-mean", "clip-eos"]
 )
 def test_captions_without_a_word(kind: str, text: dict, pooling: str):
-    """One of padding only, an empty one of start and end alone: finite, and the captions beside them unharmed."""
+    """A text of padding only and a text of start and end only: features are finite, and other captions stay."""
     torch.manual_seed(0)
     model = build_model(tiny(kind, text=TextConfig(config=text, context_length=20, pooling=pooling))).train()
     ids, mask = torch.randint(1, 60, (4, 12)), torch.ones(4, 12, dtype=torch.long)

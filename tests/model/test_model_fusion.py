@@ -1,4 +1,4 @@
-"""Belief in the fusion layers of a backbone that is no ViT, against a slow float64 version; what a ViT makes of it."""
+"""Belief in the fusion layers of a backbone that is no ViT, against a slow float64 version; its effect in a ViT."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def config(vision: str, belief: str) -> ModelConfig:
 
 
 def one_model(vision: str) -> Callable[[str], PriorCLIP]:
-    """The model under each belief, always with the same weights, float64."""
+    """The model with each belief and the same weights, float64."""
     torch.manual_seed(0)
     weights = build_model(config(vision, "soft")).state_dict()
 
@@ -77,7 +77,7 @@ def factors(scores: np.ndarray, belief: str) -> np.ndarray:
 
 
 def read(tokens: np.ndarray, f: np.ndarray, weights: Arrays, belief: str, heads: int = 2) -> np.ndarray:
-    """What two fusion layers make of tokens (L, d) under an instruction (d,), one token after the other."""
+    """Two fusion layers on tokens (L, d) with an instruction (d,), one token at a time."""
     scores = np.array([float(sum(token * f)) for token in tokens])
     if belief == "hard":
         tokens = np.stack([tokens[place] for place in ranked(scores)[:2]])
@@ -129,7 +129,7 @@ def test_fusion_layers_read_tokens_weighed_by_belief():
 
 
 def test_without_fusion_layers_the_mean_is_taken_under_belief():
-    """norm(f + mean), the mean weighed by soft belief, or of the tokens that hard belief keeps, token after token."""
+    """norm(f + mean), where soft belief weights the mean or hard belief selects its tokens, one token at a time."""
     settings = config("convnext", "soft")
     settings.fusion.layers = 0
     torch.manual_seed(0)
@@ -153,7 +153,7 @@ def test_without_fusion_layers_the_mean_is_taken_under_belief():
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_reach_the_instruction_and_the_tokens_through_the_weights(recompute: bool, monkeypatch):
-    """With the weights cut off from the graph the gradients are others; recomputing activations changes nothing."""
+    """Detached weights change the gradients; recomputing activations changes nothing."""
     model = one_model("convnext")("soft").train()
     model.set_grad_checkpointing(recompute)
     visual = model.visual
@@ -181,7 +181,7 @@ def test_gradients_reach_the_instruction_and_the_tokens_through_the_weights(reco
 
 
 def test_a_vit_keeps_soft_belief_in_its_residual_stream_only():
-    """The first LayerNorm divides the factors out (docs/model.md); released belief rescales channels, and stays."""
+    """The first LayerNorm removes the factors (docs/model.md), but not the channel scaling of released belief."""
     build = one_model("vit")
     model = build("soft")
     vit = model.visual.encoder.model

@@ -71,8 +71,8 @@ def test_ignored_samples_get_no_gradient():
     assert ((grad == 0).all(1) == (labels == -1)).all()
 
 
-def test_logits_of_no_more_than_a_chunk_stand_in_memory():
-    """The largest tensor the forward and backward passes make is (B, chunk) or (N, d), never (N, N)."""
+def test_logits_of_at_most_a_chunk_are_in_memory():
+    """The largest tensor of the forward and backward passes is (B, chunk) or (N, d), never (N, N)."""
     size, width, chunk = 512, 8, 16
     image = torch.nn.functional.normalize(torch.randn(size, width), dim=-1).requires_grad_()
     text = torch.nn.functional.normalize(torch.randn(size, width), dim=-1).requires_grad_()
@@ -149,7 +149,7 @@ def test_scale_is_clamped_and_its_gradient_leads_inside():
 
 
 def test_scale_over_the_limit_comes_back_by_descent():
-    """What a plain clamp fails: from above the limit, a loss that wants 20 is reached."""
+    """From above the limit, descent reaches a loss whose minimum is at 20. A plain clamp fails here."""
     log_scale = torch.nn.Parameter(torch.tensor(6.0))
     optimizer = torch.optim.SGD([log_scale], lr=1e-4)
     for _ in range(2000):

@@ -53,7 +53,7 @@ def test_features_equal_torchs(exported, count):
 
 
 def test_equal_beliefs_keep_their_order(exported):
-    """A grey image: tokens that believe the same, whose order torch's stable sort and ONNX must agree on."""
+    """A grey image: all tokens have the same belief, and torch's stable sort and ONNX give the same order."""
     model, folder = exported
     images = torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)
     with torch.no_grad():

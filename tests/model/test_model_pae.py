@@ -1,4 +1,4 @@
-"""The PAE layer against torch.nn.MultiheadAttention and a float64 version written out from the formula."""
+"""Compares the PAE layer with torch.nn.MultiheadAttention and a float64 version of the formula."""
 
 import math
 
@@ -42,7 +42,7 @@ def slow_layer(layer: PAELayer, x, signal, mask=None):
 
 
 def random_module(module: nn.Module) -> nn.Module:
-    """Float64, eval, and no weight at the 0 or 1 that hides a swapped norm or bias."""
+    """Float64, eval mode, and no weight is 0 or 1, which would hide a swapped norm or bias."""
     torch.manual_seed(1)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3)

@@ -15,7 +15,7 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 
 
 def ours(family, state, name="open_clip", **options):
-    """Our model of a state dict of theirs."""
+    """Our model from their state dict."""
     checkpoint = Checkpoint("the checkpoint", dict(state), options.pop("facts", {}))
     converted = family.convert(checkpoint, Request(name, **options))
     model = build_model(converted.config).eval()
@@ -48,7 +48,7 @@ def assert_same_features(theirs, model, side=224):
     ],
 )
 def test_open_clip_features(name, layers, family):
-    """Full widths, heads, patches and lengths; few layers a tower, and a small vocabulary."""
+    """Full widths, heads, patches and lengths; few layers per tower and a small vocabulary."""
     theirs = open_clip_model(name, layers)
     model, converted = ours(open_clip, theirs.state_dict(), family)
     assert converted.unused == []
@@ -66,7 +66,7 @@ def test_open_clip_features(name, layers, family):
     ],
 )
 def test_whole_published_sizes_are_recognised(name, ours_name):
-    """On the meta device: shapes of the whole models, no memory."""
+    """Uses the meta device: shapes of the whole models, no memory."""
     with torch.device("meta"):
         theirs = open_clip_model(name, vocabulary=49408)
     config = open_clip.architecture(Checkpoint(name, theirs.state_dict()), Request("open_clip"), "gelu")
@@ -126,7 +126,7 @@ def test_transformers_features(activation):
 
 
 def authors_image_features(clip, prior, instruct, pixels):
-    """The released belief, from its description: all tokens after the pre-norm, softmax, index weights, norms."""
+    """The released belief by its description: all tokens after the pre-norm, softmax, index weights, norms."""
     visual = clip.visual
     x = visual.conv1(pixels).flatten(2).mT
     x = torch.cat([visual.class_embedding.expand(len(x), 1, -1), x], 1) + visual.positional_embedding
@@ -164,7 +164,7 @@ def test_released_priorclip_features():
 
 
 class AuthorsPIR(torch.nn.Module):
-    """The closed-domain model from its description, under the names of its checkpoints; d = 64, small towers."""
+    """The closed-domain model by its description, with the names of its checkpoints; d = 64, small towers."""
 
     WIDTH, HEADS, KEPT = 64, 8, 6
 

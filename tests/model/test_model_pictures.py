@@ -1,4 +1,4 @@
-"""Hard negatives and similarities by scene: who is chosen, against a loop; what is drawn, pixel by pixel."""
+"""Hard negatives and similarities by scene: the choice against a loop, the pictures pixel by pixel."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from priorclip.model.recall import retrieval_metrics
 
 
 def by_loop(images, texts, owners, captions, count):
-    """(image, own caption, other caption, lost by), the slow way."""
+    """(image, own caption, other caption, margin), by a slow loop."""
     found = []
     for i, image in enumerate(images):
         scores = [float(image @ text) for text in texts]
@@ -106,7 +106,7 @@ def test_matrix_is_drawn_cell_by_cell():
 
 
 class Scenes:
-    """Eight images of two scenes by turns, with two captions each; features tell the scene alone."""
+    """Eight images with alternating scenes and two captions each; the features tell only the scene."""
 
     captions = tuple(f"caption {n}" for n in range(16))
     text_image = np.arange(8).repeat(2)

@@ -1,4 +1,4 @@
-"""Real gloo process groups: ranks with a share of the batch each give the loss and gradients of one with all of it.
+"""Real gloo process groups: ranks with a share of the batch give the loss and gradients of one rank with all of it.
 
 The batches are an ordinary one and the ones that tend to break losses. The scale comes out of a clamp at its limit,
 whose gradient depends on a sign: a rank that knew its own part of the gradient alone would clamp by another sign.
@@ -26,7 +26,7 @@ WORLDS = (4, 2, 1)
 
 @dataclass
 class Case:
-    """A global batch for a loss; ``bound``: of the error of its value and gradients, relative to the largest."""
+    """A global batch for a loss; ``bound``: largest relative error of its value and gradients."""
 
     loss: torch.nn.Module
     image: Tensor
@@ -69,7 +69,7 @@ def cases(world: int) -> dict[str, Case]:
 
 
 def outcome(case: Case, mine: slice, exact: bool = False) -> list[Tensor]:
-    """The loss of some rows, its gradients in image, text and scale, and in what the scale was clamped from."""
+    """The loss of some rows, and its gradients in image, text, scale, and the scale before its clamp."""
     kind = torch.float64 if exact else case.image.dtype
     image, text = (x[mine].to(kind, copy=True).requires_grad_() for x in (case.image, case.text))
     log_scale = torch.tensor(math.log(case.scale), dtype=torch.float64, requires_grad=True)
@@ -87,7 +87,7 @@ def outcome(case: Case, mine: slice, exact: bool = False) -> list[Tensor]:
 
 
 def not_a_number(mine: slice) -> list[bool]:
-    """Whether a NaN in one image, or one text, of rank 0 shows in the losses of this rank."""
+    """Tells whether a NaN in one image or one text of rank 0 reaches the losses of this rank."""
     data, seen = reference.batch(), []
     for modality in ("image", "text"):
         broken = {name: value.clone() for name, value in data.items()}
@@ -99,7 +99,7 @@ def not_a_number(mine: slice) -> list[bool]:
 
 
 def traffic(loss: torch.nn.Module, key: Tensor, mine: slice) -> dict[str, int]:
-    """Floating point numbers that the loss's forward and backward pass hand to each collective."""
+    """Counts the floating point numbers that forward and backward pass of the loss send by each collective."""
     data, sent = reference.batch(), {}
     names = {"all_gather": 1, "reduce_scatter": 1, "all_reduce": 0}
     places = {name: dist if name == "all_reduce" else gather for name in names}
@@ -124,7 +124,7 @@ def traffic(loss: torch.nn.Module, key: Tensor, mine: slice) -> dict[str, int]:
 
 
 def work(rank: int, folder: str) -> None:
-    """One process of four: the last two take part in the world of 4 alone, the first in all three, one by one."""
+    """One of four processes: the first is in all three worlds in turn, the last two only in the world of 4."""
     torch.set_num_threads(1)
     for world in (world for world in WORLDS if rank < world):
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous{world}", rank=rank, world_size=world)
@@ -142,7 +142,7 @@ def work(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What each rank of each world found. The ranks are forks of a process that has imported torch and no more."""
+    """The results of each rank of each world. The ranks are forks of a process that has imported only torch."""
     folder = tmp_path_factory.mktemp("ranks")
     mp.set_forkserver_preload(["torch"])
     mp.start_processes(work, (str(folder),), nprocs=max(WORLDS), start_method="forkserver")
@@ -151,7 +151,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=WORLDS)
 def found(request: pytest.FixtureRequest, worlds: Path) -> list[dict]:
-    """What each rank of a world found."""
+    """The results of each rank of a world."""
     world = request.param
     return [torch.load(worlds / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
 

@@ -14,7 +14,7 @@ from priorclip.model.recall import chance, retrieval_metrics
 
 
 def slow_recall(similarity: list[float], own: list[int], k: int) -> float:
-    """Probability that the first k hold one of ``own`` where equal similarities stand in random order."""
+    """Probability that the first k include one of ``own``, with equal similarities in random order."""
     best = max(similarity[answer] for answer in own)
     above = sum(value > best for value in similarity)
     right = sum(similarity[answer] == best for answer in own)
@@ -37,7 +37,7 @@ def slow_metrics(images, texts, index, ks=(1, 5, 10)):
 
 
 def draw(seed: int, counts: list[int], levels: int):
-    """Integer features of few levels, so that ties are many and exact."""
+    """Integer features with few levels, so that there are many exact ties."""
     generator = torch.Generator().manual_seed(seed)
     index = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     index = index[torch.randperm(len(index), generator=generator)]
@@ -73,7 +73,7 @@ def test_perfect_and_collapsed_features():
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_ties_are_broken_at_random(k: int):
-    """All orders of the equal ones, counted."""
+    """Counts all orders of the equal entries."""
     index = torch.tensor([0, 0, 1, 1, 2])
     images = torch.tensor([[1.0], [0.0], [0.0]])
     texts = torch.tensor(

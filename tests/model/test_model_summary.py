@@ -1,4 +1,4 @@
-"""The parameter tables of the presets, against counts of the reference implementations."""
+"""Compares the parameter tables of the presets with counts of the reference implementations."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What fine-tuning does to a model: layers with rates of their own, locked towers, adapters, remembered features."""
+"""Fine-tuning: learning rates by layer, frozen layers, adapters, cached features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MASK = (IDS > 0).long()
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "tf_efficientnet_lite0", "swin_tiny_patch4_window7_224"])
 def test_learning_rates_fall_as_in_timm(name: str) -> None:
-    """timm's shares of the backbone alone, where the last layer has 1; here what follows the backbone has."""
+    """timm's factors of the backbone alone give 1 to its last layer; here the layers after the backbone have 1."""
     encoder = ImageEncoder(EncoderConfig(name=name), pool=False)
     names = {id(parameter): name for name, parameter in encoder.model.named_parameters()}
     theirs, ours = {}, {}
@@ -99,7 +99,7 @@ def test_prior_itr_without_one_encoder_is_the_global_feature_there(missing: str)
 
 
 @pytest.mark.parametrize("kind", ["priorclip", "prioritr"])
-def test_adapters_start_as_nothing_train_alone_and_merge(kind: str, tmp_path: Path) -> None:
+def test_adapters_start_without_effect_train_alone_and_merge(kind: str, tmp_path: Path) -> None:
     plain = build_model(tiny(kind)).eval()
     adapted = build_model(tiny(kind)).eval()
     adapted.load_state_dict(plain.state_dict())
@@ -130,7 +130,7 @@ def test_adapters_start_as_nothing_train_alone_and_merge(kind: str, tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
 def test_locked_layers_have_no_adapter_and_every_adapter_learns(name: str) -> None:
-    """EVA computes with the weight of its qkv and never calls the layer: an adapter there would learn nothing."""
+    """EVA uses the weight of its qkv and never calls the layer, so an adapter there would learn nothing."""
     side = 70 if "14" in name else 64
     encoder = ImageEncoder(EncoderConfig(name=name, image_size=side, unlocked=2, kwargs={"img_size": side}), pool=False)
     adapt(encoder, LoraConfig(rank=2))
@@ -141,7 +141,7 @@ def test_locked_layers_have_no_adapter_and_every_adapter_learns(name: str) -> No
     assert not [n for n, p in adapters.items() if "lora_B" in n and not p.grad.abs().max() > 0]
 
 
-def test_lora_names_the_layers_that_there_are() -> None:
+def test_lora_names_the_existing_layers() -> None:
     with pytest.raises(ValueError, match="qkv"):
         adapt(build_model(tiny("priorclip")), LoraConfig(rank=2, targets=["quarry"]))
 
@@ -180,7 +180,7 @@ def test_only_frozen_encoders_remember() -> None:
 
 @pytest.mark.parametrize("remember", [False, True])
 def test_a_frozen_text_encoder_has_no_dropout_from_the_first_step_on(remember: bool, tmp_path: Path) -> None:
-    """transformers makes its models in training mode, and a run calls train() only after its first evaluation."""
+    """transformers creates models in training mode, and a run calls train() only after its first evaluation."""
     noisy = {**BERT, "hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
     torch.manual_seed(0)
     text = TextConfig(config=noisy, context_length=4, trainable=False, remember=str(tmp_path) if remember else None)

@@ -1,4 +1,4 @@
-"""Weights of other libraries under our names: files of several forms, and the two packages with real weights."""
+"""Weights of other libraries under our names: files of several formats, and the two packages with real weights."""
 
 import csv
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_weights_of_another_architecture_are_named(tmp_path):
         ImageEncoder(EncoderConfig(name="test_resnet", weights=str(tmp_path / "other.pth")), pool=True)
 
 
-def test_nothing_is_unpickled(tmp_path):
+def test_code_in_pickles_is_not_executed(tmp_path):
     class Evil:
         def __reduce__(self):
             return (Path.touch, (tmp_path / "executed",))
@@ -70,7 +70,7 @@ def test_nothing_is_unpickled(tmp_path):
 
 
 def test_text_weights_of_a_transformers_folder_with_a_head(tmp_path):
-    """A checkpoint of a whole BERT with its head: prefixed names, parts that we leave out."""
+    """A checkpoint of a whole BERT with its head: names have a prefix, and some parts are not used."""
     torch.manual_seed(0)
     source = BertForMaskedLM(BertConfig(**{k: v for k, v in BERT.items() if k != "model_type"}))
     source.save_pretrained(tmp_path)
@@ -83,7 +83,7 @@ def test_text_weights_of_a_transformers_folder_with_a_head(tmp_path):
 
 
 def test_clip_towers_keep_their_projections(tmp_path):
-    """Without them the two pretrained towers would no longer share a space."""
+    """Without the projections the two pretrained towers would not share a space."""
     torch.manual_seed(0)
     text_sizes = {**CLIP_TEXT, "projection_dim": 16}
     del text_sizes["model_type"]
@@ -136,7 +136,7 @@ def aerial(split: str, limit: int) -> tuple[torch.Tensor, torch.Tensor]:
 @needs_lite0
 @pytest.mark.skipif(not UCMERCED.is_dir(), reason="no aerial photographs beside this checkout")
 def test_lite0_weights_separate_scenes_as_random_weights_do_not():
-    """Nearest class mean over 21 scenes: names mapped wrongly, or another input normalisation, would show."""
+    """Nearest class mean over 21 scenes: it detects wrong names and another input normalisation."""
     seen, labels = aerial("train", 4)
     unseen, wanted = aerial("test", 2)
     found = {}
@@ -154,7 +154,7 @@ def test_lite0_weights_separate_scenes_as_random_weights_do_not():
 @needs_lite0
 @pytest.mark.skipif(not UCMERCED.is_dir(), reason="no aerial photographs beside this checkout")
 def test_lite0_statistics_are_those_of_its_layers():
-    """What reaches each batch norm has about the mean and variance that the norm stored while it was trained."""
+    """The inputs of each batch norm have about the mean and variance that it stored in its training."""
     encoder, ratios, shifts = lite0(True), [], []
 
     def compare(module, inputs):
@@ -174,7 +174,7 @@ def test_lite0_statistics_are_those_of_its_layers():
 
 @needs_minilm
 def test_minilm_embeds_meaning():
-    """Mean-pooled states of the package's weights, on its own tokenizer: paraphrases are near, other things far."""
+    """Mean-pooled states with the package's weights and tokenizer: paraphrases are similar, other sentences are not."""
     from transformers import AutoTokenizer
 
     config = load_preset("priorclip-lite0-minilm")
