@@ -8,21 +8,21 @@ from typing import Any, Literal
 
 @dataclass
 class SweepConfig:
-    """Run a family of experiments, or a study, over several seeds: a table with mean and spread, and a plot.
+    """Run a family of experiments, or a study, over several seeds; write a table with mean and spread, and a plot.
 
     Args:
         name: a family, or one experiment, of experiments/rows, or a study of experiments/studies
-        seeds: how many
-        first_seed: the first of them
-        folds: so many seeds, one after the other, are the splits of one cross-validation: their mean is one figure
-        data: a file of experiments/data by its name, or a path: where shards and weights are, and options that it sets
+        seeds: number of seeds
+        first_seed: the first seed
+        folds: number of consecutive seeds that are the splits of one cross-validation; their mean is one figure
+        data: name of a file in experiments/data, or a path; it says where shards and weights are, and sets options
         output: folder of the runs and the table; null takes runs/sweeps/NAME
-        ranks: processes of each training, under the deepspeed launcher; 0 trains in one process
-        jobs: trainings at a time
+        ranks: processes of each training, started by the deepspeed launcher; 0 trains in one process
+        jobs: number of trainings that run at the same time
         rows: names of the experiments to run; null runs all of the family
-        levels: of a study, in place of its own
-        keep: of a run that is done: all; export, without its checkpoints; report, without export and tokenizer too
-        options: options of the trainings that win over all others, as JSON or YAML: '{run: {epochs: 2}}'
+        levels: levels of a study; null takes the study's own
+        keep: parts of a finished run to keep: all; export removes checkpoints; report removes export and tokenizer too
+        options: options of the trainings that override all others, as JSON or YAML: '{run: {epochs: 2}}'
         dry_run: print the commands and run nothing
     """
 
@@ -45,22 +45,22 @@ class SweepConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(self, name)}")
         if self.seeds % self.folds:
-            raise ValueError(f"--seeds {self.seeds} is no multiple of --folds {self.folds}: a cross-validation is cut")
+            raise ValueError(f"--seeds {self.seeds} must be a multiple of --folds {self.folds}")
 
 
 @dataclass
 class ResplitConfig:
-    """Deal the images of a Karpathy JSON anew into train, val and test, within each scene, for cross-validation.
+    """Split the images of a Karpathy JSON again into train, val and test, within each scene, for cross-validation.
 
     Args:
         json: Karpathy JSON
-        output: folder of split-0.json, split-1.json ...
-        count: how many splits
-        test: share of each scene's images that become the test set
-        validation: share of each scene's images that become the validation set
-        train: share of each scene's images to train on, the others are left out; null trains on all that are left
-        among: deal the images of this split only and leave out the others; null deals all
-        seed: of the order in which a scene's images take turns at being tested
+        output: folder for split-0.json, split-1.json ...
+        count: number of splits
+        test: share of each scene's images for the test set
+        validation: share of each scene's images for the validation set
+        train: share of each scene's images for training, the others are left out; null takes all that remain
+        among: split only the images of this split and leave out the others; null takes all images
+        seed: seed of the order in which a scene's images are tested
     """
 
     json: str
@@ -75,10 +75,10 @@ class ResplitConfig:
     def __post_init__(self) -> None:
         if self.test < 0 or self.validation < 0 or not self.test + self.validation < 1:
             raise ValueError(
-                f"--test {self.test} and --validation {self.validation} are shares that leave some to train"
+                f"--test {self.test} and --validation {self.validation} must be shares that leave images for training"
             )
         if self.train is not None and not 0 < self.train <= 1:
-            raise ValueError(f"--train {self.train} is a share of each scene's images, above 0 and up to 1")
+            raise ValueError(f"--train {self.train} must be a share of each scene's images, above 0 and at most 1")
 
 
 COMMANDS: dict[str, type[Any]] = {"sweep": SweepConfig, "resplit": ResplitConfig}

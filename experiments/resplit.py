@@ -1,14 +1,14 @@
-"""Deal a benchmark's images anew into train, validation and test, by seed and within each scene.
+"""Splits a benchmark's images again into train, validation and test, by seed and within each scene.
 
-    python -m finetune resplit --json dataset_ucm_captions.json --output runs/splits --count 7 --test 0.286
+    python -m experiments resplit --json dataset_ucm_captions.json --output runs/splits --count 7 --test 0.286
 
-A small test set measures coarsely, and one split says little of another. `resplit` writes split-0.json and so on:
-the same Karpathy entries with other ``split`` fields, which ``data_shards pack --source karpathy`` reads. The images of
-a scene are shuffled and tested in turn: cross-validation, in which split n goes on where split n - 1 ended. Of 7
-images a scene, 2 of them tested, 7 splits test each image twice; then the scene is shuffled anew, so that 35 splits are
-five such cross-validations. With ``--among train`` the official test images are left out and the training images dealt,
-which is where to tune. ``--train 0.143`` keeps one of 7 images to train on and leaves the others out: how many captions
-does a model need?
+A small test set gives imprecise figures, and splits differ. `resplit` writes split-0.json, split-1.json and so on: the
+same Karpathy entries with other ``split`` fields, which ``data_shards pack --source karpathy`` reads. The images of a
+scene are shuffled and tested in turn. This is a cross-validation, in which split n continues where split n - 1 ended.
+With 7 images in a scene and 2 of them tested, 7 splits test each image twice. Then the scene is shuffled again, so 35
+splits are five such cross-validations. ``--among train`` leaves the official test images out and splits the training
+images, for tuning. ``--train 0.143`` keeps one of 7 training images and leaves the others out, to measure how many
+captions a model needs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from priorclip.experiments.commands import ResplitConfig
 
 
 def resplit(config: ResplitConfig) -> list[Path]:
-    """Write the files; returns their paths. ValueError where no image is left to deal, or an entry is wrong."""
+    """Writes the files and returns their paths. Raises ValueError for a wrong entry, or if there are no images."""
     whole = read_karpathy(Path(config.json))
     for entry in whole["images"]:
         try:
@@ -63,10 +63,10 @@ def deal(
     seed: int,
     turn: int = 0,
 ) -> list[dict[str, Any]]:
-    """The entries with new ``split`` fields: of each scene these shares, rounded, the rest for training.
+    """Returns the entries with new ``split`` fields: the rounded shares of each scene, and the rest for training.
 
-    Turn n leaves as many of the shuffled images to the end as the n turns before have tested; when all images of a
-    scene were tested equally often, it is shuffled anew. With a share to train on, what is beyond it is left out.
+    Turn n starts with the shuffled images that the n turns before have not tested yet. When all images of a scene
+    have been tested equally often, the scene is shuffled again. With ``train``, images beyond that share are left out.
     """
     scenes: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in copy.deepcopy(entries):

@@ -1,17 +1,16 @@
-"""Studies by name: a few experiments at several levels of one thing, each YAML in ``experiments/studies``.
+"""Studies by name: a few experiments at several levels of one factor. Each is a YAML file in ``experiments/studies``.
 
     asks: does belief make training bear wrong captions?
-    axis: share of the training images that have the captions of another   # what the levels are
+    axis: share of the training images that have the captions of another   # meaning of the levels
     levels: [0, 0.1, 0.2, 0.4]
-    rows: {one-stage-no-prior: no prior, one-stage-soft: soft belief}      # experiments, and what they are called
-    against: [one-stage-no-prior]                                          # what the other rows are compared with
-    options: {data: {caption_noise: "{level}"}}                            # over those of the experiment
+    rows: {one-stage-no-prior: no prior, one-stage-soft: soft belief}      # experiments and their labels
+    against: [one-stage-no-prior]                                          # rows that the others are compared with
+    options: {data: {caption_noise: "{level}"}}                            # override the experiment's
 
-``python -m finetune sweep STUDY`` runs them as it runs a family. Level 0 is the experiment as it is, without
-``options`` and ``first``: its runs, in OUTPUT/clean, are those of every study of the same output folder. Two more
-places can be named in braces: ``{level}``, and ``{at_level}``, the folder of that level. ``first`` is a training that
-all runs of a level share, by a configuration file: ``{command: prior, config: FILE.yaml, options: {...}}``; its folder
-is ``{at_level}/COMMAND``.
+``python -m experiments sweep STUDY`` runs a study like a family. Level 0 is the experiment without ``options`` and
+``first``. Its runs are in OUTPUT/clean, which all studies of one output folder share. Two more names can stand in
+braces: ``{level}``, and ``{at_level}``, the folder of that level. ``first`` is a training that all runs of a level
+share: ``{command: prior, config: FILE.yaml, options: {...}}``. Its folder is ``{at_level}/COMMAND``.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from priorclip.experiments.experiment import (  # fmt: skip
     Experiment,
     Options,
     commands_of,
-    filled,
+    fill_names,
     load_experiment,
-    merged,
-    read,
-    words_of,
+    merge_options,
+    option_words,
+    read_yaml,
 )
 from priorclip.model.config import from_dict
 
 
 @dataclass
-class First:
-    """The training that comes before the runs of a level."""
+class FirstTraining:
+    """The training that all runs of a level start from."""
 
     command: str
     config: str
@@ -46,11 +45,11 @@ class First:
 
 @dataclass
 class Study:
-    """See the module's docstring.
+    """A study, as the module's docstring describes it.
 
     Args:
-        constant: rows that the level does not reach: their runs are those of level 0
-        places: those that the data file may leave out
+        constant: rows that do not depend on the level; their runs are those of level 0
+        places: default values of names in braces that a data file can leave out
     """
 
     asks: str
@@ -66,30 +65,30 @@ class Study:
 
     def __post_init__(self) -> None:
         if isinstance(self.first, dict):
-            self.first = from_dict(First, self.first)
+            self.first = from_dict(FirstTraining, self.first)
         if not isinstance(self.rows, dict):
-            raise ValueError(f"rows are experiments and what they are called, not {self.rows!r}")
+            raise ValueError(f"rows must map experiments to labels, not {self.rows!r}")
         if not all(isinstance(level, int | float) for level in self.levels):
-            raise ValueError(f"levels are numbers, not {self.levels}")
+            raise ValueError(f"levels must be numbers, not {self.levels}")
         unknown = [row for row in [*self.against, *self.constant] if row not in self.rows]
         if unknown or not self.levels:
-            raise ValueError(f"needs levels; 'against' and 'constant' name rows, not {unknown}")
+            raise ValueError(f"levels are missing, or 'against' and 'constant' name no rows: {unknown}")
 
     def experiments(self) -> list[Experiment]:
-        """The rows under the names that they have here."""
+        """The experiments of the rows, with the labels of this study."""
         return [replace(load_experiment(name), label=label) for name, label in self.rows.items()]
 
 
 @dataclass(frozen=True)
-class Part:
+class RowAtLevel:
     """A row at one level, or a row of a plain family.
 
     Args:
         row: the experiment
-        folder: of its runs' folders
-        data: where things are
-        options: over those of the experiment
-        first: folder and words of the training that all runs of the level share
+        folder: the folder that holds the folders of its runs
+        data: where shards and weights are
+        options: override the experiment's options
+        first: folder and command line of the training that all runs of the level share
     """
 
     row: Experiment
@@ -102,7 +101,7 @@ class Part:
         return self.folder / self.row.name / f"seed-{seed}"
 
     def commands(self, seed: int) -> list[tuple[Path, list[str]]]:
-        """The trainings of a run, as of commands_of."""
+        """The trainings of a run, as ``commands_of`` returns them."""
         return commands_of(self.row, self.data, seed=seed, run=self.run(seed), extra=self.options)
 
 
@@ -111,23 +110,26 @@ def study_names() -> list[str]:
 
 
 def load_study(name: str) -> Study:
-    """Raises ValueError that names the file and what is wrong."""
-    return read(Study, STUDIES / f"{name}.yaml", name=name)
+    """Reads a study. The ValueError for a wrong file names the file and the key."""
+    return read_yaml(Study, STUDIES / f"{name}.yaml", name=name)
 
 
-def part_of(study: Study, level: float, row: Experiment, data: DataFile, output: Path, extra: Options) -> Part:
-    """A row at a level of a study: its folder is OUTPUT/STUDY-LEVEL.
+def row_at_level(
+    study: Study, level: float, row: Experiment, data: DataFile, output: Path, extra: Options
+) -> RowAtLevel:
+    """Returns a row at a level of a study. Its folder is OUTPUT/STUDY-LEVEL.
 
-    Raises ValueError for a place that neither the study nor the data file names.
+    Raises:
+        ValueError: neither the study nor the data file gives a value for a name in braces.
     """
     if not level or row.name in study.constant:
-        return Part(row, output / "clean", data, extra)
+        return RowAtLevel(row, output / "clean", data, extra)
     folder = output / f"{study.name}-{level:g}"
     places = {**study.places, **data.places, "level": f"{level:g}", "at_level": str(folder)}
     first = None
     if study.first is not None:
         run = folder / study.first.command
-        options = merged(study.first.options, {"run": {"dir": str(run)}})
-        words = words_of(filled({"config": study.first.config, **options}, places, study.name))
+        options = merge_options(study.first.options, {"run": {"dir": str(run)}})
+        words = option_words(fill_names({"config": study.first.config, **options}, places, study.name))
         first = (run, ["finetune", study.first.command, *words])
-    return Part(row, folder, replace(data, places=places), merged(study.options, extra), first)
+    return RowAtLevel(row, folder, replace(data, places=places), merge_options(study.options, extra), first)

@@ -1,9 +1,9 @@
-"""The tables of a study: mean recall by level, and its difference to other rows, level by level and seed by seed.
+"""The tables of a study: mean recall by level, and the difference to other rows by level, paired by seed.
 
     write_study(study, {"0": results, "0.4": results}, Path("runs/noise"), note, command)    # STUDY.md, .json, .png
 
-The last line of a table says what the highest level does to the figure, less the lowest, taken seed by seed too: in
-the first table what the noise costs, in the others whether one row gains on another as the noise grows.
+The last line of a table is the figure at the highest level minus the figure at the lowest, paired by seed. In the
+first table it is the cost of the noise. In the others it shows whether one row gains on another as noise grows.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from priorclip.experiments.study import Study
-from priorclip.experiments.sweep_table import FIGURES, Results, main_figure, pm, spread
+from priorclip.experiments.sweep_table import FIGURES, Results, main_figure, plus_minus, spread
 
 Runs = dict[int, float]  # by seed
 
 
 def write_study(study: Study, results: Mapping[str, Results], folder: Path, note: str, command: str) -> dict[str, Any]:
-    """Write STUDY.md, STUDY.json and STUDY.png; returns what the JSON holds."""
+    """Writes STUDY.md, STUDY.json and STUDY.png; returns the content of the JSON."""
     done = [run for rows in results.values() for runs in rows.values() for run in runs.values()]
     figure = main_figure(dict(enumerate(done)))
     labels = {row: label for row, label in study.rows.items() if any(rows.get(row) for rows in results.values())}
@@ -31,9 +31,9 @@ def write_study(study: Study, results: Mapping[str, Results], folder: Path, note
     table = {
         "study": study.name, "asks": study.asks, "axis": study.axis, "command": command, "note": note,
         "figure": FIGURES[figure], "levels": list(results), "labels": labels,
-        "rows": {row: line(runs) for row, runs in found.items()},
+        "rows": {row: summarize_levels(runs) for row, runs in found.items()},
         "against": {
-            other: {row: line(less(found[row], found[other])) for row in list(labels)[list(labels).index(other) + 1 :]}
+            other: {row: summarize_levels(differences(found[row], found[other])) for row in rows_after(other, labels)}
             for other in study.against if other in labels
         },
     }  # fmt: skip
@@ -44,16 +44,22 @@ def write_study(study: Study, results: Mapping[str, Results], folder: Path, note
     return table
 
 
-def less(runs: Mapping[str, Runs], other: Mapping[str, Runs]) -> dict[str, Runs]:
-    """Differences of the runs that have the same level and seed."""
+def rows_after(row: str, labels: Mapping[str, str]) -> list[str]:
+    """Returns the rows that stand below a row in the table."""
+    names = list(labels)
+    return names[names.index(row) + 1 :]
+
+
+def differences(runs: Mapping[str, Runs], other: Mapping[str, Runs]) -> dict[str, Runs]:
+    """Returns the differences of the runs with the same level and seed."""
     return {
         level: {seed: value - other[level][seed] for seed, value in each.items() if seed in other[level]}
         for level, each in runs.items()
     }
 
 
-def line(runs: Mapping[str, Runs]) -> dict[str, Any]:
-    """By level: mean, spread, count and the runs; ``change``: of the last level less the first."""
+def summarize_levels(runs: Mapping[str, Runs]) -> dict[str, Any]:
+    """Returns mean, spread, count and runs by level, and as ``change`` those of the last level minus the first."""
     first, last = next(iter(runs)), list(runs)[-1]
     change = {seed: value - runs[first][seed] for seed, value in runs[last].items() if seed in runs[first]}
     return {level: {**spread(list(each.values())), "runs": each} for level, each in runs.items() if each} | (
@@ -62,22 +68,22 @@ def line(runs: Mapping[str, Runs]) -> dict[str, Any]:
 
 
 def markdown(table: Mapping[str, Any]) -> str:
-    """The tables for people."""
+    """Returns the tables as Markdown."""
     lines = [f"# {table['study']}", "", f"`{table['command']}`", "", table["asks"], ""]
     if table["note"]:
         lines += [table["note"], ""]
-    lines += block(table, table["rows"], table["axis"])
+    lines += table_lines(table, table["rows"], table["axis"])
     for other, rows in table["against"].items():
-        lines += block(table, rows, f"less '{table['labels'][other]}'", sign=True) if rows else []
+        lines += table_lines(table, rows, f"less '{table['labels'][other]}'", sign=True) if rows else []
     lines += [
-        f"{table['figure']}, percent: mean and standard deviation over the seeds, and how many. Differences are taken",
-        "seed by seed, and behind them stands in how many of them they are above zero.",
+        f"{table['figure']} in percent: mean and standard deviation over the seeds, and the number of seeds.",
+        "Differences are paired by seed; in brackets is the number of seeds in which the difference is above zero.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def block(table: Mapping[str, Any], rows: Mapping[str, Any], title: str, sign: bool = False) -> list[str]:
-    """One table, with an empty line behind."""
+def table_lines(table: Mapping[str, Any], rows: Mapping[str, Any], title: str, sign: bool = False) -> list[str]:
+    """Returns the lines of one table, with an empty line at the end."""
     levels = table["levels"]
     lines = [f"| {title} | {' | '.join(table['labels'][row] for row in rows)} |", f"|---|{'---:|' * len(rows)}"]
     lines += [f"| {level} | {' | '.join(cell(row.get(level), sign) for row in rows.values())} |" for level in levels]
@@ -88,18 +94,18 @@ def block(table: Mapping[str, Any], rows: Mapping[str, Any], title: str, sign: b
 
 
 def cell(value: Mapping[str, Any] | None, sign: bool) -> str:
-    """A difference with the share of seeds in which it is above zero, a figure with their number."""
+    """Returns a figure with its number of seeds; with ``sign``, a difference and how many seeds are above zero."""
     if value is None:
         return ""
     above = f"{sum(each > 0 for each in value['runs'].values())}/" if sign else ""
-    return f"{pm(dict(value), sign)} ({above}{value['count']})"
+    return f"{plus_minus(dict(value), sign)} ({above}{value['count']})"
 
 
 def draw(tables: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """A column a study: the figure, and below it the difference to the first row of ``against``."""
+    """Draws one column for each study: the figure, and below it the difference to the first row of ``against``."""
     from matplotlib.figure import Figure
 
-    width = max(5.0, *(0.9 * len(table["levels"]) for table in tables))  # levels may be words
+    width = max(5.0, *(0.9 * len(table["levels"]) for table in tables))  # a level can be a word
     figure = Figure(figsize=(width * len(tables), 7), dpi=110, layout="constrained")
     axes = figure.subplots(2, len(tables), sharex="col", sharey="row", squeeze=False)
     for (above, below), table in zip(axes.T, tables, strict=True):
@@ -115,7 +121,7 @@ def draw(tables: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_lines(axes: Any, table: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
-    """A line a row, of the colour that it has in every plot of the study; bars are the standard deviation."""
+    """Draws one line for each row, with the row's colour in all plots of the study; bars are standard deviations."""
     levels, names = table["levels"], list(table["labels"])
     for name, row in rows.items():
         place = names.index(name)

@@ -1,9 +1,9 @@
-"""The table of a sweep: each row's mean and spread over its seeds, and its difference to the baseline, seed by seed.
+"""The table of a sweep: mean and spread of each row over its seeds, and the paired difference to the baseline.
 
     write_table("belief", rows, results, Path("runs/belief"), note, command)    # belief.md, belief.json, belief.png
 
-Spread is the sample standard deviation. The difference is paired: each seed's figure less the baseline's of that seed
-(the same data split, the same order of samples), so that what all rows share does not blur it.
+The spread is the sample standard deviation. The difference is paired: the figure of each seed minus the baseline's
+figure of the same seed (same data split, same order of samples), so that shared variation cancels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from priorclip.experiments.experiment import Experiment
 
-FIGURES = {  # of retrieval, and of a scene prior
+FIGURES = {  # figures of retrieval and of a scene prior, the main one first
     "mean_recall": "mean recall",
     "i2t_r1": "i2t R@1",
     "t2i_r1": "t2i R@1",
@@ -30,7 +30,7 @@ Results = dict[str, dict[int, dict[str, Any]]]
 def write_table(
     name: str, rows: Sequence[Experiment], results: Results, folder: Path, note: str, command: str
 ) -> dict[str, Any]:
-    """Write NAME.md, NAME.json and NAME.png; returns what the JSON holds."""
+    """Writes NAME.md, NAME.json and NAME.png; returns the content of the JSON."""
     known = [row for row in rows if results[row.name]]
     table = {
         "family": name, "command": command, "note": note, "rows": [summary(row, known, results) for row in known],
@@ -44,8 +44,10 @@ def write_table(
 
 
 def summary(row: Experiment, rows: Sequence[Experiment], results: Results) -> dict[str, Any]:
-    """A row: its figures by seed, their mean and spread, and the paired difference to the first row's, where both are
-    tested on the same images."""
+    """Returns a row: figures by seed, their mean and spread, and the paired difference to the first row.
+
+    The difference is None if the two rows are tested on different images.
+    """
     runs, baseline = results[row.name], results[rows[0].name]
     main = main_figure(runs)
     figures = {
@@ -57,7 +59,7 @@ def summary(row: Experiment, rows: Sequence[Experiment], results: Results) -> di
         if all(figure in run for run in runs.values())
     }  # fmt: skip
     same_test = test_of(row) == test_of(rows[0])
-    both = [seed for seed in runs if same_test and main in baseline.get(seed, {})]  # a prior's figures are others
+    both = [seed for seed in runs if same_test and main in baseline.get(seed, {})]  # a scene prior has other figures
     pairs = [runs[seed][main] - baseline[seed][main] for seed in both]
     return {
         "name": row.name, "label": row.label, "reproduces": row.reproduces, "published": row.published,
@@ -67,7 +69,7 @@ def summary(row: Experiment, rows: Sequence[Experiment], results: Results) -> di
 
 
 def test_of(row: Experiment) -> Any:
-    """The shards that the row names to be tested on; None for those of the data file."""
+    """Returns the test shards that the row names, or None if it uses those of the data file."""
     return row.steps[-1].options.get("test", {}).get("shards")
 
 
@@ -81,7 +83,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def markdown(table: dict[str, Any]) -> str:
-    """The table for people."""
+    """Returns the table as Markdown."""
     lines = [f"# {table['family']}", "", f"`{table['command']}`", ""]
     if table["note"]:
         lines += [table["note"], ""]
@@ -94,19 +96,19 @@ def markdown(table: dict[str, Any]) -> str:
             "|---|" + "---:|" * (len(shown) + 2) + "---|",
         ]
         for row in rows:
-            cells = [pm(row["figures"].get(figure)) for figure in shown]
+            cells = [plus_minus(row["figures"].get(figure)) for figure in shown]
+            cells.append(plus_minus(row["difference"], sign=True))
             lines.append(
-                f"| {row['label']} | {' | '.join(cells)} | {pm(row['difference'], sign=True)} | {len(row['seeds'])} | "
-                f"{published(row['published'])} |"
+                f"| {row['label']} | {' | '.join(cells)} | {len(row['seeds'])} | {published(row['published'])} |"
             )
-        lines += ["", "Percent, mean and standard deviation over the seeds; differences are taken seed by seed.", ""]
+        lines += ["", "Percent, mean and standard deviation over the seeds; differences are paired by seed.", ""]
         lines += [f"* {row['label']}: {row['reproduces']}" for row in rows]
     if table["not_run"]:
         lines += ["", f"Not run: {', '.join(table['not_run'])}."]
     return "\n".join(lines) + "\n"
 
 
-def pm(value: dict[str, float] | None, sign: bool = False) -> str:
+def plus_minus(value: dict[str, float] | None, sign: bool = False) -> str:
     if value is None:
         return ""
     mean = f"{value['mean']:+.1f}" if sign else f"{value['mean']:.1f}"
@@ -121,7 +123,7 @@ def published(value: Any) -> str:
 
 
 def draw(table: dict[str, Any], path: Path) -> None:
-    """Each run as a point, the mean and its spread as a bar."""
+    """Draws each run as a point, and the mean with its spread as a bar."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What each of the three trainings is told."""
+"""The options of ``python -m finetune``: one dataclass a training, importable without torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class PriorConfig:
     Args:
         run: the run directory, length, optimizer, DeepSpeed and checkpoints
         data: training shards with scene labels
-        backbone: the image encoder; its export plugs in as model.prior.weights of any model
-        label_smoothing: share of the target spread over all classes
-        mixup: alpha of timm's mixup; 0 for none
-        cutmix: alpha of timm's cutmix; 0 for none; with both, each batch takes one of them
+        backbone: the image encoder; its export is a value of model.prior.weights for any model
+        label_smoothing: share of the target that is spread over all classes
+        mixup: alpha of timm's mixup; 0 turns it off
+        cutmix: alpha of timm's cutmix; 0 turns it off; with both, each batch uses one of them
         evaluation: held-out shards with scene labels
     """
 
@@ -37,10 +37,10 @@ class PriorConfig:
     def __post_init__(self) -> None:
         self.data.follow(self.backbone.image_size, self.run.dir)
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing is a share: 0 <= label_smoothing < 1, not {self.label_smoothing}")
+            raise ValueError(f"label_smoothing must be a share, 0 <= label_smoothing < 1, not {self.label_smoothing}")
         for name in ("mixup", "cutmix"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ValueError(f"{name} is the alpha of a beta distribution, or 0, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be the alpha of a beta distribution, or 0, not {getattr(self, name)}")
 
 
 @dataclass
@@ -50,14 +50,14 @@ class InstructConfig:
     Args:
         run: the run directory, length, optimizer, DeepSpeed and checkpoints
         data: training shards
-        init_from: export folder of stage one, or of `python -m model convert`, whose architecture, weights and
-            tokenizer the run starts from; with --model.kind priorclip a plain CLIP gets a fresh prior
+        init_from: export folder of stage one or of `python -m model convert`; the run starts from its architecture,
+            weights and tokenizer; with --model.kind priorclip a plain CLIP gets a fresh prior
         tokenizer: hub id, local folder or package:NAME; null takes the one of init_from
         model: the architecture, key by key; defaults to that of init_from
         loss: the objective
-        lora: adapters in the encoders that are trained; their own weights stay
-        evaluation: recall while training
-        test: shards whose recall is taken once, by the weights that are exported
+        lora: trains adapters in the encoders, whose own weights stay
+        evaluation: recall during training
+        test: shards on which the recall of the exported weights is measured once
     """
 
     run: RunConfig
@@ -82,13 +82,13 @@ class ClosedConfig:
         run: the run directory, length, optimizer, DeepSpeed and checkpoints
         data: training shards
         tokenizer: hub id, local folder or package:NAME; null takes the one of init_from or of the text encoder
-        preset: architecture: a name in model/presets, whose values are the defaults of model.*
-        init_from: export folder whose weights (and architecture) the run starts from
+        preset: name of an architecture in model/presets; its values are the defaults of model.*
+        init_from: export folder; the run starts from its weights and architecture
         model: the architecture, key by key
         loss: the objective
-        lora: adapters in the encoders that are trained; their own weights stay
-        evaluation: recall while training
-        test: shards whose recall is taken once, by the weights that are exported
+        lora: trains adapters in the encoders, whose own weights stay
+        evaluation: recall during training
+        test: shards on which the recall of the exported weights is measured once
     """
 
     run: RunConfig
@@ -114,12 +114,12 @@ COMMANDS: dict[str, type[Any]] = {
 
 
 def instruct_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """Defaults of ``model.*`` are the architecture that ``--init_from`` was trained with."""
+    """Returns the architecture of ``--init_from`` as the defaults of ``model.*``."""
     return {"model": starting_architecture(given["init_from"], "")} if given.get("init_from") else {}
 
 
 def closed_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """The paper's closed-domain recipe (design.md section 5), and ``model.*`` from ``--init_from`` or ``--preset``."""
+    """Returns the paper's closed-domain recipe, and ``model.*`` from ``--init_from`` or ``--preset``."""
     recipe = OptimizerConfig(lr=6e-5, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, schedule="linear", warmup=0.1)
     return {
         "model": starting_architecture(given.get("init_from"), given["preset"]),

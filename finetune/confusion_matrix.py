@@ -1,4 +1,4 @@
-"""Accuracy and the confusion matrix of a scene classifier, as figures, JSON and a picture.
+"""Accuracy and confusion matrix of a scene classifier, as figures, JSON and a picture.
 
 counts = confusion(engine, batches, classes, device)       # int64 (C, C): row the label, column the prediction
 figures_of(counts)                                         # {"accuracy": 96.9, "mean_class_accuracy": 96.9}
@@ -19,7 +19,7 @@ from priorclip.data_shards import EvalBatches
 
 
 def confusion(forward: Callable[[Tensor], Tensor], batches: EvalBatches, classes: int, device: torch.device) -> Tensor:
-    """How often each label was taken for each class, over the held-out images that have a label, of all ranks."""
+    """Counts label and prediction over the labelled held-out images of all ranks. Returns int64 (C, C)."""
     counts = torch.zeros(classes, classes, dtype=torch.int64, device=device)
     for batch in batches.images():
         predicted = forward(batch["images"].to(device)).argmax(dim=1)
@@ -32,7 +32,7 @@ def confusion(forward: Callable[[Tensor], Tensor], batches: EvalBatches, classes
 
 
 def figures_of(counts: Tensor) -> dict[str, float]:
-    """Top-1 accuracy, and the mean over classes of each one's own, percent."""
+    """Returns top-1 accuracy and the mean of the classes' accuracies, in percent."""
     total, right, of = counts.sum().item(), counts.diagonal(), counts.sum(1)
     if not total:
         return {"accuracy": float("nan"), "mean_class_accuracy": float("nan")}
@@ -42,7 +42,7 @@ def figures_of(counts: Tensor) -> dict[str, float]:
 
 
 def write_confusion(counts: Tensor, classes: list[str], folder: Path) -> None:
-    """``confusion.json`` with counts, accuracy by class and the pairs most often confused; ``confusion.png``."""
+    """Writes ``confusion.json`` (counts, accuracy by class, the most confused pairs) and ``confusion.png``."""
     of = counts.sum(1)
     wrong = [
         {"label": classes[row], "taken_for": classes[column], "images": int(counts[row, column])}
@@ -62,7 +62,7 @@ def write_confusion(counts: Tensor, classes: list[str], folder: Path) -> None:
 
 
 def draw(counts: Tensor, classes: list[str], path: Path) -> None:
-    """The matrix as shares of each row, counts written into the cells."""
+    """Draws the matrix: colours are shares of each row, numbers are counts."""
     import matplotlib
 
     matplotlib.use("Agg")

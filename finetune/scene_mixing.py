@@ -1,11 +1,11 @@
-"""Scene labels as targets of a classifier: smoothed, and mixed with timm's mixup and cutmix.
+"""Targets of a scene classifier: smoothed labels, mixed by timm's mixup and cutmix.
 
     targets = SceneTargets(classes=21, mixup=0.2, cutmix=0.0, smoothing=0.1)
     images, soft = targets(images, labels)          # (B, 3, S, S), (B, C): rows sum to 1, or to 0 without a label
     loss = soft_cross_entropy(logits, soft)
 
-timm draws from numpy's global generator; it is seeded here from torch's, which the run seeds by step and rank, so a
-resumed run mixes as the whole one would have.
+timm draws from NumPy's global generator. It is seeded here from torch's generator, which the run seeds by step and
+rank, so a resumed run mixes the same images as the uninterrupted run.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.nn.functional import log_softmax
 
 
 class SceneTargets:
-    """Soft targets of a batch, and its images, mixed where the run mixes.
+    """Soft targets of a batch, and its images, which are mixed if mixup or cutmix is on.
 
     Args:
-        classes: how many
-        mixup, cutmix: alpha of the beta distribution that the share of the other image is drawn from; 0 for off
+        classes: number of classes C
+        mixup, cutmix: alpha of the beta distribution of the other image's share; 0 turns it off
         smoothing: share of each target that is spread over all classes
     """
 
@@ -33,14 +33,14 @@ class SceneTargets:
             self.mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images (B, 3, S, S), labels (B,), -1 for none -> images, targets (B, C)."""
+        """uint8 images (B, 3, S, S) and labels (B,), -1 for none -> images and targets (B, C)."""
         known = labels >= 0
         soft = torch.full((len(labels), self.classes), self.smoothing / self.classes, device=labels.device)
         soft.scatter_(1, labels.clamp(min=0)[:, None], 1 - self.smoothing + self.smoothing / self.classes)
         soft *= known[:, None]
         if self.mix is None:
             return images, soft
-        # An image without a label may not lend its pixels to another's target; timm mixes an even number of images.
+        # Images without a label have no target, so they are not mixed. timm mixes an even number of images.
         mixed = known.nonzero().flatten()
         mixed = mixed[: len(mixed) // 2 * 2]
         pixels = images.float() / 255
@@ -51,6 +51,6 @@ class SceneTargets:
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over the rows that have a target: logits (B, C), targets (B, C) -> ()."""
+    """Mean over the rows with a target: logits (B, C), targets (B, C) -> ()."""
     rows = -(targets * log_softmax(logits, dim=-1)).sum(-1)
     return rows.sum() / targets.sum(-1).gt(0).sum().clamp(min=1)

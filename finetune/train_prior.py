@@ -1,6 +1,4 @@
-"""The scene prior as a story: a timm backbone learns to name scenes; its export instructs any model.
-
-One command trains it, and its export goes into any other training:
+"""Training of the scene prior: a timm backbone learns to classify scenes. Its export instructs any other model.
 
 python -m finetune prior --config finetune/configs/prior.yaml --data.shards data/aid-train --run.dir runs/prior
 python -m pretrain ... --model.prior.weights runs/prior/export
@@ -32,17 +30,17 @@ from priorclip.training.task import Task
 
 
 def train_prior(config: PriorConfig) -> dict[str, Any]:
-    """Run the training; returns the report."""
+    """Trains the prior and returns the report."""
     return run_task(config, config.run, lambda rank: scene_recognition(config, rank))
 
 
 def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
-    """A scene classifier on labelled shards, judged by its accuracy on the evaluation shards where there are any.
+    """A scene classifier on labelled shards. Accuracy is measured on the evaluation shards, if there are any.
 
-    The exported weights' confusion matrix on them is written beside the report.
+    The confusion matrix of the exported weights is written beside the report.
 
     Raises:
-        ValueError: the shards have fewer than two scene classes, or not all that the evaluation has.
+        ValueError: the shards have fewer than two scene classes, or the evaluation has a class that they lack.
     """
     run = config.run
     shards = ShardSet(config.data.shards, **config.data.access)
@@ -67,7 +65,7 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
         )  # fmt: skip
 
     targets = SceneTargets(len(classes), config.mixup, config.cutmix, config.label_smoothing)
-    counted: list[torch.Tensor] = []  # the confusion matrix of the exported weights
+    counted: list[torch.Tensor] = []  # confusion matrix of the exported weights
 
     def step(engine: deepspeed.DeepSpeedEngine, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         labels = batch["labels"]
@@ -100,12 +98,12 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
 
 
 def refuse_unknown(tested: list[str], classes: list[str], config: PriorConfig) -> None:
-    """ValueError where the evaluation has scenes that the classifier has not, which could never be right."""
+    """Raises ValueError if the evaluation has classes that the classifier cannot predict."""
     known = ClassIds(classes)
     unknown = [name for name in tested if known[name] < 0]
     if unknown:
         raise ValueError(
             f"evaluation.shards {config.evaluation.shards} has images of {', '.join(unknown[:5])}"
             f"{', ...' if len(unknown) > 5 else ''}: no class of data.shards {config.data.shards}, which has "
-            f"{', '.join(classes)}. Leave them out (pack --classes), or spell them alike"
+            f"{', '.join(classes)}. Leave them out (pack --classes), or use the same spelling"
         )

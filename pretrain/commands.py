@@ -1,4 +1,4 @@
-"""What stage one is told, and how a preset or an earlier export fills the model's part of it."""
+"""The options of ``python -m pretrain``, importable without torch."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class PretrainConfig:
         run: the run directory, length, optimizer, DeepSpeed and checkpoints
         data: the training shards
         tokenizer: hub id, local folder or package:NAME; null takes the one of init_from
-        preset: architecture: a name in model/presets, whose values are the defaults of model.*
-        init_from: export folder whose weights (and architecture) the run starts from
+        preset: name of an architecture in model/presets; its values are the defaults of model.*
+        init_from: export folder; the run starts from its weights and architecture
         model: the architecture, key by key
         loss: the objective
-        evaluation: recall while training
+        evaluation: recall during training
     """
 
     run: RunConfig
@@ -40,5 +40,5 @@ class PretrainConfig:
 
 
 def model_defaults(given: dict[str, Any]) -> dict[str, Any]:
-    """Defaults of ``model.*`` that follow from ``--init_from`` or ``--preset``."""
+    """Returns the architecture of ``--init_from`` or ``--preset`` as the defaults of ``model.*``."""
     return {"model": starting_architecture(given.get("init_from"), given["preset"])}

@@ -25,14 +25,14 @@ from priorclip.experiments.experiment import (  # fmt: skip
     family,
     load_data,
     load_experiment,
-    merged,
+    merge_options,
     scale_filter,
 )
 from priorclip.experiments.resplit import deal, resplit
-from priorclip.experiments.study import Part, Study, load_study, part_of, study_names
+from priorclip.experiments.study import RowAtLevel, Study, load_study, row_at_level, study_names
 from priorclip.experiments.study_table import write_study
-from priorclip.experiments.sweep import Command, cross_validated, finished, run_plans, same_trainings, sweep
-from priorclip.experiments.sweep_table import pm, summary, write_table
+from priorclip.experiments.sweep import Command, average_folds, find_repeated, finished, run_plans, sweep
+from priorclip.experiments.sweep_table import plus_minus, summary, write_table
 from priorclip.finetune.commands import COMMANDS, DEFAULTS
 from priorclip.model import build_model
 from priorclip.model.config import ModelConfig
@@ -74,7 +74,7 @@ def test_every_experiment_parses_and_builds(name: str, data: str, tmp_path: Path
         if at is not None:  # stage one's export, which is not there: its architecture
             first = parsed(commands_of(row, places, seed=3, run=tmp_path)[0][1])
             (tmp_path / "pretrain" / "export").mkdir(parents=True, exist_ok=True)
-            values = json.loads(json.dumps(first.model, default=vars))
+            values = {"format": 1, **json.loads(json.dumps(first.model, default=vars))}
             (tmp_path / "pretrain" / "export" / "config.json").write_text(json.dumps(values))
         config = parsed(words)
         assert (config.run.dir, config.run.seed) == (str(folder), 3)
@@ -123,7 +123,7 @@ def test_places_and_options_are_filled_in(tmp_path: Path) -> None:
     options = {"model": {"belief": {"k": 40}}}
     scale_filter(options, 25)
     assert options["model"]["belief"]["k"] == 20
-    assert merged({"a": {"b": 1, "kwargs": {"x": 1}}}, {"a": {"c": 2, "kwargs": {"y": 2}}}) == {
+    assert merge_options({"a": {"b": 1, "kwargs": {"x": 1}}}, {"a": {"c": 2, "kwargs": {"y": 2}}}) == {
         "a": {"b": 1, "c": 2, "kwargs": {"y": 2}}}  # fmt: skip
 
 
@@ -133,7 +133,10 @@ def test_every_study_sets_its_level_and_nothing_else(tmp_path: Path) -> None:
     data = load_data("ucmerced")
     for study in map(load_study, study_names()):
         first, *_, row = study.experiments()
-        parts = [Part(row, tmp_path, data, {}), *(part_of(study, level, row, data, tmp_path, {}) for level in (0, 0.4))]
+        parts = [
+            RowAtLevel(row, tmp_path, data, {}),
+            *(row_at_level(study, level, row, data, tmp_path, {}) for level in (0, 0.4)),
+        ]
         assert [part.folder.name for part in parts[1:]] == ["clean", f"{study.name}-0.4"]
         ((_, plain),), ((_, clean),), ((_, noisy),) = (
             commands_of(row, part.data, seed=3, run=tmp_path, extra=part.options) for part in parts
@@ -155,7 +158,7 @@ def test_every_study_sets_its_level_and_nothing_else(tmp_path: Path) -> None:
             assert changed == {f"data.{study.name.replace('-', '_')}": 0.4}
             assert parts[2].first is None
             continue
-        assert part_of(study, 0.4, first, data, tmp_path, {}) == part_of(study, 0, first, data, tmp_path, {})
+        assert row_at_level(study, 0.4, first, data, tmp_path, {}) == row_at_level(study, 0, first, data, tmp_path, {})
         assert list(changed) == ["model.prior"]
         folder, words = parts[2].first
         taught = parsed(words)
@@ -228,15 +231,15 @@ def test_one_pretraining_serves_all_rows_that_begin_with_it(tmp_path: Path) -> N
                 for seed in (0, 1) for row in family(name)]  # fmt: skip
 
     rows = [row.name for row in family("open")]
-    same = same_trainings(plans("open"))
+    same = find_repeated(plans("open"))
     assert {folder: original for folder, (original, _) in same.items()} == {
         tmp_path / name / seed / "pretrain": tmp_path / rows[0] / seed / "pretrain"
         for name in rows[1:]
         for seed in "01"
     }
-    assert not same_trainings(plans("belief-open")), "each is pretrained in its own way"
+    assert not find_repeated(plans("belief-open")), "each is pretrained in its own way"
     (tmp_path / rows[1] / "0" / "pretrain").mkdir(parents=True)
-    assert len(same_trainings(plans("open"))) == len(same) - 1, "one that has been run stays"
+    assert len(find_repeated(plans("open"))) == len(same) - 1, "one that has been run stays"
     # The first has its report already: what the third takes from it is a link, and nothing is lost.
     (folder, words), (other, others) = plans("open")[0][0], plans("open")[2][0]
     (folder / "export").mkdir(parents=True)
@@ -244,7 +247,7 @@ def test_one_pretraining_serves_all_rows_that_begin_with_it(tmp_path: Path) -> N
     (folder / "sweep.json").write_text(json.dumps(words))
     for _ in range(2):
         begun = {folder: [(folder, words)], other: [(other, others)]}
-        assert not run_plans(begun, SweepConfig("open", keep="report"), same_trainings(plans("open")))
+        assert not run_plans(begun, SweepConfig("open", keep="report"), find_repeated(plans("open")))
         assert other.is_symlink()
         assert (other / "export").is_dir()
     # So has a sweep of the third row alone, whose folder is that link.
@@ -271,7 +274,7 @@ def test_spread_and_paired_differences(tmp_path: Path) -> None:
     other = load_experiment("closed-full-rsicd")  # tested on other images: no difference to take
     alone = summary(other, [rows[1], other], {**results, other.name: {1: {"mean_recall": 40.0}}})
     assert alone["difference"] is None
-    assert pm(alone["figures"]["mean_recall"]) == "40.0", "one run has no spread"
+    assert plus_minus(alone["figures"]["mean_recall"]) == "40.0", "one run has no spread"
     scenes = {**results, rows[2].name: {2: {"accuracy": 75.0}}}  # a prior in a family of models
     assert summary(rows[2], rows, scenes)["difference"] is None
     write_table("mixed", rows, scenes, tmp_path, "", "the command")
@@ -342,8 +345,8 @@ def test_resplit_takes_class_numbers_and_names_the_file_that_is_wrong(tmp_path: 
 def test_a_cross_validation_is_one_figure() -> None:
     runs = {seed: {"mean_recall": float(seed), "classes": {}} for seed in (4, 5, 6, 7, 8)}
     config = SweepConfig(name="belief", seeds=6, first_seed=4, folds=3)
-    assert cross_validated(runs, config) == {0: {"mean_recall": 5.0}}, "the second lacks a split"
-    assert cross_validated(runs, SweepConfig(name="belief", seeds=6, first_seed=4)) == runs
+    assert average_folds(runs, config) == {0: {"mean_recall": 5.0}}, "the second lacks a split"
+    assert average_folds(runs, SweepConfig(name="belief", seeds=6, first_seed=4)) == runs
     with pytest.raises(ValueError, match="--seeds 5 is no multiple of --folds 3"):
         SweepConfig(name="belief", seeds=5, folds=3)
     with pytest.raises(ValueError, match="--train 0 is a share"):
