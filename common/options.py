@@ -11,9 +11,9 @@
 
     config = parse(Config, ["--config", "run.yaml", "--lr", "1e-4"], prog="train")
 
-What this adds to jsonargparse: an unknown key, in the file or on the command line, is an error that names the nearest
-known key; ``--dry-run`` is ``--dry_run``, and alone it means true; the ``--local_rank`` that the deepspeed launcher
-passes to every process is taken off first. Nothing heavy is imported here, so that ``--help`` answers at once.
+What this adds to jsonargparse: an error is one line (command_line.py), and names the nearest known key for an unknown
+key; text in a YAML file needs no quotes (``zero: 2``); ``--dry-run`` is ``--dry_run``, and alone it means true;
+``--local_rank`` of the deepspeed launcher is removed first. The module imports nothing slow, so ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -74,10 +74,7 @@ PLAIN_ERRORS = [
 
 
 class Parser(ArgumentParser):
-    """jsonargparse's parser with "did you mean" in its errors, and no guessing at the start of a name.
-
-    Exits with code 2, as argparse does.
-    """
+    """jsonargparse's parser with one-line errors that say "did you mean", and without abbreviated option names."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
@@ -172,7 +169,7 @@ def is_text(hint: Any) -> bool:
 
 
 def unknown_key(message: str) -> str | None:
-    """The dotted key that a jsonargparse error says it does not know, or None for other errors."""
+    """Returns the dotted key that a jsonargparse error calls unknown, or None for other errors."""
     found = UNKNOWN.search(message)
     if not found:
         return None
@@ -183,7 +180,7 @@ def unknown_key(message: str) -> str | None:
 
 
 def known_keys(parser: ArgumentParser) -> list[str]:
-    """Every dotted key of the parser, those of its sub-commands too."""
+    """Returns every dotted key of the parser and of its sub-commands."""
     keys: list[str] = []
     for action in parser._actions:
         choices = getattr(action, "choices", None)
@@ -198,8 +195,11 @@ def known_keys(parser: ArgumentParser) -> list[str]:
 
 
 def nearest(unknown: str, known: Sequence[str]) -> str | None:
-    """The known key most like the unknown one: in its own group first (``optim.wd`` -> ``optim.weight_decay``), then
-    by the whole name, then by the last part alone (``lr`` -> ``optim.lr``)."""
+    """Returns the known key that is most similar to an unknown one.
+
+    It looks in the same group first (``optim.wd`` -> ``optim.weight_decay``), then compares whole names, then the last
+    parts (``lr`` -> ``optim.lr``).
+    """
     group, _, leaf = unknown.rpartition(".")
     siblings = {key.rpartition(".")[2]: key for key in known if group and key.rpartition(".")[0] == group}
     leaves = {key.rpartition(".")[2]: key for key in known}
@@ -225,11 +225,11 @@ def parse(
     description: str | None = None,
     defaults: Defaults | None = None,
 ) -> T:
-    """Parse ``argv`` (default: the process's) into an instance of the dataclass ``config``.
+    """Parses ``argv`` (default: the process's arguments) into an instance of the dataclass ``config``.
 
-    Later options win over earlier ones, and the command line over ``--config FILE``. ``defaults`` gets the plain
-    top-level values that were given (``preset`` ...) and returns nested defaults that follow from them, which any
-    option still overrides. Exits with code 2 and a message naming the key on bad input.
+    Later options override earlier ones, and the command line overrides ``--config FILE``. ``defaults`` gets the given
+    plain top-level values (``preset`` ...) and returns nested defaults that depend on them; any option overrides these.
+    Bad input ends the process with one line that names the key, and exit code 2.
     """
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     parser = Parser(prog=prog, description=description or first_line(config))
@@ -250,7 +250,7 @@ def fill_parser(parser: Parser, config: type[Any], words: Sequence[str], default
 
 
 def peek(config: type[Any], words: Sequence[str]) -> dict[str, Any]:
-    """Plain top-level values before parsing proper: the dataclass's defaults, then each ``--config``, then options."""
+    """Returns the plain top-level values before the real parsing: defaults, then ``--config`` files, then options."""
     names = [item.name for item in fields(config)]
     found = {item.name: item.default for item in fields(config) if item.default is not MISSING}
     rest = iter(words)
@@ -276,7 +276,7 @@ def read_mapping(path: str, config: type[Any]) -> dict[str, Any]:
 
 
 def known_defaults(parser: Parser, nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested defaults by dotted key, cut where the parser's own keys end (a ``dict`` option stays a dict)."""
+    """Returns nested defaults by dotted key. The value of a ``dict`` option stays a dict."""
     leaves = set(known_keys(parser))
     flat: dict[str, Any] = {}
     for name, value in nested.items():
@@ -299,10 +299,10 @@ def parse_command(
     positional: Mapping[str, str] | None = None,
     defaults: Mapping[str, Defaults] | None = None,
 ) -> tuple[str, Any]:
-    """Parse ``PROG COMMAND [options]``: returns the command's name and an instance of its dataclass.
+    """Parses ``PROG COMMAND [options]`` and returns the command's name and an instance of its dataclass.
 
-    ``positional`` maps a command to the one field of its dataclass that stands without its ``--name``; an option of
-    that name works as well. ``defaults`` is as in :func:`parse`, by command.
+    ``positional`` maps a command to the field of its dataclass that may stand without its ``--name``. ``defaults`` is
+    as in :func:`parse`, for each command.
     """
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     if words and words[0] in commands:
@@ -322,7 +322,7 @@ def parse_command(
 
 
 def instances(parser: Parser, words: Sequence[str]) -> Namespace:
-    """The parsed words with nested dataclasses built; what a dataclass says of a bad value is a command error."""
+    """Parses the words and builds nested dataclasses. A ValueError of a dataclass is an error of the command."""
     namespace = parser.parse_args(words)
     try:
         return parser.instantiate_classes(namespace)
@@ -331,7 +331,7 @@ def instances(parser: Parser, words: Sequence[str]) -> Namespace:
 
 
 def build(parser: Parser, config: type[T], namespace: Namespace) -> T:
-    """An instance of the dataclass from the namespace, whose nested dataclasses are instances already."""
+    """Returns an instance of the dataclass. The nested dataclasses in the namespace are instances already."""
     values = dict(vars(namespace))
     values.pop("config", None)
     try:
@@ -345,7 +345,7 @@ def first_line(config: type[Any]) -> str:
 
 
 def plain_words(words: Sequence[str], config: type[Any]) -> list[str]:
-    """``--dry-run`` as ``--dry_run=true``: dashes in a name are underscores, a true-or-false option may stand alone."""
+    """Turns ``--dry-run`` into ``--dry_run=true``: dashes in a name become underscores, a bool may stand alone."""
     flags = {f"--{name}" for name in flag_keys(config)}
     plain: list[str] = []
     for place, word in enumerate(words):
@@ -358,7 +358,7 @@ def plain_words(words: Sequence[str], config: type[Any]) -> list[str]:
 
 
 def flag_keys(config: type[Any], prefix: str = "") -> list[str]:
-    """Dotted keys of the dataclass, and of those within it, that are true or false."""
+    """Returns the dotted keys of all bool fields of the dataclass and of the dataclasses in it."""
     keys: list[str] = []
     types = get_type_hints(config)
     for item in fields(config):
@@ -370,9 +370,9 @@ def flag_keys(config: type[Any], prefix: str = "") -> list[str]:
 
 
 def without_local_rank(argv: Sequence[str]) -> list[str]:
-    """``argv`` without the deepspeed launcher's ``--local_rank=N``, which becomes LOCAL_RANK where that is unset.
+    """Returns ``argv`` without the deepspeed launcher's ``--local_rank=N``, which sets LOCAL_RANK if it is unset.
 
-    Option names may be written with dashes as well: ``--max-side`` is ``--max_side``.
+    Dashes in option names become underscores: ``--max-side`` is ``--max_side``.
     """
     words: list[str] = []
     rest = iter(argv)

@@ -1,10 +1,10 @@
-"""The whole system in one go: shards, scene prior, stage one under ZeRO on several ranks, stage two, recall.
+"""Runs the whole system: shards, scene prior, stage one under ZeRO on several ranks, stage two, recall.
 
-    python -m demo                                                      # drawn aerial scenes
+    python -m demo                                                      # synthetic aerial scenes
     python -m demo --source ucmerced --data path/to/ucmerced             # real photographs
 
-Every step is a command of the system, printed before it runs and logged to RUN/logs/STEP.log; nothing is done here that
-a user could not type.
+Every step is a command of the system that a user can type. The demo prints it, runs it and logs its output to
+RUN/logs/STEP.log.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def demo(config: DemoConfig) -> None:
 
 
 def keep_previous(folder: Path) -> None:
-    """An earlier demo is moved aside, to FOLDER.previous, so that this one runs from nothing."""
+    """Moves an earlier demo to FOLDER.previous, so that this demo starts with an empty folder."""
     if folder.exists():
         previous = folder.with_name(f"{folder.name}.previous")
         shutil.rmtree(previous, ignore_errors=True)
@@ -52,7 +52,7 @@ def keep_previous(folder: Path) -> None:
 
 
 def collect(folder: Path, config: DemoConfig, seconds: float) -> dict:
-    """The demo's report, from the reports of its steps; the stage-two model becomes FOLDER/export."""
+    """Returns the demo's report, from the reports of its steps. Copies the stage-two model to FOLDER/export."""
     pretrain = json.loads((folder / "stage-one" / "report.json").read_text())
     prior = json.loads((folder / "prior" / "report.json").read_text())
     one = json.loads((folder / "stage-one" / "recall.json").read_text())
@@ -79,7 +79,7 @@ def recalls(report: dict) -> dict[str, float]:
 
 
 def summary(folder: Path, report: dict) -> str:
-    """What the demo prints last: the table, where to look, what to try."""
+    """Returns the last output of the demo: the table, the paths of the results, and commands to try next."""
     names = list(report["chance"])
     rows = {"chance": "chance", "after stage one": "stage_one", "after stage two": "stage_two"}
     lines = ["", f"Recall in percent on {report['images']} unseen images, {report['captions']} captions"]
@@ -91,7 +91,7 @@ def summary(folder: Path, report: dict) -> str:
         "",
         f"stage 1: {stage['images_per_second']:.0f} images/s; {stage['world_size']} ranks, ZeRO-{stage['zero_stage']}",
         f"scene prior: {report['prior']['accuracy']:.1f} % accuracy",
-        f"all of it: {report['seconds']:.0f} s",
+        f"total time: {report['seconds']:.0f} s",
         "",
         f"report       {folder / 'report.json'}",
         f"model        {folder / 'export'}",

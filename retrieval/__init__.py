@@ -1,15 +1,15 @@
-"""Using a trained model: recall on a test set, and an index of images that text or an image searches.
+"""Uses a trained model: recall on a test set, and search in an index of images by a text or an image.
 
     export folder + Karpathy JSON or shards -> evaluate -> table, report.json
-    export folder + images                  -> index    -> embeddings + where each image lies
+    export folder + images                  -> index    -> embeddings + the place of each image
     index + text or image                   -> search   -> ranked table
-                                            -> serve    -> a page to look at
+                                            -> serve    -> a web page
 
     from priorclip.retrieval import EmbeddingIndex, Encoder, Searcher
     searcher = Searcher(EmbeddingIndex.load("runs/index"), Encoder.load("runs/demo/export"))
     for hit in searcher.by_text("four white storage tanks beside a river", k=10): ...
 
-Nothing here imports torch until one of these names is used.
+The package imports torch only when one of these names is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``python -m retrieval evaluate|robustness|index|search|serve``: see each command's --help."""
+"""``python -m retrieval evaluate|robustness|index|search|serve``. Each command has its own --help."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ INDEX_LISTS = ("--data",)  # of search and serve; the other commands take one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 2 the request or what it names is wrong."""
+    """Runs one command and returns its exit code, see common/command_line.py."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     for noisy in ("httpx", "timm", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "serve": run_serve,
     }
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot print ends nothing
+        sys.stdout.reconfigure(errors="backslashreplace")  # for names that the terminal cannot print
     words = list(sys.argv[1:] if argv is None else argv)
     words = join_list_values(words, INDEX_LISTS if words[:1] in (["search"], ["serve"]) else LISTS)
     name, config = parse_command(COMMANDS, words, prog="retrieval", description="Evaluate and use a trained model.")
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def join_list_values(words: Sequence[str], lists: Sequence[str]) -> list[str]:
-    """``--models a=x b=y`` -> ``--models [a=x,b=y]`` in JSON, for options that take a list."""
+    """Turns ``--models a=x b=y`` into ``--models [a=x,b=y]`` in JSON, for the options in ``lists``."""
     found: list[str] = []
     rest = list(words)
     while rest:

@@ -1,4 +1,4 @@
-"""The options of `python -m retrieval`: one dataclass a sub-command, importable without torch."""
+"""The options of `python -m retrieval`: one dataclass for each sub-command, importable without torch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(kw_only=True)
 class TestSetConfig:
-    """Images, their captions, and how they are encoded.
+    """Images, their captions, and how to encode them.
 
     Args:
         data: Karpathy JSON; or shards: a folder, tars, or a pattern such as "test-{000..007}.tar"; or a folder of scene
-            folders, such as AID, RESISC45, EuroSAT and UC Merced come in
-        images: folder that the file names of the Karpathy JSON are relative to
-        split: split of the Karpathy JSON to take, or "all"; null takes "test" where the file has it, else all. Of a
-            folder of scene folders: the folder in it that holds them; null takes "test" where it has "train" too
-        limit: take the first so many images only
-        batch_size: images, or captions, encoded at a time
-        device: auto takes the GPU where there is one
+            folders, which is the layout of AID, RESISC45, EuroSAT and UC Merced
+        images: folder of the image files that the Karpathy JSON names
+        split: split of the Karpathy JSON, or "all"; null takes "test" if the file has it, otherwise all. In a folder of
+            scene folders: the sub-folder that holds them; null takes "test" if there is "train" too
+        limit: use only the first images, this many
+        batch_size: images, or captions, in a batch
+        device: auto uses the GPU if there is one
         precision: number format of the activations
-        workers: decoding processes; 0 decodes in this one
-        max_pixels: larger images are refused before they are decoded
-        max_bad_share: stop when more than this share of the images cannot be used
+        workers: decoding processes; 0 decodes in the main process
+        max_pixels: images with more pixels are refused before they are decoded
+        max_bad_share: stop if a larger share of the images cannot be used
     """
 
-    __test__ = False  # what pytest would take for tests by its name
+    __test__ = False  # pytest takes the name for a test
 
     data: str
     images: str | None = None
@@ -47,17 +47,17 @@ class TestSetConfig:
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1, not {value}")
         if self.workers < 0:
-            raise ValueError(f"--workers must not be negative, but is {self.workers}")
+            raise ValueError(f"--workers must be at least 0, not {self.workers}")
         if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"--max_bad_share is a share: 0 to 1, not {self.max_bad_share}")
+            raise ValueError(f"--max_bad_share must be between 0 and 1, not {self.max_bad_share}")
 
 
 @dataclass(kw_only=True)
 class GalleryConfig(TestSetConfig):
-    """A model and the images it encodes.
+    """A model and the images that it encodes.
 
     Args:
-        model: export folder of a PriorCLIP or PriorITR, as training and save_pretrained write it
+        model: export folder of a PriorCLIP or PriorITR, written by training or save_pretrained
     """
 
     model: str
@@ -69,25 +69,25 @@ Benchmark = Literal["rsicd", "rsitmd", "ucm"]
 
 @dataclass(kw_only=True)
 class EvaluateConfig(GalleryConfig):
-    """Measure recall at 1, 5 and 10 in both directions; and, on request, scene classification of labelled images.
+    """Measure recall at 1, 5 and 10 in both directions, and optionally the scene classification of labelled images.
 
     Args:
-        output: report to write, JSON; null prints the tables only
+        output: report to write, JSON; null only prints the tables
         caption_field: list in KEY.json that holds the captions: captions or coarse_captions
-        features: folder that keeps the features, so that they are encoded once for many evaluations; null keeps none
-        tasks: what is measured, with commas between: retrieval; zeroshot, classification by prompts; probe, a logistic
-            regression on the frozen features
+        features: folder that keeps the features, so that many evaluations encode them once; null keeps none
+        tasks: tasks separated by commas: retrieval; zeroshot, classification by prompts; probe, a logistic regression
+            on the frozen features
         bootstrap: resamples for the 95 % intervals, over images with their captions; 0 for none
-        seed: of the resamples, and of the parts that the probe splits the images into
-        benchmark: print published results beside: rsicd, rsitmd or ucm
-        confusions: picture (PNG) to draw of the hardest confusions, of the first task; null draws none
-        templates: prompts of zeroshot: clip, remoteclip, scenes, or a text file with one template a line and {} for
+        seed: of the resamples, and of the parts into which the probe splits the images
+        benchmark: also print published results: rsicd, rsitmd or ucm
+        confusions: picture (PNG) of the hardest confusions of the first task; null draws none
+        templates: prompts of zeroshot: clip, remoteclip, scenes, or a text file with one template per line and {} for
             the class
         class_names: JSON file {label: name} with other words for classes
-        probe_data: labelled images that the probe learns from, as --data; null splits those of --data
-        probe_images: folder of the images of probe_data, where that is a Karpathy JSON
+        probe_data: labelled images that train the probe, in the forms of --data; null splits the images of --data
+        probe_images: folder of the images of probe_data, if that is a Karpathy JSON
         probe_split: split of probe_data
-        train_share: share of each class that the probe learns from, where probe_data is null
+        train_share: share of each class that trains the probe, if probe_data is null
     """
 
     output: str | None = None
@@ -109,13 +109,13 @@ class EvaluateConfig(GalleryConfig):
         super().__post_init__()
         for task in self.chosen:
             if task not in TASKS:
-                raise ValueError(f"--tasks {self.tasks}: {', '.join(TASKS)} (commas between), not '{task}'")
+                raise ValueError(f"--tasks {self.tasks}: '{task}' is no task; the tasks are {', '.join(TASKS)}")
         if not self.chosen:
-            raise ValueError(f"--tasks is empty: name some of {', '.join(TASKS)}")
+            raise ValueError(f"--tasks is empty: name one or more of {', '.join(TASKS)}")
         if self.bootstrap < 0:
-            raise ValueError(f"--bootstrap must not be negative, but is {self.bootstrap}")
+            raise ValueError(f"--bootstrap must be at least 0, not {self.bootstrap}")
         if not 0 < self.train_share < 1:
-            raise ValueError(f"--train_share is a share: between 0 and 1, not {self.train_share}")
+            raise ValueError(f"--train_share must be between 0 and 1, not {self.train_share}")
 
     @property
     def chosen(self) -> list[str]:
@@ -127,19 +127,19 @@ CORRUPTIONS = ("blur", "noise", "jpeg", "rotation", "cloud", "haze", "season")
 
 @dataclass(kw_only=True)
 class RobustnessConfig(TestSetConfig):
-    """Measure how models bear corrupted images and swapped captions, at several severities.
+    """Measure the recall of models on corrupted images and swapped captions, at several severities.
 
     Args:
-        models: NAME=EXPORT of each, with blanks between; a name that stands several times is one line with its spread
-        output: folder for robustness.json, robustness.md, robustness.png and cells.jsonl, from which it goes on
+        models: NAME=EXPORT of each model, separated by blanks; models of one name are one line with mean and spread
+        output: folder for robustness.json, robustness.md, robustness.png and cells.jsonl; the command resumes from it
         caption_field: list in KEY.json that holds the captions: captions or coarse_captions
-        corruptions: of blur, noise, jpeg, rotation, cloud, haze, season, and captions; with commas between
+        corruptions: some of blur, noise, jpeg, rotation, cloud, haze, season and captions, separated by commas
         severities: of the image corruptions, 1 to 5
-        caption_shares: of the test set's captions that are swapped
+        caption_shares: shares of the test set's captions to swap
         seed: of the corruptions
         bootstrap: resamples for the 95 % intervals, over images with their captions; 0 for none
-        remember: folder that keeps what an encoder made of an image, for models that have an encoder in common, as the
-            seeds of a sweep have; null keeps nothing
+        remember: folder that caches encoder outputs, for models that share an encoder, such as the seeds of a sweep;
+            null caches nothing
     """
 
     models: list[str]
@@ -157,15 +157,15 @@ class RobustnessConfig(TestSetConfig):
         known = (*CORRUPTIONS, "captions")
         for name in self.chosen:
             if name not in known:
-                raise ValueError(f"--corruptions: {', '.join(known)} (commas between), not '{name}'")
+                raise ValueError(f"--corruptions: '{name}' is no corruption; the corruptions are {', '.join(known)}")
         for severity in self.severities:
             if severity not in range(1, 6):
-                raise ValueError(f"--severities are 1 to 5, not {severity}")
+                raise ValueError(f"--severities must be 1 to 5, not {severity}")
         for share in self.caption_shares:
             if not 0 <= share <= 1:
-                raise ValueError(f"--caption_shares are shares: 0 to 1, not {share}")
+                raise ValueError(f"--caption_shares must be between 0 and 1, not {share}")
         if not self.models:
-            raise ValueError("--models NAME=EXPORT: name one model or more")
+            raise ValueError("--models is empty: name one or more models as NAME=EXPORT")
 
     @property
     def chosen(self) -> list[str]:
@@ -174,12 +174,12 @@ class RobustnessConfig(TestSetConfig):
 
 @dataclass(kw_only=True)
 class IndexConfig(GalleryConfig):
-    """Encode images into an index that `search` and `serve` read. Captions are not needed.
+    """Encode images into an index that `search` and `serve` read. It needs no captions.
 
     Args:
         output: folder to write
         dtype: number format of the stored embeddings
-        overwrite: replace an index that is there
+        overwrite: replace an existing index
     """
 
     output: str
@@ -189,17 +189,17 @@ class IndexConfig(GalleryConfig):
 
 @dataclass
 class SearchConfig:
-    """Rank the images of an index by a text, or by an image.
+    """Rank the images of an index by their similarity to a text or an image.
 
     Args:
         index: folder that `index` wrote
-        text: what to look for
-        image: image file to look for more like it
-        k: results
+        text: text to search for
+        image: image file; search finds similar images
+        k: number of results
         model: export folder; null takes the one that the index names
-        data: folders, files and shards whose images the index may show, besides those in the working directory and in
-            the folder that holds the index; several with blanks between
-        device: auto takes the GPU where there is one
+        data: further folders, files and shards that hold images of the index, separated by blanks; those in the working
+            directory and in the folder that holds the index need no option
+        device: auto uses the GPU if there is one
         precision: number format of the activations
     """
 
@@ -221,16 +221,16 @@ class SearchConfig:
 
 @dataclass
 class ServeConfig:
-    """Serve a search page over an index: read-only, and nothing is loaded from elsewhere.
+    """Serve a search page for an index. The page is read-only and loads nothing from other hosts.
 
     Args:
         index: folder that `index` wrote
-        host: address to listen on; 0.0.0.0 lets other machines in
+        host: address to listen on; 0.0.0.0 accepts other machines
         port: port to listen on; 0 takes a free one
         model: export folder; null takes the one that the index names
-        data: folders, files and shards whose images the index may show, besides those in the working directory and in
-            the folder that holds the index; several with blanks between
-        device: auto takes the GPU where there is one
+        data: further folders, files and shards that hold images of the index, separated by blanks; those in the working
+            directory and in the folder that holds the index need no option
+        device: auto uses the GPU if there is one
         precision: number format of the activations
     """
 

@@ -1,9 +1,9 @@
-"""The hardest confusions as one picture to look at: where a model is most sure of a wrong answer.
+"""Draws the hardest confusions as one picture: the wrong answers of which a model is most sure.
 
-    draw_retrieval_confusions("confusions.png", gallery, features)      # a row: an image and what it is taken for
+    draw_retrieval_confusions("confusions.png", gallery, features)      # a row: an image, and the image it is taken for
     draw_scene_confusions("confusions.png", gallery, samples, ...)      # a row: one scene taken for another
 
-A contact sheet is a list of rows, each a heading and some pictures with a few lines below.
+A contact sheet is a list of rows. Each row is a heading and some pictures with a few lines of text below.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from priorclip.retrieval.recall_report import hardest_negatives
 SIDE, GAP, LINE = 176, 14, 15  # pixels
 ROWS, ACROSS = 12, 6
 HEADING, BELOW = 2, 4  # lines above the pictures of a row, and below each
-LONGEST = 40  # letters of a name in a heading; its end tells more than its folders
-SURE = 1e-6  # less is how float32 rounds the same caption twice
+LONGEST = 40  # letters of a name in a heading; the end of a longer name is kept
+SURE = 1e-6  # a smaller margin is rounding in float32, for example of the same caption twice
 INK, FAINT, WRONG, PAPER = "#202020", "#707070", "#b3261e", "#ffffff"
 
 
 class Cell(NamedTuple):
-    """A picture with a text below; ``wrong`` frames it."""
+    """A picture with a text below. ``wrong`` draws a red frame."""
 
     sample: int
     text: str
@@ -48,9 +48,10 @@ class Row(NamedTuple):
 def draw_retrieval_confusions(
     path: str, gallery: Gallery, features: Features, rows: int = ROWS
 ) -> list[dict[str, Any]]:
-    """The images whose most similar wrong caption lies furthest above their best own one, each with both captions.
+    """Draws the images whose wrong caption is most similar, compared with their best own caption.
 
-    Returns what is drawn: ``image`` and ``taken_for`` (keys), ``caption`` (the wrong one), ``margin``.
+    Returns a row for each: ``image`` and ``taken_for`` (keys), ``caption`` (the wrong one), and ``margin``, the
+    difference of the two similarities.
     """
     wrong, alike, own = hardest_negatives(features)
     margin = torch.where(own.isnan() | (alike == -torch.inf), -torch.inf, alike - own)
@@ -60,13 +61,13 @@ def draw_retrieval_confusions(
     for image in order:
         text = int(wrong[image])
         other = int(features.owner[text])
-        mine = (features.owner == image).nonzero().flatten()
-        best = int(mine[(features.texts[mine] @ features.images[image]).argmax()])
+        own_texts = (features.owner == image).nonzero().flatten()
+        best = int(own_texts[(features.texts[own_texts] @ features.images[image]).argmax()])
         here, there = (int(features.samples[place]) for place in (image, other))
         keys = [gallery.source.name(sample)[1] for sample in (here, there)]
         sheet.append(
             Row(
-                f"{short(keys[0])} is more like a caption of {short(keys[1])}, by {margin[image]:.3f}",
+                f"{short(keys[0])} is closer to a caption of {short(keys[1])}, by {margin[image]:.3f}",
                 [
                     Cell(here, f"{own[image]:.3f} {features.captions[best]}"),
                     Cell(there, f"{alike[image]:.3f} {features.captions[text]}", wrong=True),
@@ -88,14 +89,14 @@ def draw_scene_confusions(
     classes: list[str],
     confusions: Sequence[Sequence[Any]],
 ) -> None:
-    """The pairs of scenes most often confused, with pictures of each.
+    """Draws the pairs of scenes that are confused most often, with pictures of each.
 
     Args:
         path: PNG to write
-        gallery: that the pictures come from
-        samples, wanted, predicted: (I,) index in the gallery, class and class given of each image
+        gallery: source of the pictures
+        samples, wanted, predicted: (I,) index in the gallery, class and predicted class of each image
         classes: names
-        confusions: [class, taken for, images], as a classification report has them
+        confusions: [class, predicted class, number of images], as in a classification report
     """
     sheet = []
     for name, other, count in list(confusions)[:ROWS]:
@@ -111,14 +112,14 @@ def short(name: str) -> str:
 
 
 def draw_sheet(path: str, gallery: Gallery, sheet: Sequence[Row], across: int, columns: int) -> None:
-    """Write the PNG: rows of ``across`` pictures, in so many columns side by side."""
+    """Writes the PNG: rows of ``across`` pictures, in ``columns`` columns."""
     wide = across * (SIDE + GAP) + GAP
     high = SIDE + (HEADING + BELOW) * LINE + 2 * GAP
     down = max(1, -(-len(sheet) // columns))
     page = Image.new("RGB", (wide * min(columns, max(1, len(sheet))), high * down + GAP), PAPER)
     pen, font = ImageDraw.Draw(page), load_font(11)
     if not sheet:
-        pen.text((GAP, GAP), "nothing is confused", INK, font)
+        pen.text((GAP, GAP), "no confusions", INK, font)
     for place, row in enumerate(sheet):
         left, top = wide * (place % columns) + GAP, high * (place // columns) + GAP
         heading = fit_text(row.heading, font, wide - 2 * GAP, HEADING)
@@ -136,7 +137,7 @@ def draw_sheet(path: str, gallery: Gallery, sheet: Sequence[Row], across: int, c
 
 
 def picture(gallery: Gallery, sample: int) -> Image.Image:
-    """The centred square of an image; a grey one where it cannot be read any more."""
+    """Returns the centred square of an image, or a grey one if the image can no longer be read."""
     try:
         pixels = eval_transform(gallery.source.read(sample).image, SIDE)
     except BadSample:

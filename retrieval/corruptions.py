@@ -1,4 +1,4 @@
-"""What goes wrong with aerial images, at severities 1 to 5: to see how a model bears it.
+"""Corruptions of aerial images, at severities 1 to 5, to measure the robustness of a model.
 
     corrupt(pixels, "cloud", severity=3, seed=image_seed(0, "cloud", "airport/12"))     # uint8 (H, W, 3) -> the same
 
@@ -7,12 +7,12 @@ noise      Gaussian, standard deviation 8 to 38 % of the range                  
 jpeg       quality 25 to 7                                                      torchvision, as ImageNet-C
 rotation   5 to 45 degrees either way, edges mirrored                           torchvision
 cloud      10 to 70 % of the area under white clouds, with their shadows        fractal noise, cut at that share
-haze       transmission 0.85 to 0.35, thicker here and thinner there            I t + A (1 - t), Koschmieder's law
-season     plants turn from green to straw, 20 to 100 %                         excess green decides what is a plant
+haze       transmission 0.85 to 0.35, not uniform                               I t + A (1 - t), Koschmieder's law
+season     plants turn from green to straw, 20 to 100 %                         plants have an excess of green
 
-The severities of the first three are those of Hendrycks and Dietterich (ICLR 2019, arXiv 1903.12261). What is drawn
-at random depends on the image's key, the corruption and the seed alone, and not on the severity: a cloud grows, it does
-not move. Images are brought to WORKING_SIDE first, so that a severity means the same for a 600-pixel image as for 256.
+The severities of the first three are those of Hendrycks and Dietterich (ICLR 2019, arXiv 1903.12261). Random values
+depend only on the image's key, the corruption and the seed, not on the severity: a cloud grows and does not move.
+Larger images are first reduced to WORKING_SIDE, so a severity means the same for 600 pixels as for 256.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from priorclip.data_shards.order.hashing import hash_integers
 from priorclip.data_shards.stream.batch_fetcher import SampleSource
 
 SEVERITIES = (1, 2, 3, 4, 5)
-WORKING_SIDE = 256  # pixels of the shorter side; larger images are shrunk to it
+WORKING_SIDE = 256  # pixels of the shorter side; larger images are reduced to it
 BLUR = (1, 2, 3, 4, 6)  # pixels at a side of 224
 NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)
 JPEG = (25, 18, 15, 10, 7)
@@ -48,13 +48,13 @@ SEASON = (0.2, 0.4, 0.6, 0.8, 1.0)
 AIR = torch.tensor([0.86, 0.89, 0.92])[:, None, None]  # light scattered by haze
 STRAW = torch.tensor([[0.45, 0.75, 0.1], [0.35, 0.55, 0.1], [0.25, 0.3, 0.15]])  # rows give red, green, blue
 ROUGHNESS = 1.8  # exponent of the clouds' amplitude spectrum
-EDGE = 0.25  # how soft clouds end, in standard deviations of their noise
+EDGE = 0.25  # width of the soft edge of clouds, in standard deviations of their noise
 
 Pixels = NDArray[np.uint8]
 
 
 def corrupt(pixels: Pixels, name: str, severity: int, seed: int) -> Pixels:
-    """The image under a corruption; severity 0 gives it back as it is.
+    """Returns the corrupted image. Severity 0 returns the image unchanged.
 
     Args:
         pixels: uint8 (H, W, 3)
@@ -65,9 +65,9 @@ def corrupt(pixels: Pixels, name: str, severity: int, seed: int) -> Pixels:
         ValueError: no such corruption or severity
     """
     if name not in CORRUPTIONS:
-        raise ValueError(f"no corruption '{name}': there are {', '.join(CORRUPTIONS)}")
+        raise ValueError(f"'{name}' is no corruption; the corruptions are {', '.join(CORRUPTIONS)}")
     if severity not in (0, *SEVERITIES):
-        raise ValueError(f"severity {severity} of {name}: 0 to {SEVERITIES[-1]}")
+        raise ValueError(f"severity {severity} of {name} must be 0 to {SEVERITIES[-1]}")
     if not severity:
         return pixels
     image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
@@ -90,10 +90,10 @@ def jpeg(image: Tensor, level: int, random: torch.Generator) -> Tensor:
 
 
 def rotation(image: Tensor, level: int, random: torch.Generator) -> Tensor:
-    """About the centre, bilinear. The edge is mirrored outwards first, so that no black corner tells the angle."""
+    """Rotates about the centre, bilinear. Mirrors the edges first, so that no black corner shows the angle."""
     sign = 1 if torch.rand((), generator=random) < 0.5 else -1
     high, wide = image.shape[1:]
-    reach = math.ceil((high + wide) / math.sqrt(8) - min(high, wide) / 2) + 1  # of the corners at 45 degrees
+    reach = math.ceil((high + wide) / math.sqrt(8) - min(high, wide) / 2) + 1  # corners at 45 degrees
     margin = min(min(high, wide) - 1, reach)
     padded = tv.pad(image, [margin], padding_mode="reflect")
     turned = tv.rotate(padded, sign * float(ROTATION[level]), v2.InterpolationMode.BILINEAR)
@@ -101,7 +101,7 @@ def rotation(image: Tensor, level: int, random: torch.Generator) -> Tensor:
 
 
 def cloud(image: Tensor, level: int, random: torch.Generator) -> Tensor:
-    """White where the noise is among its largest values, as many as the share says; each cloud darkens the ground."""
+    """Draws clouds at the largest values of a noise field, in the share of the level, with shadows on the ground."""
     field = fractal_noise(image.shape[1], image.shape[2], random)
     threshold = torch.quantile(field.flatten(), 1 - CLOUD[level])
     cover = ((field - threshold) / EDGE + 0.5).clamp(0, 1)  # half cover at the threshold
@@ -119,7 +119,10 @@ def haze(image: Tensor, level: int, random: torch.Generator) -> Tensor:
 
 
 def season(image: Tensor, level: int, random: torch.Generator) -> Tensor:
-    """What has an excess of green, 2g - r - b over r + g + b (Woebbecke et al. 1995), takes the colour of dry grass."""
+    """Gives plants the colour of dry grass. Plants have an excess of green (Woebbecke et al. 1995).
+
+    The excess is (2g - r - b) / (r + g + b).
+    """
     colour = image / 255
     excess = (3 * colour[1] / colour.sum(0).clamp(min=1e-3) - 1).clamp(min=0)
     plant = (excess / 0.15).clamp(max=1) * SEASON[level]
@@ -137,7 +140,7 @@ def to_uint8(image: Tensor) -> Tensor:
 
 
 def fractal_noise(high: int, wide: int, random: torch.Generator, roughness: float = ROUGHNESS) -> Tensor:
-    """Noise (high, wide) whose amplitude falls with frequency to the power of ``roughness``; mean 0, deviation 1."""
+    """Returns noise (high, wide) of mean 0 and deviation 1. Amplitude ~ frequency to the power of -roughness."""
     spectrum = torch.fft.rfft2(torch.randn(high, wide, generator=random))
     frequency = torch.hypot(torch.fft.fftfreq(high)[:, None], torch.fft.rfftfreq(wide)[None, :])
     frequency[0, 0] = torch.inf
@@ -146,19 +149,19 @@ def fractal_noise(high: int, wide: int, random: torch.Generator, roughness: floa
 
 
 def image_seed(seed: int, name: str, key: str) -> int:
-    """The seed of an image: of the run's seed, the corruption and the image's key alone."""
+    """Returns the seed of an image, from the seed of the command, the corruption and the image's key."""
     return hash_integers(seed, zlib.crc32(name.encode()), zlib.crc32(key.encode("utf-8", "surrogateescape")))
 
 
 def encode_bmp(pixels: Pixels) -> bytes:
-    """Encoded without loss, and at no cost."""
+    """Encodes an image without loss, in little time."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "BMP")
     return buffer.getvalue()
 
 
 class CorruptedSource:
-    """A source whose images are corrupted as they are read. Captions, labels and names are those of the source."""
+    """A source that corrupts the images of another source as it reads them. Captions, labels and names stay."""
 
     def __init__(self, source: SampleSource, name: str, severity: int, seed: int, max_pixels: int = MAX_PIXELS) -> None:
         self.source, self.corruption, self.severity, self.seed = source, name, severity, seed
@@ -173,7 +176,7 @@ class CorruptedSource:
         return self.source.fingerprint
 
     def read(self, sample: int) -> Sample:
-        """Raises BadSample where the image cannot be decoded, as evaluating it would."""
+        """Reads and corrupts a sample. Raises BadSample if the image cannot be decoded."""
         clean = self.source.read(sample)
         with open_image(clean.image, self.max_pixels) as image:
             picture = upright_rgb(image)

@@ -1,4 +1,4 @@
-"""An exported model with its tokenizer, on a device: images and texts in, L2-normalised features out.
+"""An exported model with its tokenizer on a device: it turns images and texts into L2-normalised features.
 
     encoder = Encoder.load("runs/demo/export")
     encoder.text("a harbour with ten boats")            # (d,)
@@ -6,7 +6,7 @@
     found = encoder.images(batches)                     # .features (I, d), .usable (I,), .labels (I,)
     encoder.texts(batches)                              # (T, d)
 
-Images take the way that evaluation while training takes: the centred square, resized, uint8, normalised by the model.
+Images are prepared as in evaluations during training: centred square, resized, uint8, normalised by the model.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "voca
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """A gallery's images after the model.
+    """The features of a gallery's images.
 
     Args:
-        features: (I, d), zeros where an image cannot be used
+        features: (I, d), zeros for an image that cannot be used
         usable: (I,) bool
-        labels: (I,) int64, the place of the scene in the batches' ``classes``, -1 where it is not known
+        labels: (I,) int64, index of the scene in the batches' ``classes``, -1 if it is unknown
     """
 
     features: Tensor
@@ -58,13 +58,13 @@ class EncodedImages:
 
 
 class Encoder:
-    """PriorCLIP or PriorITR in eval mode. Calling it is calling the model, in the chosen precision, without gradients.
+    """PriorCLIP or PriorITR in eval mode. A call runs the model in the chosen precision, without gradients.
 
     Args:
-        model: what ``model.from_pretrained`` gives
-        tokenizer: the one it was trained with
-        folder: export folder, for messages and to recognise the model again
-        device: where the model goes
+        model: from ``model.from_pretrained``
+        tokenizer: the tokenizer of its training
+        folder: export folder, for messages and for the hash of the weights
+        device: device of the model
         precision: fp32, or bf16 or fp16 through autocast
     """
 
@@ -76,17 +76,17 @@ class Encoder:
 
     @classmethod
     def load(cls, folder: str | Path, device: Device = "auto", precision: Precision = "fp32") -> Encoder:
-        """The model of an export folder.
+        """Loads the model of an export folder.
 
         Raises:
             FileNotFoundError: no export folder, or one without tokenizer
-            ValueError: a scene classifier; weights that do not fit; a GPU is asked for and there is none
+            ValueError: a scene classifier, weights that do not fit, or no GPU for ``device="cuda"``
         """
         folder = Path(folder)
         where = pick_device(device)
         model = from_pretrained(folder)
         if not hasattr(model, "encode_text"):
-            raise ValueError(f"--model {folder} is a {type(model).__name__}: it has no text encoder to search with")
+            raise ValueError(f"--model {folder} is a {type(model).__name__}: it has no text encoder")
         return cls(model, read_tokenizer(folder, model.config.text), folder, where, precision)
 
     @property
@@ -100,7 +100,7 @@ class Encoder:
             return self.model(**inputs)
 
     def batches(self, gallery: Gallery, config: GalleryConfig, caption_field: str | None = None) -> EvalBatches:
-        """Batches of the gallery's images, and of its captions where a field is named."""
+        """Returns batches of the gallery's images, and of its captions if ``caption_field`` is given."""
         return eval_batches(
             gallery.source,
             None if caption_field is None else self.tokenizer,
@@ -113,9 +113,9 @@ class Encoder:
         )
 
     def images(self, batches: EvalBatches, dtype: torch.dtype = torch.float32) -> EncodedImages:
-        """Features of all images as ``dtype`` on the CPU, each batch put in its place as it comes.
+        """Returns the features of all images as ``dtype`` on the CPU.
 
-        Raises ValueError where a feature is not finite.
+        Raises ValueError if a feature is not finite.
         """
         total = batches.image_count
         features = torch.zeros(0)
@@ -136,7 +136,10 @@ class Encoder:
         return EncodedImages(features, usable, labels)
 
     def texts(self, batches: EvalBatches) -> Tensor:
-        """Features of all captions in their order, (T, d) float32 on the CPU. ValueError if one is not finite."""
+        """Returns the features of all captions in order, (T, d) float32 on the CPU.
+
+        Raises ValueError if a feature is not finite.
+        """
         with tqdm(total=batches.text_count, desc="captions", unit="caption", disable=None) as bar:
 
             def forward(**inputs: Tensor) -> Mapping[str, Any]:
@@ -148,36 +151,36 @@ class Encoder:
         return features
 
     def text(self, text: str) -> Tensor:
-        """Feature (d,) of one text, float32 on the CPU. ValueError for a blank one."""
+        """Returns the feature (d,) of one text, float32 on the CPU. Raises ValueError for a blank text."""
         if not text.strip():
-            raise ValueError("the text to search for is blank")
+            raise ValueError("the search text is blank")
         inputs = {name: value.to(self.device) for name, value in tokenize(self.tokenizer, [text.strip()]).items()}
         return self.single_row(self(**inputs)["text_features"])
 
     def image(self, data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
-        """Feature (d,) of one encoded image, float32 on the CPU. BadSample, a ValueError, if it cannot be read."""
+        """Returns the feature (d,) of one encoded image, float32 on the CPU. Raises BadSample if it cannot be read."""
         pixels = torch.from_numpy(eval_transform(data, self.image_size, max_pixels=max_pixels))
         return self.single_row(self(images=pixels[None].to(self.device))["image_features"])
 
     def belief(self, data: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """The belief map of one encoded image over its centred square of so many pixels. BadSample as for `image`.
+        """Returns the belief map of one encoded image over its centred square of ``side`` pixels.
 
-        ValueError for a model without a prior.
+        Raises BadSample as ``image`` does, and ValueError for a model without a prior.
         """
         if not self.model.has_belief:
-            raise ValueError(f"the model in {self.folder} has no scene prior, and so no belief map")
+            raise ValueError(f"the model in {self.folder} has no scene prior, so it has no belief map")
         pixels = torch.from_numpy(eval_transform(data, self.image_size, max_pixels=max_pixels))
         belief = self(images=pixels[None].to(self.device), return_belief=True)["belief"][0]
         return paint_belief(torch.from_numpy(eval_transform(data, side, max_pixels=max_pixels)), belief)
 
     def single_row(self, features: Tensor) -> Tensor:
-        """The only row of (1, d)."""
+        """Returns the only row of (1, d) features."""
         row = features[0].float().cpu()
         self.check_finite(row)
         return row
 
     def check_finite(self, features: Tensor) -> None:
-        """NaN compares as neither larger nor smaller, so that recall over NaN would look perfect."""
+        """Raises ValueError for NaN or infinity, because no comparison with NaN is true and recall would be perfect."""
         if not features.isfinite().all():
             raise ValueError(
                 f"the model in {self.folder} gives features that are not finite in {self.precision}: its weights are "
@@ -186,9 +189,9 @@ class Encoder:
 
 
 def remember(model: Any, folder: str | Path, precision: Precision = "fp32") -> None:
-    """Keep what the model's encoders make of an image or a text in a folder, for further models that have the same.
+    """Caches the outputs of the model's encoders in a folder, for further models that have the same encoder.
 
-    Seeds of a sweep, or heads on one frozen encoder, say. A training that remembers in that folder fills it too.
+    Examples are the seeds of a sweep, or heads on one frozen encoder. Trainings fill the same cache (``remember``).
     """
     reduced = () if precision == "fp32" else (precision,)
     for module in model.modules():
@@ -203,7 +206,7 @@ def remember(model: Any, folder: str | Path, precision: Precision = "fp32") -> N
 
 
 def find_skip_reasons(gallery: Gallery, usable: Tensor, image_size: int, max_pixels: int) -> Skipped:
-    """Why images could not be used: the few are read once more, as workers report no reason."""
+    """Reads each unusable image again to find out the reason, because workers report none."""
     skipped: Skipped = {}
     for sample in (~usable).nonzero().flatten().tolist():
         try:
@@ -215,13 +218,13 @@ def find_skip_reasons(gallery: Gallery, usable: Tensor, image_size: int, max_pix
 
 
 def read_tokenizer(folder: Path, text: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer in an export folder, checked against the text encoder's vocabulary (``text`` is its TextConfig)."""
+    """Loads the tokenizer of an export folder and checks its size against the text encoder's vocabulary."""
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise FileNotFoundError(
-            f"--model {folder} has no tokenizer: copy the files of the one it was trained with into the folder"
+            f"--model {folder} has no tokenizer: copy the tokenizer files of its training into the folder"
         )
     tokenizer = load_tokenizer(str(folder), text.context_length)
     known = (text.config or {}).get("vocab_size")
     if known is not None and len(tokenizer) > known:
-        raise ValueError(f"the tokenizer in {folder} has {len(tokenizer)} entries, its text encoder knows {known}")
+        raise ValueError(f"the tokenizer in {folder} has {len(tokenizer)} entries, but its text encoder has {known}")
     return tokenizer

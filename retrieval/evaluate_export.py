@@ -1,11 +1,11 @@
-"""Everything that is measured of an exported model on a test set, from features that are encoded once.
+"""Measures an exported model on a test set, from features that are encoded once.
 
     gallery -> images -> features (I, d) -\\
             -> captions -> features (T, d) -> retrieval: recall@1, 5, 10, both directions, mean -> report.json
                                            -> zeroshot, probe: scene classification
 
-An image that cannot be used leaves the test set with its captions, and the report lists it: figures with a non-empty
-``skipped`` are of another, smaller test.
+An image that cannot be used is left out with its captions, and the report lists it. So figures with a non-empty
+``skipped`` belong to a smaller test set.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from priorclip.retrieval.zeroshot import class_features, class_prompts, zero_sho
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """The report: what was evaluated, and the figures of each task in percent.
+    """Evaluates a model and returns the report. Figures are in percent.
 
     Returns:
         ``images``, ``model``, ``data``, ``split``, ``precision``, ``device``, ``skipped`` (reason -> keys) and
-        ``seconds``; of the task retrieval, at the top: ``mean_recall``, ``i2t_r1`` ... ``t2i_r10`` as model.recall
-        names them, ``captions``, ``caption_field``, and ``chance``, ``intervals``, ``classes`` as
-        ``ranking.recall_report`` has them; ``comparison`` (published.py) and ``confusions`` on request; ``zeroshot``
-        and ``probe`` as ``zeroshot.zero_shot_report`` and ``probe.probe_report`` give them
+        ``seconds``. Task retrieval: ``mean_recall``, ``i2t_r1`` ... ``t2i_r10`` as in model.recall, ``captions``,
+        ``caption_field``, and ``chance``, ``intervals``, ``classes`` as in ``recall_report``; if asked for,
+        ``comparison`` (published_results.py) and ``confusions``. ``zeroshot`` and ``probe`` as in
+        ``zero_shot_report`` and ``probe_report``
     Raises:
         OSError, ValueError: bad input; the message names the file or key, and what to do
     """
@@ -81,20 +81,24 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def check_outputs(config: EvaluateConfig) -> None:
-    """Raises OSError for what could not be written at the end, before hours of encoding are lost to it."""
+    """Raises OSError if an output cannot be written at the end, because the encoding before it takes hours."""
     if config.output and Path(config.output).is_dir():
-        raise IsADirectoryError(f"--output {config.output} is a folder: name the report, {config.output}/report.json")
+        raise IsADirectoryError(
+            f"--output {config.output} is a folder: name a file, such as {config.output}/report.json"
+        )
     if config.confusions and Path(config.confusions).is_dir():
-        raise IsADirectoryError(f"--confusions {config.confusions} is a folder: name the picture, confusions.png")
+        raise IsADirectoryError(
+            f"--confusions {config.confusions} is a folder: name a file, such as {config.confusions}/confusions.png"
+        )
     parents = [Path(place).parent for place in (config.output, config.confusions) if place]
     for folder in (*parents, *([Path(config.features)] if config.features else [])):
         if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError(f"{folder} is a file, and a folder was expected there")
+            raise NotADirectoryError(f"{folder} is a file, not a folder: name another place")
         folder.mkdir(parents=True, exist_ok=True)
 
 
 class Classification(NamedTuple):
-    """What came of a classification: the rows of ``features`` that were tested, and the class given to each."""
+    """The result of a classification: the tested rows of ``features``, and the predicted class of each."""
 
     report: dict[str, Any]
     tested: NDArray[np.int64]
@@ -113,7 +117,7 @@ def run_zero_shot(config: EvaluateConfig, features: Features, model: LazyEncoder
 
 
 def run_probe(config: EvaluateConfig, features: Features, model: LazyEncoder, gallery: Gallery) -> Classification:
-    """Learns from ``probe_data``, or from a part of each class of the test set itself."""
+    """Trains the probe on ``probe_data``, or on a part of each class of the test set, and tests it."""
     tested = labelled_rows(features)
     if config.probe_data is None:
         learned, held_out = stratified_split(features.labels.numpy()[tested], 1 - config.train_share, config.seed)
@@ -121,8 +125,8 @@ def run_probe(config: EvaluateConfig, features: Features, model: LazyEncoder, ga
         tested = tested[held_out]
         if len(learned) and not len(tested):
             raise ValueError(
-                f"--train_share {config.train_share:g} leaves no image to test the probe with: give images to learn "
-                "from as --probe_data"
+                f"--train_share {config.train_share:g} leaves no image to test the probe: give training images with "
+                "--probe_data"
             )
     else:
         learn = probe_training_set(config, features.classes, model, gallery)
@@ -134,19 +138,19 @@ def run_probe(config: EvaluateConfig, features: Features, model: LazyEncoder, ga
 def probe_training_set(
     config: EvaluateConfig, classes: list[str], model: LazyEncoder, tested: Gallery
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Features and labels of ``probe_data``; scenes that the test does not have are left out.
+    """Returns features and labels of ``probe_data``, without the scenes that the test set does not have.
 
-    Raises ValueError where it lacks a scene of the test, which could never be right, or has images of the test.
+    Raises ValueError if it lacks a scene of the test set, or contains images of the test set.
     """
     assert config.probe_data is not None
     data, images, split = config.probe_data, config.probe_images, config.probe_split
     other = replace(config, data=data, images=images, split=split, limit=None)
     learned = open_gallery(data, images, split)
-    shared = locations(tested) & locations(learned)
-    if shared:
+    common_images = locations(tested) & locations(learned)
+    if common_images:
         raise ValueError(
-            f"--probe_data {data} has {len(shared)} of the images that --data {config.data} tests: the probe would be "
-            "asked what it learned. Name other images, e.g. by --probe_split train"
+            f"--probe_data {data} has {len(common_images)} images of the test set --data {config.data}, so the probe "
+            "would be tested on its training images. Name other images, for example with --probe_split train"
         )
     found = encode_gallery(other, learned, {}, model, None)
     ids = ClassIds(classes)
@@ -154,8 +158,8 @@ def probe_training_set(
     missing = [name for label, name in enumerate(classes) if label not in known]
     if missing:
         raise ValueError(
-            f"--probe_data {data} has no image of {', '.join(missing[:5])}, which --data {config.data} has: are the "
-            "classes spelt alike?"
+            f"--probe_data {data} has no image of {', '.join(missing[:5])}, but --data {config.data} has: check that "
+            "both spell the classes in the same way"
         )
     return found.images.numpy(), np.array([*known, -1])[found.labels.numpy()]
 
@@ -165,7 +169,7 @@ def locations(gallery: Gallery) -> set[tuple[Any, ...]]:
 
 
 def labelled_rows(features: Features) -> NDArray[np.int64]:
-    """Rows of the images whose scene is known."""
+    """Returns the rows of the images whose scene is known."""
     return (features.labels >= 0).nonzero().flatten().numpy()
 
 
@@ -180,9 +184,9 @@ def draw_confused_scenes(path: str, gallery: Gallery, features: Features, found:
 
 
 def write_report(path: str | Path, report: dict[str, Any]) -> None:
-    """Write the report as JSON, whole or not at all; folders on the way are made."""
+    """Writes the report as JSON by one atomic write. Creates missing folders."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # UTF-8 cannot hold some names, such as a file name in Latin-1: they are written as \\udce9, which JSON reads back.
+    # A file name in Latin-1 is no UTF-8: it is written as \\udce9, which JSON reads back.
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
     write_bytes(path, text.encode("utf-8", "backslashreplace"))

@@ -1,12 +1,12 @@
-"""Features of a model on a test set, encoded once and kept: every further evaluation starts from the file.
+"""Features of a model on a test set, encoded once and stored: every further evaluation reads the file.
 
-    features = encode_gallery(config, gallery, skipped)
+    features = encode_gallery(config, gallery, skipped, model)
     features.images (I, d), features.texts (T, d), features.owner (T,) row of each text's image, features.labels (I,)
 
-With ``--features FOLDER`` they are looked for in ``FOLDER/DIGEST.safetensors`` and written there. The digest is of all
-that they depend on: the model's weights and configuration, the precision, the samples with their captions and scenes,
-size and time of the image files, and the limit of their pixels. So a changed picture or caption is encoded anew, and
-one folder serves any number of models and test sets.
+With ``--features FOLDER`` they are stored in ``FOLDER/DIGEST.safetensors``. The digest covers everything that they
+depend on: the model's weights and configuration, the precision, the samples with their captions and scenes, size and
+time of the image files, and the limit of pixels. So a changed image or caption is encoded again, and one folder serves
+any number of models and test sets.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from priorclip.retrieval.gallery import Gallery, Skipped, refuse_too_many
 log = logging.getLogger(__name__)
 
 VERSION = 2
-SETTINGS = ("*.json", "*.txt", "*.model")  # configuration, and the files that tokenizers come in
+SETTINGS = ("*.json", "*.txt", "*.model")  # configuration, and the files of tokenizers
 
 
 @dataclass(frozen=True)
 class Features:
-    """A test set after a model: only what can be used.
+    """The features of the usable part of a test set.
 
     Args:
         images: (I, d) float32, L2-normalised
-        texts: (T, d) of the captions of these images; T = 0 where captions were not asked for
+        texts: (T, d) of the captions of these images; T = 0 if captions are not needed
         owner: (T,) the row of each text's image
-        labels: (I,) the place of the scene in ``classes``, -1 where it is not known
+        labels: (I,) index of the scene in ``classes``, -1 if it is unknown
         classes: scene classes, sorted
         samples: (I,) index of each image in the gallery
         captions: (T,) the texts
-        skipped: samples that cannot be used: reason -> keys
+        skipped: reason -> keys of the samples that cannot be used
     """
 
     images: Tensor
@@ -65,7 +65,7 @@ class Features:
 
 
 class LazyEncoder:
-    """An encoder that is loaded when it is first needed: what is in the store needs none."""
+    """An encoder that is loaded at its first use, because stored features need none."""
 
     def __init__(self, config: EvaluateConfig, memory: str | None = None) -> None:
         self.config, self.memory = config, memory
@@ -79,10 +79,10 @@ class LazyEncoder:
 
     @cached_property
     def digest(self) -> str:
-        """Of weights, configuration and tokenizer, and of the precision."""
+        """A hash of weights, configuration, tokenizer and precision."""
         folder = Path(self.config.model)
         if not (folder / "model.safetensors").is_file():
-            return self.encoder.folder.name  # loading says what is wrong with the folder
+            return self.encoder.folder.name  # loading the encoder raises the error
         found = hashlib.sha256(f"{VERSION} {self.config.precision} {model_hash(folder)}".encode())
         for path in sorted(path for kind in SETTINGS for path in folder.glob(kind)):
             found.update(path.read_bytes())
@@ -97,15 +97,18 @@ def encode_gallery(
     caption_field: str | None = "captions",
     variant: str = "",
 ) -> Features:
-    """Features of the gallery's images, and of its captions where a field is named, from the store if they are there.
+    """Returns the features of the gallery's images, and of its captions, from the store if they are there.
 
     Args:
-        config: what to encode with, and how many bad images are too many
-        gallery: samples that have captions, if those are wanted
+        config: the options of encoding, and the limit of bad images
+        gallery: the samples; with ``caption_field`` all of them have captions
         skipped: samples that were left out before
-        model: to encode with
+        model: the encoder
         caption_field: list in KEY.json; None for images only
-        variant: how the gallery's pixels differ from the files, e.g. a corruption with its seed
+        variant: how the gallery's pixels differ from the files, for example a corruption with its seed
+
+    Raises:
+        ValueError: too many images cannot be used
     """
     place = None
     if config.features:
@@ -113,7 +116,7 @@ def encode_gallery(
         digest = hashlib.sha256(f"{model.digest} {data}".encode())
         place = Path(config.features) / f"{digest.hexdigest()[:32]}.safetensors"
     if place is not None and place.is_file():
-        found, left_out = read(place)
+        found, left_out = read_features(place)
         log.info("features from %s", place)
     else:
         encoder = model.encoder
@@ -123,7 +126,7 @@ def encode_gallery(
         texts = encoder.texts(batches) if caption_field else images.features.new_zeros(0, images.features.shape[1])
         found = {"images": images.features, "usable": images.usable, "labels": images.labels, "texts": texts}
         if place is not None:
-            write(place, found, left_out)
+            write_features(place, found, left_out)
     skipped = {reason: [*skipped.get(reason, []), *left_out.get(reason, [])] for reason in {**skipped, **left_out}}
     total = len(gallery.origin) if config.limit is None else min(config.limit, len(gallery.origin))
     refuse_too_many(skipped, total, config.max_bad_share)
@@ -133,7 +136,7 @@ def encode_gallery(
     return Features(
         found["images"][usable],
         found["texts"][kept],
-        usable.cumsum(0)[owner[kept]] - 1,  # the image's place among those that are left
+        usable.cumsum(0)[owner[kept]] - 1,  # the row of the image among the usable ones
         found["labels"][usable],
         list(gallery.source.classes),
         usable.nonzero().flatten(),
@@ -143,7 +146,7 @@ def encode_gallery(
 
 
 def list_captions(gallery: Gallery, caption_field: str | None) -> tuple[list[str], np.ndarray]:
-    """Every caption, those of an image side by side, and the sample of each, int64 (T,)."""
+    """Returns all captions, image by image, and the sample of each, int64 (T,)."""
     captions: list[str] = []
     owners: list[int] = []
     for sample in range(len(gallery.source)) if caption_field else ():
@@ -154,7 +157,7 @@ def list_captions(gallery: Gallery, caption_field: str | None) -> tuple[list[str
 
 
 def data_digest(gallery: Gallery, caption_field: str | None) -> str:
-    """Changes when the samples, their captions or scenes, or size or time of the files that hold the images do."""
+    """Returns a hash of the samples, their captions and scenes, and the size and time of the image files."""
     found = hashlib.sha256(f"{gallery.source.fingerprint} {len(gallery.source)} {caption_field}".encode())
     found.update(np.asarray(gallery.places, dtype=np.int64).tobytes())
     for line in (*describe_files(gallery), *list_captions(gallery, caption_field)[0]):
@@ -163,9 +166,9 @@ def data_digest(gallery: Gallery, caption_field: str | None) -> str:
 
 
 def describe_files(gallery: Gallery) -> Sequence[str]:
-    """Name, size and time of each file with images, and the scene where it is not in the file.
+    """Returns name, size and time of each file with images, and the scene if the file does not hold it.
 
-    Remote shards are there by name, for they have their fingerprint.
+    Remote shards have only their name here, because the fingerprint covers them.
     """
     if isinstance(gallery.origin, ShardSet):
         paths = [file.path if isinstance(file, LocalFile) else None for file in gallery.origin.files]
@@ -182,18 +185,18 @@ def file_state(path: Path | None) -> str:
     return f"{path.name} {status.st_size} {status.st_mtime_ns}"
 
 
-def read(place: Path) -> tuple[dict[str, Tensor], Skipped]:
-    """Raises ValueError where the file is damaged."""
+def read_features(place: Path) -> tuple[dict[str, Tensor], Skipped]:
+    """Reads stored features. Raises ValueError if the file is damaged."""
     try:
         with safe_open(place, framework="pt") as file:
             found = {name: file.get_tensor(name) for name in ("images", "usable", "labels", "texts")}
             return found, json.loads((file.metadata() or {})["skipped"])
     except Exception as error:  # safetensors' own error is no subclass of ValueError
-        raise ValueError(f"{place} cannot be read ({error}): remove it, and the features are encoded again") from error
+        raise ValueError(f"{place} cannot be read ({error}): remove it, then the features are encoded again") from error
 
 
-def write(place: Path, found: dict[str, Tensor], skipped: Skipped) -> None:
-    """Whole or not at all."""
+def write_features(place: Path, found: dict[str, Tensor], skipped: Skipped) -> None:
+    """Stores the features by one atomic write."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with file_aside(place, durable=False) as aside:
         save_file({name: value.contiguous() for name, value in found.items()}, aside, {"skipped": json.dumps(skipped)})

@@ -1,13 +1,13 @@
-"""What ``--data`` names, as a source of samples that can be read one by one.
+"""Opens the images that ``--data`` names as a source of samples with random access.
 
     open_gallery("dataset_rsicd.json", "RSICD_images")       # Karpathy JSON: its test split
     open_gallery("shards/test")                              # folder of tars, a tar, or a pattern of tars
     open_gallery("AID")                                      # folder of scene folders: labels, no captions
 
     gallery.source      len(), read(i) -> Sample, captions(i, field), name(i) -> (shard or data set, key)
-    gallery.location(i)    where image i lies, so that an index finds it again without the annotation file
+    gallery.location(i) file of image i, so that an index finds it again without the annotation file
 
-A sample that cannot be used is left out and said so: ``Skipped`` lists its key under the reason.
+A sample that cannot be used is left out, and ``Skipped`` lists its key under the reason.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ Skipped = dict[str, list[str]]  # reason -> keys of the samples
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images with what is known about them.
+    """Images with their captions and labels.
 
     Args:
         source: the samples
-        split: split of the Karpathy JSON they are, or "all"
-        origin: the whole set that ``source`` may be a selection of
+        split: their split of the Karpathy JSON, or "all"
+        origin: the whole set; ``source`` is all of it or a selection
         places: index in ``origin`` of each sample of ``source``
     """
 
@@ -52,23 +52,23 @@ class Gallery:
     places: Sequence[int]
 
     def location(self, sample: int) -> dict[str, Any]:
-        """Where the image lies: ``{"path"}`` of a file, or ``{"shard", "sample"}``: a tar and the row in it."""
+        """Returns the place of the image: ``{"path"}`` of a file, or ``{"shard", "sample"}``, a tar and its row."""
         if isinstance(self.origin, ShardSet):
             shard, row = self.origin.locate(self.places[sample])
             file = self.origin.files[shard]
             return {"shard": file.address if file.remote else str(Path(file.address).resolve()), "sample": row}
         path = self.origin.records[self.places[sample]].path
-        assert path is not None, "a Karpathy JSON names files"
+        assert path is not None, "records of a Karpathy JSON name files"
         return {"path": str(path.resolve())}
 
     def keep(self, samples: Sequence[int]) -> Gallery:
-        """The gallery with these samples only, in the order given."""
+        """Returns a gallery of these samples only, in this order."""
         places = [self.places[sample] for sample in samples]
         return Gallery(Selection(self.origin, places), self.split, self.origin, places)
 
 
 class Selection:
-    """Some samples of a source, as a source."""
+    """A source that holds some samples of another source."""
 
     def __init__(self, origin: RecordSet | ShardSet, places: Sequence[int]) -> None:
         self.origin, self.places = origin, places
@@ -96,18 +96,18 @@ class Selection:
 
 
 def open_gallery(data: str, images: str | None = None, split: str | None = None, limit: int | None = None) -> Gallery:
-    """The samples of a Karpathy JSON (``data`` ends in .json), of shards, or of a folder of scene folders.
+    """Opens a Karpathy JSON (``data`` ends in .json), shards, or a folder of scene folders.
 
     Args:
-        data: JSON file, shard specification, or folder with images below and no tar in it
+        data: JSON file, shard specification, or folder that has images in sub-folders and no tar
         images: folder of the JSON's images
-        split: of the JSON, or "all"; None takes "test" where the file has it, else all. Of a folder: the one in it;
-            None takes "test" where there is "train" beside it
-        limit: the first so many samples
+        split: of the JSON, or "all"; None takes "test" if the file has it, otherwise all. Of a folder: a sub-folder;
+            None takes "test" if there is "train" too
+        limit: only the first samples, this many
 
     Raises:
-        FileNotFoundError: the file, the folder, or every single image is not there
-        ValueError: options that do not fit each other, a split that is not there, a file that is no Karpathy JSON
+        FileNotFoundError: the file, the folder, or all images are missing
+        ValueError: contradictory options, an unknown split, or a file that is no Karpathy JSON
     """
     origin: RecordSet | ShardSet
     if data.endswith(".json"):
@@ -115,9 +115,7 @@ def open_gallery(data: str, images: str | None = None, split: str | None = None,
         origin = RecordSet(records)
     else:
         if images is not None:
-            raise ValueError(
-                f"--images {images} goes with a Karpathy JSON; the shards of --data {data} hold the images"
-            )
+            raise ValueError(f"--images {images} needs a Karpathy JSON in --data, but {data} holds the images itself")
         if is_image_folder(Path(data)):
             if split is None and all((Path(data) / name).is_dir() for name in (TEST, "train")):
                 split = TEST
@@ -125,7 +123,7 @@ def open_gallery(data: str, images: str | None = None, split: str | None = None,
             origin = RecordSet(imagefolder(data, None if split == ALL else split))
             return limit_gallery(Gallery(origin, split or ALL, origin, range(len(origin))), limit)
         if split not in (None, ALL):
-            raise ValueError(f"--split {split}: shards have no splits, so name the tars of the split in --data")
+            raise ValueError(f"--split {split}: shards have no splits; name the tars of the split in --data")
         origin, split = ShardSet(data), ALL
     return limit_gallery(Gallery(origin, split or ALL, origin, range(len(origin))), limit)
 
@@ -135,20 +133,20 @@ def limit_gallery(gallery: Gallery, limit: int | None) -> Gallery:
 
 
 def is_image_folder(path: Path) -> bool:
-    """Whether it holds images, in folders, and no shards."""
+    """Tells whether a folder holds images in sub-folders, and no shards."""
     if not path.is_dir() or (path / MANIFEST).exists() or any(path.glob("*.tar")):
         return False
     return bool(walk_names(path, lambda name: name.lower().endswith(IMAGE_SUFFIXES)))
 
 
 def read_records(path: Path, images: str | None, split: str | None) -> tuple[list[Record], str]:
-    """Records of the split of a Karpathy JSON, and the split's name."""
+    """Returns the records of a split of a Karpathy JSON, and the name of the split."""
     if not path.is_file():
-        raise FileNotFoundError(f"--data {path}: no such file")
+        raise FileNotFoundError(f"--data {path}: the file does not exist")
     if images is None:
-        raise ValueError(f"--data {path} names images by file name: give their folder as --images DIR")
+        raise ValueError(f"--data {path} holds only file names of images: give their folder with --images DIR")
     if not Path(images).is_dir():
-        raise FileNotFoundError(f"--images {images}: no such folder")
+        raise FileNotFoundError(f"--images {images}: the folder does not exist")
     refuse_manifest(path)
     records = karpathy(path, images)
     if split is None:
@@ -158,24 +156,24 @@ def read_records(path: Path, images: str | None, split: str | None) -> tuple[lis
     paths = [record.path for record in kept if record.path is not None]
     if paths and not any(path.is_file() for path in paths):
         raise FileNotFoundError(
-            f"none of the {len(paths)} images that {path} names is in --images {images} (the first would be "
-            f"{paths[0]}): give the folder that its file names are relative to"
+            f"none of the {len(paths)} images that {path} names is in --images {images} (the first is {paths[0]}): "
+            f"give the folder that contains these file names"
         )
     return kept, split
 
 
 def refuse_manifest(path: Path) -> None:
-    """A shard folder's manifest.json is JSON too, but the folder is what --data takes."""
+    """Raises ValueError if the JSON is the manifest of a shard folder, because --data takes the folder itself."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return  # karpathy() says what is wrong with it
+        return  # karpathy() raises the error
     if isinstance(content, dict) and "shards" in content and "images" not in content:
         raise ValueError(f"--data {path} is the manifest of a shard folder: give the folder, --data {path.parent}")
 
 
 def with_captions(gallery: Gallery, caption_field: str) -> tuple[Gallery, Skipped]:
-    """The samples that have captions, and the keys of those that have none."""
+    """Returns the samples that have captions, and the keys of those that have none. Raises ValueError if none has."""
     kept: list[int] = []
     skipped: Skipped = {}
     for sample in range(len(gallery.source)):
@@ -191,12 +189,12 @@ def with_captions(gallery: Gallery, caption_field: str) -> tuple[Gallery, Skippe
 
 
 def add_skipped(skipped: Skipped, gallery: Gallery, sample: int, error: BadSample) -> None:
-    """Write a sample down under the reason."""
+    """Adds the key of a sample to ``skipped`` under the reason of the error."""
     skipped.setdefault(error.reason, []).append(gallery.source.name(sample)[1])
 
 
 def refuse_too_many(skipped: Skipped, total: int, max_bad_share: float) -> None:
-    """Raise ValueError where more than the share of the samples cannot be used."""
+    """Raises ValueError if more than ``max_bad_share`` of the samples cannot be used."""
     count = sum(len(keys) for keys in skipped.values())
     if not count:
         return

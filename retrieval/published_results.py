@@ -1,4 +1,4 @@
-"""Published recalls to stand beside one's own: ``published.yaml`` holds them, with the table each was read from.
+"""Compares a report with published recalls. ``published.yaml`` holds them, with the source table of each.
 
 compare_with_published("rsitmd", report)["rows"]
 # [{"method": "GeoRSCLIP-FT ViT-B/32", "mean_recall": 51.81, ...}, ...]
@@ -25,9 +25,10 @@ SOURCES = {
 
 
 def compare_with_published(benchmark: str, report: Mapping[str, Any]) -> dict[str, Any]:
-    """The benchmark's published rows and this report's, by mean recall; ``same_test`` where the sizes agree.
+    """Returns the published rows of a benchmark and the row of this report, sorted by mean recall.
 
-    A row: ``method``, ``trained_on``, ``source`` (keys of ``sources``; null for this report), and the seven figures.
+    A row has ``method``, ``trained_on``, ``source`` (keys of ``sources``; None for this report) and seven figures.
+    ``same_test`` tells whether the test sets have the same size.
     """
     about = yaml.safe_load(FILE.read_text(encoding="utf-8"))[benchmark]
     rows = [
@@ -40,7 +41,7 @@ def compare_with_published(benchmark: str, report: Mapping[str, Any]) -> dict[st
     same = all(report[name] == size for name, size in sizes.items())
     if not same:
         log.warning(
-            "--benchmark %s: its test set has %s, this one %d images and %d captions: the figures do not compare",
+            "--benchmark %s: its test set has %s, this one %d images and %d captions: do not compare the figures",
             benchmark, " and ".join(f"{size} {name}" for name, size in sizes.items()), report["images"],
             report["captions"],
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Recall of features: all of the test set, with intervals, and scene by scene.
+"""Recall of the whole test set, with intervals, and of each scene.
 
 report = recall_report(features, resamples=1000, seed=0)
 report["mean_recall"], report["intervals"]["mean_recall"], report["classes"]["airport"]["mean_recall"]
@@ -22,9 +22,9 @@ Hits = dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]
 
 
 def recall_report(features: Features, resamples: int, seed: int = 0) -> dict[str, Any]:
-    """Recalls in percent as model.recall names them, ``chance``, ``intervals`` (95 %), and ``classes``, by scene.
+    """Returns recalls in percent, named as in model.recall, ``chance``, ``intervals`` (95 %), and ``classes``.
 
-    Of a scene: its ``images`` and ``captions``, and the recalls of those as queries to the whole test set.
+    ``classes`` has for each scene its ``images`` and ``captions``, and their recalls as queries to the whole test set.
     """
     hits = query_hits(features)
     report: dict[str, Any] = recall_figures(hits)
@@ -42,7 +42,7 @@ def recall_report(features: Features, resamples: int, seed: int = 0) -> dict[str
 
 
 def query_hits(features: Features) -> Hits:
-    """By figure: the probability of success of each query, and the image of each query."""
+    """Returns for each figure the probability of success of each query, and the image of each query."""
     found = standings(features.images, features.texts, features.owner)
     owners = {"i2t": features.owner.unique(), "t2i": features.owner}
     return {f"{way}_r{k}": (hit_probability(found[way], k).numpy(), owners[way].numpy()) for way in found for k in KS}
@@ -53,19 +53,19 @@ def recall_figures(hits: Hits) -> dict[str, float]:
 
 
 def hardest_negatives(features: Features) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each image: the wrong text most like it, how alike (I,), and how alike its best own text is (I,).
+    """Returns for each image (I,): its most similar wrong text, that similarity, and that of its best own text.
 
-    Where an image has no text its own similarity is nan; with no wrong text that of the wrong one is -inf.
+    The own similarity is NaN if an image has no text. The wrong similarity is -inf if there is no wrong text.
     """
     size = max(1, (1 << 22) // max(1, len(features.texts)))
     rows = torch.arange(len(features.images))
-    wrong, alike, own = [], [], []
+    wrong, wrong_scores, own_scores = [], [], []
     for part in rows.split(size):
         similarity = features.images[part] @ features.texts.T
-        mine = features.owner[None, :] == part[:, None]
-        own.append(similarity.masked_fill(~mine, -torch.inf).amax(1))
-        best = similarity.masked_fill(mine, -torch.inf).max(1)
+        is_own = features.owner[None, :] == part[:, None]
+        own_scores.append(similarity.masked_fill(~is_own, -torch.inf).amax(1))
+        best = similarity.masked_fill(is_own, -torch.inf).max(1)
         wrong.append(best.indices)
-        alike.append(best.values)
-    right = torch.cat(own)
-    return torch.cat(wrong), torch.cat(alike), right.masked_fill(right == -torch.inf, torch.nan)
+        wrong_scores.append(best.values)
+    own = torch.cat(own_scores)
+    return torch.cat(wrong), torch.cat(wrong_scores), own.masked_fill(own == -torch.inf, torch.nan)

@@ -1,16 +1,16 @@
-"""Mean recall of models under each corruption of the images, and under wrong captions: a table, a plot, the figures.
+"""Measures the mean recall of models on corrupted images and swapped captions: a table, a plot, the figures.
 
     python -m retrieval robustness --models soft=runs/a/export hard=runs/b/export --data test.json --images images \\
         --output runs/robustness
 
-    OUTPUT/cells.jsonl        a line a measurement, written as it comes: a run that was stopped goes on from there
-           robustness.json    all of them, and the means
+    OUTPUT/cells.jsonl        a line for each measurement, written at once, so that an interrupted command resumes
+           robustness.json    all measurements, and the means
            robustness.md      the table
-           robustness.png     a panel a corruption, a line a model
+           robustness.png     a panel for each corruption, a line for each model
 
-A name may stand several times: those models are one line, with their spread (trainings of several seeds, say).
-``captions`` swaps a share of the captions of the test set between images, as data.caption_noise does in training; no
-other corruption changes a caption, so that texts are encoded once a model.
+Models of one name, for example trainings with several seeds, are one line with mean and spread. ``captions`` swaps a
+share of the captions of the test set between images, as data.caption_noise does in training. No other corruption
+changes a caption, so each model encodes the texts once.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Cell = dict[str, Any]
 
 @dataclass(frozen=True)
 class Condition:
-    """What the test set suffers; severity 1 to 5, or the percent of the captions that are swapped."""
+    """A corruption of the test set. ``severity`` is 1 to 5, or the percentage of swapped captions."""
 
     corruption: str
     severity: float
@@ -57,11 +57,11 @@ class Condition:
 
 
 def measure_robustness(config: RobustnessConfig) -> dict[str, Any]:
-    """Measure what is not measured yet, write the files, and return the report.
+    """Measures what an earlier run has not measured, writes the files, and returns the report.
 
     Returns:
         ``cells``: model, export, corruption, severity, mean_recall with its 95 % interval, and the six recalls;
-        ``means``: by model the clean mean recall, that over all corruptions and severities, and their ratio in percent
+        ``means``: for each model the clean mean recall, the mean over all corruptions, and their ratio in percent
     Raises:
         OSError, ValueError: bad input; the message names the file or key, and what to do
     """
@@ -96,11 +96,11 @@ def measure_robustness(config: RobustnessConfig) -> dict[str, Any]:
 
 
 class ModelTest:
-    """One model before one test set."""
+    """Measures one model on one test set."""
 
     def __init__(self, config: RobustnessConfig, export: str, gallery: Gallery, skipped: dict[str, list[str]]) -> None:
-        shared = {item.name: getattr(config, item.name) for item in fields(TestSetConfig)}
-        self.config = EvaluateConfig(model=export, **shared)
+        common = {item.name: getattr(config, item.name) for item in fields(TestSetConfig)}
+        self.config = EvaluateConfig(model=export, **common)
         self.seed, self.resamples = config.seed, config.bootstrap
         self.gallery, self.skipped = gallery, skipped
         self.model = LazyEncoder(self.config, config.remember)
@@ -133,12 +133,12 @@ class ModelTest:
         variant = f"{condition.variant} seed {self.seed}"
         images = encode_gallery(self.config, gallery, self.skipped, self.model, None, variant)
         if not torch.equal(images.samples, self.clean.samples):
-            raise ValueError(f"other images can be read under {condition.variant} than without: see the log")
+            raise ValueError(f"{condition.variant} can read other images than without corruption: see the log")
         return replace(self.clean, images=images.images)
 
 
 def swap_captions(features: Features, share: float, seed: int) -> Features:
-    """A share of the images has the captions of another of them: exactly, and none is lost."""
+    """Gives exactly ``share`` of the images the captions of another of them. No caption is lost."""
     noise = SemanticNoise(seed, len(features.images), caption_share=share)
     new_owner = torch.empty(len(features.images), dtype=torch.long)
     for image in range(len(features.images)):
@@ -147,19 +147,19 @@ def swap_captions(features: Features, share: float, seed: int) -> Features:
 
 
 def parse_models(models: Sequence[str]) -> list[tuple[str, str]]:
-    """``soft=runs/a/export`` -> (soft, runs/a/export); a folder alone is named by itself."""
+    """Returns (name, folder) pairs: ``soft=runs/a/export`` -> (soft, runs/a/export). A folder alone is its own name."""
     found = []
     for text in models:
         name, equals, export = text.partition("=")
         found.append((name, export) if equals else (text, text))
     for name, export in found:
         if not name or not export:
-            raise ValueError(f"--models {name}={export}: NAME=EXPORT was expected, e.g. soft=runs/soft/export")
+            raise ValueError(f"--models {name}={export} must be NAME=EXPORT, for example soft=runs/soft/export")
     return found
 
 
 def list_conditions(config: RobustnessConfig) -> Iterator[Condition]:
-    """Clean first, then each corruption by severity."""
+    """Yields the clean test set, then each corruption by severity."""
     yield Condition(NONE, 0)
     for corruption in config.chosen:
         if corruption == CAPTIONS:
@@ -175,14 +175,14 @@ def percent(share: float) -> float:
 
 
 def read_cells(output: Path) -> list[Cell]:
-    """What an earlier run measured; a line that a killed run left half written is measured again."""
+    """Reads the cells of an earlier run, without an incomplete line of a killed run."""
     path = output / CELLS
     cells: list[Cell] = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
             cells.append(json.loads(line))
         except ValueError:
-            log.warning("%s: a line is cut short and is measured again", path)
+            log.warning("%s: a line is incomplete and is measured again", path)
     return cells
 
 
@@ -196,21 +196,21 @@ def append_cell(output: Path, cell: Cell) -> None:
 
 
 def mean_recalls(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
-    """By model, percent: mean recall ``clean``, ``corrupted`` (over all image corruptions), ``kept`` of it."""
+    """Returns for each model in percent: mean recall ``clean`` and ``corrupted`` (over all images), and ``kept``."""
     found: dict[str, dict[str, float]] = {}
     for name in dict.fromkeys(cell["model"] for cell in cells):
-        mine = [cell for cell in cells if cell["model"] == name]
-        clean = statistics.mean(cell["mean_recall"] for cell in mine if cell["corruption"] == NONE)
-        hurt = [cell["mean_recall"] for cell in mine if cell["corruption"] in CORRUPTIONS]
+        own_cells = [cell for cell in cells if cell["model"] == name]
+        clean = statistics.mean(cell["mean_recall"] for cell in own_cells if cell["corruption"] == NONE)
+        corrupted = [cell["mean_recall"] for cell in own_cells if cell["corruption"] in CORRUPTIONS]
         found[name] = {"clean": clean}
-        if hurt:
-            found[name] |= {"corrupted": statistics.mean(hurt)}
-            found[name] |= {"kept": 100 * statistics.mean(hurt) / clean} if clean else {}  # of nothing there is none
+        if corrupted:
+            found[name] |= {"corrupted": statistics.mean(corrupted)}
+            found[name] |= {"kept": 100 * statistics.mean(corrupted) / clean} if clean else {}
     return found
 
 
 def recall_by_severity(cells: Sequence[Cell], model: str, corruption: str) -> dict[float, list[float]]:
-    """Severity -> mean recalls of the models of that name, from the clean one on."""
+    """Returns severity -> mean recalls of the models of that name. The clean test set has severity 0."""
     found: dict[float, list[float]] = {}
     for cell in cells:
         if cell["model"] == model and cell["corruption"] in (NONE, corruption):
@@ -219,7 +219,7 @@ def recall_by_severity(cells: Sequence[Cell], model: str, corruption: str) -> di
 
 
 def robustness_table(report: dict[str, Any]) -> str:
-    """Markdown: a line a corruption and model, mean recall by severity; several models of a name with their spread."""
+    """Returns Markdown tables: mean recall by severity, a line for each model, with the spread of several models."""
     cells, lines = report["cells"], []
     models = list(dict.fromkeys(cell["model"] for cell in cells))
     for corruption in dict.fromkeys(cell["corruption"] for cell in cells if cell["corruption"] != NONE):
@@ -239,12 +239,12 @@ def robustness_table(report: dict[str, Any]) -> str:
 
 
 def format_mean(values: Sequence[float]) -> str:
-    """Mean, and the standard deviation of several."""
+    """Returns the mean, with the standard deviation of several values."""
     return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def draw_plot(report: dict[str, Any], path: Path) -> None:
-    """A panel a corruption. Bars are the 95 % interval of one model, or the deviation of several of a name."""
+    """Draws a panel for each corruption. Bars are the 95 % interval of one model, or the deviation of several."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Ranks the images of an index by a text, by an image, or by one of its own images."""
+"""Ranks the images of an index by their similarity to a text, an image, or one of its own images."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Hit:
     Args:
         rank: 1 for the best
         score: cosine similarity, -1 to 1
-        row: of the image in the index
-        key: of the sample
+        row: row of the image in the index
+        key: key of the sample
         label: scene class or None
-        where: file, or tar and the row in it
+        where: file, or tar and row
     """
 
     rank: int
@@ -35,7 +35,7 @@ class Hit:
 
 
 class Searcher:
-    """An index with the model that made it. Safe to call from several threads.
+    """An index with the model that made it. Several threads may call it.
 
     Raises:
         ValueError: the model is not the one that made the index
@@ -44,32 +44,32 @@ class Searcher:
     def __init__(self, index: EmbeddingIndex, encoder: Encoder) -> None:
         if model_hash(encoder.folder) != index.about["model_sha256"]:
             raise ValueError(
-                f"the index {index.folder} was made with other weights than {encoder.folder} holds now: make it anew "
-                f"with `retrieval index`, or name the right model by --model"
+                f"the index {index.folder} was made with other weights than those in {encoder.folder}: make it again "
+                f"with `retrieval index`, or name the right model with --model"
             )
         self.index, self.encoder = index, encoder
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def by_text(self, text: str, k: int) -> list[Hit]:
-        """The k images most like a text. ValueError for a blank one."""
-        with self._turn:
+        """Returns the k images most similar to a text. Raises ValueError for a blank text."""
+        with self._lock:
             return self._hits(self.encoder.text(text), k)
 
     def by_image(self, data: bytes, k: int) -> list[Hit]:
-        """The k images most like an encoded image. BadSample, a ValueError, if it cannot be read."""
-        with self._turn:
+        """Returns the k images most similar to an encoded image. Raises BadSample if it cannot be read."""
+        with self._lock:
             return self._hits(self.encoder.image(data), k)
 
     def by_row(self, row: int, k: int) -> list[Hit]:
-        """The k images most like an image of the index, itself among them. IndexError outside the index."""
+        """Returns the k images most similar to an image of the index, itself included. Raises IndexError."""
         self.index.entry(row)
-        with self._turn:
+        with self._lock:
             return self._hits(self.index.embeddings[row].float(), k)
 
     def belief(self, row: int, side: int) -> Image.Image:
-        """The belief map of an image of the index over its centred square. IndexError outside the index."""
+        """Returns the belief map of an image of the index over its centred square. Raises IndexError."""
         data = self.index.read_image(row)
-        with self._turn:
+        with self._lock:
             return self.encoder.belief(data, side)
 
     def _hits(self, query: Tensor, k: int) -> list[Hit]:
@@ -82,5 +82,5 @@ class Searcher:
 
 
 def format_location(entry: dict[str, Any]) -> str:
-    """``/data/harbour_1.jpg``, or ``/data/test-000000.tar#17``."""
+    """Returns ``/data/harbour_1.jpg``, or ``/data/test-000000.tar#17``."""
     return entry["path"] if "path" in entry else f"{entry['shard']}#{entry['sample']}"

@@ -1,12 +1,12 @@
-"""A search page over an index: the standard library's HTTP server, one HTML page, no outside resources.
+"""Serves a search page for an index: the standard library's HTTP server, one HTML page, no external resources.
 
     GET /                           the page; /?text=river and /?image=12 are its bookmarks
     GET /search?text=river&k=24     {"query", "hits": [{"rank", "score", "row", "key", "label", "where"}]}
     GET /search?image=12&k=24       the same, by an image of the index
     GET /image/12?side=320          the centred square of image 12 as a JPEG; without side the whole image
-    GET /belief/12?side=320         the same square under the model's belief map: where its scene prior looks
+    GET /belief/12?side=320         the square under the belief map, which shows where the scene prior looks
 
-Read-only, and an image is named by its row alone: no request carries a path.
+The server only reads. A request names an image by its row and never by a path.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ HEADERS = {
 
 
 class BadRequest(ValueError):
-    """A request that names something which is not there, or not allowed."""
+    """A request for something that does not exist or is not allowed."""
 
     def __init__(self, message: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
         super().__init__(message)
@@ -69,10 +69,10 @@ class BadRequest(ValueError):
 
 
 class SearchServer(ThreadingHTTPServer):
-    """Answers for one Searcher, each connection in a thread of its own.
+    """Serves one Searcher, with a thread for each connection.
 
-    The threads are joined at the end, as Python aborts where one is cut off inside torch; a browser's idle connection
-    would keep its thread, so what is still open is closed for reading first.
+    The server joins the threads at the end, because Python aborts if a thread ends inside torch. An idle connection of
+    a browser would keep its thread, so the server first closes open connections for reading.
     """
 
     daemon_threads = False
@@ -93,9 +93,9 @@ class SearchServer(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that went away before its answer came is nothing to report."""
+        """Ignores clients that disconnect before their answer."""
         if isinstance(sys.exception(), ConnectionError):
-            log.debug("%s went away", client_address)
+            log.debug("%s disconnected", client_address)
         else:
             super().handle_error(request, client_address)
 
@@ -138,7 +138,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             if isinstance(error, ConnectionError | TimeoutError):
                 raise
             log.warning("%s: %s", self.path, error)
-            self.fail(HTTPStatus.GONE, "this image cannot be read where the index says it is: make the index anew")
+            self.fail(HTTPStatus.GONE, "this image cannot be read from its place in the index: make the index again")
         except Exception:
             log.exception("%s failed", self.path)
             self.fail(HTTPStatus.INTERNAL_SERVER_ERROR, "the search failed: see the server's log")
@@ -146,11 +146,11 @@ class RequestHandler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def answer(self) -> tuple[str, bytes, bool]:
-        """(content type, body, may be cached) for the path. Raises BadRequest."""
+        """Returns (content type, body, may be cached) for the path. Raises BadRequest."""
         try:
             url = urlsplit(self.path)
         except ValueError as error:
-            raise BadRequest(f"this is no address: {error}") from error
+            raise BadRequest(f"the address is malformed: {error}") from error
         query = parse_qs(url.query, keep_blank_values=True)
         if url.path == "/":
             return "text/html; charset=utf-8", self.server.page, False
@@ -160,7 +160,7 @@ class RequestHandler(BaseHTTPRequestHandler):
             return *answer_image(self.server.searcher, int(found[1]), query), True
         if found := re.fullmatch(r"/belief/(\d{1,12})", url.path, re.ASCII):
             return *answer_belief(self.server.searcher, int(found[1]), query), True
-        raise BadRequest("there is nothing here: the page is at /", HTTPStatus.NOT_FOUND)
+        raise BadRequest("not found: the page is at /", HTTPStatus.NOT_FOUND)
 
     def reply(self, status: HTTPStatus, kind: str, body: bytes, cached: bool = False) -> None:
         self.send_response(status)
@@ -180,7 +180,7 @@ class RequestHandler(BaseHTTPRequestHandler):
 
 
 def answer_search(searcher: Searcher, query: dict[str, list[str]]) -> dict[str, Any]:
-    """The answer to /search. Raises BadRequest."""
+    """Returns the answer to /search. Raises BadRequest."""
     k = max(1, parse_number(query, "k", HITS, MOST_HITS))
     if ("text" in query) == ("image" in query):
         raise BadRequest("a search takes either text= or image=")
@@ -194,7 +194,7 @@ def answer_search(searcher: Searcher, query: dict[str, list[str]]) -> dict[str, 
 
 
 def answer_image(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[str, bytes]:
-    """The answer to /image: (content type, bytes). Raises BadRequest, and BadSample or OSError for a lost image."""
+    """Returns the answer to /image: (content type, bytes). Raises BadRequest, or BadSample or OSError."""
     data = searcher.index.read_image(check_row(searcher, row))
     if "side" in query:
         side = max(1, parse_number(query, "side", 0, MOST_PIXELS_A_SIDE))
@@ -208,9 +208,9 @@ def answer_image(searcher: Searcher, row: int, query: dict[str, list[str]]) -> t
 
 
 def answer_belief(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[str, bytes]:
-    """The answer to /belief: (content type, bytes). Raises BadRequest, and BadSample or OSError for a lost image."""
+    """Returns the answer to /belief: (content type, bytes). Raises BadRequest, or BadSample or OSError."""
     if not searcher.encoder.model.has_belief:
-        raise BadRequest("this model has no scene prior, and so no belief map", HTTPStatus.NOT_FOUND)
+        raise BadRequest("this model has no scene prior, so it has no belief map", HTTPStatus.NOT_FOUND)
     side = max(1, parse_number(query, "side", BELIEF_SIDE, MOST_PIXELS_A_SIDE))
     return "image/jpeg", encode_jpeg(searcher.belief(check_row(searcher, row), side))
 
@@ -222,7 +222,7 @@ def encode_jpeg(image: Image.Image) -> bytes:
 
 
 def parse_number(query: dict[str, list[str]], name: str, default: int, most: int) -> int:
-    """A whole number of the query, at least 0 and at most ``most``; BadRequest if it is none."""
+    """Returns a whole number of the query, reduced to at most ``most``. Raises BadRequest if it is none."""
     text = query.get(name, [str(default)])[0]
     if not re.fullmatch(r"\d{1,12}", text, re.ASCII):
         raise BadRequest(f"{name}= takes a whole number")
@@ -238,7 +238,7 @@ def check_row(searcher: Searcher, row: int) -> int:
 
 
 def render_page(searcher: Searcher) -> bytes:
-    """The HTML page, with what is served in its places."""
+    """Returns the HTML page, filled with the facts of the index."""
     about = searcher.index.about
     belief = "" if searcher.encoder.model.has_belief else "hidden"
     facts = {
@@ -254,24 +254,24 @@ def render_page(searcher: Searcher) -> bytes:
 
 
 def create_server(searcher: Searcher, host: str = "127.0.0.1", port: int = 0) -> SearchServer:
-    """A server that listens already; ``serve_forever`` answers. Port 0 takes a free one, see ``url``.
+    """Returns a server that listens; ``serve_forever`` answers. Port 0 takes a free port, see ``url``.
 
-    Raises OSError that names the address where it cannot listen there.
+    Raises OSError, which names the address, if it cannot listen.
     """
     try:
         return SearchServer((host, port), searcher)
     except OSError as error:
         raise OSError(
-            f"cannot listen on {host}:{port}: {error.strerror or error} (--port 0 takes a free one)"
+            f"cannot listen on {host}:{port}: {error.strerror or error} (--port 0 takes a free port)"
         ) from error
 
 
 def serve(server: SearchServer) -> None:
-    """RequestHandler until interrupted."""
+    """Answers until Ctrl-C."""
     try:
-        log.info("%d images at %s, Ctrl-C ends it", len(server.searcher.index), server.url)
+        log.info("%d images at %s, Ctrl-C stops the server", len(server.searcher.index), server.url)
         server.serve_forever()
     except KeyboardInterrupt:
-        log.info("ended")
+        log.info("stopped")
     finally:
         server.server_close()

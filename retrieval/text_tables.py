@@ -1,4 +1,4 @@
-"""Results as text for a terminal."""
+"""Formats results as text for a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WAYS = {"i2t": "image to text", "t2i": "text to image"}
 
 
 def tables(report: Mapping[str, Any]) -> str:
-    """Everything in a report of ``retrieval.evaluate``."""
+    """Returns all tables of a report of ``retrieval.evaluate``."""
     parts = [recall_table(report)] if "mean_recall" in report else []
     if "comparison" in report:
         parts.append(comparison_table(report["comparison"]))
@@ -25,7 +25,7 @@ def tables(report: Mapping[str, Any]) -> str:
 
 
 def recall_table(report: Mapping[str, Any]) -> str:
-    """The recalls of a report as a table, percent, with chance beside each figure in brackets.
+    """Returns a table of the recalls in percent, with chance in brackets.
 
     recall, % (chance)               R@1             R@5            R@10
     image to text          30.95  (2.38)  66.67 (11.38)   83.33 (21.79)
@@ -48,8 +48,8 @@ def recall_table(report: Mapping[str, Any]) -> str:
 
 
 def cell(report: Mapping[str, Any], name: str) -> str:
-    beside = f"({report['chance'][name]:.2f})"
-    return f"{report[name]:>8.2f} {beside:>7}"
+    chance = f"({report['chance'][name]:.2f})"
+    return f"{report[name]:>8.2f} {chance:>7}"
 
 
 def interval(report: Mapping[str, Any], name: str) -> str:
@@ -60,7 +60,7 @@ def interval(report: Mapping[str, Any], name: str) -> str:
 
 
 def comparison_table(comparison: Mapping[str, Any]) -> str:
-    """Published rows and this model's, the best last."""
+    """Returns a table of the published rows and the row of this model, the best last."""
     rows = comparison["rows"]
     width = max(len(row["method"]) for row in rows)
     heads = "".join(f"{name:>7}" for name in ("i@1", "i@5", "i@10", "t@1", "t@5", "t@10", "mean"))
@@ -75,14 +75,14 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
 
 
 def classification_table(report: Mapping[str, Any], task: str) -> str:
-    """Accuracies of zero-shot classification or of the probe, the classes that do worst, and the confusions."""
+    """Returns a table of the accuracies of a classification, with the worst classes and the confusions."""
     title = {"zeroshot": "zero-shot scenes", "probe": "linear probe"}[task]
     lines = [f"{title + ', %':<20}{'top-1':>8}{'top-5':>8}{'by class':>10}"]
     figures = f"{report['top1']:>8.2f}{report['top5']:>8.2f}{report['mean_class_recall']:>10.2f}"
     lines.append(f"{'':<20}{figures}{interval(report, 'top1').replace('95 %', 'top-1 95 %')}")
     about = f"{report['images']} images, {len(report['classes'])} classes"
     if task == "probe":
-        lines.append(f"{about}, learned from {report['learned_from']} images, C = {report['C']:g}")
+        lines.append(f"{about}, trained on {report['learned_from']} images, C = {report['C']:g}")
     else:
         lines.append(f"{about}, {report['prompts']} prompts ({report['templates']})")
     worst = sorted(report["classes"].items(), key=lambda item: item[1]["recall"])[:5]
@@ -94,7 +94,7 @@ def classification_table(report: Mapping[str, Any], task: str) -> str:
 
 
 def hit_table(hits: Sequence[Hit]) -> str:
-    """Hits as ``rank score scene key where``."""
+    """Returns a table of hits: ``rank score scene key where``."""
     rows = [("rank", "score", "scene", "key", "where")]
     rows += [
         (str(hit.rank), f"{hit.score:.4f}", *map(one_line, (hit.label or "-", hit.key, hit.where))) for hit in hits

@@ -1,4 +1,4 @@
-"""Zero-shot scene classification: an image belongs to the class whose prompts it is most like.
+"""Zero-shot scene classification: the predicted class of an image is the one with the most similar prompts.
 
     names = class_names(["denseresidential", "SeaLake"])      # ["dense residential", "sea lake"]
     prompts = class_prompts(["airport"], "clip")              # [["satellite imagery of airport.", ...]]
@@ -6,9 +6,9 @@
     report, predicted = zero_shot_report(images, labels, classes, heads, resamples=1000)
 
 A class's feature is the normalised mean of its prompts' normalised features (Radford et al. 2021, section 3.1.4).
-Template sets: ``clip`` has the 18 that CLIP was evaluated with on RESISC45; ``remoteclip`` the one that RemoteCLIP's
-paper gives, "a satellite photo of {}."; ``scenes`` those that label-only training images were captioned with
-(data_shards/sources/templates.py), with every wording of a scene; else a text file with one template a line.
+Template sets: ``clip`` has the 18 templates of CLIP's evaluation on RESISC45; ``remoteclip`` has that of the RemoteCLIP
+paper, "a satellite photo of {}."; ``scenes`` has those that caption label-only training images
+(data_shards/sources/templates.py), with every wording of a scene. A text file with one template per line works too.
 """
 
 from __future__ import annotations
@@ -45,14 +45,13 @@ CONFUSIONS = 20
 
 
 def class_names(labels: Iterable[str], file: str | None = None) -> list[str]:
-    """Classes as words, from the names that data sets give their folders.
+    """Returns class names as words, from the folder names of data sets.
 
-    ``BaseballField``, ``baseball_field`` and ``baseballfield`` are all "baseball field"; the last is split where both
-    parts are words of the scenes in sources/templates.py. ``file`` is a JSON object of label -> name, which goes
-    first.
+    ``BaseballField``, ``baseball_field`` and ``baseballfield`` all become "baseball field". The last is split if both
+    parts are words of the scenes in sources/templates.py. ``file`` is a JSON object of label -> name, which overrides.
 
     Raises:
-        ValueError: the file is no such object, or names a class that there is not.
+        ValueError: the file has another form, or names an unknown class.
     """
     given = read_names(Path(file)) if file else {}
     labels = list(labels)
@@ -70,7 +69,7 @@ def class_name(label: str) -> str:
 
 @cache
 def split_words(word: str) -> tuple[str, ...]:
-    """A word that runs together, as its words; itself where it is one, or cannot be split. The fewest words win."""
+    """Splits a compound into known words, as few as possible. Returns the word itself if that is impossible."""
     known = vocabulary()
     if word in known or len(word) < 2 * SHORTEST_WORD:
         return (word,)
@@ -84,7 +83,7 @@ def split_words(word: str) -> tuple[str, ...]:
 
 @cache
 def vocabulary() -> frozenset[str]:
-    """The words that scenes are described with."""
+    """Returns the words in the scene phrases of sources/templates.py."""
     words = {word for phrases in SCENES.values() for phrase in phrases for word in re.findall(r"[a-z]+", phrase)}
     words |= {word.removesuffix("s") for word in words if not word.endswith("ss")}
     return frozenset(word for word in words if len(word) >= SHORTEST_WORD)
@@ -96,12 +95,12 @@ def read_names(path: Path) -> dict[str, str]:
     except (OSError, ValueError) as error:
         raise ValueError(f"--class_names {path} cannot be read: {error}") from error
     if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
-        raise ValueError(f"--class_names {path}: an object of label: name was expected, both strings")
+        raise ValueError(f"--class_names {path} must hold a JSON object of label: name, both strings")
     return names
 
 
 def class_prompts(labels: Sequence[str], templates: str = "clip", file: str | None = None) -> list[list[str]]:
-    """The prompts of each class. Raises ValueError for a template without ``{}``, or with more in braces."""
+    """Returns the prompts of each class. Raises ValueError for a template without ``{}``, or with other braces."""
     if templates == "scenes":
         names = class_names(labels, file) if file else labels
         return [[text.format(scene=scene) for text in TEMPLATES for scene in scene_phrases(name)] for name in names]
@@ -111,7 +110,7 @@ def class_prompts(labels: Sequence[str], templates: str = "clip", file: str | No
 
 def read_templates(path: Path) -> list[str]:
     if not path.is_file():
-        raise ValueError(f"--templates {path}: no such file, and no set of templates: {', '.join([*SETS, 'scenes'])}")
+        raise ValueError(f"--templates {path} is neither a file nor one of {', '.join([*SETS, 'scenes'])}")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -119,16 +118,16 @@ def read_templates(path: Path) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in lines:
         if "{}" not in line:
-            raise ValueError(f"--templates {path}: '{line}' has no {{}} where the class name goes")
+            raise ValueError(f"--templates {path}: '{line}' has no {{}} for the class name")
         if re.search(r"[{}]", line.replace("{}", "")):
-            raise ValueError(f"--templates {path}: '{line}' has more in braces than the {{}} of the class name")
+            raise ValueError(f"--templates {path}: '{line}' has other braces besides the {{}} for the class name")
     if not lines:
-        raise ValueError(f"--templates {path} is empty: write one template a line, with {{}} for the class name")
+        raise ValueError(f"--templates {path} is empty: write one template per line, with {{}} for the class name")
     return lines
 
 
 def class_features(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> Tensor:
-    """(C, d) float32: the normalised mean of each class's prompts. ValueError where a feature is not finite."""
+    """Returns the normalised mean of each class's prompts, (C, d) float32. Raises ValueError if one is not finite."""
     flat = [text for texts in prompts for text in texts]
     rows = []
     for start in range(0, len(flat), BATCH):
@@ -143,11 +142,10 @@ def class_features(encoder: Encoder, prompts: Sequence[Sequence[str]]) -> Tensor
 def zero_shot_report(
     images: Tensor, labels: Tensor, classes: list[str], heads: Tensor, resamples: int, seed: int = 0
 ) -> tuple[dict[str, Any], NDArray[np.int64]]:
-    """Accuracies in percent: ``top1``, ``top5``, ``mean_class_recall``; ``intervals``, ``classes``, ``confusions``.
+    """Returns the report and the predicted class of each labelled image.
 
-    Beside the report the class given to each image that has a label.
-
-    Classes whose prompts give the same feature are a tie, and count as its expectation over random order.
+    The report has accuracies in percent, ``top1``, ``top5`` and ``mean_class_recall``, and ``intervals``, ``classes``
+    and ``confusions``. Classes with equal features are a tie, which counts as the expectation over random orders.
 
     Args:
         images: (I, d) L2-normalised
@@ -165,7 +163,9 @@ def zero_shot_report(
 
 
 def top_hits(scores: Tensor, wanted: Tensor) -> dict[str, NDArray[np.float64]]:
-    """``top1`` and ``top5``: the probability (I,) that an image's own class is among the first, ties at random.
+    """Returns ``top1`` and ``top5``: the probability (I,) that an image's own class is among the first 1 or 5.
+
+    Ties are in random order.
 
     Args:
         scores: (I, C) float64
@@ -185,9 +185,20 @@ def classification_report(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """From the success of each image (I,) at each k, the class given to each and its own.
+    """Returns the report of a classification.
 
-    ``classes`` of the report: images and top-1 recall of each; ``confusions``: [class, taken for, images], most first.
+    ``classes`` has images and top-1 recall of each class; ``confusions`` has [class, predicted class, images], the
+    largest first.
+
+    Args:
+        top: for each k: the success (I,) of each image
+        predicted, wanted: (I,) predicted class and class of each image
+        classes: names
+        resamples: of the bootstrap, 0 for none
+        seed: of the bootstrap
+
+    Raises:
+        ValueError: no image has a label
     """
     if not len(wanted):
         raise ValueError("no image has a scene label: name the folders by scene, or give labels in the annotation")
