@@ -1,4 +1,4 @@
-"""The configuration layer: nearest keys, who wins over whom, round trips, the launcher's --local_rank."""
+"""Options: nearest keys, precedence, types in YAML, round trips, the launcher's --local_rank."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Config:
     """Train a thing.
 
     Args:
-        dir: where it writes
+        dir: folder to write
         shards: one pattern or several
         dry_run: print only
         preset: size
@@ -207,7 +207,7 @@ def test_local_rank_of_the_launcher(monkeypatch: pytest.MonkeyPatch, words: list
     assert os.environ["LOCAL_RANK"] == "3"
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert without_local_rank(words) == ["--dir", "d"]
-    assert os.environ["LOCAL_RANK"] == "1", "what is set already stays"
+    assert os.environ["LOCAL_RANK"] == "1", "a set variable stays"
 
 
 def test_dashes_and_flags() -> None:

@@ -1,4 +1,4 @@
-"""The demo as a user runs it, on few scenes: every step for real, the report, and what is said when a step fails."""
+"""The demo as a user runs it, on few scenes: every step, the report, and the message of a step that fails."""
 
 from __future__ import annotations
 

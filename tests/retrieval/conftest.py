@@ -1,4 +1,4 @@
-"""Fixtures of this folder. They stand in a module of its own name, for every folder has a conftest."""
+"""Fixtures of this folder. They are in a module with a unique name, because every folder has a conftest."""
 
 from small_galleries import one_thread, test_set
 

@@ -1,4 +1,4 @@
-"""A small test set in every form that `--data` takes, and a random PriorCLIP exported the way training exports it."""
+"""A small test set in every form of `--data`, and a random PriorCLIP, exported as training exports it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIDE = 48
 
 @dataclass(frozen=True)
 class TestSet:
-    """Files on the disk."""
+    """Paths of the files."""
 
     __test__ = False
 
@@ -38,7 +38,7 @@ class TestSet:
 
 
 def picture(seed: int) -> Image.Image:
-    """Blobs of random colours: as unlike the next one as pictures can be."""
+    """Blobs of random colours, so that pictures differ strongly."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((SIDE + 10, SIDE), Image.Resampling.BICUBIC)
@@ -57,7 +57,7 @@ def write_karpathy(path: Path, entries: list[dict]) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Models this small are slower on many threads, most of all beside other work."""
+    """Small models are slower on many threads, above all on a busy machine."""
     threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -68,7 +68,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def test_set(tmp_path_factory: pytest.TempPathFactory) -> TestSet:
-    """24 test images with 1 to 6 captions each, 6 training images; the shards hold the test images in their order."""
+    """24 test images with 1 to 6 captions each, 6 training images. The shards hold the test images in order."""
     folder = tmp_path_factory.mktemp("retrieval")
     entries = []
     for number in range(30):

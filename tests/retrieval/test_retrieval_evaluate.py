@@ -1,4 +1,4 @@
-"""`retrieval evaluate`: figures against an independent recall, every form of input, bad images, errors."""
+"""`retrieval evaluate`: figures compared with an independent recall, every form of input, bad images, errors."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def recall_figures(report: dict) -> dict[str, float]:
 
 
 def slow_recall(similarity: list[list[float]], owner: list[int], ways=("i2t", "t2i")) -> dict[str, float]:
-    """The field's protocol as it is told: sort the answers of each query, look for the first right one.
+    """The protocol of the field: sort the answers of each query and find the first right one.
 
     ``similarity[i][t]`` of image i and caption t, ``owner[t]`` the image of caption t.
     """
@@ -62,7 +62,7 @@ def slow_recall(similarity: list[list[float]], owner: list[int], ways=("i2t", "t
 
 
 def features(test_set: TestSet, entries: list[dict]) -> tuple[list[list[float]], list[int]]:
-    """Similarities of the test images and captions, each encoded alone, without this package's batches."""
+    """Similarities of test images and captions, each encoded alone, without the batches of this package."""
     from priorclip.data_shards.images.transforms import eval_transform
 
     encoder = Encoder.load(test_set.export, "cpu")
@@ -270,7 +270,7 @@ def test_help_is_quick_and_loads_no_torch() -> None:
         [sys.executable, "-X", "importtime", "-m", "retrieval", "--help"],
         cwd=ROOT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # processor seconds: other work must not fail this
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)  # processor seconds, so that a busy machine does not matter
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
     assert done.returncode == 0
     assert all(command in done.stdout for command in ("evaluate", "index", "search", "serve"))

@@ -1,4 +1,4 @@
-"""`retrieval index` and `search`: exact ranking, images found again, refusal to mix or overwrite."""
+"""`retrieval index` and `search`: exact ranking, images are found again, models do not mix, nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_search_errors(test_set: TestSet, built: EmbeddingIndex, capsys: pytest.
 
 
 def exit_code(*words: str) -> int | str | None:
-    """Of the command; one whose options are wrong leaves as argparse does, one that fails at work returns."""
+    """The exit code of the command. Wrong options raise SystemExit, other errors return the code."""
     try:
         return main(words)
     except SystemExit as error:

@@ -1,4 +1,4 @@
-"""Bootstrap intervals: against resampling in full, against scipy's, and whether they hold what they should."""
+"""Bootstrap intervals: compared with full resampling and with scipy, and their coverage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from priorclip.retrieval.bootstrap import bootstrap_intervals
 
 
 def test_equals_resampling_images_with_their_captions_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same draws, with the queries of each drawn image written out once for each time it was drawn."""
+    """The same draws, with the queries of an image repeated for each time that it is drawn."""
     monkeypatch.setattr(module, "CELLS", 37)  # a few resamples at a time
     rng = np.random.default_rng(0)
     counts = [3, 0, 1, 5, 2, 2]
@@ -39,7 +39,7 @@ def test_equals_scipys_bootstrap_where_an_image_is_one_query() -> None:
 
 
 def test_captions_of_an_image_count_as_one_draw() -> None:
-    """Ten equal captions an image say no more than one: the interval must not shrink."""
+    """Ten equal captions of an image say no more than one, so the interval must not shrink."""
     values = (np.random.default_rng(2).random(60) < 0.5).astype(float)
     one = bootstrap_intervals({"t2i_r1": (values, np.arange(60))}, 60)["t2i_r1"]
     ten = bootstrap_intervals({"t2i_r1": (np.repeat(values, 10), np.repeat(np.arange(60), 10))}, 60)["t2i_r1"]
@@ -48,7 +48,7 @@ def test_captions_of_an_image_count_as_one_draw() -> None:
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
-    """Test sets of 100 images with 3 captions that stand or fall together for the most part."""
+    """Test sets of 100 images with 3 captions whose success is strongly correlated."""
     rng = np.random.default_rng(3)
     held = 0
     for _ in range(200):

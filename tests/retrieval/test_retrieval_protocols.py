@@ -1,4 +1,4 @@
-"""Recall against the field's protocols, each written anew from its public description; and how they differ on ties.
+"""Recall compared with the protocols of the field, each rewritten from its description, and their ties.
 
 CLIP Benchmark (LAION), which RemoteCLIP's and PriorCLIP's evaluations call: a query counts where a right answer is
 among the k of highest score, as torch.topk gives them. X-VLM's, which PIR builds on: all answers are sorted, and the
@@ -24,7 +24,7 @@ KS = (1, 5, 10)
 
 
 def clip_benchmark(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor) -> dict[str, float]:
-    """The share of queries with one positive or more among the k of highest score."""
+    """The share of queries with at least one positive among the k highest scores."""
     scores = texts @ images.T
     positive = torch.zeros_like(scores, dtype=torch.bool)
     positive[torch.arange(len(texts)), owner] = True
@@ -37,7 +37,7 @@ def clip_benchmark(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tenso
 
 
 def xvlm(images: torch.Tensor, texts: torch.Tensor, owner: torch.Tensor) -> dict[str, float]:
-    """The best place of an image's texts in the sorted scores; the place of a text's image."""
+    """The best rank of an image's texts in the sorted scores, and the rank of a text's image."""
     scores = (images @ texts.T).numpy()
     text_places, image_places = [], []
     for image, row in enumerate(scores):
@@ -83,11 +83,11 @@ def test_with_ties_ours_is_the_mean_of_theirs_over_the_orders_of_the_test_set(pr
     for name, expected in ours.items():
         values = np.array([figures[name] for figures in drawn])
         assert abs(values.mean() - expected) <= 4 * values.std() / 20 + 1e-9, name
-    assert len({figures["i2t_r1"] for figures in drawn}) > 1  # theirs depends on the order
+    assert len({figures["i2t_r1"] for figures in drawn}) > 1  # their figure depends on the order
 
 
 def test_published_rows_add_up_and_name_their_source() -> None:
-    """Each row's mean is that of its six figures, but for one that its table prints otherwise."""
+    """The mean of each row is that of its six figures, except one that its table prints differently."""
     import yaml
 
     tables = yaml.safe_load(FILE.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Corruptions against references and by their properties; the command's cells against evaluating by hand; going on."""
+"""Corruptions compared with references; the command's cells compared with an evaluation by hand; resuming."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_a_stopped_run_goes_on_and_measures_nothing_twice(
 def test_models_that_share_encoders_encode_an_image_once(
     test_set: TestSet, exports: list[Path], tmp_path: Path
 ) -> None:
-    """Another head on the same encoders: its recall is what it is without memory, and the memory does not grow."""
+    """Another head on the same encoders has the same recall with the cache, and the cache does not grow."""
     head = Path(shutil.copytree(exports[0], tmp_path / "head"))
     weights = load_file(head / "model.safetensors")
     weights["image_projection.weight"] = weights["image_projection.weight"].flip(0)
@@ -215,7 +215,7 @@ def test_command_takes_models_with_blanks_between_and_names_what_is_wrong(
     models = ["--models", f"seed={exports[0]}", f"seed={exports[1]}"]
     words = ["robustness", *models, *data, "--corruptions", "captions", "--caption-shares", "0.25", "--limit", "8"]
     assert main(words) == 0
-    assert " ± " in capsys.readouterr().out  # two of one name
+    assert " ± " in capsys.readouterr().out  # two models of one name
     words = ["--models", f"one={exports[0]}", *data, "--limit", "8", "--corruptions", "captions,blur"]
     assert main(["robustness", *words, "--severities", "5", "5", "--caption-shares", "0.255", "0.25", "0.255"]) == 0
     table = capsys.readouterr().out
@@ -270,7 +270,7 @@ def test_features_are_encoded_once_and_anew_when_anything_changes(
         report = evaluate(EvaluateConfig(data=str(renamed), features=str(tmp_path), bootstrap=0, **values))
         classes[place] = set(report["classes"])
     assert classes[0] ^ classes[1] == {"quarry", "airport"}
-    run()  # the file's time is another now
+    run()  # the file has a new time
     damaged = max(tmp_path.glob("*.safetensors"), key=lambda file: file.stat().st_mtime_ns)
     damaged.write_bytes(damaged.read_bytes()[:200])
     with pytest.raises(ValueError, match=rf"{damaged.name} cannot be read .*remove it"):

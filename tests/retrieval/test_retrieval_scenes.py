@@ -1,4 +1,4 @@
-"""Scene classification: prompts against open_clip's own zero-shot head, the probe against scikit-learn's search."""
+"""Scene classification: prompts compared with open_clip's zero-shot head, the probe with scikit-learn's search."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ OTHER_NAMES = (
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scene folders as AID's, in two splits: 48 images whose colour tells the scene, and a file that macOS leaves."""
+    """Scene folders like AID's, in two splits: 48 images whose colour shows the scene, and a file of macOS."""
     root = tmp_path_factory.mktemp("scenes")
     for number in range(48):
         scene = number % len(SCENES)
@@ -171,7 +171,7 @@ def test_a_probe_learns_from_one_folder_and_is_tested_on_another(
     options = {"tasks": "probe,zeroshot", "features": str(tmp_path / "features"), "confusions": str(sheet)}
     report = evaluate(config(test_set, scenes, split="test", probe_data=str(scenes / "train"), **options))
     assert (report["images"], report["split"], report["probe"]["learned_from"]) == (20, "test", 28)
-    assert report["probe"]["top1"] > 60  # 25 by chance: the colours tell
+    assert report["probe"]["top1"] > 60  # chance is 25; the colours show the scene
     assert "mean_recall" not in report
     assert Image.open(sheet).width > 300
     spelt = tmp_path / "spelt"

@@ -1,4 +1,4 @@
-"""`retrieval serve` over real sockets: the page, searches, images, and what it must not give away."""
+"""`retrieval serve` over real sockets: the page, searches, images, and requests that it must refuse."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def server(test_set: TestSet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SearchServer]:
-    """Serves PNGs, a TIFF that no browser shows, and a file that is deleted; its JSON has markup in its name."""
+    """Serves PNGs, a TIFF that browsers cannot show, and a deleted file. The JSON has markup in its name."""
     folder = tmp_path_factory.mktemp("<b>served")
     entries = []
     for number, name in enumerate(["a.png", "b.png", "c.tif", "gone.png"]):
@@ -112,7 +112,7 @@ def test_a_belief_map_is_the_image_repainted(server: SearchServer) -> None:
     assert (answer.status, answer.headers["Content-Type"]) == (200, "image/jpeg")
     painted = np.asarray(Image.open(io.BytesIO(body)), dtype=float)
     assert painted.shape == (64, 64, 3)
-    assert np.abs(painted - np.asarray(server.searcher.belief(1, 64))).mean() < 8  # but for the JPEG
+    assert np.abs(painted - np.asarray(server.searcher.belief(1, 64))).mean() < 8  # the difference of the JPEG
     plain = np.asarray(Image.open(io.BytesIO(ask(server, "/image/1?side=64")[1])), dtype=float)
     assert np.abs(painted - plain).mean() > 20
     assert re.search(r'<label [^>]*><input type="checkbox" id="belief">', ask(server, "/")[1].decode())
@@ -182,7 +182,7 @@ def test_a_browser_that_goes_away_leaves_no_traceback(server: SearchServer, caps
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
     connection.sendall(b"GET /search?text=river HTTP/1.1\r\nHost: x\r\n\r\n")
     connection.close()
-    assert ask(server, "/")[0].status == 200  # by now the other one is answered too, or being answered
+    assert ask(server, "/")[0].status == 200  # the other request is answered or in work
     deadline = time.monotonic() + 30
     while server._open and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -252,8 +252,8 @@ def test_the_command_serves_until_interrupted(server: SearchServer) -> None:
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
         connection.request("GET", "/search?image=2&k=1")
         assert json.loads(connection.getresponse().read())["hits"][0]["row"] == 2
-        process.send_signal(signal.SIGINT)  # with the connection kept open, as browsers do
-        assert process.wait(120) == 0  # torch takes its time to unload on a busy machine
+        process.send_signal(signal.SIGINT)  # the connection stays open, as in browsers
+        assert process.wait(120) == 0  # torch unloads slowly on a busy machine
         connection.close()
     finally:
         process.kill()
