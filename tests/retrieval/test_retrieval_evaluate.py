@@ -36,7 +36,7 @@ def config(test_set: TestSet, **changes) -> EvaluateConfig:
     return EvaluateConfig(**(values | {"device": "cpu", "batch_size": 7} | changes))
 
 
-def recall_figures(report: dict) -> dict[str, float]:
+def six_recalls(report: dict) -> dict[str, float]:
     return {name: report[name] for name in FIGURES}
 
 
@@ -100,7 +100,7 @@ def test_figures_equal_a_slow_recall_on_features_encoded_one_by_one(test_set: Te
     report = evaluate(config(test_set))
     entries = [entry for entry in test_set.entries() if entry["split"] == "test"]
     expected = slow_recall(*features(test_set, entries))
-    assert recall_figures(report) == pytest.approx(expected, abs=1e-9)
+    assert six_recalls(report) == pytest.approx(expected, abs=1e-9)
     assert 0 < report["mean_recall"] < 100
 
 
@@ -108,7 +108,7 @@ def test_figures_equal_the_evaluation_while_training(test_set: TestSet) -> None:
     encoder = Encoder.load(test_set.export, "cpu")
     records = karpathy(test_set.json, test_set.images, "test")
     batches = eval_batches(records, encoder.tokenizer, encoder.image_size, 5)
-    assert recall_figures(evaluate(config(test_set))) == pytest.approx(
+    assert six_recalls(evaluate(config(test_set))) == pytest.approx(
         evaluate_retrieval(encoder, batches, torch.device("cpu")), abs=1e-9
     )
 
@@ -117,7 +117,7 @@ def test_shards_give_the_figures_of_the_karpathy_json(test_set: TestSet) -> None
     expected = evaluate(config(test_set))
     packed = evaluate(config(test_set, data=str(test_set.shards), images=None, workers=1))
     pattern = evaluate(config(test_set, data=f"{test_set.shards}/test-{{000000..000002}}.tar", images=None))
-    assert recall_figures(packed) == recall_figures(pattern) == recall_figures(expected)
+    assert six_recalls(packed) == six_recalls(pattern) == six_recalls(expected)
     assert packed["chance"] == expected["chance"]
     assert (packed["images"], packed["captions"], packed["split"]) == (24, 84, "all")
 
@@ -159,7 +159,7 @@ def test_bad_images_are_listed_and_leave_the_test_with_their_captions(test_set: 
 
     good = [entry for n, entry in enumerate(entries) if n not in (0, 3, 7, 13)]
     smaller = evaluate(config(test_set, data=str(write_karpathy(tmp_path / "good.json", good))))
-    assert recall_figures(report) == pytest.approx(recall_figures(smaller), abs=1e-9)
+    assert six_recalls(report) == pytest.approx(six_recalls(smaller), abs=1e-9)
     assert report["chance"] == smaller["chance"]
     assert (report["images"], report["captions"]) == (smaller["images"], smaller["captions"])
 
@@ -191,7 +191,7 @@ def test_limit_takes_the_first_images_of_files_and_shards(test_set: TestSet) -> 
     files = evaluate(config(test_set, limit=9))
     shards = evaluate(config(test_set, data=str(test_set.shards), images=None, limit=9))
     assert files["images"] == shards["images"] == 9
-    assert recall_figures(files) == recall_figures(shards)
+    assert six_recalls(files) == six_recalls(shards)
 
 
 def test_reduced_precision_is_near(test_set: TestSet) -> None:
@@ -229,14 +229,17 @@ def test_errors_name_what_is_wrong_and_what_to_do(
     model, data, images = str(test_set.export), str(test_set.json), str(test_set.images)
     shards = str(test_set.shards)
     cases = [
-        (("nothing.json", images, model), ("nothing.json", "no such file")),
+        (("nothing.json", images, model), ("nothing.json", "does not exist")),
         ((data, None, model), ("--images DIR",)),
-        ((data, "nowhere", model), ("--images nowhere", "no such folder")),
-        ((data, str(tmp_path / "empty"), model), ("none of the 24 images", "harbour_0.png", "relative to")),
+        ((data, "nowhere", model), ("--images nowhere", "does not exist")),
+        (
+            (data, str(tmp_path / "empty"), model),
+            ("none of the 24 images", "harbour_0.png", "contains these file names"),
+        ),
         ((str(tmp_path / "broken.json"), images, model), ("broken.json", "not a Karpathy JSON")),
         ((str(tmp_path / "nofile.json"), images, model), ("nofile.json", "'filename'")),
         ((f"{shards}/manifest.json", images, model), ("manifest", f"--data {shards}")),
-        ((shards, images, model), ("--images", "hold the images")),
+        ((shards, images, model), ("--images", "holds the images")),
         ((str(tmp_path / "empty"), None, model), ("no tar",)),
         ((data, images, str(tmp_path / "empty")), ("no export folder", "config.json")),
         ((data, images, str(tmp_path / "scene")), ("SceneClassifier", "no text encoder")),

@@ -74,10 +74,10 @@ def test_templates(tmp_path: Path) -> None:
     (tmp_path / "names.json").write_text('{"SeaLake": "lake or sea"}')
     assert class_names(["SeaLake", "River"], str(tmp_path / "names.json")) == ["lake or sea", "river"]
     (tmp_path / "bad.txt").write_text("nothing to fill\n")
-    with pytest.raises(ValueError, match=r"has no \{\} where"):
+    with pytest.raises(ValueError, match=r"has no \{\} for the class name"):
         class_prompts(["mine"], str(tmp_path / "bad.txt"))
     (tmp_path / "bad.txt").write_text("a {} of {class}\n")
-    with pytest.raises(ValueError, match=r"'a {} of {class}' has more in braces"):
+    with pytest.raises(ValueError, match=r"'a {} of {class}' has other braces"):
         class_prompts(["mine"], str(tmp_path / "bad.txt"))
     (tmp_path / "bad.txt").write_bytes(b"a {} at the caf\xe9\n")
     with pytest.raises(ValueError, match=r"bad\.txt is not UTF-8 text"):
@@ -196,9 +196,9 @@ def test_errors_name_what_is_wrong(test_set: TestSet, scenes: Path, capsys: pyte
             [str(scenes / "test"), "--tasks", "probe", "--probe_data", str(scenes / "train" / "Forest")],
             "no image of Harbour",
         ),
-        ([str(scenes), "--tasks", "probe", "--probe_data", str(scenes / "test")], "has 20 of the images"),
+        ([str(scenes), "--tasks", "probe", "--probe_data", str(scenes / "test")], "has 20 images of the test set"),
         ([str(scenes), "--limit", "1", "--tasks", "probe", "--train_share", "0.9"], "leaves no image to test"),
-        ([str(scenes), "--tasks", "zeroshot", "--confusions", str(scenes)], "is a folder: name the picture"),
+        ([str(scenes), "--tasks", "zeroshot", "--confusions", str(scenes)], "is a folder: name a file"),
         ([str(scenes), "--tasks", "zeroshot", "--features", str(test_set.json)], "is a file"),
         ([str(scenes), "--split", "val", "--tasks", "zeroshot"], "no sub-folder"),
         ([str(scenes), "--tasks", "zeroshot", "--templates", "nothing.txt"], "nothing.txt"),
