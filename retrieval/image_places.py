@@ -111,5 +111,8 @@ def check_shard(tar: Path) -> Path:
 
 @lru_cache(maxsize=256)
 def open_shard(shard: str | Path) -> ShardSet:
-    """Opens one shard. A Path is exactly this file; only a URL of the user is a text."""
-    return ShardSet([shard])
+    """Opens one shard. A Path is exactly this file; only a URL of the user is a text. Raises OSError, BadSample."""
+    try:
+        return ShardSet([shard])
+    except ValueError as error:
+        raise BadSample("shard cannot be read", str(error)) from error
