@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 HELD = re.compile(r"GLOBAL (\S+)")
 
@@ -54,7 +54,7 @@ def only_safe_loads() -> Iterator[None]:
             raise UnsafeFile(refusal(file, str(error))) from None
 
     with torch.serialization.safe_globals(deepspeed_classes()):
-        torch.load = load
+        torch.load = cast(Any, load)
         try:
             yield
         finally:
