@@ -1,4 +1,4 @@
-"""Fixtures that several test folders share. They are in modules of their own, because every folder has a conftest."""
+"""Fixtures that several test folders share. They have their own modules, because tests import functions from them."""
 
 from real_trainings import basic, data, prior, stage_one
 from toy_launches import toys

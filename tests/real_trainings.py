@@ -1,4 +1,4 @@
-"""Shards, tokenizer and launching for tests that train for real."""
+"""Shards, tokenizer and commands for tests that run real trainings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from priorclip.common.launching import launch_command
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, HELD_OUT = 96, 24
 
-# A plain ViT, which has no batch statistics: what ranks compute together is what one process computes alone.
+# A plain ViT has no batch statistics, so several ranks compute the same as one process.
 VIT = ["--model.vision.name", "vit_tiny_patch16_224", "--model.vision.kwargs",
        '{"img_size": 48, "patch_size": 12, "embed_dim": 48, "depth": 2, "num_heads": 3}']  # fmt: skip
 SMALL = ["--data.image_size", "48", "--model.vision.image_size", "48", "--model.prior.image_size", "48"]
@@ -33,7 +33,7 @@ def environment() -> dict[str, str]:
 
 
 def run(*words: object, ranks: int = 0, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """``python -m WORDS``, or with ranks ``deepspeed --num_gpus RANKS --module WORDS``."""
+    """Runs ``python -m WORDS``, or ``deepspeed --num_gpus RANKS --module WORDS`` if ``ranks`` is given."""
     module, *arguments = map(str, words)
     command = launch_command(module, arguments, ranks)
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
@@ -41,20 +41,21 @@ def run(*words: object, ranks: int = 0, timeout: float = 240) -> subprocess.Comp
 
 
 def run_well(*words: object, ranks: int = 0) -> str:
+    """Runs the command as ``run`` does. Returns its stdout; fails if its exit code is not 0."""
     done = run(*words, ranks=ranks)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 
 
 def metrics(folder: Path, name: str) -> dict[int, float]:
-    """A figure of metrics.jsonl by step."""
+    """Returns a figure of metrics.jsonl by step."""
     records: list[dict[str, Any]] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return {record["step"]: record[name] for record in records if name in record}
 
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Packed scenes: ``train``, ``held-out`` and a ``tokenizer``."""
+    """Packed synthetic scenes: ``train``, ``held-out``, and a ``tokenizer``."""
     folder = tmp_path_factory.mktemp("data")
     drawn = ["data_shards", "pack", "--source", "synthetic", "--size", 48, "--workers", 1, "--shard-size", 40]
     run_well(*drawn, "--count", IMAGES, "--output", folder / "train")
@@ -66,7 +67,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def basic(data: Path) -> list[object]:
-    """Options that every training here shares."""
+    """Options of every training."""
     return ["--data.shards", data / "train", "--data.workers", 0, "--run.log_every", 1, "--run.progress", "false",
             "--run.optimizer.lr", "1e-3", "--evaluation.shards", data / "held-out"]  # fmt: skip
 

@@ -33,17 +33,18 @@ from priorclip.pretrain.commands import PretrainConfig, model_defaults
 
 
 def parsed(words: list[str]):
-    """The configuration that a command of a sweep is run with."""
+    """Returns the configuration of a command of a sweep."""
     if words[0] == "pretrain":
         return parse(PretrainConfig, words[1:], prog="pretrain", defaults=model_defaults)
     return parse_command(COMMANDS, words[1:], prog="finetune", defaults=DEFAULTS)[1]
 
 
+# Configuration -> has its model belief? Several rows differ only in their losses.
 BUILT: dict[str, bool] = {}
 
 
-def build_and_ask(config: ModelConfig) -> bool:
-    """Whether the model of this configuration, which is built, has belief; several rows differ in their losses only."""
+def builds_with_belief(config: ModelConfig) -> bool:
+    """Builds the model of the configuration. Tells whether it has belief."""
     key = json.dumps(asdict(config), sort_keys=True)
     if key not in BUILT:
         with torch.device("meta"):
@@ -51,6 +52,7 @@ def build_and_ask(config: ModelConfig) -> bool:
     return BUILT[key]
 
 
+# Rows that need data that UC Merced does not have.
 RSICD = ("closed-full-rsicd", "open-soft-rsicd", "open-soft-ret2", "open-soft-ret3", "scene-prior", "prior-resnet18")
 
 
@@ -64,7 +66,7 @@ def test_every_experiment_parses_and_builds(name: str, data: str, tmp_path: Path
     places = load_data(data)
     for folder, words in commands_of(row, places, seed=3, run=tmp_path):
         at = words.index("--init_from") if "--init_from" in words else None
-        if at is not None:  # stage one's export, which is not there: its architecture
+        if at is not None:  # stage one's export does not exist: write its architecture
             first = parsed(commands_of(row, places, seed=3, run=tmp_path)[0][1])
             (tmp_path / "pretrain" / "export").mkdir(parents=True, exist_ok=True)
             values = {"format": 1, **json.loads(json.dumps(first.model, default=vars))}
@@ -74,14 +76,14 @@ def test_every_experiment_parses_and_builds(name: str, data: str, tmp_path: Path
         if hasattr(config, "model"):
             for encoder in (config.model.vision, config.model.prior, config.model.text):
                 encoder.weights = None
-            has_belief = build_and_ask(config.model)
+            has_belief = builds_with_belief(config.model)
             if config.model.kind == "prioritr":
                 assert has_belief == (config.model.pae.spatial_layers > 0)
             if has_belief and config.model.belief.mode == "hard":
                 assert 1 <= config.model.belief.k <= 49
 
 
-def test_every_experiment_says_what_it_reproduces_and_the_figure() -> None:
+def test_every_experiment_names_what_it_reproduces_and_the_figure() -> None:
     assert len(experiment_names()) > 30
     for name in experiment_names():
         row = load_experiment(name)
@@ -98,7 +100,7 @@ def test_every_experiment_says_what_it_reproduces_and_the_figure() -> None:
     assert wanted <= {name for each in families for name in each}
     for name in {name for each in families for name in each}:
         places = [row.families[name] for row in family(name)]
-        assert places == sorted(set(places)), f"two rows of {name} have one place"
+        assert places == sorted(set(places)), f"two rows of {name} have the same place"
         assert places[0] == 0, f"{name} has no baseline"
 
 
@@ -121,7 +123,7 @@ def test_places_and_options_are_filled_in(tmp_path: Path) -> None:
 
 
 def test_every_study_sets_its_level_and_nothing_else(tmp_path: Path) -> None:
-    """The configuration of each run is that of the experiment, but for the level; at level 0 it is the experiment's."""
+    """Each run has the configuration of the experiment, except the level. At level 0 both are equal."""
     assert set(study_names()) == {"caption-noise", "few-captions", "label-noise", "prior-noise"}
     data = load_data("ucmerced")
     for study in map(load_study, study_names()):
@@ -175,7 +177,7 @@ def test_every_study_sets_its_level_and_nothing_else(tmp_path: Path) -> None:
         (["prior-noise", "--rows", "[one-stage-no-prior,no-belief]"], "'prior-noise' has no 'no-belief'; its rows"),
     ],
 )
-def test_what_is_wrong_is_named(words: list[str], message: str) -> None:
+def test_an_error_is_named(words: list[str], message: str) -> None:
     done = run("finetune", "sweep", *words, "--dry-run")
     assert done.returncode != 0
     assert message in done.stderr + done.stdout
@@ -185,16 +187,16 @@ def test_what_is_wrong_is_named(words: list[str], message: str) -> None:
     ("content", "message"),
     [
         ("- 1", r"own.yaml: needs keys and values"),
-        ("places: [a]", "places are names"),
-        ("tokens: four", "tokens is how many"),
-        ("defaults: {closed: 3}", "defaults are options by command"),
+        ("places: [a]", "places must map names to values"),
+        ("tokens: four", "tokens must be the number of visual tokens"),
+        ("defaults: {closed: 3}", "defaults must be options by command"),
         ("options: {closd: {run: {epochs: 3}}}", "'closd' is no command; there are all, prior"),
-        ('places: {train: "{test}", test: "{train}", prior: x}', "that stand for each other"),
+        ('places: {train: "{test}", test: "{train}", prior: x}', "that refer to each other"),
         ("places: {test: x, train: y}\ndefaults: {closed: {data: {shards: z}}}", "would measure nothing"),
     ],
 )
-def test_what_is_wrong_in_a_data_file_is_named(content: str, message: str, tmp_path: Path) -> None:
-    """Before anything is run: some of it would be found out by the table at the end, or never."""
+def test_an_error_in_a_data_file_is_named(content: str, message: str, tmp_path: Path) -> None:
+    """Before the first training, because some errors would show only in the table at the end, or never."""
     (tmp_path / "own.yaml").write_text(content)
     options = {"data": {"shards": "{train}"}} if "each other" in message else {}
     config = SweepConfig("closed-full", data=str(tmp_path / "own.yaml"), options=options, output=str(tmp_path))

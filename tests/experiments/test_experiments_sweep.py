@@ -17,7 +17,7 @@ from priorclip.experiments.sweep import Command, find_repeated, finished, run_pl
 
 
 def test_a_run_that_failed_at_once_does_not_hold_its_folder(tmp_path: Path) -> None:
-    """A misspelt option leaves a folder with the words of the run in it; the same sweep with it mended goes on."""
+    """A misspelt option leaves a folder that holds the command. The sweep with the right option goes on there."""
     folder = tmp_path / "closed"
     folder.mkdir()
     (folder / "sweep.json").write_text(
@@ -30,7 +30,7 @@ def test_a_run_that_failed_at_once_does_not_hold_its_folder(tmp_path: Path) -> N
         finished(folder, mended)
 
 
-def test_one_pretraining_serves_all_rows_that_begin_with_it(tmp_path: Path) -> None:
+def test_rows_share_one_pretraining(tmp_path: Path) -> None:
     data = load_data("default")
 
     def plans(name: str) -> list[list[Command]]:
@@ -44,10 +44,10 @@ def test_one_pretraining_serves_all_rows_that_begin_with_it(tmp_path: Path) -> N
         for name in rows[1:]
         for seed in "01"
     }
-    assert not find_repeated(plans("belief-open")), "each is pretrained in its own way"
+    assert not find_repeated(plans("belief-open")), "each has its own pretraining"
     (tmp_path / rows[1] / "0" / "pretrain").mkdir(parents=True)
-    assert len(find_repeated(plans("open"))) == len(same) - 1, "one that has been run stays"
-    # The first has its report already: what the third takes from it is a link, and nothing is lost.
+    assert len(find_repeated(plans("open"))) == len(same) - 1, "a finished pretraining is not replaced"
+    # The first row has its report already: the third row gets a link to it, and nothing is deleted.
     (folder, words), (other, others) = plans("open")[0][0], plans("open")[2][0]
     (folder / "export").mkdir(parents=True)
     (folder / "report.json").write_text("{}")
@@ -57,14 +57,14 @@ def test_one_pretraining_serves_all_rows_that_begin_with_it(tmp_path: Path) -> N
         assert not run_plans(begun, SweepConfig("open", keep="report"), find_repeated(plans("open")))
         assert other.is_symlink()
         assert (other / "export").is_dir()
-    # So has a sweep of the third row alone, whose folder is that link.
+    # The same for a sweep of the third row alone, because its folder is that link.
     assert not run_plans({other: [(other, others)]}, SweepConfig("open"))
     with pytest.raises(ValueError, match="other options"):
         run_plans({other: [(other, [*others, "--run.epochs", "1"])]}, SweepConfig("open"))
 
 
-def test_a_study_runs_and_its_clean_level_is_the_family_not_run_twice(data: Path, prior: Path, tmp_path: Path) -> None:
-    """Two rows at two levels of caption noise, on drawn scenes, by a data file of its own."""
+def test_a_study_runs_and_shares_its_clean_level_with_the_family(data: Path, prior: Path, tmp_path: Path) -> None:
+    """Two rows at two levels of caption noise, on synthetic scenes, with its own data file."""
     places = {
         "places": {
             "train": str(data / "train"), "test": str(data / "held-out"), "prior": str(prior / "export"),
@@ -91,7 +91,7 @@ def test_a_study_runs_and_its_clean_level_is_the_family_not_run_twice(data: Path
     ]  # fmt: skip
     shown = run_well(*words, "--dry-run").splitlines()
     assert len(shown) == 4
-    assert all(shlex.split(line)[1:4] == ["-m", "finetune", "closed"] for line in shown)
+    assert all(shlex.split(line)[1:4] == ["-m", "priorclip.finetune", "closed"] for line in shown)
     run_well(*words)
     table = json.loads((tmp_path / "out" / "caption-noise.json").read_text())
     assert list(table["rows"]) == ["one-stage-no-prior", "one-stage-hard"]
@@ -118,7 +118,7 @@ def test_a_study_runs_and_its_clean_level_is_the_family_not_run_twice(data: Path
     assert [row["name"] for row in found["rows"]] == list(table["rows"])
     assert found["rows"][1]["figures"]["mean_recall"]["runs"] == table["rows"]["one-stage-hard"]["0"]["runs"]
 
-    # A level's prior is there for all its runs, though of what is done the reports alone are kept.
+    # --keep report keeps the prior of a level, because all runs of the level need it.
     recipe = {
         "run": {
             "dir": "none",

@@ -15,7 +15,7 @@ from priorclip.experiments.sweep_table import plus_minus, summary, write_table
 
 
 def test_spread_and_paired_differences(tmp_path: Path) -> None:
-    """Seeds that shift both rows alike: the paired difference has no spread."""
+    """Each seed shifts both rows by the same amount, so the paired difference has no spread."""
     rows = [load_experiment("closed-baseline"), load_experiment("closed-full"), load_experiment("closed-soft")]
     results = {
         rows[0].name: {s: {"mean_recall": 50.0 + s} for s in range(3)},
@@ -29,11 +29,11 @@ def test_spread_and_paired_differences(tmp_path: Path) -> None:
     write_table("t", rows, results, tmp_path, "a note", "the command")
     text = (tmp_path / "t.md").read_text()
     assert "| 56.5 ± 1.0 | +4.5 ± 0.0 | 3 |" in text
-    other = load_experiment("closed-full-rsicd")  # tested on other images: no difference to take
+    other = load_experiment("closed-full-rsicd")  # tested on other images, so there is no difference
     alone = summary(other, [rows[1], other], {**results, other.name: {1: {"mean_recall": 40.0}}})
     assert alone["difference"] is None
     assert plus_minus(alone["figures"]["mean_recall"]) == "40.0", "one run has no spread"
-    scenes = {**results, rows[2].name: {2: {"accuracy": 75.0}}}  # a prior in a family of models
+    scenes = {**results, rows[2].name: {2: {"accuracy": 75.0}}}  # a scene prior in a family of retrieval models
     assert summary(rows[2], rows, scenes)["difference"] is None
     write_table("mixed", rows, scenes, tmp_path, "", "the command")
     assert "|  | 75.0 |  | 1 |" in (tmp_path / "mixed.md").read_text()
@@ -44,7 +44,7 @@ def test_spread_and_paired_differences(tmp_path: Path) -> None:
 
 
 def test_a_study_pairs_seeds_at_each_level(tmp_path: Path) -> None:
-    """No prior loses 10 points a level and the prior 8, on splits that are 1 point apart; one run is missing."""
+    """A level costs 10 points without prior and 8 with it. The splits are 1 point apart; one run is missing."""
     study = Study("why", "noise", [0, 0.5], {"plain": "no prior", "soft": "soft belief"}, ["plain"], {}, name="noise")
     recall = {"plain": lambda place, seed: 70.0 - 10 * place + seed, "soft": lambda place, seed: 70 - 8 * place + seed}
     results = {
@@ -70,9 +70,9 @@ def test_a_study_pairs_seeds_at_each_level(tmp_path: Path) -> None:
 def test_a_cross_validation_is_one_figure() -> None:
     runs = {seed: {"mean_recall": float(seed), "classes": {}} for seed in (4, 5, 6, 7, 8)}
     config = SweepConfig(name="belief", seeds=6, first_seed=4, folds=3)
-    assert average_folds(runs, config) == {0: {"mean_recall": 5.0}}, "the second lacks a split"
+    assert average_folds(runs, config) == {0: {"mean_recall": 5.0}}, "the second cross-validation lacks a split"
     assert average_folds(runs, SweepConfig(name="belief", seeds=6, first_seed=4)) == runs
-    with pytest.raises(ValueError, match="--seeds 5 is no multiple of --folds 3"):
+    with pytest.raises(ValueError, match="--seeds 5 must be a multiple of --folds 3"):
         SweepConfig(name="belief", seeds=5, folds=3)
-    with pytest.raises(ValueError, match="--train 0 is a share"):
+    with pytest.raises(ValueError, match="--train 0 must be a share"):
         ResplitConfig(json="a.json", output="b", train=0)

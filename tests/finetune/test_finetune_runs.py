@@ -1,4 +1,4 @@
-"""The trainings after stage one for real: scene prior, stage two from a stage-one export, closed domain."""
+"""Real trainings after stage one: scene prior, stage two from a stage-one export, closed domain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from real_trainings import SMALL, metrics, run, run_well
 from safetensors.torch import load_file
 
 
-def test_prior_learns_scenes_and_plugs_in(prior: Path, stage_one: Path) -> None:
+def test_prior_learns_scenes_and_is_used_by_stage_one(prior: Path, stage_one: Path) -> None:
     accuracy = list(metrics(prior, "train/accuracy").values())
     assert accuracy[-1] > accuracy[0] + 0.2
     assert json.loads((prior / "report.json").read_text())["evaluation"]["accuracy"] > 100 / 24
@@ -21,9 +21,7 @@ def test_prior_learns_scenes_and_plugs_in(prior: Path, stage_one: Path) -> None:
     names = {name.removeprefix("backbone."): name for name in trained if name.startswith("backbone.model.")}
     assert names
     for inside, name in names.items():
-        assert torch.equal(trained[name], used[f"prior.{inside}"]), (
-            f"{inside}: a frozen prior must stay as it was trained"
-        )
+        assert torch.equal(trained[name], used[f"prior.{inside}"]), f"{inside}: a frozen prior must not change"
 
 
 def test_stage_two_starts_from_stage_one(stage_one: Path, basic: list[object], tmp_path: Path) -> None:
@@ -34,7 +32,7 @@ def test_stage_two_starts_from_stage_one(stage_one: Path, basic: list[object], t
         list(metrics(stage_one, "train/contrastive").values())[-1],
         metrics(tmp_path, "train/contrastive")[1],
     )
-    assert abs(first_of_two - last_of_one) < 0.6, "stage two must go on from the weights of stage one"
+    assert abs(first_of_two - last_of_one) < 0.6, "stage two must start from the weights of stage one"
     assert (tmp_path / "export" / "tokenizer.json").is_file()
     kept = json.loads((tmp_path / "export" / "config.json").read_text())
     assert kept["vision"]["name"] == "vit_tiny_patch16_224"
@@ -54,7 +52,7 @@ def test_closed_domain_trains_prior_itr(data: Path, basic: list[object], prior: 
     assert "mean_recall" in report["evaluation"]
 
 
-def test_a_scene_classifier_is_no_stage_one(prior: Path, basic: list[object], tmp_path: Path) -> None:
+def test_a_scene_classifier_cannot_start_stage_two(prior: Path, basic: list[object], tmp_path: Path) -> None:
     done = run("finetune", "instruct", *basic, "--init_from", prior / "export", "--run.dir", tmp_path)
     assert done.returncode == 2
     assert "--model.prior.weights" in done.stderr

@@ -1,4 +1,4 @@
-"""What `finetune prior` is made of: soft and mixed targets, the confusion matrix, and classes that must be known."""
+"""The parts of `finetune prior`: soft and mixed targets, the confusion matrix, the check of test classes."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from priorclip.training.config import RunConfig
 
 
 def batch(count: int) -> Tensor:
-    """Image i is 10 * i all over, so that what is mixed in can be told from the pixels."""
+    """Every pixel of image i is 10 * i, so the pixels show which images are mixed."""
     return (10 * torch.arange(count, dtype=torch.uint8))[:, None, None, None].expand(count, 3, 8, 8).contiguous()
 
 
-def test_smoothed_targets_are_torchs() -> None:
+def test_smoothed_targets_equal_those_of_torch() -> None:
     logits, labels = torch.randn(6, 5), torch.tensor([0, 4, -1, 2, 2, -1])
     images, soft = SceneTargets(5, mixup=0.0, cutmix=0.0, smoothing=0.1)(batch(6), labels)
     assert images.dtype == torch.uint8
     wanted = cross_entropy(logits, labels, ignore_index=-1, label_smoothing=0.1)
     torch.testing.assert_close(soft_cross_entropy(logits, soft), wanted)
-    assert soft_cross_entropy(logits, torch.zeros(6, 5)) == 0, "no label, no loss"
+    assert soft_cross_entropy(logits, torch.zeros(6, 5)) == 0, "without labels the loss is 0"
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, 1, 2], [3, -1, 0, 1, 2, -1, 1], [-1, 2, -1]])
-def test_mixed_pixels_and_targets_have_one_share(labels: list[int]) -> None:
-    """Of a pair (i, j) image i becomes share * i + (1 - share) * j, and its target likewise; the odd one stays."""
+def test_pixels_and_targets_are_mixed_by_the_same_share(labels: list[int]) -> None:
+    """In a pair (i, j), image i becomes share * i + (1 - share) * j. So does its target. An unpaired image stays."""
     mix = SceneTargets(4, mixup=1.0, cutmix=0.0, smoothing=0.0)
     torch.manual_seed(2)
     images, soft = mix(batch(len(labels)), torch.tensor(labels))
@@ -59,10 +59,10 @@ def test_mixed_pixels_and_targets_have_one_share(labels: list[int]) -> None:
     assert all(0 < share < 1 for share in shares)
     torch.manual_seed(2)
     again = mix(batch(len(labels)), torch.tensor(labels))
-    assert torch.equal(again[0], images), "the run's own seed decides"
+    assert torch.equal(again[0], images), "the same seed gives the same images"
 
 
-def test_confusion_is_scikit_learns(tmp_path: Path) -> None:
+def test_confusion_equals_that_of_scikit_learn(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     names = ["Sea Lake", "São Paulo", "never tested", "dense_residential"]
     labels = rng.choice([0, 1, 3], 60)

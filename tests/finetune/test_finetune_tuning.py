@@ -1,5 +1,7 @@
-"""What fine-tuning adds to a run, on two ranks under ZeRO 0 to 3, against one plain model: moving averages, best
-weights, early stopping, adapters, learning rates that fall with depth."""
+"""Parts of a run for fine-tuning, on two ranks under ZeRO 0 to 3, compared with plain torch on one process.
+
+Moving averages, best weights, early stopping, adapters, learning rates that fall with depth.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,12 @@ from priorclip.model.config import EncoderConfig, LoraConfig, ModelConfig, TextC
 from priorclip.training.config import AverageConfig, CheckpointConfig, EngineConfig, OptimizerConfig, RunConfig
 
 STEPS, RATE, DECAY = 5, 0.1, 0.6
-# A large eps, lest AdamW make steps of rounding errors where a gradient is zero.
+# A large eps, because AdamW would turn rounding errors of a zero gradient into steps.
 TUNING = OptimizerConfig(
     lr=0.01, layer_decay=0.5, eps=1e-3, schedule="constant", warmup=0, weight_decay=0.1, clip_grad_norm=0.0
 )
 ENGINES = [("fp32", 0), ("fp32", 1), ("fp32", 2), ("fp32", 3), ("bf16", 2), ("bf16", 3)]
-FIGURES = [5.0, 3.0, 2.0, 2.5, 2.0, 1.0]  # of six evaluations; a patience of 2 ends the run at the fifth
+FIGURES = [5.0, 3.0, 2.0, 2.5, 2.0, 1.0]  # of six evaluations; a patience of 2 stops the run at the fifth
 Facts = dict[str, Any]
 
 
@@ -39,7 +41,7 @@ def inputs() -> torch.Tensor:
 
 
 class Stream:
-    """One batch an epoch: the same two rows of each rank, and a position."""
+    """One batch an epoch, two rows for each rank. It can be saved and loaded."""
 
     def __init__(self, rank: int) -> None:
         self.rank, self.epoch = rank, 0
@@ -67,7 +69,7 @@ def two_ranks(rank: int, folder: str) -> None:
 
     disable_shared_memory_op()
     for precision, stage in ENGINES:
-        average_by_hand(rank, Path(folder), precision, stage)
+        train_with_averages(rank, Path(folder), precision, stage)
     for name, options in {
         "whole": {"max_steps": 6},
         "halves": {"max_steps": 3},
@@ -79,11 +81,11 @@ def two_ranks(rank: int, folder: str) -> None:
     whole_run(rank, Path(folder), "patient", "2", epochs=9, patience=2, export="best", evaluate_every=1)
     whole_run(rank, Path(folder), "patient", "2", epochs=9, patience=2, export="best", evaluate_every=1)
     for stage in range(4):
-        adapted(rank, Path(folder), stage)
+        train_adapted(rank, Path(folder), stage)
     dist.destroy_process_group()
 
 
-def average_by_hand(rank: int, folder: Path, precision: str, stage: int) -> None:
+def train_with_averages(rank: int, folder: Path, precision: str, stage: int) -> None:
     import deepspeed
 
     from priorclip.common.checkpoint_files import rank_file
@@ -108,30 +110,30 @@ def average_by_hand(rank: int, folder: Path, precision: str, stage: int) -> None
         averages.update()
     before = full_state_dict(engine)
     probe = inputs()[0].to(kind)
-    own = engine(probe).float().detach()
+    plain = engine(probe).float().detach()
     with averages.in_place():
         averaged = engine(probe).float().detach()
     after = full_state_dict(engine)
-    assert all(torch.equal(before[name], after[name]) for name in before), "training goes on from the same weights"
-    assert torch.equal(own, engine(probe).float().detach())
-    torch.save((averages.state_dict(), averaged, own), f"{folder}/{precision}-{stage}-{rank}.pt")
+    assert all(torch.equal(before[name], after[name]) for name in before), "in_place restores the weights"
+    assert torch.equal(plain, engine(probe).float().detach())
+    torch.save((averages.state_dict(), averaged, plain), f"{folder}/{precision}-{stage}-{rank}.pt")
     place = folder / f"{precision}-{stage}"
     place.mkdir(exist_ok=True)
     torch.save(averages.named(), place / rank_file("averages", rank))
     dist.barrier()
-    # Those of any ZeRO stage before this one, read into this one's pieces.
+    # The averages that this and the earlier ZeRO stages wrote.
     for other in (each for each in ENGINES[: ENGINES.index((precision, stage)) + 1] if each[0] == precision):
         assert averages.load(folder / f"{precision}-{other[1]}")
         read = averages.state_dict()
         written = torch.load(f"{folder}/{precision}-{other[1]}-{rank}.pt", weights_only=True)[0]
         assert all(torch.equal(read[name], written[name]) for name in written), (other, stage)
-    assert not averages.load(folder), "a folder without averages"
+    assert not averages.load(folder), "the folder has no averages"
     assert all(torch.equal(value, after[name]) for name, value in averages.state_dict().items())
     engine.destroy()
 
 
 def whole_run(rank: int, folder: Path, name: str, zero: str, **options: Any) -> None:
-    """A run through the shared loop; its exported weights and what it says of them are left in NAME.pt."""
+    """Runs the training loop. Writes the exported weights and their report to NAME.pt."""
     from priorclip.training.engine.build import build_engine, full_state_dict
     from priorclip.training.loop import train
     from priorclip.training.ranks.distributed import Rank
@@ -145,26 +147,26 @@ def whole_run(rank: int, folder: Path, name: str, zero: str, **options: Any) -> 
         optimizer=OptimizerConfig(lr=0.05, schedule="constant", warmup=0),
         engine=EngineConfig(zero=zero, global_batch=4, threads=1), **{"epochs": 6, "evaluate_every": 0, **options},
     )  # fmt: skip
-    me, stream = Rank(rank, 2, rank, torch.device("cpu")), Stream(rank)
-    prepare_folder(config, config, me)
+    own_rank, stream = Rank(rank, 2, rank, torch.device("cpu")), Stream(rank)
+    prepare_folder(config, config, own_rank)
     model = network()
     steps = total_steps(config, 1)
     groups = [{"params": list(model.parameters()), "weight_decay": 0.0}]
     engine = build_engine(model, groups, config, total_steps=steps, world_size=2)
-    seen: dict[int, dict[str, torch.Tensor]] = {}
+    evaluated: dict[int, dict[str, torch.Tensor]] = {}
 
     def step(engine: Any, batch: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         loss = engine(batch["rows"]).float().square().mean()
         return loss, {"mse": loss}
 
     def evaluate(engine: Any) -> dict[str, float]:
-        seen[engine.global_steps] = full_state_dict(engine)
+        evaluated[engine.global_steps] = full_state_dict(engine)
         return {"mse": FIGURES[engine.global_steps - 1]}
 
-    run = Run(config, me, engine, Task(model, groups, stream, step, evaluate, export=lambda *_: None))
+    run = Run(config, own_rank, engine, Task(model, groups, stream, step, evaluate, export=lambda *_: None))
     report = train(run)
     weights, facts = run.model_selection.export_weights()
-    torch.save((weights, facts, report["steps"], seen), f"{folder}/{name}-{rank}.pt")
+    torch.save((weights, facts, report["steps"], evaluated), f"{folder}/{name}-{rank}.pt")
     engine.destroy()
 
 
@@ -194,7 +196,7 @@ def adapted_loss(model: Any, rows: slice) -> torch.Tensor:
     return found["attribution_scale"] * 0.01 - found["logit_scale"] * alike
 
 
-def adapted(rank: int, folder: Path, stage: int) -> None:
+def train_adapted(rank: int, folder: Path, stage: int) -> None:
     from priorclip.model.lora import merge
     from priorclip.training.engine.build import build_engine, full_state_dict
 
@@ -218,7 +220,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("precision", "stage"), ENGINES)
-def test_averages_are_those_of_one_plain_model(precision: str, stage: int, runs: Path) -> None:
+def test_averages_equal_those_of_one_plain_model(precision: str, stage: int, runs: Path) -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     kept = ModelEmaV3(model, decay=DECAY)
@@ -229,17 +231,17 @@ def test_averages_are_those_of_one_plain_model(precision: str, stage: int, runs:
         kept.update(model, step=step + 1)
     tolerance = 1e-6 if precision == "fp32" else 5e-3
     for rank in range(2):
-        found, averaged, own = torch.load(runs / f"{precision}-{stage}-{rank}.pt", weights_only=True)
+        found, averaged, plain = torch.load(runs / f"{precision}-{stage}-{rank}.pt", weights_only=True)
         for name, value in kept.module.state_dict().items():
             assert torch.allclose(found[name], value, atol=tolerance), name
-            assert not torch.allclose(found[name], model.state_dict()[name], atol=1e-3), "averages lag behind"
+            assert not torch.allclose(found[name], model.state_dict()[name], atol=1e-3), "these are the weights"
         close = tolerance if precision == "fp32" else 3e-2
         assert torch.allclose(averaged, kept.module(inputs()[0]), atol=close)
-        assert not torch.equal(averaged, own)
+        assert not torch.equal(averaged, plain)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_resumed_run_exports_the_averages_of_the_whole_one(rank: int, runs: Path) -> None:
+def test_a_resumed_run_exports_the_same_averages(rank: int, runs: Path) -> None:
     whole, facts, steps, _ = torch.load(runs / f"whole-{rank}.pt", weights_only=True)
     assert (facts["exported_step"], steps) == (6, 6)
     same = torch.load(runs / f"halves-{rank}.pt", weights_only=True)[0]
@@ -250,7 +252,7 @@ def test_a_resumed_run_exports_the_averages_of_the_whole_one(rank: int, runs: Pa
 
 
 @pytest.mark.parametrize("name", ["whole", "other"])  # ZeRO 2 and ZeRO 3
-def test_a_checkpoint_is_exported_with_its_averages_as_the_run_exports_itself(name: str, runs: Path) -> None:
+def test_an_exported_checkpoint_equals_the_export_of_the_run(name: str, runs: Path) -> None:
     from priorclip.model.export.from_checkpoint import whole_state
 
     exported = torch.load(runs / f"{name}-0.pt", weights_only=True)[0]
@@ -260,11 +262,11 @@ def test_a_checkpoint_is_exported_with_its_averages_as_the_run_exports_itself(na
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_run_that_gets_no_better_ends_and_exports_its_best(rank: int, runs: Path) -> None:
-    """Evaluations see the averages; the weights of the third are exported; run again, it has ended already."""
-    weights, facts, steps, seen = torch.load(runs / f"patient-{rank}.pt", weights_only=True)
+def test_early_stopping_exports_the_best_weights(rank: int, runs: Path) -> None:
+    """Evaluations use the averages. The run exports the weights of the third. Started again, it has nothing to do."""
+    weights, facts, steps, evaluated = torch.load(runs / f"patient-{rank}.pt", weights_only=True)
     assert (steps, facts) == (5, {"exported_step": 3, "evaluation": {"mse": 2.0}})
-    assert not seen, "nothing was left to do"
+    assert not evaluated, "the second start evaluates nothing"
     assert {path.name for path in (runs / "patient" / "checkpoints").glob("step_*")} == {
         "step_00000003", "step_00000005",
     }  # fmt: skip
@@ -282,7 +284,7 @@ def test_a_run_that_gets_no_better_ends_and_exports_its_best(rank: int, runs: Pa
 
 
 @pytest.mark.parametrize("stage", range(4))
-def test_adapters_and_falling_rates_are_those_of_one_plain_model(stage: int, runs: Path) -> None:
+def test_adapters_and_falling_rates_equal_those_of_one_plain_model(stage: int, runs: Path) -> None:
     model, groups, _ = adapted_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.AdamW(groups, lr=TUNING.lr, betas=TUNING.betas, eps=TUNING.eps)
@@ -293,7 +295,7 @@ def test_adapters_and_falling_rates_are_those_of_one_plain_model(stage: int, run
     wanted = model.state_dict()
     moved = {name for name, value in wanted.items() if not torch.equal(value, before[name])}
     assert any("lora_B" in name and "visual" in name for name in moved), "adapters are trained"
-    assert not any("base_layer" in name for name in moved), "what they adapt is not"
+    assert not any("base_layer" in name for name in moved), "the adapted weights are not"
     with torch.no_grad():
         loss = adapted_loss(model, slice(None))
     for rank in range(2):
@@ -305,7 +307,7 @@ def test_adapters_and_falling_rates_are_those_of_one_plain_model(stage: int, run
         torch.testing.assert_close(adapted_loss(plain.eval(), slice(None)), loss, rtol=0, atol=1e-4)
 
 
-def test_what_cannot_be_judged_is_said() -> None:
+def test_wrong_options_are_named() -> None:
     with pytest.raises(ValueError, match=r"run\.patience and run\.export best need run\.checkpoint\.best"):
         RunConfig(dir="x", patience=2, checkpoint=CheckpointConfig(best=None))
     with pytest.raises(ValueError, match=r"run\.average\.decay must be in \[0, 1\), not 1\.5"):

@@ -1,8 +1,8 @@
-"""A picture of TensorBoard's health page, of a run directory, by a real server and a real browser.
+"""Takes a screenshot of the first TensorBoard page of a run, with a real server and a real browser.
 
     python tests/pretrain/tensorboard_page.py runs/tiny docs/tensorboard.png
 
-Needs Chromium (packages.txt). The picture in docs/monitoring.md is made so.
+Needs Chromium (packages.txt). This command makes the picture in docs/monitoring.md.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from typing import Any
 from PIL import Image
 
 START_SECONDS, PAGE_SECONDS = 120, 240
-# Without these, Chromium asks hosts of its maker at every start; the page is given all the time it asks for.
+# Without these options Chromium contacts its maker's hosts at every start. The last one gives the page time to draw.
 QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
          "--virtual-time-budget=20000")  # fmt: skip
-COLOURS = 64  # of the picture that is kept
+COLOURS = 64  # of the saved picture
 
 
 class Board:
-    """A TensorBoard server on loopback."""
+    """A TensorBoard server on the loopback address."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def get(self, path: str) -> Any:
-        """JSON of a route."""
+        """Returns the JSON of a route."""
         return json.loads(self.read(path))
 
     def read(self, path: str, body: dict[str, Any] | None = None) -> bytes:
@@ -48,7 +48,7 @@ class Board:
             return answer.read()
 
     def screenshot(self, path: Path, page: str = "#custom_scalars", size: tuple[int, int] = (1560, 1130)) -> None:
-        """PNG of a page, as large as the window."""
+        """Writes a PNG of a page. ``size`` is that of the window, in pixels."""
         browser = shutil.which("chromium") or shutil.which("google-chrome")
         if browser is None:
             raise FileNotFoundError("chromium is not installed: apt-get install chromium")
@@ -59,12 +59,12 @@ class Board:
                 [*command, f"{self.url}/{page}"], capture_output=True, text=True, timeout=PAGE_SECONDS, check=False
             )
         if not path.is_file():
-            raise RuntimeError(f"no picture was taken: {done.stderr}")
+            raise RuntimeError(f"Chromium wrote no picture: {done.stderr}")
 
 
 @contextmanager
 def tensorboard(run: Path) -> Iterator[Board]:
-    """A server of the run directory, until the block ends."""
+    """Serves the run directory until the block ends."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -81,7 +81,7 @@ def tensorboard(run: Path) -> Iterator[Board]:
 
 
 def wait_for(board: Board, server: subprocess.Popen[str]) -> None:
-    """Until it has read the run."""
+    """Waits until the server has read the run. Raises RuntimeError if it does not."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and server.poll() is None:
         try:

@@ -1,4 +1,4 @@
-"""Too many bad samples on one rank end the whole run: no rank waits in a collective for one that has left."""
+"""Too many bad samples on one rank end the whole run: no rank waits in a collective for a rank that has ended."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def stream(shards: Path, rank: int) -> ShardStream:
     return ShardStream(ShardSet(str(shards)), None, config, global_batch=BATCH, rank=rank, world_size=2, seed=SEED)
 
 
-def spoil(shards: Path, rank: int) -> str:
-    """Blank an image that this rank meets in the third step of the first epoch; the name of its shard."""
+def blank_image(shards: Path, rank: int) -> str:
+    """Blanks an image that this rank reads in the third step of the first epoch. Returns the name of its shard."""
     source = ShardSet(str(shards))
     batches = iter(stream(shards, rank))
     sample = [int(next(batches)["image_ids"][0]) for _ in range(3)][-1]
@@ -37,25 +37,25 @@ def spoil(shards: Path, rank: int) -> str:
     content = shard.read_bytes()
     assert content.count(image) == 1
     shard.write_bytes(content.replace(image, bytes(len(image))))
-    outcomes = [steps_taken(stream(shards, number)) for number in range(2)]
-    assert outcomes[rank] == 2
-    assert outcomes[1 - rank] == IMAGES // BATCH
+    steps = [steps_taken(stream(shards, number)) for number in range(2)]
+    assert steps[rank] == 2
+    assert steps[1 - rank] == IMAGES // BATCH
     return shard.name
 
 
-def steps_taken(one: ShardStream) -> int:
-    """Batches of an epoch until there are too many bad samples."""
-    batches = iter(one)
-    for step in range(len(one)):
+def steps_taken(source: ShardStream) -> int:
+    """Counts the batches of an epoch before there are too many bad samples."""
+    batches = iter(source)
+    for step in range(len(source)):
         try:
             next(batches)
         except TooManyBadSamples:
             return step
-    return len(one)
+    return len(source)
 
 
 class Watched:
-    """A process whose lines are read as they come, with the time of the one that has MESSAGE."""
+    """A process whose output is read line by line. Keeps the time at which MESSAGE came."""
 
     def __init__(self, command: Sequence[str], variables: dict[str, str]) -> None:
         self.process = subprocess.Popen(
@@ -63,33 +63,33 @@ class Watched:
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         self.lines: list[str] = []
-        self.told: float | None = None
+        self.failed_at: float | None = None
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            if MESSAGE in line and self.told is None:
-                self.told = time.monotonic()
+            if MESSAGE in line and self.failed_at is None:
+                self.failed_at = time.monotonic()
             self.lines.append(line)
 
     def finish(self) -> str:
-        """Kill what is left; everything that was written."""
+        """Kills the remaining processes. Returns the whole output."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self._reader.join(LIMIT_SECONDS)  # ends when the last process that writes here has gone
-        assert not self._reader.is_alive(), "a rank outlived the run"
+        self._reader.join(LIMIT_SECONDS)  # ends when no process has the pipe open
+        assert not self._reader.is_alive(), "a rank still runs after the run ended"
         return "".join(self.lines)
 
 
 def wait_for(ranks: Sequence[Watched]) -> tuple[str, bool]:
-    """What the ranks wrote, and whether all of them had ended LIMIT_SECONDS after the first that gave up."""
-    begun = time.monotonic()
+    """Returns the output of the ranks, and whether all ended within LIMIT_SECONDS of the first failure."""
+    started = time.monotonic()
     while any(each.process.poll() is None for each in ranks):
-        told = [each.told for each in ranks if each.told is not None]
-        if time.monotonic() > (min(told) + LIMIT_SECONDS if told else begun + START_SECONDS):
+        failed = [each.failed_at for each in ranks if each.failed_at is not None]
+        if time.monotonic() > (min(failed) + LIMIT_SECONDS if failed else started + START_SECONDS):
             return "".join(each.finish() for each in ranks), False
         time.sleep(0.2)
     return "".join(each.finish() for each in ranks), True
@@ -99,9 +99,9 @@ def wait_for(ranks: Sequence[Watched]) -> tuple[str, bool]:
 def test_one_rank_with_too_many_bad_samples_ends_the_run(
     failing: int, launched: bool, workers: int, data: Path, tmp_path: Path
 ) -> None:
-    """With no launcher, nobody ends the sound rank from outside; a launcher's exit code is that of the run."""
+    """Without a launcher the healthy rank has to end by itself. A launcher returns the exit code of the run."""
     shards = Path(shutil.copytree(data / "train", tmp_path / "shards"))
-    spoilt = spoil(shards, failing)
+    bad_shard = blank_image(shards, failing)
     words = ["pretrain", "--preset", "priorclip-tiny", *VIT, *SMALL, "--data.shards", shards, "--tokenizer",
              data / "tokenizer", "--run.dir", tmp_path / "run", "--run.engine.global_batch", BATCH, "--run.epochs", 2,
              "--run.seed", SEED, "--data.workers", workers, "--data.max_bad_share", 0, "--run.log_every", 1,
@@ -112,12 +112,12 @@ def test_one_rank_with_too_many_bad_samples_ends_the_run(
     assert MESSAGE in output
     assert all(each.process.returncode != 0 for each in ranks), output
     assert f"rank {failing} of 2 on " in output
-    assert f"{spoilt} (1). Reasons: " in output
+    assert f"{bad_shard} (1). Reasons: " in output
     assert not (tmp_path / "run" / "report.json").exists()
 
 
 def start(words: list[str], launched: bool) -> list[Watched]:
-    """Two ranks: below ``cluster launch``, one process to watch, or each by itself."""
+    """Starts two ranks: by ``cluster launch``, which is one process to watch, or each as its own process."""
     if launched:
         return [Watched([sys.executable, "-m", "cluster", "launch", "--nproc", "2", "--", *words], {})]
     from priorclip.common.ports import free_port

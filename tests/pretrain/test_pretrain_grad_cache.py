@@ -1,7 +1,7 @@
-"""Gradient caching: micro batches with the losses, gradients and weights of the whole batch.
+"""Gradient caching: micro batches give the losses, gradients and weights of the whole batch.
 
-Exactly in float64 with a plain engine, and under DeepSpeed ZeRO 0 to 3 on two ranks, with and without it; dropout,
-batch norms, half precision. The checkpoints of those ranks are read back as well.
+In float64 with plain torch, and under DeepSpeed ZeRO 0 to 3 on two ranks, with and without caching. Dropout, batch
+norms and bf16 as well. The last test reads the checkpoints of these ranks.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BERT = {"model_type": "bert", "vocab_size": 64, "hidden_size": 32, "intermediate
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Models this small are slower on many threads, most of all beside other work."""
+    """Uses one thread, because models this small are slower on many."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
 
 
 def config(dropout: float = 0.0, batch_norm: bool = False, kind: str = "priorclip") -> ModelConfig:
-    """A model with every part trained; ``batch_norm``: in the prior, else it has none."""
+    """A model with every part trained. It has batch norms only in the prior, if ``batch_norm`` is set."""
     prior = EncoderConfig(name="test_resnet" if batch_norm else "test_convnext", image_size=32)
     if not batch_norm:
         prior.kwargs = {"ls_init_value": 1.0}
@@ -81,20 +81,20 @@ def objective() -> RetrievalObjective:
 
 
 class PlainEngine:
-    """Plain torch where DeepSpeed stands in a run; one image tower's dtype decides that of the images."""
+    """Plain torch in place of DeepSpeed's engine. The images get the dtype of the first parameter."""
 
     def __init__(self, model: nn.Module) -> None:
         self.module = model
-        self.seen: list[torch.Tensor] = []
+        self.text_features: list[torch.Tensor] = []
 
     def __call__(self, images, input_ids, attention_mask):
         kind = next(self.module.parameters()).dtype
         outputs = self.module(images.to(kind) / 255, input_ids, attention_mask)
-        self.seen.append(outputs["text_features"].detach())
+        self.text_features.append(outputs["text_features"].detach())
         return outputs
 
     def backward(self, loss: torch.Tensor, scale_wrt_gas: bool = True) -> None:
-        assert not scale_wrt_gas, "micro batches of a cached gradient add up, they are not averaged"
+        assert not scale_wrt_gas, "gradients of micro batches are added, not averaged"
         loss.backward()
 
 
@@ -109,7 +109,7 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["priorclip", "prioritr"])
 @pytest.mark.parametrize("pieces", [1, 2, 4])
-def test_gradient_is_that_of_the_whole_batch(pieces: int, kind: str) -> None:
+def test_gradient_equals_that_of_the_whole_batch(pieces: int, kind: str) -> None:
     batch = batches(1)[0]
     whole, parts = built(kind=kind).double(), built(kind=kind).double()
     loss = objective().step(PlainEngine(whole), batch)[0]
@@ -132,8 +132,8 @@ def test_one_piece_gives_the_same_bits() -> None:
 
 
 @pytest.mark.parametrize("kind", ["priorclip", "prioritr"])
-def test_dropout_masks_are_drawn_again(kind: str) -> None:
-    """The gradient is that of one graph over all micro batches, drawn from the same seed."""
+def test_dropout_masks_are_the_same_in_both_passes(kind: str) -> None:
+    """The gradient equals that of one graph over all micro batches with the same seed."""
     batch, pieces = batches(1)[0], 4
     whole, parts = built(dropout=0.3, kind=kind).double(), built(dropout=0.3, kind=kind).double()
     torch.manual_seed(5)
@@ -144,11 +144,11 @@ def test_dropout_masks_are_drawn_again(kind: str) -> None:
     torch.manual_seed(5)
     engine = PlainEngine(parts)
     cached(engine, batch, pieces)
-    for first, second in zip(engine.seen[:pieces], engine.seen[pieces:], strict=True):
+    for first, second in zip(engine.text_features[:pieces], engine.text_features[pieces:], strict=True):
         assert torch.equal(first, second)
-    assert not torch.allclose(engine.seen[0], built(dropout=0.0, kind=kind).double().eval().encode_text(
+    assert not torch.allclose(engine.text_features[0], built(dropout=0.0, kind=kind).double().eval().encode_text(
         *(micro_batch(batch, 0, pieces, torch.device("cpu"))[k] for k in ("input_ids", "attention_mask"))
-    )), "no dropout was drawn"  # fmt: skip
+    )), "dropout did nothing"  # fmt: skip
     for name, wanted in gradients(whole).items():
         torch.testing.assert_close(gradients(parts)[name], wanted, rtol=1e-9, atol=1e-10, msg=name)
 
@@ -171,7 +171,7 @@ def test_batch_norms_count_a_micro_batch_once() -> None:
     assert all(module.track_running_stats for module in parts.modules() if isinstance(module, nn.BatchNorm2d))
 
 
-# float32 or bf16, ZeRO stage, micro batches of each of the two ranks; 1: no gradient caching
+# Precision, ZeRO stage, micro batches of each of the two ranks (1: no gradient caching).
 ENGINES = [("fp32", 0, 1), ("fp32", 1, 1), ("fp32", 2, 1), ("fp32", 3, 1),
            ("fp32", 0, 2), ("fp32", 1, 2), ("fp32", 2, 2), ("fp32", 3, 2), ("bf16", 3, 2)]  # fmt: skip
 
@@ -194,15 +194,15 @@ def two_ranks(rank: int, folder: str) -> None:
             "train_micro_batch_size_per_gpu": SIZE // 2 // pieces,
             "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
             "zero_allow_untested_optimizer": True,
-            "gradient_clipping": 0.0,  # DeepSpeed's default of 1.0 would hide a gradient of the wrong length
+            "gradient_clipping": 0.0,  # DeepSpeed's default of 1.0 would hide a gradient of wrong norm
             "bf16": {"enabled": precision == "bf16"},
         }
         optimizer = torch.optim.SGD(parameter_groups(model, 0.0), lr=RATE)
         engine = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)[0]
-        losses, split = [], objective() if pieces > 1 else None
+        losses, feature_losses = [], objective() if pieces > 1 else None
         for batch in batches():
-            mine = {k: v[rank * 4 : rank * 4 + 4] if torch.is_tensor(v) else v for k, v in batch.items()}
-            parts = optimize(engine, mine, objective().step, torch.device("cpu"), split)
+            own_rows = {k: v[rank * 4 : rank * 4 + 4] if torch.is_tensor(v) else v for k, v in batch.items()}
+            parts = optimize(engine, own_rows, objective().step, torch.device("cpu"), feature_losses)
             losses.append(parts["loss"].item())
         assert engine.global_steps == STEPS
         torch.save((losses, full_state_dict(engine)), f"{folder}/{precision}-{stage}-{pieces}-{rank}.pt")
@@ -229,7 +229,7 @@ def of_rank(folder: Path, rank: int, precision: str, stage: int, pieces: int) ->
 
 @pytest.fixture(scope="module")
 def whole_batches() -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses and weights of plain torch, one process, no micro batches."""
+    """Losses and weights of plain torch in one process, without micro batches."""
     model, losses = built(), []
     optimizer = torch.optim.SGD(parameter_groups(model, 0.0), lr=RATE)
     for batch in batches():
@@ -261,15 +261,15 @@ def test_two_ranks_equal_one_process(
             for name, value in wanted.items():
                 assert value.abs().max() > 0, f"{name} was not trained"
                 assert (moved[name] - value).abs().max() < 1e-3 * value.abs().max() + 1e-6, name
-        else:  # rounded activations turn a gradient a little; a factor or a missing share turns or stretches it
+        else:  # rounding turns a gradient a little; a wrong factor or a missing part changes it more
             a, b = (torch.cat([value.flatten() for value in each.values()]) for each in (moved, wanted))
             assert (a @ b / (a.norm() * b.norm())).item() > 0.98
             assert (a.norm() / b.norm()).item() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_checkpoint_of_two_ranks_is_read_without_them(stage: int, deepspeed_runs: Path) -> None:
-    """What `model export` takes from a run's checkpoint, of any ZeRO stage."""
+def test_a_checkpoint_of_two_ranks_is_read_in_one_process(stage: int, deepspeed_runs: Path) -> None:
+    """`model export` reads the weights from a checkpoint of any ZeRO stage."""
     found = whole_state(deepspeed_runs / f"checkpoints-{stage}" / "step_00000002")
     _, expected = of_rank(deepspeed_runs, 0, "fp32", stage, 1)
     assert expected.keys() <= found.keys()

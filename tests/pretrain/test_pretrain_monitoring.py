@@ -1,4 +1,4 @@
-"""What a person sees of a run: a real TensorBoard server, asked over HTTP, and its first page in a real browser."""
+"""TensorBoard shows a run: a real server over HTTP, and its first page in a real browser."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from real_trainings import metrics
 from tensorboard_page import Board, tensorboard
 
-RUN = "tensorboard"  # the folder's name within the run directory
+RUN = "tensorboard"  # name of the folder in the run directory
 EPOCHS, STEPS = 4, 12
 PARTS = ("vision", "text", "instruction", "heads", "scales")  # the prior is frozen
 
@@ -40,20 +40,22 @@ def test_scalars_over_http_are_those_of_metrics_jsonl(stage_one: Path, board: Bo
     }  # fmt: skip
     for name in ["data/skipped", *(f"{group}/{name}" for group, names in named.items() for name in names)]:
         assert name in tags
-        told = {step: value for _, step, value in board.get(f"data/plugin/scalars/scalars?run={RUN}&tag={quote(name)}")}
+        shown = {
+            step: value for _, step, value in board.get(f"data/plugin/scalars/scalars?run={RUN}&tag={quote(name)}")
+        }
         written = metrics(stage_one, name)
-        assert told == pytest.approx(written, rel=1e-6), name
-        assert len(told) == (EPOCHS if name.startswith("eval/") else STEPS)
+        assert shown == pytest.approx(written, rel=1e-6), name
+        assert len(shown) == (EPOCHS if name.startswith("eval/") else STEPS)
 
 
-def test_norms_of_the_parts_make_up_the_gradient_norm(stage_one: Path) -> None:
+def test_norms_of_the_parts_add_up_to_the_gradient_norm(stage_one: Path) -> None:
     parts = [metrics(stage_one, f"grad_norm/{part}") for part in PARTS]
     for step, whole in metrics(stage_one, "train/grad_norm").items():
         assert np.linalg.norm([part[step] for part in parts]) == pytest.approx(whole, rel=1e-4)
         assert all(part[step] > 0 for part in parts)
 
 
-def test_pictures_are_shown_of_every_evaluation(board: Board) -> None:
+def test_pictures_of_every_evaluation_are_shown(board: Board) -> None:
     assert set(board.get("data/plugin/images/tags")[RUN]) == {"eval/belief", "eval/hard_negatives", "eval/similarity"}
     for tag in ("eval/belief", "eval/hard_negatives", "eval/similarity"):
         shown = board.get(f"data/plugin/images/images?run={RUN}&tag={quote(tag)}&sample=0")
@@ -77,7 +79,7 @@ def test_histogram_text_hparams_and_layout(stage_one: Path, board: Board) -> Non
     request = {"experimentName": "", "colParams": [], "allowedStatuses": ["STATUS_SUCCESS"], "startIndex": 0,
                "sliceSize": 10}  # fmt: skip
     groups = json.loads(board.read("data/plugin/hparams/session_groups", request))["sessionGroups"]
-    assert len(groups) == 1, "the run is finished, and so a row of the table"
+    assert len(groups) == 1, "a finished run is one row of the table"
     assert groups[0]["hparams"]["run.engine.global_batch"] == 32
     assert groups[0]["hparams"]["preset"] == "priorclip-tiny"
     final = {each["name"]["tag"]: each["value"] for each in groups[0]["metricValues"]}
@@ -98,8 +100,8 @@ def test_first_page_in_a_browser_draws_the_curves(board: Board, tmp_path: Path) 
         pytest.skip("chromium is not installed: apt-get install chromium")
     board.screenshot(tmp_path / "page.png")
     picture = np.asarray(Image.open(tmp_path / "page.png").convert("RGB")).astype(int)
-    charts = picture[110:, 420:]  # without TensorBoard's own bar and side panel, which are coloured too
-    # The first run's colour: what has it is a curve or its points. Charts stand three in a row.
+    charts = picture[110:, 420:]  # without TensorBoard's bar and side panel, which have colours as well
+    # Curves and their points have the colour of the first run. A row has three charts.
     curve = (charts[..., 0] - charts[..., 2] > 100) & (charts[..., 0] > 200)
     assert curve.sum() > 3000
     drawn = [

@@ -1,4 +1,4 @@
-"""Stage one for real: two DeepSpeed ranks, packed shards, resumes, ZeRO 3 and bfloat16."""
+"""Real trainings of stage one: two DeepSpeed ranks, packed shards, resumes, ZeRO 3 and bfloat16."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 STEPS = 4 * (IMAGES // 32)
 
 
-def test_run_directory_holds_what_the_design_says(stage_one: Path) -> None:
+def test_run_directory_has_all_files(stage_one: Path) -> None:
     report = json.loads((stage_one / "report.json").read_text())
     assert (report["steps"], report["world_size"], report["zero_stage"]) == (STEPS, 2, 2)
     assert report["images_per_second"] > 0
@@ -48,7 +48,7 @@ def test_metrics_have_every_figure_of_every_step(stage_one: Path) -> None:
     assert len(metrics(stage_one, "eval/mean_recall")) == 4
 
 
-def test_one_process_computes_what_two_ranks_do(
+def test_one_process_and_two_ranks_compute_the_same(
     stage_one: Path, data: Path, basic: list[object], prior: Path, tmp_path: Path
 ) -> None:
     run_well("pretrain", *stage_one_words(data, basic, prior), "--run.dir", tmp_path, "--run.engine.zero", 0)
@@ -57,7 +57,7 @@ def test_one_process_computes_what_two_ranks_do(
     assert metrics(stage_one, "train/grad_norm")[1] == pytest.approx(metrics(tmp_path, "train/grad_norm")[1], rel=1e-3)
 
 
-def test_killed_run_goes_on_as_if_nothing_had_happened(
+def test_killed_run_resumes_with_the_same_figures(
     stage_one: Path, data: Path, basic: list[object], prior: Path, tmp_path: Path
 ) -> None:
     words = stage_one_words(data, basic, prior)
@@ -76,14 +76,14 @@ def test_killed_run_goes_on_as_if_nothing_had_happened(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     if process.returncode == 0:
-        pytest.fail("the run ended before it could be killed: lengthen it")
+        pytest.fail("the run ended before the kill: give it more steps")
 
     run_well(*words, "--run.dir", cut)
     assert metrics(cut, "train/loss") == metrics(tmp_path / "whole", "train/loss")
     assert metrics(cut, "eval/mean_recall") == metrics(tmp_path / "whole", "eval/mean_recall")
 
 
-def test_export_has_the_recall_that_the_run_measured(stage_one: Path, data: Path, tmp_path: Path) -> None:
+def test_export_has_the_recall_of_the_report(stage_one: Path, data: Path, tmp_path: Path) -> None:
     run_well("retrieval", "evaluate", "--model", stage_one / "export", "--data", data / "held-out",
              "--output", tmp_path / "recall.json")  # fmt: skip
     recall = json.loads((tmp_path / "recall.json").read_text())
