@@ -29,6 +29,7 @@ from priorclip.experiments.sweep import sweep
 from priorclip.finetune.commands import COMMANDS, DEFAULTS
 from priorclip.model import build_model
 from priorclip.model.config import ModelConfig
+from priorclip.model.encoders.text import resolve
 from priorclip.pretrain.commands import PretrainConfig, model_defaults
 
 
@@ -69,6 +70,7 @@ def test_every_experiment_parses_and_builds(name: str, data: str, tmp_path: Path
         if at is not None:  # stage one's export does not exist: write its architecture
             first = parsed(commands_of(row, places, seed=3, run=tmp_path)[0][1])
             (tmp_path / "pretrain" / "export").mkdir(parents=True, exist_ok=True)
+            first.model.text = resolve(first.model.text)
             values = {"format": 1, **json.loads(json.dumps(first.model, default=vars))}
             (tmp_path / "pretrain" / "export" / "config.json").write_text(json.dumps(values))
         config = parsed(words)

@@ -214,7 +214,7 @@ def two_ranks(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def deepspeed_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The ranks are forks of a process that has imported what takes long, and nothing more."""
+    """The ranks are forks of a server process that has imported DeepSpeed, timm and transformers."""
     folder = tmp_path_factory.mktemp("cached")
     mp.set_forkserver_preload(["deepspeed", "timm", "transformers"])
     with pytest.MonkeyPatch.context() as patch:
