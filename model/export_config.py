@@ -155,7 +155,7 @@ def check_value(value: Any, hint: Any, where: str) -> Any:
         or (hint is str and isinstance(value, str) and len(value) <= MAX_TEXT)
     )
     if not fits:
-        wanted = getattr(hint, "__name__", None) or str(hint).replace("typing.", "")
+        wanted = " or ".join(map(str, arguments)) if origin is Literal else getattr(hint, "__name__", str(hint))
         limit = LIMITS.get(where.rpartition(".")[2])
         raise ValueError(f"'{where}' is {describe(value)}, not {wanted}" + (f" up to {limit}" if limit else ""))
     return value
