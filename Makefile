@@ -1,17 +1,18 @@
 # make demo [SOURCE=ucmerced DATA=folder] | make test [PYTEST=words] | make lint | make format | make clean
-# A fresh machine needs Python 3.11, gcc and make: everything else is installed below.
+# A fresh machine needs Python 3.11, gcc and make. Everything else is installed below.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 SOURCE ?= synthetic
 DATA ?=
 VENV := .venv
 BIN := $(VENV)/bin
-# The virtual environment is rebuilt only when the pins or the requirements change.
+# The virtual environment is rebuilt only if the pins or the requirements change.
 PINS := $(shell cat constraints.txt setup.py | sha256sum | cut -c1-16)
 READY := $(VENV)/ready-$(PINS)
-# Half of the suite by its time; tests/cluster, with SLURM, is most of the other.
-FIRST_TESTS := tests/data_shards tests/model tests/retrieval tests/training tests/test_imports.py tests/common
-PACKAGES := model data_shards cluster pretrain finetune retrieval demo benchmarks tests common/options.py setup.py
+# About half of the suite by its time. The other half has tests/cluster and tests/training, with SLURM and hosts.
+FIRST_TESTS := $(addprefix tests/,common data_shards model retrieval pretrain finetune experiments \
+	test_imports.py test_pages.py test_stored.py)
+PACKAGES := common training cluster data_shards model pretrain finetune experiments retrieval priorclip demo benchmarks tests setup.py
 
 .PHONY: demo test lint format install clean
 
@@ -19,8 +20,8 @@ demo: $(READY)
 	@cluster/system-packages packages.txt run
 	$(BIN)/python -m demo --source $(SOURCE) $(if $(DATA),--data $(DATA))
 
-# The suite in two processes side by side, one behind a log (bash has what it puts behind ignore Ctrl-C);
-# PYTEST="tests/model -k belief" runs a part in one.
+# Runs the suite in two processes side by side. The first one writes into a log, which is shown at the end; bash would make
+# it ignore Ctrl-C. PYTEST="tests/model -k belief" runs a part in one process.
 test: install lint
 ifdef PYTEST
 	$(BIN)/python -m pytest $(PYTEST)

@@ -9,6 +9,7 @@ S3 = ["obstore>=0.8"]  # signs the requests
 S3_SERVER = ["moto[s3]>=5.1", "boto3", "flask", "flask-cors"]  # a real one, for the tests
 PARQUET = ["pyarrow>=18"]  # only for packing Parquet files and BigEarthNet v2
 PROMETHEUS = ["prometheus_client>=0.20"]  # the endpoint of a run
+COMPLETION = ["argcomplete>=3"]  # Tab completes `priorclip`
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # export to ONNX, and running what was exported
 
 setup(
@@ -67,9 +68,11 @@ setup(
         "s3": S3,
         "onnx": ONNX,
         "prometheus": PROMETHEUS,
+        "completion": COMPLETION,
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",
+            "networkx>=3",
             "ruff>=0.9",
             "mypy>=1.13",
             "types-PyYAML",
@@ -80,6 +83,7 @@ setup(
             *S3,
             *S3_SERVER,
             *PROMETHEUS,
+            *COMPLETION,
         ],
     },
 )
