@@ -134,9 +134,7 @@ def test_a_process_without_progress_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "a.part").exists()
 
 
-def test_a_chunk_that_another_process_finishes_leaves_no_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chunk_that_another_process_finishes_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, path = os.open, tmp_path / "a"
 
     def finished_meanwhile(place: Path, *arguments: int) -> int:
