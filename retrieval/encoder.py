@@ -201,8 +201,8 @@ def remember(model: Any, folder: str | Path, precision: Precision = "fp32") -> N
             module.feature_cache = FeatureCache(folder, module.model, facts)
         elif isinstance(module, TextEncoder):
             architecture = module.config.config
-            facts = (architecture, *reduced) if reduced else architecture
-            module.feature_cache = FeatureCache(folder, module.model, facts)
+            text_facts = (architecture, *reduced) if reduced else architecture
+            module.feature_cache = FeatureCache(folder, module.model, text_facts)
 
 
 def find_skip_reasons(gallery: Gallery, usable: Tensor, image_size: int, max_pixels: int) -> Skipped:
