@@ -15,6 +15,7 @@ have written an index: image_places.py says which files it may name.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import mmap
@@ -29,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from priorclip.common.files import folder_aside, sha256_of
+from priorclip.common.safe_paths import UnsafePath
 from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reasons
 from priorclip.retrieval.gallery import Gallery, open_gallery, refuse_too_many
@@ -106,10 +108,11 @@ class EmbeddingIndex:
         It may lie anywhere, because loading an export runs no code and shows no file.
         """
         name = self.about["model"]
-        folder = self.places.resolve(name)
-        if not name.startswith("/") or not folder.is_dir():
-            raise ValueError(f"the index {self.folder} names the model {name!r}, which is no folder here: give --model")
-        return folder
+        with contextlib.suppress(UnsafePath):
+            folder = self.places.resolve(name)
+            if name.startswith("/") and folder.is_dir():
+                return folder
+        raise ValueError(f"the index {self.folder} names the model {name!r}, which is no folder here: give --model")
 
     def entry(self, row: int) -> dict[str, Any]:
         """Returns ``key``, ``label`` and the place of an image. Raises IndexError, and ValueError for a bad line."""
