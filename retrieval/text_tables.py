@@ -97,7 +97,8 @@ def hit_table(hits: Sequence[Hit]) -> str:
     """Returns a table of hits: ``rank score scene key where``."""
     rows = [("rank", "score", "scene", "key", "where")]
     rows += [
-        (str(hit.rank), f"{hit.score:.4f}", *map(one_line, (hit.label or "-", hit.key, hit.where))) for hit in hits
+        (str(hit.rank), f"{hit.score:.4f}", one_line(hit.label or "-"), one_line(hit.key), one_line(hit.where))
+        for hit in hits
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     return "\n".join(
