@@ -71,7 +71,7 @@ def test_folder_holds_what_a_program_needs(exported):
 
 
 def test_missing_extra_is_named(exported, monkeypatch, tmp_path):
-    monkeypatch.setattr("priorclip.model.export.to_onnx.NEEDED", ("onnx_of_dreams",))
+    monkeypatch.setattr("priorclip.model.export.to_onnx.REQUIRED", ("onnx_of_dreams",))
     with pytest.raises(ValueError, match=r"needs onnx_of_dreams: pip install \.\[onnx\]"):
         export_onnx(exported[0], tmp_path / "out", tmp_path)
     assert list(tmp_path.iterdir()) == []
