@@ -100,7 +100,9 @@ def test_a_study_runs_and_shares_its_clean_level_with_the_family(data: Path, pri
             folder = tmp_path / "out" / part / row / "seed-0/closed"
             report = json.loads((folder / "report.json").read_text())
             assert table["rows"][row][level]["runs"] == {"0": report["test"]["mean_recall"]}
-            assert ("50 % of the samples have" in folder.with_suffix(".log").read_text()) == (level == "0.5")
+            assert ("50 % of the samples get the captions" in folder.with_suffix(".log").read_text()) == (
+                level == "0.5"
+            )
             assert (folder / "export" / "model.safetensors").is_file()
             assert not (folder / "checkpoints").exists()
     assert list((tmp_path / "features").rglob("*.safetensors"))
