@@ -103,7 +103,8 @@ def test_an_export_is_evaluated_and_a_run_is_launched(installed: Path, elsewhere
     assert '"mean_recall"' in figures.read_text()
     run(installed, elsewhere, "priorclip", "launch", "--nproc", 2, "--", "pretrain", "--config",
         STORED / "run" / "config.yaml", "--data.shards", shards, "--evaluation.shards", "null",
-        "--tokenizer", STORED / "run" / "export", "--run.dir", "run", "--run.max_steps", 1)  # fmt: skip
+        "--tokenizer", STORED / "run" / "export", "--model.prior.weights", STORED / "prior" / "export",
+        "--run.dir", "run", "--run.max_steps", 1)  # fmt: skip
     assert (elsewhere / "run" / "export" / "model.safetensors").is_file()
 
 
