@@ -34,6 +34,9 @@ class DataConfig:
         prefetch: batches that each worker prepares ahead
         start_method: how workers start: forkserver is safe with torch.distributed, MPI and CUDA; fork starts faster
         pin_memory: copy batches to pinned memory, for GPUs
+        keep_pixels: size of the decoded images that each decoding process keeps in memory, e.g. 2GB, so that later
+            epochs neither read nor decode them; 0 keeps none. It needs scale 1. With several workers each of them
+            needs room for all images: width x height x 3 bytes each
         max_pixels: images with more pixels are refused before they are decoded
         check_hashes: compare each image with the SHA-256 that packing recorded
         max_bad_share: the run stops if more than this share of an epoch's samples is bad; counted from the start or
@@ -64,6 +67,7 @@ class DataConfig:
     prefetch: int = 2
     start_method: str = "forkserver"
     pin_memory: bool = False
+    keep_pixels: int | str = 0
     max_pixels: int = 100_000_000
     check_hashes: bool = False
     max_bad_share: float = 0.01
@@ -87,6 +91,10 @@ class DataConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"data.{name} must be between 0 and 1, not {getattr(self, name)}")
         byte_count(self.cache_limit)
+        if byte_count(self.keep_pixels, "keep_pixels") and self.scale < 1:
+            raise ValueError(
+                f"data.keep_pixels needs data.scale 1, not {self.scale}: a random crop is another picture in each epoch"
+            )
         if not 0 <= self.read_ahead <= 256:
             raise ValueError(f"data.read_ahead must be between 0 and 256, not {self.read_ahead}")
         if not self.timeout > 0:
@@ -128,8 +136,8 @@ class EvaluationConfig:
     batch_size: int = 64
 
 
-def byte_count(text: int | str) -> int:
-    """ "50GB" -> 50 * 10**9, "1.5GiB", 4096. Raises ValueError."""
+def byte_count(text: int | str, option: str = "cache_limit") -> int:
+    """ "50GB" -> 50 * 10**9, "1.5GiB", 4096. Raises ValueError, which names the option of the data."""
     if isinstance(text, int):
         count = text
     else:
@@ -138,7 +146,7 @@ def byte_count(text: int | str) -> int:
         try:
             count = int(float(number) * UNITS[unit])
         except (ValueError, KeyError, OverflowError):
-            raise ValueError(f"data.cache_limit: {text!r} is not a size: write for example 50GB, 512MiB or 0") from None
+            raise ValueError(f"data.{option}: {text!r} is not a size: write for example 50GB, 512MiB or 0") from None
     if count < 0:
-        raise ValueError(f"data.cache_limit: {text!r} is negative: write for example 50GB, 512MiB or 0")
+        raise ValueError(f"data.{option}: {text!r} is negative: write for example 50GB, 512MiB or 0")
     return count

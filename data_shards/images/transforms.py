@@ -55,11 +55,24 @@ def train_transform(
     Raises:
         BadSample: the image cannot be read, or is too large
     """
-    pixels = crop_and_resize(
+    pixels = random_crop(data, size, rng, scale=scale, max_pixels=max_pixels)
+    return flip_and_turn(pixels, rng, hflip=hflip, vflip=vflip, rot90=rot90)
+
+
+def random_crop(
+    data: bytes, size: int, rng: random.Random, *, scale: float = 0.5, max_pixels: int = MAX_PIXELS
+) -> NDArray[np.uint8]:
+    """Random resized crop: uint8 (3, size, size). It draws nothing from ``rng`` if ``scale`` is 1."""
+    return crop_and_resize(
         data, size, lambda wide, high: align_box(random_box(wide, high, scale, rng), size), max_pixels
     )
+
+
+def flip_and_turn(
+    pixels: NDArray[np.uint8], rng: random.Random, *, hflip: bool, vflip: bool, rot90: bool
+) -> NDArray[np.uint8]:
+    """Random flips and quarter turns of (3, S, S). They are views: the pixels are copied once, into the batch."""
     choices = rng.random(), rng.random(), rng.randrange(4)
-    # Flips and rotations are views: the pixels are copied once, into the batch.
     if hflip and choices[0] < 0.5:
         pixels = pixels[:, :, ::-1]
     if vflip and choices[1] < 0.5:

@@ -18,12 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset, get_worker_info
 
-from priorclip.data_shards.config import DataConfig
+from priorclip.data_shards.config import DataConfig, byte_count
 from priorclip.data_shards.format.class_names import ClassIds
 from priorclip.data_shards.format.sample import BadSample, Sample
-from priorclip.data_shards.images.transforms import eval_transform, train_transform
+from priorclip.data_shards.images.transforms import eval_transform, flip_and_turn, random_crop
 from priorclip.data_shards.order.hashing import hash_integers
 from priorclip.data_shards.order.mixture import MixedOrder, Mixture, MixturePart
+from priorclip.data_shards.stream.kept_samples import DecodedSample, KeptSamples
 from priorclip.data_shards.stream.semantic_noise import SemanticNoise
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class BatchFetcher(Dataset):
         self.mixture = Mixture(parts, seed, config.block_size, config.window_blocks)
         shares = (config.caption_noise, config.label_noise) if train else (0, 0)
         self.noise = SemanticNoise(seed, len(source), *shares)
+        self.kept = KeptSamples(byte_count(config.keep_pixels, "keep_pixels"))
 
     def order(self, epoch: int) -> MixedOrder:
         """Returns the sample index at each position of an epoch."""
@@ -91,7 +93,8 @@ class BatchFetcher(Dataset):
         images = pixel_buffer((len(positions), 3, size, size))
         pixels = images.numpy()
         captions, labels, ids = [], [], []
-        prefetch_samples(self.source, (self.order(epoch)[position] for epoch, position in positions))
+        coming = (self.order(epoch)[position] for epoch, position in positions)
+        prefetch_samples(self.source, (sample for sample in coming if sample not in self.kept))
         for row, (epoch, position) in enumerate(positions):
             sample, pixels[row], label, caption = self.fetch(epoch, position, bad_rows)
             ids.append(sample)
@@ -115,7 +118,7 @@ class BatchFetcher(Dataset):
         corpus, pass_number, index = self.mixture.draw(epoch, position)
         for attempt in range(ATTEMPTS):
             try:
-                return index, *self.prepare(self.source.read(index), pass_number, index)
+                return index, *self.prepare(pass_number, index)
             except BadSample as error:
                 shard, key = self.source.name(index)
                 bad_rows.append({"shard": shard, "key": key, "reason": error.reason, "detail": error.detail})
@@ -124,34 +127,42 @@ class BatchFetcher(Dataset):
         reason = bad_rows[-1]["reason"]
         raise RuntimeError(f"{ATTEMPTS} samples in a row are bad ({reason}): run `data_shards verify` on {shards}")
 
-    def prepare(self, sample: Sample, pass_number: int, index: int) -> tuple[NDArray[np.uint8], int, str]:
+    def prepare(self, pass_number: int, index: int) -> tuple[NDArray[np.uint8], int, str]:
         """Returns pixels, label id and caption of one sample, which depend on (seed, pass of its corpus, sample)."""
         config = self.config
         rng = random.Random(hash_integers(self.seed, pass_number, AUGMENTATION, index))
-        draw = rng.random()
-        caption = ""
-        if self.tokenizer is not None:
-            donor = self.noise.caption_source(index)
-            own = donor == index
-            texts = sample.texts(config.caption_field) if own else self.source.captions(donor, config.caption_field)
-            caption = texts[int(draw * len(texts))] if self.train else texts[0]
-        if config.check_hashes:
-            check_hash(sample)
+        draw = rng.random() if self.train else 0.0
+        sample = self.kept.get(index) or self.load(index, rng)
+        caption = sample.texts[int(draw * len(sample.texts))] if sample.texts else ""
+        pixels = sample.pixels
         if self.train:
-            pixels = train_transform(
-                sample.image,
-                config.side,
-                rng,
-                scale=config.scale,
-                hflip=config.hflip,
-                vflip=config.vflip,
-                rot90=config.rot90,
-                max_pixels=config.max_pixels,
-            )
-        else:
-            pixels = eval_transform(sample.image, config.side, max_pixels=config.max_pixels)
-        label = self.class_ids[sample.label]
-        return pixels, self.noise.label(index, label, len(self.class_ids)), caption
+            pixels = flip_and_turn(pixels, rng, hflip=config.hflip, vflip=config.vflip, rot90=config.rot90)
+        return pixels, sample.label, caption
+
+    def load(self, index: int, rng: random.Random) -> DecodedSample:
+        """Reads and decodes a sample, and keeps it if the config says so. Raises BadSample."""
+        sample = self.source.read(index)
+        texts = self.texts(sample, index) if self.tokenizer is not None else []
+        if self.config.check_hashes:
+            check_hash(sample)
+        pixels = self.decode(sample.image, rng)
+        label = self.noise.label(index, self.class_ids[sample.label], len(self.class_ids))
+        decoded = DecodedSample(pixels, texts, label)
+        self.kept.add(index, decoded)
+        return decoded
+
+    def texts(self, sample: Sample, index: int) -> list[str]:
+        """Returns the captions of a sample, or those of another one if it is noisy. Raises BadSample."""
+        donor = self.noise.caption_source(index)
+        name = self.config.caption_field
+        return sample.texts(name) if donor == index else self.source.captions(donor, name)
+
+    def decode(self, data: bytes, rng: random.Random) -> NDArray[np.uint8]:
+        """Returns the resized image: a random crop of it in training. Raises BadSample."""
+        config = self.config
+        if self.train:
+            return random_crop(data, config.side, rng, scale=config.scale, max_pixels=config.max_pixels)
+        return eval_transform(data, config.side, max_pixels=config.max_pixels)
 
 
 def pixel_buffer(shape: tuple[int, ...]) -> torch.Tensor:

@@ -91,6 +91,7 @@ class ShardStream:
                 "robustness (data.caption_noise, data.label_noise)",
                 100 * self.config.caption_noise, 100 * self.config.label_noise,
             )  # fmt: skip
+        self._log_kept()
         dropped = self.samples % global_batch
         if dropped:
             log.info(
@@ -105,6 +106,13 @@ class ShardStream:
                     "Run `python -m data_shards index` on the shards, or set data.classes",
                     label,
                 )
+
+    def _log_kept(self) -> None:
+        """Logs which share of the images data.keep_pixels has room for."""
+        limit, image = self.fetcher.kept.limit, 3 * self.config.side**2
+        if limit:
+            form = "each decoding process keeps up to %d of %d decoded images in memory (data.keep_pixels)"
+            log.info(form, min(limit // image, len(self.source)), len(self.source))
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
