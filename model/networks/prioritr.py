@@ -1,8 +1,18 @@
 """PriorITR: the closed domain model with progressive attention encoders over visual and text tokens.
 
     image: backbone tokens -> linear F (B, L, d); prior -> linear f (B, d)
-           belief keeps or weights F by f -> Spatial-PAE(F, f) -> normalise(global + head(first token))
+           belief keeps or weights F by f -> Spatial-PAE(F, f) -> local tokens
+           normalise(global + head(read-out of the local tokens))
     text:  encoder tokens -> linear (B, T, d) -> Temporal-PAE -> normalise(global + head(first token))
+
+The read-out of an image does not depend on the place of a token in the grid (`read_local`):
+
+    hard, soft   the local token of highest belief: the first one of hard belief, which sorts, as in the released code
+    none         the mean of the local tokens, because without belief no token is better than another
+
+The Spatial-PAE has no positions. So the soft read-out is what the first token would be if the tokens were sorted by
+belief, as the paper's figure shows them, and the sort is not needed. Only ``compat="released"`` with soft belief still
+depends on the order, because the released weight is a function of grid indices (`belief`).
 
 Without Spatial-PAE layers there is no prior, and the global feature represents an image. Without Temporal-PAE cycles
 the global feature represents a text. Without both it is a plain dual encoder, the baseline of the paper's ablations.
@@ -24,7 +34,7 @@ from priorclip.model.config import ModelConfig
 from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import ImageEncoder, VisualTokens
 from priorclip.model.losses.logit_scale import log_scale
-from priorclip.model.networks.belief import apply_belief, belief_map
+from priorclip.model.networks.belief import affinity, apply_belief, belief_map
 from priorclip.model.networks.pae import PAE
 from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, normalise_features
 
@@ -62,7 +72,8 @@ class PriorITR(TwoTowers):
         if self.config.belief.compat == "released":
             tokens = torch.cat([visual.pooled.unsqueeze(1), tokens], dim=1)
         local = self.spatial(apply_belief(tokens, instruction, self.config.belief), instruction)
-        return normalise_features(visual.pooled + self.image_head(local[:, 0]))
+        read = read_local(local, affinity(tokens, instruction), self.config.belief.mode)
+        return normalise_features(visual.pooled + self.image_head(read))
 
     def project(self, images: Tensor) -> tuple[VisualTokens, Tensor]:
         """Returns projected visual tokens and the instruction f (B, d)."""
@@ -92,3 +103,19 @@ class PriorITR(TwoTowers):
             encoder.grad_checkpointing = enable
         if self.has_belief and self.config.prior.trainable:
             self.prior.model.set_grad_checkpointing(enable)
+
+
+def read_local(local: Tensor, scores: Tensor, mode: str) -> Tensor:
+    """Returns what the local tokens say about an image, (B, d), whatever their order in the grid.
+
+    Args:
+        local: output of the Spatial-PAE, (B, L, d), or for hard belief (B, k, d), highest belief first
+        scores: <F_l, f> of all tokens before belief, (B, L)
+        mode: soft, hard or none, as in `BeliefConfig`
+    """
+    if mode == "none":
+        return local.mean(1)
+    if mode == "hard":
+        return local[:, 0]
+    best = scores.argmax(dim=-1)[:, None, None].expand(-1, 1, local.shape[-1])
+    return local.gather(1, best).squeeze(1)
