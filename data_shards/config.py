@@ -21,6 +21,9 @@ class DataConfig:
             or several corpora with weights, the passes in an epoch: {"data/pub11": 1, "data/rs3": 2.5}, or
             [{shards: data/pub11, weight: 1}, ...]
         caption_field: list of captions in KEY.json: captions or coarse_captions
+        captions: one draws a random caption of each image, so an epoch has each image once; all makes every pair of an
+            image and a caption a sample of the epoch, so an image with 5 captions comes 5 times. all reads every text
+            once at the start and needs local shards
         image_size: side of the square image given to the model, in pixels; null takes the model's
         scale: smallest share of the image area that a random crop keeps (1.0: no random crop)
         hflip: mirror left to right with probability 0.5
@@ -49,12 +52,13 @@ class DataConfig:
         read_ahead: concurrent requests of each worker for remote samples (0: one sample at a time)
         timeout: seconds for one request to a remote shard, with its body
         caption_noise: share of the samples that get the captions of another sample in training, to measure robustness
-            to wrong pairs; the same samples in every epoch, see data_shards/stream/semantic_noise.py
+            to wrong pairs; the same images in every epoch, see data_shards/stream/semantic_noise.py
         label_noise: share of the samples that get another scene class in training
     """
 
     shards: Shards
     caption_field: str = "captions"
+    captions: str = "one"
     image_size: int | None = None
     scale: float = 0.5
     hflip: bool = True
@@ -85,6 +89,10 @@ class DataConfig:
         for name in positive:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, not {getattr(self, name)}")
+        if self.captions not in ("one", "all"):
+            raise ValueError(
+                f"data.captions must be one or all, not {self.captions!r}; data.caption_field names the field"
+            )
         if not 0 < self.scale <= 1:
             raise ValueError(f"data.scale must be above 0 and at most 1, not {self.scale} (share of the image area)")
         for name in ("max_bad_share", "caption_noise", "label_noise"):

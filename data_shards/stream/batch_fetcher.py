@@ -22,8 +22,10 @@ from priorclip.data_shards.config import DataConfig, byte_count
 from priorclip.data_shards.format.class_names import ClassIds
 from priorclip.data_shards.format.sample import BadSample, Sample
 from priorclip.data_shards.images.transforms import eval_transform, flip_and_turn, random_crop
+from priorclip.data_shards.order.caption_pairs import CaptionPairs
 from priorclip.data_shards.order.hashing import hash_integers
 from priorclip.data_shards.order.mixture import MixedOrder, Mixture, MixturePart
+from priorclip.data_shards.stream.count_captions import count_pairs
 from priorclip.data_shards.stream.kept_samples import DecodedSample, KeptSamples
 from priorclip.data_shards.stream.semantic_noise import SemanticNoise
 
@@ -77,14 +79,27 @@ class BatchFetcher(Dataset):
         classes = config.classes if config.classes is not None else source.classes
         self.class_ids = ClassIds(classes)
         parts = getattr(source, "parts", None) or [MixturePart(source.sizes)]
-        self.mixture = Mixture(parts, seed, config.block_size, config.window_blocks)
+        self.pairs = self.count_pairs() if config.captions == "all" else None
+        self.mixture = Mixture(
+            self.pairs.parts(parts) if self.pairs else parts, seed, config.block_size, config.window_blocks
+        )
         shares = (config.caption_noise, config.label_noise) if train else (0, 0)
         self.noise = SemanticNoise(seed, len(source), *shares)
         self.kept = KeptSamples(byte_count(config.keep_pixels, "keep_pixels"))
 
+    def count_pairs(self) -> CaptionPairs:
+        """Returns the pairs for data.captions: all. Raises ValueError if there are no captions or shards are remote."""
+        if self.tokenizer is None:
+            raise ValueError("data.captions: all makes a sample of each caption, but this training reads no captions")
+        return count_pairs(self.source, self.config.caption_field)
+
     def order(self, epoch: int) -> MixedOrder:
-        """Returns the sample index at each position of an epoch."""
+        """Returns the place at each position of an epoch: a sample index, or a pair with data.captions: all."""
         return MixedOrder(self.mixture, epoch)
+
+    def image_of(self, place: int) -> int:
+        """Returns the sample index of a place."""
+        return self.pairs.locate(place)[0] if self.pairs else place
 
     def __getitems__(self, positions: Sequence[Position]) -> dict[str, Any]:
         """Returns one batch with the keys of ShardStream; ``bad_rows`` lists the replaced samples."""
@@ -93,7 +108,7 @@ class BatchFetcher(Dataset):
         images = pixel_buffer((len(positions), 3, size, size))
         pixels = images.numpy()
         captions, labels, ids = [], [], []
-        coming = (self.order(epoch)[position] for epoch, position in positions)
+        coming = (self.image_of(self.order(epoch)[position]) for epoch, position in positions)
         prefetch_samples(self.source, (sample for sample in coming if sample not in self.kept))
         for row, (epoch, position) in enumerate(positions):
             sample, pixels[row], label, caption = self.fetch(epoch, position, bad_rows)
@@ -115,25 +130,27 @@ class BatchFetcher(Dataset):
         self, epoch: int, position: int, bad_rows: list[dict[str, str]]
     ) -> tuple[int, NDArray[np.uint8], int, str]:
         """Returns (sample index, pixels, label id or -1, caption) of a position, or of its replacement."""
-        corpus, pass_number, index = self.mixture.draw(epoch, position)
+        corpus, pass_number, place = self.mixture.draw(epoch, position)
         for attempt in range(ATTEMPTS):
+            index = self.image_of(place)
             try:
-                return index, *self.prepare(pass_number, index)
+                return index, *self.prepare(pass_number, place)
             except BadSample as error:
                 shard, key = self.source.name(index)
                 bad_rows.append({"shard": shard, "key": key, "reason": error.reason, "detail": error.detail})
-            index = self.mixture.substitute(corpus, hash_integers(self.seed, epoch, REPLACEMENT, position, attempt))
+            place = self.mixture.substitute(corpus, hash_integers(self.seed, epoch, REPLACEMENT, position, attempt))
         shards = ", ".join(sorted({row["shard"] for row in bad_rows})[:5])
         reason = bad_rows[-1]["reason"]
         raise RuntimeError(f"{ATTEMPTS} samples in a row are bad ({reason}): run `data_shards verify` on {shards}")
 
-    def prepare(self, pass_number: int, index: int) -> tuple[NDArray[np.uint8], int, str]:
-        """Returns pixels, label id and caption of one sample, which depend on (seed, pass of its corpus, sample)."""
+    def prepare(self, pass_number: int, place: int) -> tuple[NDArray[np.uint8], int, str]:
+        """Returns pixels, label id and caption of a place, which depend on (seed, pass of its corpus, place)."""
         config = self.config
-        rng = random.Random(hash_integers(self.seed, pass_number, AUGMENTATION, index))
+        rng = random.Random(hash_integers(self.seed, pass_number, AUGMENTATION, place))
         draw = rng.random() if self.train else 0.0
+        index, number = self.pairs.locate(place) if self.pairs else (place, None)
         sample = self.kept.get(index) or self.load(index, rng)
-        caption = sample.texts[int(draw * len(sample.texts))] if sample.texts else ""
+        caption = choose_caption(sample.texts, draw, number)
         pixels = sample.pixels
         if self.train:
             pixels = flip_and_turn(pixels, rng, hflip=config.hflip, vflip=config.vflip, rot90=config.rot90)
@@ -163,6 +180,16 @@ class BatchFetcher(Dataset):
         if self.train:
             return random_crop(data, config.side, rng, scale=config.scale, max_pixels=config.max_pixels)
         return eval_transform(data, config.side, max_pixels=config.max_pixels)
+
+
+def choose_caption(texts: list[str], draw: float, number: int | None) -> str:
+    """Returns the caption of a number, or the one that ``draw`` in [0, 1) picks. "" if there are none.
+
+    A noisy image has the captions of another one, which may have fewer: the numbers then start again.
+    """
+    if not texts:
+        return ""
+    return texts[int(draw * len(texts)) if number is None else number % len(texts)]
 
 
 def pixel_buffer(shape: tuple[int, ...]) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The stream of training batches: the same sequence for any number of ranks and workers, resumable anywhere.
 
     epoch e      positions 0 .. N-1, see order/mixture.py              N samples, B = N // G global batches
+                 (images, or their pairs with data.captions: all)
     batch b      positions b*G .. (b+1)*G - 1                          G samples, the same set for every world size
     rank r of W  positions b*G + r, b*G + r + W, ...                   G / W samples
     state        {"epoch": e, "samples_seen": (b+1)*G}                 after the batch was returned
@@ -36,7 +37,7 @@ class ShardStream:
         images: uint8 (b, 3, S, S), not normalised
         input_ids, attention_mask: int64 (b, T); absent without a tokenizer
         labels: int64 (b,), index in the classes, -1 for none
-        image_ids: int64 (b,), sample indices
+        image_ids: int64 (b,), sample indices; the same for all captions of an image
         epoch: int
 
     Args:
@@ -92,6 +93,8 @@ class ShardStream:
                 100 * self.config.caption_noise, 100 * self.config.label_noise,
             )  # fmt: skip
         self._log_kept()
+        if self.fetcher.pairs:
+            log.info("an epoch has %d pairs of an image and a caption (data.captions: all)", self.samples)
         dropped = self.samples % global_batch
         if dropped:
             log.info(
@@ -131,7 +134,13 @@ class ShardStream:
     def state_dict(self) -> dict[str, Any]:
         """Returns the position of the next batch. ``data`` and ``order`` detect other shards or another shuffling."""
         place = {"epoch": self._epoch, "samples_seen": self._samples_seen}
-        return {**place, "data": self.source.fingerprint, "order": self._order}
+        return {**place, "data": self.fingerprint, "order": self._order}
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what decides the order of an epoch: shards, weights and, with data.captions: all, their counts."""
+        pairs = self.fetcher.pairs
+        return f"{self.source.fingerprint} {pairs.fingerprint}" if pairs else self.source.fingerprint
 
     @property
     def _order(self) -> str:
@@ -140,25 +149,26 @@ class ShardStream:
         noise = [
             f", {name} {getattr(config, name)}" for name in ("caption_noise", "label_noise") if getattr(config, name)
         ]
-        return order + "".join(noise)
+        captions = ", every caption" if config.captions == "all" else ""
+        return order + captions + "".join(noise)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a state, which may come from another world size and number of workers.
 
         Raises ValueError if shards, weights, seed or shuffling differ from those of the state.
         """
-        data = state.get("data", self.source.fingerprint)
-        if data != self.source.fingerprint:
-            raise ValueError(
-                "the shards or their weights have changed since the checkpoint was written "
-                f"({data}, now {self.source.fingerprint}): its position in the epoch does not fit them. "
-                "Restore the shards, or start the data from epoch 0"
-            )
         order = state.get("order", self._order)
         if order != self._order:
             raise ValueError(
                 f"the checkpoint was written with {order}, and this run has {self._order}: samples would repeat or be "
                 "skipped. Set the old values, or start the data from epoch 0"
+            )
+        data = state.get("data", self.fingerprint)
+        if data != self.fingerprint:
+            raise ValueError(
+                "the shards or their weights have changed since the checkpoint was written, or the number of their "
+                f"captions ({data}, now {self.fingerprint}): its position in the epoch does not fit them. "
+                "Restore the shards, or start the data from epoch 0"
             )
         epoch, samples_seen = int(state["epoch"]), int(state["samples_seen"])
         if epoch < 0 or not 0 <= samples_seen <= self.samples:
@@ -169,7 +179,7 @@ class ShardStream:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields batches from the current state on. Closing the iterator stops its workers; a new one continues."""
         config = self.config
-        allowed = allowed_bad_samples(config.max_bad_share, self.samples, self.world_size)
+        allowed = self.allowed_bad()
         loader = load_batches(
             self.fetcher,
             self.positions(),
@@ -183,6 +193,12 @@ class ShardStream:
             self._samples_seen += self.global_batch
             self._start_next_epoch()
             yield batch
+
+    def allowed_bad(self) -> float:
+        """Returns the number of different bad samples that this rank may meet in an epoch."""
+        share, pairs = self.config.max_bad_share, self.fetcher.pairs
+        images = self.samples * len(self.source) / len(pairs) if pairs else self.samples
+        return min(allowed_bad_samples(share, self.samples, self.world_size), share * images)
 
     def positions(self) -> Iterator[list[Position]]:
         """Yields (epoch, position) of each sample of this rank's batches, from the current state on."""

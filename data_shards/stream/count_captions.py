@@ -1,0 +1,51 @@
+"""Counts the captions of each image, for ``data.captions: all``: one pass over the texts at the start of a run.
+
+Neither the index nor the manifest holds these counts. The pass reads no image. Each rank makes it, and its workers get
+the counts.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.order.caption_pairs import CaptionPairs
+
+log = logging.getLogger(__name__)
+
+
+def count_pairs(source: Any, caption_field: str) -> CaptionPairs:
+    """Returns the (image, caption) pairs of a ShardSet or RecordSet.
+
+    A sample whose captions cannot be read counts as one pair, so that the stream meets it and reports it as bad.
+
+    Raises:
+        ValueError: a shard is remote, so that the pass would be one request for each sample
+    """
+    refuse_remote(source)
+    start = time.monotonic()
+    counts = np.array([caption_count(source, index, caption_field) for index in range(len(source))], np.int64)
+    pairs = CaptionPairs(counts)
+    log.info("%d captions of %d images, counted in %.1f s", len(pairs), len(source), time.monotonic() - start)
+    return pairs
+
+
+def caption_count(source: Any, index: int, caption_field: str) -> int:
+    try:
+        return len(source.captions(index, caption_field))
+    except BadSample:
+        return 1
+
+
+def refuse_remote(source: Any) -> None:
+    remote = [file for file in getattr(source, "files", []) if file.remote]
+    if remote:
+        raise ValueError(
+            f"data.captions: all counts the captions of every sample at the start, and {remote[0]} is remote: that "
+            f"would be one request for each of the {len(source)} samples. Copy the shards to a local folder, or set "
+            "data.captions to one"
+        )
