@@ -4,8 +4,9 @@
     vision_proj_res.*    512 -> 768: the instruction
     visual.*, transformer.*, ...    CLIP ViT-B/32, GELU
 
-Belief is computed as in their code (``compat: released``), by the last version of their repository. The first version
-weighted the tokens by twice M, without the ranks, and normalised. The checkpoints do not tell their version.
+Belief is computed as in their code (``compat: released``), by the last version of their repository (9554baf). The two
+versions before it (20bbe30, 4503ff8) weighted the tokens by twice M, without the ranks, and normalised. Neither the
+checkpoints nor the repository tell which version made the weights.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ Example, L = 3 tokens with <F, f> = (0, 2, 1): M = (.09, .67, .24), R = (3, 1, 2
 
 Source: PriorCLIP, arXiv 2405.10160, section III (soft and hard belief). The authors' released code differs: in place of
 the rank it has the l-th entry of the argsort, so the weight is 1/sqrt(index + 1), and it L2-normalises the weighted
-tokens over the token axis. ``compat="released"`` computes that.
+tokens over the token axis. ``compat="released"`` computes that. So its factor of a token depends on the order of the
+tokens, which the paper's does not.
 """
 
 from __future__ import annotations
