@@ -12,6 +12,29 @@ UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
 
 @dataclass
+class RandAugmentConfig:
+    """RandAugment as in X-VLM and PIR, by timm; see data_shards/images/randaugment.py.
+
+    Args:
+        layers: operations that are drawn for an image, of ten kinds
+        magnitude: strength of the operations, of 10
+        probability: with which each drawn operation is applied
+    """
+
+    layers: int = 2
+    magnitude: float = 7.0
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.layers < 1:
+            raise ValueError(f"data.randaugment.layers must be at least 1, not {self.layers}: null turns it off")
+        if not 0 <= self.magnitude <= 10:
+            raise ValueError(f"data.randaugment.magnitude must be between 0 and 10, not {self.magnitude}")
+        if not 0 < self.probability <= 1:
+            raise ValueError(f"data.randaugment.probability must be above 0 and at most 1, not {self.probability}")
+
+
+@dataclass
 class DataConfig:
     """Which shards to stream, and how.
 
@@ -29,6 +52,7 @@ class DataConfig:
         hflip: mirror left to right with probability 0.5
         vflip: mirror top to bottom with probability 0.5
         rot90: rotate by a random multiple of 90 degrees, because an aerial image has no up
+        randaugment: operations on colour and shape after the flips, e.g. {layers: 2, magnitude: 7}; null for none
         classes: scene classes in the order of their label ids; null takes those of the manifest
         block_size: samples in a block of neighbours, which the shuffle keeps in one window; smaller shuffles better
         window_blocks: blocks from all shards whose samples are shuffled together; more shuffles better, but needs more
@@ -64,6 +88,7 @@ class DataConfig:
     hflip: bool = True
     vflip: bool = True
     rot90: bool = True
+    randaugment: RandAugmentConfig | None = None
     classes: list[str] | None = None
     block_size: int = 32
     window_blocks: int = 2048

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, get_worker_info
 from priorclip.data_shards.config import DataConfig, byte_count
 from priorclip.data_shards.format.class_names import ClassIds
 from priorclip.data_shards.format.sample import BadSample, Sample
+from priorclip.data_shards.images.randaugment import rand_augment
 from priorclip.data_shards.images.transforms import eval_transform, flip_and_turn, random_crop
 from priorclip.data_shards.order.caption_pairs import CaptionPairs
 from priorclip.data_shards.order.hashing import hash_integers
@@ -145,16 +146,21 @@ class BatchFetcher(Dataset):
 
     def prepare(self, pass_number: int, place: int) -> tuple[NDArray[np.uint8], int, str]:
         """Returns pixels, label id and caption of a place, which depend on (seed, pass of its corpus, place)."""
-        config = self.config
         rng = random.Random(hash_integers(self.seed, pass_number, AUGMENTATION, place))
         draw = rng.random() if self.train else 0.0
         index, number = self.pairs.locate(place) if self.pairs else (place, None)
         sample = self.kept.get(index) or self.load(index, rng)
         caption = choose_caption(sample.texts, draw, number)
-        pixels = sample.pixels
-        if self.train:
-            pixels = flip_and_turn(pixels, rng, hflip=config.hflip, vflip=config.vflip, rot90=config.rot90)
+        pixels = self.augment(sample.pixels, rng) if self.train else sample.pixels
         return pixels, sample.label, caption
+
+    def augment(self, pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
+        """Flips and turns an image (3, S, S) and changes its colours and shape, as the config says."""
+        config, more = self.config, self.config.randaugment
+        pixels = flip_and_turn(pixels, rng, hflip=config.hflip, vflip=config.vflip, rot90=config.rot90)
+        if more is None:
+            return pixels
+        return rand_augment(pixels, rng, layers=more.layers, magnitude=more.magnitude, probability=more.probability)
 
     def load(self, index: int, rng: random.Random) -> DecodedSample:
         """Reads and decodes a sample, and keeps it if the config says so. Raises BadSample."""
