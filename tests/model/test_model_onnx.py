@@ -17,6 +17,7 @@ pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 KINDS = {
     "priorclip": lambda: tiny(text=TextConfig(config=CLIP_TEXT, context_length=20, pooling="eos")),
+    "prioritr": lambda: tiny("prioritr"),
 }
 
 
