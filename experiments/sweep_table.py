@@ -118,7 +118,9 @@ def plus_minus(value: dict[str, float] | None, sign: bool = False) -> str:
 def published(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
-    figures = ", ".join(f"{FIGURES.get(name, name)} {figure}" for name, figure in value.items() if name != "source")
+    figures = ", ".join(
+        f"{FIGURES.get(name, name.replace('_r', ' R@'))} {figure}" for name, figure in value.items() if name != "source"
+    )
     return f"{figures} ({value['source']})" if "source" in value else figures
 
 
