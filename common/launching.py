@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from priorclip.common.masking import masked
 from priorclip.common.ports import free_port
 
 
@@ -31,8 +32,8 @@ def launch_command(module: str, arguments: Sequence[str], ranks: int = 0) -> lis
 
 
 def display_command(command: Sequence[str]) -> str:
-    """The command as a user types it: the program without its folder."""
-    return shlex.join([Path(command[0]).name, *command[1:]])
+    """The command as a user types it: the program without its folder, and no secrets."""
+    return masked(shlex.join([Path(command[0]).name, *command[1:]]))
 
 
 def run_logged(

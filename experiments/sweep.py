@@ -32,6 +32,7 @@ from typing import Any
 
 from priorclip.common.command_names import module_of
 from priorclip.common.launching import display_command, launch_command, run_logged
+from priorclip.common.masking import masked
 from priorclip.experiments.commands import SweepConfig
 from priorclip.experiments.experiment import Experiment, family, load_data
 from priorclip.experiments.study import RowAtLevel, load_study, row_at_level, study_names
@@ -99,7 +100,7 @@ def sweep(config: SweepConfig) -> int:
     note = data.note
     if config.folds > 1:
         note = f"{note} Here a seed is a cross-validation: the mean over its {config.folds} splits.".strip()
-    command = shlex.join(["python", "-m", "finetune", *sys.argv[1:]])
+    command = masked(shlex.join(["python", "-m", "finetune", *sys.argv[1:]]))
     if study:
         write_study(study, results, output, note, command)
     else:

@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from priorclip.common.files import folder_aside, sha256_of
+from priorclip.common.masking import masked
 from priorclip.common.safe_paths import UnsafePath
 from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reasons
@@ -206,7 +207,7 @@ def build_index(config: IndexConfig) -> EmbeddingIndex:
         "width": features.shape[1],
         "model": str(Path(config.model).resolve()),
         "model_sha256": model_hash(Path(config.model)),
-        "data": config.data,
+        "data": masked(config.data),
         "split": gallery.split,
         "dtype": config.dtype,
         "skipped": skipped,

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from priorclip.common.files import write_bytes
+from priorclip.common.masking import masked
 from priorclip.data_shards.format.class_names import ClassIds
 from priorclip.model.device import pick_device
 from priorclip.retrieval.commands import EvaluateConfig
@@ -59,7 +60,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     report |= {
         "images": len(features.images),
         "model": str(config.model),
-        "data": str(config.data),
+        "data": masked(str(config.data)),
         "split": gallery.split,
         "precision": config.precision,
         "device": str(device),

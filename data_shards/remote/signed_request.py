@@ -17,6 +17,8 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+from priorclip.data_shards.remote.urls import public_url
+
 SIGNED_FOR = timedelta(hours=1)
 HUB_KINDS = {"datasets": "dataset", "models": "model", "spaces": "space"}
 
@@ -118,7 +120,7 @@ def _hub(url: str) -> tuple[str, dict[str, str]]:
     kind = HUB_KINDS.get(parts[0], "model")
     parts = parts[1:] if parts[0] in HUB_KINDS else parts
     if len(parts) < 3 or not parts[-1]:
-        raise OSError(f"{url}: write hf://datasets/OWNER/NAME[@REVISION]/FILE.tar")
+        raise OSError(f"{public_url(url)}: write hf://datasets/OWNER/NAME[@REVISION]/FILE.tar")
     name, _, revision = parts[1].partition("@")
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     address = hf_hub_url(
@@ -132,7 +134,7 @@ def _bucket(url: str) -> tuple[str, str]:
     parts = urlsplit(url)
     name = parts.path.lstrip("/")
     if not parts.netloc or not name:
-        raise OSError(f"{url}: write {parts.scheme}://BUCKET/NAME")
+        raise OSError(f"{public_url(url)}: write {parts.scheme}://BUCKET/NAME")
     return parts.netloc, name
 
 

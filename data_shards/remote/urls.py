@@ -4,13 +4,18 @@
     public_url     https://host/data/train-0000.tar?...        messages, logs, quarantine.jsonl
     unsigned_url   https://host/data/train-0000.tar?part=3     names of cached files; equal for every signature
 
-Passwords and signatures are secrets: only the request itself has them.
+Passwords and signatures are secrets: only the request itself has them. A field of a query that is neither a known
+signature nor known as harmless may tell two files apart, so ``unsigned_url`` shows the first digits of its hash.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from priorclip.common.command_secrets import mask_pipe
+from priorclip.common.url_secrets import PARAMETER, has_bare_password, is_harmless, mask_body
 
 SCHEMES = ("http", "https", "s3", "gs", "hf")
 SIGNATURES = ("x-amz-", "x-goog-", "x-ms-")  # query fields of pre-signed URLs of AWS, Google and Azure; more below
@@ -35,7 +40,11 @@ def is_remote(spec: str) -> bool:
 
 
 def check_scheme(url: str) -> None:
-    """Raises ValueError for a scheme that is not supported."""
+    """Raises ValueError for a scheme that is not supported, and for a password that cuts the host short."""
+    scheme, _, body = url.partition("://")
+    if has_bare_password(body):
+        shown = f"{scheme}://{mask_body(body)}"
+        raise ValueError(f"{shown}: write / as %2F, ? as %3F, # as %23 and @ as %40 in a user name or password")
     scheme = urlsplit(url).scheme
     if scheme not in SCHEMES:
         raise ValueError(
@@ -46,16 +55,21 @@ def check_scheme(url: str) -> None:
 def public_url(url: str) -> str:
     """Returns the URL without user, password and query; of a ``pipe:``, only the program."""
     if url.startswith("pipe:"):
-        return " ".join(url.split()[:1]) + " ..."
+        return " ".join(mask_pipe(url).split()[:1]) + " ..."
     parts = urlsplit(url)
-    return urlunsplit((parts.scheme, _host(parts.netloc), parts.path, "", "")) + ("?..." if parts.query else "")
+    path = PARAMETER.sub(r"\1***", parts.path)
+    return urlunsplit((parts.scheme, _host(parts.netloc), path, "", "")) + ("?..." if parts.query else "")
 
 
 def unsigned_url(url: str) -> str:
     """Returns the URL without its secrets, the same for every signature."""
     parts = urlsplit(url)
     query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if not _secret(name)]
-    return urlunsplit((parts.scheme, _host(parts.netloc), parts.path, urlencode(query), ""))
+    shown = urlencode([(name, value if is_harmless(name, value) else _short_hash(value)) for name, value in query])
+    path = PARAMETER.sub(lambda found: f"{found[1]}{_short_hash(found[0])}", parts.path)
+    if parts.query and "=" not in parts.query:
+        shown = _short_hash(parts.query)
+    return urlunsplit((parts.scheme, _host(parts.netloc), path, shown, ""))
 
 
 def url_hash(url: str) -> str:
@@ -75,15 +89,18 @@ def url_in_folder(folder: str, name: str) -> str:
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + "/" + name))
 
 
-def safe_file_name(url: str) -> str:
-    """Returns the last part of the path, with ``_`` for characters that a file system may refuse."""
-    name = url if url.startswith("pipe:") else urlsplit(url).path
-    name = name.rstrip("/").split("?")[0].rsplit("/", 1)[-1]
-    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)[-80:]
+def safe_file_name(command: str) -> str:
+    """Returns the tar that a ``pipe:`` command names, for its copy, or "shard": other words may be secrets."""
+    found = re.findall(r"[\w.-]+\.tar(?:\.\w+)?(?![\w.-])", mask_pipe(command), re.ASCII)
+    return found[-1][-80:] if found else "shard"
 
 
 def _host(netloc: str) -> str:
     return netloc.rpartition("@")[2]
+
+
+def _short_hash(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()[:8]
 
 
 def _secret(name: str) -> bool:

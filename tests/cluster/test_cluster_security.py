@@ -85,8 +85,8 @@ def test_no_secret_is_written_or_printed(launch: Launch) -> None:
     for secret in SECRETS:
         assert secret not in launch.run.output
         assert [path for path in files if secret.encode() in path.read_bytes()] == []
-    assert "https://me:***@host/a.tar?X-Amz-Signature=***&part=1" in (launch.run.folder / "config.yaml").read_text()
-    assert "note: https://me:***@host" in launch.run.output, "the rank's own log line"
+    assert "https://***@host/a.tar?X-Amz-Signature=***&part=1" in (launch.run.folder / "config.yaml").read_text()
+    assert "note: https://***@host" in launch.run.output, "the rank's own log line"
     assert "put it into the environment" in launch.run.output, "a secret in an option causes a warning"
 
 

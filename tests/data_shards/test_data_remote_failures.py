@@ -169,3 +169,23 @@ def test_no_secret_leaves_the_request(
     for text in (*texts, str(error.value)):
         assert SECRET not in text
     assert urls.unsigned_url(url) == f"{server.url}/train/{TAR}?part=1"
+
+
+def test_an_unknown_field_of_a_query_tells_files_apart_and_is_not_shown() -> None:
+    one, other = (f"https://host/a.tar?jwt={value}" for value in (SECRET, SECRET[::-1]))
+    assert urls.unsigned_url(one) != urls.unsigned_url(other)
+    assert urls.unsigned_url(one + "&X-Goog-Signature=a") == urls.unsigned_url(one + "&X-Goog-Signature=b")
+    assert SECRET not in urls.unsigned_url(one) + urls.unsigned_url(f"https://host/a;id={SECRET}/b.tar?{SECRET}")
+
+
+@pytest.mark.parametrize("url", [f"https://me:a/{SECRET}@host/a.tar", f"https://{SECRET}:x#y@host/a.tar"])
+def test_a_password_that_cuts_the_host_short_is_refused_and_not_shown(url: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="%2F") as error:
+        open_shards(url, tmp_path)
+    assert SECRET not in str(error.value)
+
+
+@pytest.mark.parametrize("command", [f"curl -u me:{SECRET} x", f"gpg --passphrase {SECRET}", f"TOKEN={SECRET} cat x"])
+def test_neither_the_copy_nor_the_messages_of_a_pipe_have_its_secrets(command: str) -> None:
+    assert SECRET not in urls.public_url(f"pipe:{command}") + urls.safe_file_name(f"pipe:{command}")
+    assert urls.safe_file_name("pipe:ssh store cat /data/train-0000.tar") == "train-0000.tar"
