@@ -43,6 +43,7 @@ from priorclip.model.encoders.text import resolve
 from priorclip.model.encoders.vision import ImageEncoder, normalisation
 from priorclip.model.encoders.weights import adapt_to_backbone, load_exactly
 from priorclip.model.export.model_card import model_card
+from priorclip.model.export.start_from_clip import is_plain_clip, parts_beside_clip
 from priorclip.model.export_config import FORMAT, MODEL_TYPE, read_export_config
 from priorclip.model.networks.priorclip import PriorCLIP
 from priorclip.model.networks.scene_classifier import SceneClassifier
@@ -50,7 +51,6 @@ from priorclip.model.networks.scene_classifier import SceneClassifier
 log = logging.getLogger(__name__)
 
 HUB_SECONDS = 20  # timeout of the hub's first answer
-PRIOR_PARTS = ("prior.", "visual.instruction.", "visual.narrow.", "visual.layers.", "visual.norm.")
 OWN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 NO_TOKENIZER_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".onnx", ".py", ".pyc", ".so")
 WEIGHTS = "model.safetensors"
@@ -175,8 +175,8 @@ def locate_export(folder: str | Path, **hub: Any) -> Path:
 def load_weights(model: nn.Module, folder: str | Path) -> None:
     """Loads the weights of an export folder into a model of its architecture. Raises ValueError if they do not fit.
 
-    A PriorCLIP can also start from a plain CLIP: the prior and the layers that read it keep their weights. Position
-    embeddings of another image size are resampled.
+    A PriorCLIP can also start from a plain CLIP (start_from_clip.py). Position embeddings of another image size are
+    resampled.
     """
     path = Path(folder) / WEIGHTS
     if not path.is_file():
@@ -185,16 +185,8 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         state = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if isinstance(model, PriorCLIP) and not any(name.startswith(PRIOR_PARTS) for name in state):
-        prior = model.config.prior
-        log.info("%s is a plain CLIP: the instruction starts at random, the prior from %s", folder, prior.weights)
-        if prior.weights is None and not prior.trainable:
-            log.warning(
-                "the prior '%s' is random and frozen: name its weights by --model.prior.weights (finetune prior makes "
-                "them), or train it by --model.prior.trainable true",
-                prior.name,
-            )
-        state |= {name: value for name, value in model.state_dict().items() if name.startswith(PRIOR_PARTS)}
+    if isinstance(model, PriorCLIP) and is_plain_clip(state):
+        state |= parts_beside_clip(model, state, folder)
     for name, encoder in model.named_modules():
         if isinstance(encoder, ImageEncoder):
             state |= resample_positions(state, f"{name}.model.", encoder)
