@@ -4,8 +4,8 @@
     mask_flags("sshpass -p hunter2 ssh host cat a.tar")         ->  "sshpass -p *** ssh host cat a.tar"
 
 In a ``pipe:`` shard, programs, hosts, paths, URLs and switches stay. The value of an option stays if it is a path, a
-URL or a small number, or if the option is in ``HARMLESS``. The value of ``NAME=value`` and what ``echo`` prints are masked.
-In other text only the known options for credentials are masked, because any other option may mean anything.
+URL or a small number, or if the option is in ``HARMLESS``. The values of ``NAME=value`` and the words of ``echo`` are
+masked. In other text only the known options for credentials are masked, because any other option may mean anything.
 """
 
 from __future__ import annotations

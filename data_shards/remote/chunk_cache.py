@@ -91,7 +91,7 @@ class ChunkCache:
         """Counts ``part`` as ``size`` bytes. Above the limit, evicts the least recently used chunks."""
         with self._book() as book:
             text = book.read(64).strip()
-            held = int(text) if text.isdigit() else self.limit + 1  # unknown: count again
+            held = int(text) if text.isascii() and text.isdigit() else self.limit + 1  # unknown: count again
             if held + size > self.limit:
                 held = self._evict(size)
             part.truncate(size)  # a sparse file: its length tells other processes how much will come

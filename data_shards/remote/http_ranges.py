@@ -15,21 +15,26 @@ not share them.
 
 from __future__ import annotations
 
-import email.utils
 import logging
 import os
 import random
 import re
 import time
-import urllib.parse
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import urllib3
 
+from priorclip.data_shards.remote.http_errors import RemoteError, Transient, describe_error
+from priorclip.data_shards.remote.http_headers import (
+    Version,
+    keeps_credentials,
+    parse_count,
+    redirect_target,
+    retry_seconds,
+)
 from priorclip.data_shards.remote.signed_request import build_request
 from priorclip.data_shards.remote.urls import public_url
 
@@ -45,38 +50,6 @@ DRAINED = 1 << 16  # bytes; for a longer rest of a body the connection is closed
 TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504, 509))
 REDIRECT_KEPT = 300.0  # seconds in which the target of a redirect is requested directly
 NOT_CARRIED_OVER = frozenset(("authorization", "cookie"))
-
-
-class RemoteError(OSError):
-    """A remote file that cannot be read. ``reason`` is a phrase that is counted; the text has no secrets."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
-
-
-@dataclass(frozen=True)
-class Version:
-    """Size, ETag and date of a remote file. ``ranges`` is True if the server sends parts of it."""
-
-    size: int
-    etag: str = ""
-    modified: str = ""
-    ranges: bool = True
-
-    def same(self, other: Version) -> bool:
-        """Returns True for the same version. An equal date is enough, as servers of one host may differ in ETags."""
-        if self.size != other.size:
-            return False
-        return not (self.etag and other.etag) or self.etag == other.etag or bool(self.modified == other.modified != "")
-
-
-class Transient(Exception):
-    """A failed attempt that may be repeated, after ``pause`` seconds if the server asks for it."""
-
-    def __init__(self, text: str, pause: float | None = None) -> None:
-        super().__init__(text)
-        self.pause = pause
 
 
 class _Process:
@@ -222,15 +195,15 @@ def _open(url: str, headers: dict[str, str], until: float) -> urllib3.BaseHTTPRe
         if not place:
             return _check_status(url, response)
         _finish(response)
-        target = urllib.parse.urljoin(address, str(place))
-        if urlsplit(target).scheme not in ("http", "https"):
+        target = redirect_target(address, str(place))
+        if target is None:
             break
-        if urlsplit(target).netloc != urlsplit(address).netloc:
+        if not keeps_credentials(address, target):
             headers = {name: value for name, value in headers.items() if name.lower() not in NOT_CARRIED_OVER}
         address = target
         if not set(headers) & {"Authorization"}:
             _process.redirects[url] = (address, time.monotonic() + REDIRECT_KEPT)
-    raise RemoteError("remote cannot be read", f"{public_url(url)}: too many redirects, or one to another scheme")
+    raise RemoteError("remote cannot be read", f"{public_url(url)}: too many redirects, or one to no http(s) address")
 
 
 def _get(address: str, headers: dict[str, str], until: float) -> urllib3.BaseHTTPResponse:
@@ -247,7 +220,9 @@ def _get(address: str, headers: dict[str, str], until: float) -> urllib3.BaseHTT
             decode_content=False,
         )
     except urllib3.exceptions.HTTPError as error:
-        raise Transient(_describe_error(error)) from None
+        raise Transient(describe_error(error)) from None
+    except (ValueError, OverflowError) as error:  # http.client refuses an ETag with a line break as a header
+        raise Transient(f"the request cannot be sent ({type(error).__name__})") from None
 
 
 def _check_status(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.BaseHTTPResponse:
@@ -263,7 +238,7 @@ def _check_status(url: str, response: urllib3.BaseHTTPResponse) -> urllib3.BaseH
     _finish(response)
     text += f" ({code[1].decode()})" if code else ""
     if status in TRANSIENT or (code and code[1] in (b"RequestTimeout", b"SlowDown")):
-        raise Transient(text, _seconds(wait))
+        raise Transient(text, retry_seconds(wait))
     if status in (404, 410):
         raise RemoteError("shard is missing", f"{public_url(url)}: {text}")
     if status == 416:
@@ -276,9 +251,10 @@ def _version(url: str, response: urllib3.BaseHTTPResponse) -> Version:
     headers = response.headers
     ranges = response.status == 206
     size = headers.get("Content-Range", "").rpartition("/")[2] if ranges else headers.get("Content-Length", "")
-    if not size.isdigit():
+    count = parse_count(size)
+    if count is None:
         raise RemoteError("remote cannot be read", f"{public_url(url)}: its server does not send its size")
-    return Version(int(size), headers.get("ETag", ""), headers.get("Last-Modified", ""), ranges)
+    return Version(count, headers.get("ETag", ""), headers.get("Last-Modified", ""), ranges)
 
 
 def _check_range(url: str, response: urllib3.BaseHTTPResponse, version: Version, start: int) -> None:
@@ -303,49 +279,17 @@ def _body(response: urllib3.BaseHTTPResponse, until: float) -> Iterator[bytes]:
             if time.monotonic() > until:
                 raise Transient("timeout: the body comes too slowly")
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        raise Transient(_describe_error(error)) from None
+        raise Transient(describe_error(error)) from None
 
 
 def _finish(response: urllib3.BaseHTTPResponse) -> None:
     """Returns the connection to the pool if little is left to read; otherwise closes it."""
     left = getattr(response, "length_remaining", None)
     try:
-        if left is not None and left == 0:
-            response.release_conn()
-            return
-        if left is not None and left <= DRAINED and response.status not in (200, 206):
-            response.drain_conn()
+        if left == 0 or (left is not None and left <= DRAINED and response.status not in (200, 206)):
+            response.drain_conn()  # an empty body too: before, the connection takes no other request
             response.release_conn()
             return
     except (urllib3.exceptions.HTTPError, OSError):
         pass
     response.close()
-
-
-def _seconds(text: str | None) -> float | None:
-    """Parses Retry-After, which is seconds or a date."""
-    if not text:
-        return None
-    if text.strip().isdigit():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError):
-        return None
-
-
-def _describe_error(error: BaseException) -> str:
-    """Describes an error without the URL that urllib3 puts in its texts."""
-    cause = error.__cause__ or error.__context__ or error
-    kinds = {
-        urllib3.exceptions.NameResolutionError: "the host name is unknown",
-        urllib3.exceptions.NewConnectionError: "no connection (refused, or the host cannot be reached)",
-        urllib3.exceptions.TimeoutError: "timeout",
-        urllib3.exceptions.SSLError: "TLS failed: is the certificate valid here? SSL_CERT_FILE adds authorities",
-        urllib3.exceptions.ProxyError: "the proxy cannot be reached",
-        urllib3.exceptions.IncompleteRead: "the body was cut short",
-    }
-    for kind, text in kinds.items():
-        if isinstance(error, kind):
-            return text
-    return f"the connection broke ({type(cause).__name__})"

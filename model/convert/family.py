@@ -133,7 +133,7 @@ def missing_blocks(config: ModelConfig) -> list[str]:
 def count_blocks(state: State, prefix: str) -> int:
     """Returns the number of blocks under the prefix."""
     numbers = [name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)]
-    return 1 + max((int(number) for number in numbers if number.isdigit()), default=-1)
+    return 1 + max((int(number) for number in numbers if number.isascii() and number.isdigit()), default=-1)
 
 
 def attribution_scale(config: ModelConfig) -> State:

@@ -17,6 +17,7 @@ from priorclip.data_shards import ShardSet, ShardStream
 from priorclip.data_shards.config import DataConfig
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.remote import http_ranges, shard_files, urls
+from priorclip.data_shards.remote.http_headers import retry_seconds
 from priorclip.data_shards.remote.http_ranges import Version
 from priorclip.data_shards.remote.shard_files import Access, RemoteFile
 
@@ -50,9 +51,9 @@ def test_retry_after_as_a_date_and_its_cap(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(http_ranges.time, "sleep", slept.append)
     http_ranges._pause_or_give_up("http://a/b", 1, http_ranges.Transient("x", 1e9))
     assert slept == [http_ranges.LONGEST_PAUSE]
-    assert http_ranges._seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
-    assert (http_ranges._seconds(time.strftime("%a, %d %b 2099 07:28:00 GMT")) or 0) > 1000
-    assert http_ranges._seconds("soon") is None
+    assert retry_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert (retry_seconds(time.strftime("%a, %d %b 2099 07:28:00 GMT")) or 0) > 1000
+    assert retry_seconds("soon") is None
 
 
 @pytest.mark.parametrize(("status", "reason"), [(403, "remote cannot be read"), (404, "shard is missing"), (410, "")])
