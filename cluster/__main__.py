@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from priorclip.cluster.commands import CheckConfig, FaultsConfig, LaunchConfig, PlanConfig, SbatchConfig, SimulateConfig
 from priorclip.common.command_line import run_command
-from priorclip.common.masking import MaskedFormatter, deny_other_writers, masked_command
+from priorclip.common.masking import deny_other_writers, masked_command
 from priorclip.common.options import parse_command
+from priorclip.common.output import get_logger, say, set_up_logging
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 COMMANDS = {
     "check": CheckConfig,
@@ -27,9 +27,7 @@ DESCRIPTION = "Start runs on one machine, the hosts of a hostfile or SLURM. Writ
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns its exit code: that of the run for ``launch``, 2 for an invalid request."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(MaskedFormatter("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    set_up_logging("%(message)s")
     deny_other_writers()
     words = list(sys.argv[1:] if argv is None else argv)
     split = words.index("--") if "--" in words else len(words)
@@ -47,12 +45,12 @@ def execute(command: str, config: Any, own: Sequence[str], run: Sequence[str]) -
     if command == "plan":
         from priorclip.cluster.plan.plan_run import plan
 
-        print(plan(config))
+        say(plan(config))
         return 0
     if command == "simulate":
         from priorclip.cluster.plan.scaling import simulate
 
-        print(simulate(config))
+        say(simulate(config))
         return 0
     warn_of_secrets(run)
     if not run:

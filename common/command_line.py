@@ -22,6 +22,8 @@ import sys
 from collections.abc import Callable
 
 from priorclip.common.masking import masked
+from priorclip.common.output import say
+from priorclip.common.printable import one_line
 
 ERROR, INTERRUPTED, CLOSED_PIPE = 2, 128 + 2, 128 + 13
 LIBRARIES = ("torch", "deepspeed")
@@ -59,13 +61,7 @@ def run_command(
 
 def print_error(prog: str, message: str) -> None:
     """Prints ``PROG: error: MESSAGE`` as one line on stderr, without secrets and control characters."""
-    print(f"{prog}: error: {one_line(masked(message))}", file=sys.stderr, flush=True)
-
-
-def one_line(text: str) -> str:
-    """Returns the text as one printable line: ``"a\\n  b\\x1b"`` becomes ``"a b\\x1b"`` with the escape spelled out."""
-    text = " ".join(text.split())
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    say(f"{prog}: error: {one_line(masked(message))}", sys.stderr)
 
 
 def this_rank() -> str:

@@ -11,7 +11,6 @@ like a key of a well-known service, or a value in a place for secrets: of URLs (
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import threading
@@ -107,13 +106,6 @@ def _new_key(key: Any, known: dict[Any, Any]) -> Any:
     while found in known:
         found, number = f"{key} ({number})", number + 1
     return found
-
-
-class MaskedFormatter(logging.Formatter):
-    """Formats log records and their tracebacks without secrets."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return masked(super().format(record))
 
 
 def copy_masked(source: IO[bytes], sink: TextIO) -> threading.Thread:

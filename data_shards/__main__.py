@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from priorclip.common.command_line import one_line, run_command
 from priorclip.common.options import parse_command
+from priorclip.common.output import say, set_up_logging
 from priorclip.data_shards.commands import (
     BenchConfig,
     IndexConfig,
@@ -40,7 +40,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns its exit code: 0 success, 1 bad data, 2 an error, see common/command_line.py."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    set_up_logging("%(levelname)s %(message)s")
     name, config = parse_command(
         COMMANDS,
         argv,
@@ -109,19 +109,19 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
     manifest = pack_share(records, folder, plan, pool, share, config.overwrite, evaluation)
     if manifest is None:
         task = f"task {share.index + 1} of {share.count}"
-        print(f"{folder}: {task} has packed its shards; the last task writes the manifest")
+        say(f"{folder}: {task} has packed its shards; the last task writes the manifest")
         return 0
-    print(
+    say(
         f"{config.output}: {manifest.samples} samples, {manifest.captions} captions, {len(manifest.classes)} classes, "
         f"{len(manifest.shards)} shards, {manifest.bytes / 1e6:.1f} MB"
     )
     for reason, count in manifest.skipped.items():
-        print(f"  left out: {count} x {reason} (see {folder / 'quarantine.jsonl'})")
+        say(f"  left out: {count} x {reason} (see {folder / 'quarantine.jsonl'})")
     for kind, count in manifest.duplicates.items():
-        print(f"  duplicates: {count} x {kind.replace('_', ' ')} (see {folder / 'duplicates.jsonl'})")
+        say(f"  duplicates: {count} x {kind.replace('_', ' ')} (see {folder / 'duplicates.jsonl'})")
     if config.exclude:
         counts = ", ".join(f"{count} x {kind}" for kind, count in manifest.excluded.items())
-        print(f"  excluded as images of the evaluation: {counts or 'none'} (see {folder / 'excluded.jsonl'})")
+        say(f"  excluded as images of the evaluation: {counts or 'none'} (see {folder / 'excluded.jsonl'})")
     return 0
 
 
@@ -153,10 +153,10 @@ def run_leakage(config: LeakageConfig) -> int:
     if config.output:
         write_bytes(Path(config.output), "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
     for line in [] if config.output else lines:
-        print(f"LEAK {line}")
-    print(f"{config.shards}: {len(shards)} samples, {len(rows)} show images of {config.exclude}")
+        say(f"LEAK {line}")
+    say(f"{config.shards}: {len(shards)} samples, {len(rows)} show images of {config.exclude}")
     if unreadable:
-        print(f"  not compared: {unreadable} images that cannot be read")
+        say(f"  not compared: {unreadable} images that cannot be read")
     return 1 if rows else 0
 
 
@@ -179,7 +179,7 @@ def run_index(config: IndexConfig) -> int:
     from priorclip.data_shards.pack.index_tars import build_index
 
     for folder, manifest in build_index(config.shards, config.workers or os.cpu_count() or 1, config.overwrite):
-        print(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {len(manifest.classes)} classes")
+        say(f"{folder}: {manifest.samples} samples in {len(manifest.shards)} shards, {len(manifest.classes)} classes")
     return 0
 
 
@@ -192,8 +192,8 @@ def run_verify(config: VerifyConfig) -> int:
         raise ValueError("--json needs --sizes")
     problems, samples = verify_folder(Path(config.shards), config.workers or os.cpu_count() or 1)
     for problem in problems:
-        print(f"BAD {one_line(problem)}")
-    print(f"{config.shards}: {samples} samples checked, {len(problems)} problems")
+        say(f"BAD {one_line(problem)}")
+    say(f"{config.shards}: {samples} samples checked, {len(problems)} problems")
     return 1 if problems else 0
 
 
@@ -206,18 +206,18 @@ def run_sizes(config: VerifyConfig) -> int:
 
     sizes = check_sizes(config.shards)
     if config.json:
-        print(json.dumps(dataclasses.asdict(sizes)))
+        say(json.dumps(dataclasses.asdict(sizes)))
         return 1 if sizes.wrong else 0
     for name, problem in sizes.problems.items():
-        print(f"BAD {one_line(name)}: {one_line(problem)}")
-    print(f"{public_url(config.shards)}: {sizes.count} shards, {sizes.bytes / 1e6:.1f} MB, {sizes.wrong} with problems")
+        say(f"BAD {one_line(name)}: {one_line(problem)}")
+    say(f"{public_url(config.shards)}: {sizes.count} shards, {sizes.bytes / 1e6:.1f} MB, {sizes.wrong} with problems")
     return 1 if sizes.wrong else 0
 
 
 def run_stats(config: StatsConfig) -> int:
     from priorclip.data_shards.inspect.stats import write_stats
 
-    print(write_stats(config))
+    say(write_stats(config))
     return 0
 
 
@@ -228,14 +228,14 @@ def run_tokenizer(config: TokenizerConfig) -> int:
     fields = [name.strip() for name in config.caption_field.split(",")]
     captions = all_captions(ShardSet(config.shards), fields)
     tokenizer = train_tokenizer(captions, config.output, config.vocab_size, config.context_length)
-    print(f"{config.output}: {len(tokenizer)} entries, {config.context_length} tokens a caption")
+    say(f"{config.output}: {len(tokenizer)} entries, {config.context_length} tokens a caption")
     return 0
 
 
 def run_bench(config: BenchConfig) -> int:
     from priorclip.data_shards.inspect.bench import bench
 
-    print(bench(config))
+    say(bench(config))
     return 0
 
 

@@ -17,13 +17,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import logging
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from priorclip.common.output import get_logger
 from priorclip.data_shards.corpus import Shards, corpora
 from priorclip.data_shards.find_shards import (
     FolderManifests,
@@ -43,7 +43,7 @@ from priorclip.data_shards.remote.read_ahead import Need, ReadAhead
 from priorclip.data_shards.remote.shard_files import Access, LocalFile, RemoteFile, ShardFile
 from priorclip.data_shards.remote.urls import public_url
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 INDICES_KEPT, FILES_KEPT = 192, 192  # open files; a process may usually have 1,024
 READ_OVER = 1 << 16  # bytes between two members; reading them is cheaper than a second read

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from priorclip.common.output import get_logger
 from priorclip.common.packages import PACKAGE, package_folder
 from priorclip.data_shards.format.sample import BadSample
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from priorclip.data_shards.shards import ShardSet
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 PAD, UNKNOWN, START, END = SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 BYTES = 256

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from priorclip.common.launching import display_command, launch_command, run_logged
+from priorclip.common.output import say
 
 # Output of DeepSpeed at every launch, which the log file has and the terminal does not show.
 NOISE = re.compile(
@@ -42,13 +43,13 @@ def run_steps(steps: list[Step], folder: Path) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     for number, step in enumerate(steps, start=1):
         begun = time.time()
-        print(f"\n[{number}/{len(steps)}] {step.title}", flush=True)
+        say(f"\n[{number}/{len(steps)}] {step.title}")
         command = step.command()
-        print(f"    {display_command(command)}", flush=True)
+        say(f"    {display_command(command)}")
         code = run_step(command, logs / f"{step.name}.log")
         if code != 0:
             raise StepFailed(f"step '{step.name}' ended with code {code}: see {logs / step.name}.log")
-        print(f"    done in {time.time() - begun:.0f} s", flush=True)
+        say(f"    done in {time.time() - begun:.0f} s")
 
 
 def run_step(command: list[str], log: Path) -> int:
@@ -67,4 +68,4 @@ def run_step(command: list[str], log: Path) -> int:
 
 def show(line: str) -> None:
     if not NOISE.search(line):
-        print(f"    {line}", flush=True)
+        say(f"    {line}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
+from priorclip.common.output import say
 from priorclip.experiments.commands import COMMANDS, POSITIONAL, ResplitConfig
 
 
@@ -28,7 +29,7 @@ def work(config: Any) -> int:
     if isinstance(config, ResplitConfig):
         from priorclip.experiments.resplit import resplit
 
-        print("\n".join(map(str, resplit(config))))
+        say("\n".join(map(str, resplit(config))))
         return 0
     from priorclip.experiments.sweep import sweep
 

@@ -14,7 +14,6 @@ imported torch and DeepSpeed once.
 from __future__ import annotations
 
 import json
-import logging
 import multiprocessing
 import os
 import runpy
@@ -33,13 +32,14 @@ from typing import Any
 from priorclip.common.command_names import module_of
 from priorclip.common.launching import display_command, launch_command, run_logged
 from priorclip.common.masking import masked
+from priorclip.common.output import get_logger, say, set_up_logging
 from priorclip.experiments.commands import SweepConfig
 from priorclip.experiments.experiment import Experiment, family, load_data
 from priorclip.experiments.study import RowAtLevel, load_study, row_at_level, study_names
 from priorclip.experiments.study_table import write_study
 from priorclip.experiments.sweep_table import write_table
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PRELOAD = ["deepspeed", "timm", "transformers", "torch.utils.tensorboard", "priorclip.pretrain.train_retrieval",
            "priorclip.finetune.train_prior"]  # fmt: skip
@@ -60,7 +60,7 @@ def sweep(config: SweepConfig) -> int:
     Raises:
         ValueError: a name or data file is wrong, or a folder holds other runs.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    set_up_logging("%(asctime)s %(message)s", datefmt="%H:%M:%S")
     data, output = load_data(config.data), Path(config.output or f"runs/sweeps/{config.name}")
     study = load_study(config.name) if config.name in study_names() else None
     if config.levels and not study:
@@ -83,7 +83,7 @@ def sweep(config: SweepConfig) -> int:
     same = find_repeated(plans.values())
     if config.dry_run:
         for folder, words in (each for commands in [*shared.values(), *plans.values()] for each in commands):
-            print(
+            say(
                 f"# {folder} is {same[folder][0]}"
                 if folder in same
                 else display_command(command_of(words, config.ranks))
@@ -105,9 +105,9 @@ def sweep(config: SweepConfig) -> int:
         write_study(study, results, output, note, command)
     else:
         write_table(config.name, rows, results["0"], output, note, command)
-    print((output / f"{config.name}.md").read_text(encoding="utf-8"))
+    say((output / f"{config.name}.md").read_text(encoding="utf-8"))
     for run in failed:
-        print(f"failed: {run}: its log is {run}/*.log")
+        say(f"failed: {run}: its log is {run}/*.log")
     return 1 if failed else 0
 
 

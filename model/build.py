@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from torch import nn
 
+from priorclip.common.output import get_logger
 from priorclip.model.config import ModelConfig
 from priorclip.model.encoders.layers import layers_of
 from priorclip.model.encoders.text import TextEncoder
@@ -15,7 +15,7 @@ from priorclip.model.networks.clip import PlainCLIP
 from priorclip.model.networks.priorclip import PriorCLIP
 from priorclip.model.networks.prioritr import PriorITR
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 # Parameters without weight decay besides norms and biases: learned tokens, tables of positions, scales.
 UNDECAYED = (

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,13 +30,14 @@ from torch import Tensor
 
 from priorclip.common.files import folder_aside, sha256_of
 from priorclip.common.masking import masked
+from priorclip.common.output import get_logger
 from priorclip.common.safe_paths import UnsafePath
 from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reasons
 from priorclip.retrieval.gallery import Gallery, open_gallery, refuse_too_many
 from priorclip.retrieval.image_places import ImagePlaces
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 FORMAT, VERSION = "priorclip-image-index", 1
 ABOUT, EMBEDDINGS, IMAGES = "index.json", "embeddings.safetensors", "images.jsonl"

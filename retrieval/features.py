@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from priorclip.common.files import file_aside
+from priorclip.common.output import get_logger
 from priorclip.data_shards.remote.shard_files import LocalFile
 from priorclip.data_shards.shards import ShardSet
 from priorclip.retrieval.commands import EvaluateConfig
@@ -33,7 +33,7 @@ from priorclip.retrieval.embedding_index import model_hash
 from priorclip.retrieval.encoder import Encoder, find_skip_reasons, remember
 from priorclip.retrieval.gallery import Gallery, Skipped, refuse_too_many
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 VERSION = 2
 SETTINGS = ("*.json", "*.txt", "*.model")  # configuration, and the files of tokenizers

@@ -13,12 +13,12 @@ A sample that cannot be used is left out, and ``Skipped`` lists its key under th
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from priorclip.common.output import get_logger
 from priorclip.data_shards.format.manifest import NAME as MANIFEST
 from priorclip.data_shards.format.sample import BadSample, Sample
 from priorclip.data_shards.shards import ShardSet
@@ -28,7 +28,7 @@ from priorclip.data_shards.sources.folder import walk_names
 if TYPE_CHECKING:
     from priorclip.data_shards.stream.batch_fetcher import SampleSource
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 TEST, ALL = "test", "all"
 

@@ -6,14 +6,15 @@ compare_with_published("rsitmd", report)["rows"]
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-log = logging.getLogger(__name__)
+from priorclip.common.output import get_logger
+
+log = get_logger(__name__)
 
 FILE = Path(__file__).with_name("published.yaml")
 NAMES = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10", "mean_recall")

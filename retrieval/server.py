@@ -14,7 +14,6 @@ from __future__ import annotations
 import html
 import io
 import json
-import logging
 import re
 import socket
 import sys
@@ -28,13 +27,14 @@ from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
+from priorclip.common.output import get_logger
 from priorclip.common.safe_paths import UnsafePath
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decode import UPRIGHT, open_image, orientation, to_rgb
 from priorclip.data_shards.images.transforms import eval_transform
 from priorclip.retrieval.search import Searcher
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 HITS, MOST_HITS = 24, 200
 LONGEST_TEXT = 1000

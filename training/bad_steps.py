@@ -16,7 +16,6 @@ empties its buckets. The forward pass has changed the batch-norm statistics: we 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import statistics
 from collections import deque
@@ -28,11 +27,12 @@ from typing import Any
 import deepspeed
 import torch
 
+from priorclip.common.output import get_logger
 from priorclip.training.config import BadStepConfig
 from priorclip.training.engine.buffers import get_buffers, set_buffers
 from priorclip.training.ranks.distributed import Rank, mean_over_ranks
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 MIN_GOOD_STEPS = 8  # before the median of their losses counts
 

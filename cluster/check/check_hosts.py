@@ -26,6 +26,7 @@ from priorclip.cluster.check.measure_speed import measure_speed
 from priorclip.cluster.check.rules import Row, find_problems
 from priorclip.cluster.commands import CheckConfig
 from priorclip.cluster.launch.command_line import CPU_RANKS
+from priorclip.common.output import say
 
 
 def check_hosts(config: CheckConfig) -> int:
@@ -43,7 +44,7 @@ def check_hosts(config: CheckConfig) -> int:
     if config.measure and not findings:
         rates, findings = measure_speed(plan, rows, config)
     report = {"hosts": rows, "rates": rates, "findings": [dataclasses.asdict(finding) for finding in findings]}
-    print(json.dumps(report, indent=1) if config.json else format_report(rows, rates, findings, config))
+    say(json.dumps(report, indent=1) if config.json else format_report(rows, rates, findings, config))
     return 1 if findings else 0
 
 

@@ -14,7 +14,6 @@ and every tensor of the last checkpoint, with the optimizer state, must be the s
 from __future__ import annotations
 
 import json
-import logging
 import random
 import time
 from collections.abc import Sequence
@@ -27,9 +26,10 @@ from priorclip.cluster.faults.kills import Kill, Trial, plan_kills
 from priorclip.cluster.faults.restarts import on_slurm, on_this_machine
 from priorclip.cluster.faults.run_processes import RunProcesses
 from priorclip.cluster.launch.command_line import MODULE
+from priorclip.common.output import get_logger, say
 from priorclip.training.monitoring.read_metrics import last_record
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 POLL_SECONDS = 0.003  # a small checkpoint is written in some ten milliseconds
 
@@ -74,7 +74,7 @@ def inject_faults(config: FaultsConfig, run: Sequence[str]) -> int:
     text = format_faults(report, trial.kills)
     (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
     (folder / "report.md").write_text(text)
-    print(text)
+    say(text)
     return 0 if not differences and len(trial.kills) == config.kills else 1
 
 

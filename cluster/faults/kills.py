@@ -8,7 +8,6 @@ trial.kills[0].text()     # "step 7, rank: rank 1 (process 4711); back at this s
 from __future__ import annotations
 
 import contextlib
-import logging
 import random
 import signal
 import subprocess
@@ -22,9 +21,10 @@ import psutil
 from priorclip.cluster.commands import FaultsConfig
 from priorclip.cluster.faults.run_processes import RunProcesses
 from priorclip.cluster.launch.start_run import is_alive
+from priorclip.common.output import get_logger
 from priorclip.training.monitoring.read_metrics import last_record
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SPREAD_SECONDS = 0.5  # a finished step is the trigger: a random delay moves the kill into all parts of the next step
 SIGNALS = {"stop": signal.SIGSTOP, "notice": signal.SIGUSR1}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 import time
@@ -13,8 +12,9 @@ import psutil
 
 from priorclip.cluster.commands import FaultsConfig, SbatchConfig
 from priorclip.cluster.launch.sbatch import render_script
+from priorclip.common.output import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ASK_SECONDS = 1.0  # between two questions to SLURM
 REST_SECONDS = 2.0  # slurmd distinguishes two runs of a job by the second in which they start

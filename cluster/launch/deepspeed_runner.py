@@ -12,6 +12,8 @@ import subprocess
 import sys
 from typing import Any
 
+from priorclip.common.output import say
+
 STARTED: list[subprocess.Popen[Any]] = []
 
 
@@ -34,7 +36,7 @@ def main() -> int:
             name = signal.Signals(-process.returncode).name
             words: Any = process.args
             program = words if isinstance(words, str) else words[0]
-            print(f"{program} (process {process.pid}) was ended by {name}", file=sys.stderr)
+            say(f"{program} (process {process.pid}) was ended by {name}", file=sys.stderr)
             return 128 - process.returncode
     return 0
 

@@ -8,7 +8,6 @@ user gave one. Values of #SBATCH lines may hold only characters of names, times 
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shlex
@@ -21,9 +20,10 @@ from pathlib import Path
 from priorclip.cluster.commands import SbatchConfig
 from priorclip.cluster.launch.command_line import CPU_RANKS, MODULE
 from priorclip.common.command_names import module_of
+from priorclip.common.output import get_logger
 from priorclip.training.ranks.preemption import REQUEUE_EXIT_CODE
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 TEMPLATES = {
     name: Path(__file__).parents[1] / "slurm" / f"{file}.sbatch" for name, file in (("srun", "run"), ("node", "node"))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
 import os
 import shlex
 import shutil
@@ -27,9 +26,10 @@ import psutil
 from priorclip.cluster.commands import LaunchConfig
 from priorclip.cluster.launch.command_line import deepspeed_command
 from priorclip.common.masking import copy_masked
+from priorclip.common.output import get_logger
 from priorclip.training.ranks.preemption import REQUEUE_EXIT_CODE
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1

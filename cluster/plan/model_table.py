@@ -9,14 +9,15 @@ This package does not import the model package: another process prints the summa
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from priorclip.common.output import get_logger
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ is close to a record that stays: if a is near b and b is near c, but a is not ne
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from priorclip.common.output import get_logger
 from priorclip.data_shards.dedupe.hash_columns import HashColumns
 from priorclip.data_shards.dedupe.image_hashes import MIN_CORRELATION, correlation
 from priorclip.data_shards.dedupe.near_hashes import near_pairs
@@ -28,7 +28,7 @@ from priorclip.data_shards.format.class_names import normalized
 from priorclip.data_shards.format.sample import BadSample, captions_of
 from priorclip.data_shards.sources import Place, Record, load
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 MODES = ("keep", "drop", "merge")
 CAPTION_FIELDS = ("coarse_captions",)  # lists of texts in Record.extra, merged like the captions

@@ -8,13 +8,13 @@ are re-encoded, resized or turned; `pack --exclude` leaves them out.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from priorclip.common.output import get_logger
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS
 from priorclip.data_shards.format.shard_index import ShardIndex, index_path
 from priorclip.data_shards.remote.shard_files import LocalFile
@@ -23,7 +23,7 @@ from priorclip.data_shards.shards import ShardSet
 if TYPE_CHECKING:
     from priorclip.data_shards.stream.batch_fetcher import SampleSource
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 NAMED = 5
 NONE = np.zeros(0, "S32")

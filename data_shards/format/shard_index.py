@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from priorclip.common.files import write_bytes
+from priorclip.common.output import get_logger
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS, split_name
 from priorclip.data_shards.format.tar import read_members
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 FORMAT, VERSION = "data-shards-index", 1
 HEADER_BYTES = 1 << 16  # longest first line of an index

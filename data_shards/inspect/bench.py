@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
-import logging
 import random
 import statistics
 import tempfile
@@ -28,6 +27,7 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile, get_sampling
 
 from priorclip.common.files import write_bytes
+from priorclip.common.output import get_logger
 from priorclip.data_shards.commands import BenchConfig
 from priorclip.data_shards.config import DataConfig
 from priorclip.data_shards.images.decode import open_image, upright_rgb
@@ -41,7 +41,7 @@ from priorclip.data_shards.stream.training_stream import ShardStream
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 TILE, QUALITY, SHARDS = 256, 90, 4
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's

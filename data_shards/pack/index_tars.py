@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from priorclip.common.files import sha256_of
+from priorclip.common.output import get_logger
 from priorclip.common.processes import pool
 from priorclip.data_shards.find_shards import find_shards
 from priorclip.data_shards.format.manifest import NAME, Manifest, ShardContent, ShardEntry, combine_contents
@@ -19,7 +19,7 @@ from priorclip.data_shards.format.shard_index import ShardIndex, index_path, sca
 from priorclip.data_shards.remote.shard_files import LocalFile
 from priorclip.data_shards.remote.urls import is_remote, public_url
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def build_index(spec: str | Sequence[str], workers: int, overwrite: bool = False) -> list[tuple[Path, Manifest]]:

@@ -14,19 +14,19 @@ pack never writes through a symbolic link.
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from priorclip.common.files import is_stale, temporary_paths, write_bytes
+from priorclip.common.output import get_logger
 from priorclip.data_shards.find_shards import PROGRESS
 from priorclip.data_shards.format.manifest import NAME, Manifest, ShardContent, ShardEntry, combine_contents
 from priorclip.data_shards.format.shard_index import index_path
 from priorclip.data_shards.pack.selection import Selection
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 OPTIONS, HASHES, QUARANTINE = "options.json", "prints", "quarantine.jsonl"
 DUPLICATES, EXCLUDED = "duplicates.jsonl", "excluded.jsonl"

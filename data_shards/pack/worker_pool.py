@@ -15,7 +15,6 @@ on the network. MPI is imported only in a job of several ranks.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -23,9 +22,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
+from priorclip.common.output import get_logger
 from priorclip.common.processes import pool
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 AHEAD = 2  # jobs per worker: one that runs, one that waits
 

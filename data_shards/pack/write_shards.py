@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import logging
 import os
 import tarfile
 from collections import Counter
@@ -30,6 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from priorclip.common.files import temporary_path
+from priorclip.common.output import get_logger
 from priorclip.data_shards.dedupe.leakage import EvaluationImages
 from priorclip.data_shards.find_shards import PROGRESS
 from priorclip.data_shards.format.manifest import Manifest, ShardContent, ShardEntry
@@ -50,7 +50,7 @@ from priorclip.data_shards.pack.unfinished_folder import (
 from priorclip.data_shards.pack.worker_pool import TaskShare, WorkerPool
 from priorclip.data_shards.sources import Record, load, templates
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 KEPT_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 DEFAULT_QUALITY = 90

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO
 
-log = logging.getLogger(__name__)
+from priorclip.common.output import get_logger
+
+log = get_logger(__name__)
 
 CHUNK = 4 << 20  # bytes
 KEPT_SHARE = 0.9  # share of the limit that an eviction leaves, so that the next one is not due at once

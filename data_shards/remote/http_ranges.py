@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 
+from priorclip.common.output import get_logger
 from priorclip.data_shards.remote.http_errors import RemoteError, Transient, describe_error
 from priorclip.data_shards.remote.http_headers import (
     Version,
@@ -38,7 +39,7 @@ from priorclip.data_shards.remote.http_headers import (
 from priorclip.data_shards.remote.signed_request import build_request
 from priorclip.data_shards.remote.urls import public_url
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)  # its debug lines show URLs with signatures
 
 ATTEMPTS = 6

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import logging
 import os
 import shutil
 import time
 from pathlib import Path
 
+from priorclip.common.output import get_logger
 from priorclip.data_shards.remote.urls import public_url, safe_file_name
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 ATTEMPTS = 4
 FIRST_PAUSE = 1.0  # seconds; doubles after each failed attempt

@@ -18,7 +18,6 @@ import contextlib
 import hashlib
 import io
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -27,13 +26,14 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from priorclip.common.files import write_bytes
+from priorclip.common.output import get_logger
 from priorclip.data_shards.config import byte_count
 from priorclip.data_shards.format.shard_index import scan
 from priorclip.data_shards.remote import http_ranges, urls
 from priorclip.data_shards.remote.chunk_cache import CHUNK, ChunkCache, claim_part, fetch_once, file_lock, mark_alive
 from priorclip.data_shards.remote.http_ranges import RemoteError, Version
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 SCAN_BLOCK = 1 << 20  # bytes that a scan reads at a time; it skips members that are larger
 EVERYTHING = 1 << 62

@@ -7,15 +7,15 @@ millionaid     water_area/lake/lake_12.jpg, unutilized_land/rock_land/P001.jpg
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+from priorclip.common.output import get_logger
 from priorclip.data_shards.sources.names import IMAGE_SUFFIXES, sample_key, stem_label
 from priorclip.data_shards.sources.record import ImageFile, Record
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def imagefolder(images: str | Path, split: str | None = None) -> list[Record]:

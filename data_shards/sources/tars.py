@@ -11,13 +11,13 @@ own and keeps ``original_width``, ``original_height``, ``exif`` ... A sample wit
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
+from priorclip.common.output import get_logger
 from priorclip.common.safe_paths import find_danger
 from priorclip.data_shards.format.sample import BadSample, Sample, captions_of
 from priorclip.data_shards.remote.shard_files import LocalFile
@@ -26,7 +26,7 @@ from priorclip.data_shards.sources.names import safe_key
 from priorclip.data_shards.sources.parquet import SUCCESS, Missing, column_rows
 from priorclip.data_shards.sources.record import Place, Record
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 OURS = ("captions", "caption", "label", "source", "url", "width", "height", "sha256", "key", "status", "error_message")
 

@@ -6,16 +6,16 @@ the counts.
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import Any
 
 import numpy as np
 
+from priorclip.common.output import get_logger
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.order.caption_pairs import CaptionPairs
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def count_pairs(source: Any, caption_field: str) -> CaptionPairs:

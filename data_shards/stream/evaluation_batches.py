@@ -11,7 +11,6 @@ collectives.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from priorclip.common.output import get_logger
 from priorclip.data_shards.format.class_names import ClassIds
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.transforms import MAX_PIXELS, eval_transform
@@ -29,7 +29,7 @@ from priorclip.data_shards.stream.workers import load_batches
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 PADDING = -1
 READ_TOGETHER = 1024  # captions that are prefetched together

@@ -16,7 +16,9 @@ import os
 from collections import Counter
 from pathlib import Path
 
-log = logging.getLogger(__name__)
+from priorclip.common.output import get_logger
+
+log = get_logger(__name__)
 
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 SHARDS_NAMED = 5

@@ -12,11 +12,11 @@ The last N - B*G samples of an epoch are dropped. They differ from epoch to epoc
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from priorclip.common.output import get_logger
 from priorclip.data_shards.config import DataConfig
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.stream.batch_fetcher import BAD_ROWS, BatchFetcher, Position, SampleSource
@@ -27,7 +27,7 @@ from priorclip.data_shards.stream.workers import load_batches
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 class ShardStream:

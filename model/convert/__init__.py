@@ -10,12 +10,12 @@ rules.py        fills our model by the rules; missing or misshapen tensors are e
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+from priorclip.common.output import get_logger
 from priorclip.model.commands import ConvertConfig
 from priorclip.model.config import ModelConfig
 from priorclip.model.convert import open_clip, pir, priorclip_release, transformers_clip
@@ -25,7 +25,7 @@ from priorclip.model.convert.family import Converted, Request, missing_blocks
 from priorclip.model.export.folder import save_pretrained
 from priorclip.model.presets import load_preset
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 FAMILIES: dict[str, ModuleType] = {
     "openai": open_clip,

@@ -12,16 +12,16 @@ from __future__ import annotations
 
 import gzip
 import html.entities
-import logging
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from priorclip.common.output import get_logger
 from priorclip.common.packages import package_folder
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 HUB = "openai/clip-vit-base-patch32"

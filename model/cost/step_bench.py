@@ -12,7 +12,6 @@ PriorCLIP includes normalisation of uint8 pixels; open_clip gets normalised pixe
 from __future__ import annotations
 
 import json
-import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from priorclip.common.output import get_logger
 from priorclip.model.build import build_model, parameter_groups
 from priorclip.model.cost.flops import count_flops, total_flops
 from priorclip.model.cost.peak_tflops import peak_of
@@ -32,7 +32,7 @@ from priorclip.model.presets import load_preset
 if TYPE_CHECKING:
     from priorclip.model.commands import BenchConfig
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 

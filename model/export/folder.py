@@ -22,7 +22,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
-import logging
 import math
 import re
 import shutil
@@ -37,6 +36,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from priorclip.common.files import folder_aside
+from priorclip.common.output import get_logger
 from priorclip.model.build import build_model
 from priorclip.model.config import ModelConfig, SceneConfig, to_dict
 from priorclip.model.encoders.text import resolve
@@ -48,7 +48,7 @@ from priorclip.model.export_config import FORMAT, MODEL_TYPE, read_export_config
 from priorclip.model.networks.priorclip import PriorCLIP
 from priorclip.model.networks.scene_classifier import SceneClassifier
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 HUB_SECONDS = 20  # timeout of the hub's first answer
 OWN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")

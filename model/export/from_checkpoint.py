@@ -15,7 +15,6 @@ names is loaded without code of its own.
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,13 +31,14 @@ from priorclip.common.checkpoint_files import (
     join_pieces,
     load_ranks,
 )
+from priorclip.common.output import get_logger
 from priorclip.common.safe_load import load_tensors, only_safe_loads
 from priorclip.model.build import build_model
 from priorclip.model.config import ModelConfig, from_dict
 from priorclip.model.encoders.weights import State
 from priorclip.model.export.folder import save_pretrained
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 def export_run(

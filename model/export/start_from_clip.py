@@ -13,15 +13,15 @@ projection is then all that stage one has taught the image side.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from priorclip.common.output import get_logger
 from priorclip.model.networks.priorclip import PriorCLIP
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 PRIOR_PARTS = ("prior.", "visual.instruction.", "visual.narrow.", "visual.layers.", "visual.norm.")
 PROJECTION = "image_projection.weight"

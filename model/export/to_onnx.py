@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from priorclip.common.files import folder_aside
+from priorclip.common.output import get_logger
 from priorclip.model.export.folder import copy_tokenizer, preprocessor, write_json
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 OPSET = 18
 REQUIRED = ("onnx", "onnxscript")

@@ -11,7 +11,6 @@ written without it, so its image features, which depend on the prior's token, di
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from priorclip.common.files import folder_aside
+from priorclip.common.output import get_logger
 from priorclip.model.convert.open_clip import text_rules, vision_rules
 from priorclip.model.convert.rules import Take, their_names, transposed
 from priorclip.model.encoders.weights import State
 from priorclip.model.export.folder import write_json
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 LEFT_OUT = ("prior.", "visual.instruction.", "attribution_scale")
 

@@ -22,7 +22,8 @@ from priorclip.cluster.commands import LaunchConfig, SbatchConfig
 from priorclip.cluster.launch.command_line import deepspeed_command
 from priorclip.cluster.launch.hostfile import read_hostfile
 from priorclip.cluster.launch.sbatch import render_script
-from priorclip.common.masking import MaskedFormatter, masked, masked_command, masked_values
+from priorclip.common.masking import masked, masked_command, masked_values
+from priorclip.common.output import SafeFormatter
 from priorclip.common.ports import TORCH_PORT
 from priorclip.training.ranks.preemption import REQUEUE_EXIT_CODE
 
@@ -148,7 +149,7 @@ def test_traceback_in_a_log_is_masked() -> None:
         record = logging.LogRecord(
             "x", logging.ERROR, "x", 1, "fails: %s", (error,), (OSError, error, error.__traceback__)
         )
-    text = MaskedFormatter("%(message)s").format(record)
+    text = SafeFormatter("%(message)s").format(record)
     assert "Traceback" in text
     assert not any(secret in text for secret in SECRETS)
 

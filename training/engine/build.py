@@ -10,7 +10,6 @@ CPU, because it needs no compiler. DeepSpeed's own CPU Adam is compiled at its f
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +19,11 @@ import deepspeed
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from priorclip.common.output import get_logger
 from priorclip.training.config import EngineConfig, OptimizerConfig, RunConfig
 from priorclip.training.engine.offload import check_offload, offload_devices, prepare_nvme
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ZERO_FOLDER = Path(__file__).parent / "zero"
 BUCKET = 50_000_000  # elements

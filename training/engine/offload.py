@@ -10,14 +10,15 @@ it before the model is sharded.
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from priorclip.common.output import get_logger
+
+logger = get_logger(__name__)
 
 PACKAGES = "libaio-dev and g++ (apt-get install), or libaio-devel"
 SECTIONS = ("offload_optimizer", "offload_param")

@@ -12,7 +12,6 @@ readings. docs/monitoring.md explains the charts.
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import socket
@@ -29,6 +28,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from priorclip.common.output import get_logger
 from priorclip.training.config import RunConfig
 from priorclip.training.engine.gradient_norms import PartOf, squared_norms
 from priorclip.training.monitoring.clock import Clock
@@ -36,7 +36,7 @@ from priorclip.training.monitoring.rank_time import RankTimer
 from priorclip.training.ranks.distributed import Rank
 from priorclip.training.stream_protocol import Stream
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 GB = 1e9
 SLOW_SHARE, SLOW_RECORDS = 0.2, 3  # share of a step, and records in a row, at which a slow rank is worth a warning

@@ -13,7 +13,6 @@ Rank 0 serves the metrics of all ranks, so that a run has one address. A request
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 import threading
@@ -22,13 +21,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from priorclip.common.output import get_logger
 from priorclip.training.config import MonitorConfig
 from priorclip.training.monitoring.measure import RankMetrics
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SKIPPED = "data/skipped/"
 BYTES_PER_GB = 1e9

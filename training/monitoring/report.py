@@ -14,10 +14,12 @@ from typing import Any
 from tqdm import tqdm
 
 from priorclip.common.files import write_text
-from priorclip.common.masking import MaskedFormatter, masked_command, masked_values
+from priorclip.common.masking import masked_command, masked_values
+from priorclip.common.output import get_logger
+from priorclip.common.output import set_up_logging as set_up_output
 from priorclip.training.ranks.distributed import Rank
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class ProgressBarHandler(logging.Handler):
@@ -31,9 +33,7 @@ def set_up_logging(rank: Rank) -> None:
     """Puts the rank before each message. Ranks other than 0 log only warnings and errors."""
     level = logging.INFO if rank.is_first else logging.WARNING
     form = f"%(asctime)s rank {rank.rank}: %(message)s"
-    handler = ProgressBarHandler()
-    handler.setFormatter(MaskedFormatter(form, datefmt="%H:%M:%S"))
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    set_up_output(form, level, ProgressBarHandler(), datefmt="%H:%M:%S", force=True)
     sys.excepthook = lambda kind, error, trace: log_failure(rank, kind, error, trace)
     # DeepSpeed uses names of torch.distributed that torch has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

@@ -30,11 +30,12 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.comm.comm import mpi_discovery
 
 from priorclip.common.masking import deny_other_writers
+from priorclip.common.output import get_logger
 from priorclip.common.ports import TORCH_PORT, free_port, job_port
 from priorclip.training.config import EngineConfig
 from priorclip.training.ranks.rendezvous import bound_store, interface_to, torchrun_has_store
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 TORCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MPI_VARIABLES = ("PMI_SIZE", "MV2_COMM_WORLD_SIZE")

@@ -15,6 +15,8 @@ import signal
 import sys
 import time
 
+from priorclip.common.output import say
+
 TICK_SECONDS = 0.5
 
 
@@ -27,7 +29,7 @@ def guard(rank: str, host: str, limit_seconds: float) -> None:
         if not ready:
             silent_seconds += TICK_SECONDS
             if silent_seconds >= limit_seconds and os.getppid() == pid:
-                print(kill_message(rank, host, pid, silent_seconds, stack), file=sys.stderr, flush=True)
+                say(kill_message(rank, host, pid, silent_seconds, stack), file=sys.stderr)
                 os.kill(pid, signal.SIGKILL)
                 return
             continue

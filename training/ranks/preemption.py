@@ -9,11 +9,12 @@ Until training begins, SIGTERM ends the process, because launchers use it to end
 from __future__ import annotations
 
 import atexit
-import logging
 import signal
 from types import FrameType
 
-logger = logging.getLogger(__name__)
+from priorclip.common.output import get_logger
+
+logger = get_logger(__name__)
 
 REQUEUE_EXIT_CODE = 75  # EX_TEMPFAIL: the batch script requeues a job that ends with it
 HANG_EXIT_CODE = 76  # of a rank that ends a run because it hangs

@@ -16,7 +16,6 @@ import contextlib
 import datetime
 import errno
 import ipaddress
-import logging
 import os
 import socket
 from collections.abc import Iterator
@@ -24,7 +23,9 @@ from collections.abc import Iterator
 import psutil
 import torch.distributed as dist
 
-logger = logging.getLogger(__name__)
+from priorclip.common.output import get_logger
+
+logger = get_logger(__name__)
 
 
 @contextlib.contextmanager

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import socket
 import time
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from priorclip.common.output import get_logger
+
+logger = get_logger(__name__)
 
 WAIT_SECONDS = 60.0
 POLL_SECONDS = 0.5

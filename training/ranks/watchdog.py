@@ -35,10 +35,11 @@ from typing import Any
 
 import torch.distributed as dist
 
+from priorclip.common.output import get_logger
 from priorclip.training.ranks.distributed import Rank
 from priorclip.training.ranks.preemption import HANG_EXIT_CODE
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 STACK_FRAMES = 12
 STARTS = itertools.count()
