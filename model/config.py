@@ -281,14 +281,19 @@ class LossConfig:
         chunk: rows and columns of the similarity matrix in memory at a time; null: 4096 on a CPU, 8192 on a GPU
         shared_captions: all captions of an image are its positives; false: only the caption of the same pair is, and
             the image's other captions are negatives
+        compat: the Attribution loss. paper: each class of the batch counts once. released: as in the authors' code, a
+            class of n samples counts n times
     """
 
     contrastive: float = 1.0
     lambda_cs: float = 0.0
     chunk: int | None = None
     shared_captions: bool = True
+    compat: Literal["paper", "released"] = "paper"
 
     def __post_init__(self) -> None:
+        if self.compat not in ("paper", "released"):
+            raise ValueError(f"loss.compat must be paper or released, not '{self.compat}'")
         for name in ("contrastive", "lambda_cs"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

@@ -2,12 +2,13 @@
 
 The loss of a rank is scaled so that the MEAN over ranks is the loss of the global batch.
 
-Source: PriorCLIP, arXiv 2405.10160, section III (attribution loss; affiliation loss in PIR, ACM MM 2023).
+Source: PriorCLIP, arXiv 2405.10160, section III (attribution loss; affiliation loss in PIR, ACM MM 2023). `released`:
+github.com/jaychempan/PIR-CLIP, ``src/open_clip/loss.py`` (``ClipLoss.get_aff_logits``).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,26 +30,33 @@ UNLABELLED = -1  # the label of a sample whose scene class is unknown
 class SummedCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies of rows against columns: the target of a row is one column.
 
-    rows (V, d), columns (C, d), scale (), target (V,) integers in [0, C), side -> ()
+    rows (V, d), columns (C, d), scale (), target (V,) integers in [0, C), side, log_times (C,) or None -> ()
+
+    With ``log_times``, each column stands for exp(log_times) equal columns, and the target is one of them.
 
     With up to ``side`` columns, the derivative of the products (V, C) is kept for the backward pass. With more, the
     backward pass computes it again in blocks.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, target: Tensor, side: int) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, target: Tensor, side: int, log_times: Tensor | None
+    ) -> Tensor:
         scaled = scale * columns  # the smaller of the two
-        ctx.side = side
+        ctx.side, ctx.log_times = side, log_times
         if len(columns) <= side:
-            log_share = torch.log_softmax(rows @ scaled.T, 1)
+            log_share = torch.log_softmax(repeated(rows @ scaled.T, log_times), 1)
             place = target[:, None]
             total = -log_share.gather(1, place).sum()
+            if log_times is not None:
+                total += log_times[target].sum()  # log_share is that of all equal columns together
             share = log_share.exp_()
             share.scatter_add_(1, place, share.new_tensor(-1).expand_as(place))
             ctx.save_for_backward(rows, columns, scale, target, share)
             return total
         row_log = rows.new_full((len(rows),), -torch.inf)
-        for i, _, logits, spare in similarity_blocks(rows, scaled, side):
+        for i, j, logits, spare in similarity_blocks(rows, scaled, side):
+            repeated(logits, log_times, j)
             row_log[i] = torch.logaddexp(row_log[i], log_sum(logits, 1, spare))
         ctx.save_for_backward(rows, columns, scale, target, row_log)
         return row_log.sum() - (sum_by_group(target, rows, len(columns)) * scaled).sum()
@@ -64,7 +72,7 @@ class SummedCrossEntropy(torch.autograd.Function):
         else:
             into_rows, into_columns = torch.zeros_like(rows), torch.zeros_like(columns)
             for i, j, logits, _ in similarity_blocks(rows, scaled, ctx.side):
-                share = logits.sub_(kept[i, None]).exp_()
+                share = repeated(logits, ctx.log_times, j).sub_(kept[i, None]).exp_()
                 place = (target[i] - j.start)[:, None]
                 inside = (place >= 0) & (place < share.shape[1])  # the target is a column of this block
                 share.scatter_add_(1, place.clamp(0, share.shape[1] - 1), -inside.to(share.dtype))
@@ -72,7 +80,12 @@ class SummedCrossEntropy(torch.autograd.Function):
                 into_columns[j].addmm_(share.T, rows[i])
             into_rows.mul_(gradient)
         into_scale = torch.linalg.vecdot(into_columns, columns).sum()
-        return into_rows, into_columns.mul_(scale * gradient), into_scale * gradient, None, None
+        return into_rows, into_columns.mul_(scale * gradient), into_scale * gradient, None, None, None
+
+
+def repeated(logits: Tensor, log_times: Tensor | None, columns: slice = slice(None)) -> Tensor:
+    """Adds ``log_times`` (C,) to the logits (V, c) of some columns in place: exp(logits) is then that of all copies."""
+    return logits if log_times is None else logits.add_(log_times[columns])
 
 
 class AttributionLoss(nn.Module):
@@ -83,13 +96,21 @@ class AttributionLoss(nn.Module):
     label is not -1. Ranks exchange sums by class, (C, d), so time and memory are linear in N. If no sample has a label,
     the loss and its gradients are zero.
 
+    `released` repeats a centre once for each sample of its class, and the target of a sample is its own copy. So a
+    class of n samples has the weight n in the softmax, and the loss of a sample is -log(share of its class / n).
+
     Args:
         chunk: side of the blocks of the matrix of samples and centres; None: chosen by the device
+        compat: paper: each class counts once. released: as in the authors' code
+    Raises:
+        ValueError: ``compat`` is neither
     """
 
-    def __init__(self, chunk: int | None = None):
+    def __init__(self, chunk: int | None = None, compat: Literal["paper", "released"] = "paper"):
         super().__init__()
-        self.chunk = check_chunk(chunk)
+        if compat not in ("paper", "released"):
+            raise ValueError(f"compat must be paper or released, not '{compat}'")
+        self.chunk, self.compat = check_chunk(chunk), compat
 
     def forward(self, image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -> Tensor:
         """image and text (B, d) L2-normalised, scale (), labels (B,), -1 if unknown -> ()."""
@@ -106,8 +127,9 @@ class AttributionLoss(nn.Module):
             sums = torch.stack([sum_by_group(target, image, len(classes)), sum_by_group(target, text, len(classes))])
             image_centres, text_centres = sum_over_ranks(sums) / counts[:, None]
             side = block_side(self.chunk, image.device)
-            to_text = SummedCrossEntropy.apply(image, text_centres, scale, target, side)
-            to_image = SummedCrossEntropy.apply(text, image_centres, scale, target, side)
+            log_times = counts.to(image.dtype).log() if self.compat == "released" else None
+            to_text = SummedCrossEntropy.apply(image, text_centres, scale, target, side, log_times)
+            to_image = SummedCrossEntropy.apply(text, image_centres, scale, target, side, log_times)
             # A rank without labels uses no centre. A NaN of another rank must still reach its loss.
             nan_of_any_rank = 0 * (image_centres.sum() + text_centres.sum()).detach()
             return (to_text + to_image) / 2 * world_size() / counts.sum() + nan_of_any_rank

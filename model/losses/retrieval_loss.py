@@ -10,6 +10,7 @@ Source: PriorCLIP, arXiv 2405.10160, section III.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +30,23 @@ class RetrievalLoss(nn.Module):
         lambda_cs: weight of the attribution loss; 0: not computed
         chunk: see `ContrastiveLoss` and `AttributionLoss`
         shared_captions: false: a caption is a positive of its own pair only, not of other pairs of the same image
+        compat: see `AttributionLoss`
     """
 
     def __init__(
-        self, contrastive: float = 1.0, lambda_cs: float = 0.0, chunk: int | None = None, shared_captions: bool = True
+        self,
+        contrastive: float = 1.0,
+        lambda_cs: float = 0.0,
+        chunk: int | None = None,
+        shared_captions: bool = True,
+        compat: Literal["paper", "released"] = "paper",
     ):
         super().__init__()
         if contrastive < 0 or lambda_cs < 0:
             raise ValueError(f"loss weights must not be negative: contrastive {contrastive}, lambda_cs {lambda_cs}")
         self.weight, self.lambda_cs, self.shared_captions = contrastive, lambda_cs, shared_captions
         self.contrastive = ContrastiveLoss(chunk)
-        self.attribution = AttributionLoss(chunk)
+        self.attribution = AttributionLoss(chunk, compat)
 
     def forward(
         self, outputs: Mapping[str, Tensor | None], image_ids: Tensor, labels: Tensor | None = None

@@ -32,9 +32,26 @@ def attribution(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -> T
     return total / (2 * max(len(valid), 1))
 
 
+def released_attribution(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -> Tensor:
+    """As the authors compute it in one process: a centre for each sample, N x N logits, the target is the own index."""
+    valid = [i for i in range(len(labels)) if labels[i] >= 0]
+    total = image.new_zeros(())
+    for rows, others in ((image, text), (text, image)):
+        centres = []
+        for i in valid:
+            members = [others[j] for j in valid if labels[j] == labels[i]]
+            centres.append(sum(members) / len(members))
+        for place, i in enumerate(valid):
+            logits = torch.stack([scale * rows[i] @ centre for centre in centres])
+            total = total - (logits[place] - logits.logsumexp(0))
+    return total / (2 * max(len(valid), 1))
+
+
 def of(loss: torch.nn.Module, image: Tensor, text: Tensor, scale: Tensor, key: Tensor) -> Tensor:
     """The reference of a loss module; ``key``: image ids of the contrastive loss, labels of the attribution loss."""
-    function = contrastive if isinstance(loss, ContrastiveLoss) else attribution
+    if isinstance(loss, ContrastiveLoss):
+        return contrastive(image, text, scale, key)
+    function = released_attribution if getattr(loss, "compat", None) == "released" else attribution
     return function(image, text, scale, key)
 
 
@@ -51,3 +68,12 @@ def batch(size: int = 12, width: int = 6, seed: int = 0) -> dict[str, Tensor]:
         "ids": ids,
         "labels": labels,
     }
+
+
+def crowd(counts: list[int], width: int = 6, seed: int = 1) -> dict[str, Tensor]:
+    """A global batch with so many samples of each class, in random order: unit features and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    features = torch.randn(2, len(labels), width, dtype=torch.float64, generator=generator)
+    image, text = torch.nn.functional.normalize(features, dim=-1)
+    return {"image": image, "text": text, "labels": labels[torch.randperm(len(labels), generator=generator)]}

@@ -35,6 +35,7 @@ ABLATIONS: dict[str, Any] = {
     "loss.contrastive": 0.0,
     "loss.lambda_cs": 0.25,
     "loss.shared_captions": False,
+    "loss.compat": "released",
 }
 BAD = {
     "belief.mode": ["--model.belief.mode", "firm"],
@@ -49,6 +50,7 @@ BAD = {
     "loss.lambda_cs": ["--loss.lambda_cs", "inf"],
     "loss.contrastive and loss.lambda_cs": ["--loss.contrastive", "0", "--loss.lambda_cs", "0"],
     "loss.chunk": ["--loss.chunk", "0"],
+    "loss.compat": ["--loss.compat", "theirs"],
 }
 
 

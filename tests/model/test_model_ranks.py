@@ -40,6 +40,7 @@ def cases(world: int) -> dict[str, Case]:
     data = reference.batch()
     image, text, ids, labels = data["image"], data["text"], data["ids"], data["labels"]
     contrastive, attribution = ContrastiveLoss(chunk=5), AttributionLoss()
+    released, crowd = AttributionLoss(compat="released"), reference.crowd([40, 12, 8, 4])
     same, nothing = image[:1].expand(12, WIDTH), torch.zeros(12, WIDTH, dtype=torch.float64)
     made = {
         "contrastive": Case(contrastive, image, text, ids),
@@ -47,6 +48,11 @@ def cases(world: int) -> dict[str, Case]:
         "well trained": Case(contrastive, image, 0.1 * text + image, ids, scale=30.0),
         "attribution": Case(attribution, image, text, labels),  # of 4 ranks the last has no valid label
         "some rows at a time": Case(AttributionLoss(chunk=2), image, text, labels),
+        "released": Case(released, image, text, labels),
+        "released, unbalanced": Case(released, crowd["image"], crowd["text"], crowd["labels"]),
+        "released, some rows at a time": Case(AttributionLoss(3, "released"), *crowd.values()),
+        "released, a class of one rank": Case(released, image, text, torch.tensor([7] * 3 + [1, 2, 1] + [2] * 6)),
+        "released, no labels": Case(released, image, text, torch.full_like(labels, -1)),
         "one class": Case(attribution, image, text, torch.where(labels >= 0, 4, -1)),
         "no labels": Case(attribution, image, text, torch.full_like(labels, -1)),
         "a class of one rank": Case(attribution, image, text, torch.tensor([7] * 3 + [1, 2, 1, 2, 1, 2, 1, 2, 1])),
