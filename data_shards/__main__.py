@@ -9,9 +9,10 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from priorclip.common.command_line import one_line, run_command
+from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
 from priorclip.common.output import say, set_up_logging
+from priorclip.common.printable import one_line
 from priorclip.data_shards.commands import (
     BenchConfig,
     IndexConfig,

@@ -6,7 +6,8 @@
     GET /image/12?side=320          the centred square of image 12 as a JPEG; without side the whole image
     GET /belief/12?side=320         the square under the belief map, which shows where the scene prior looks
 
-The server only reads. A request names an image by its row and never by a path.
+The server only reads. A request names an image by its row and never by a path. guarded_requests.py says which requests
+it answers.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import json
 import re
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -32,6 +34,7 @@ from priorclip.common.safe_paths import UnsafePath
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decode import UPRIGHT, open_image, orientation, to_rgb
 from priorclip.data_shards.images.transforms import eval_transform
+from priorclip.retrieval.guarded_requests import GuardedHandler, RefusedRequest, allowed_names
 from priorclip.retrieval.search import Searcher
 
 log = get_logger(__name__)
@@ -42,7 +45,7 @@ MOST_PIXELS_A_SIDE = 1024
 BELIEF_SIDE = 320
 JPEG_QUALITY = 88
 BROWSER_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
-IDLE_SECONDS = 30
+WAITING_CONNECTIONS = 1024  # that connect at the same moment; the kernel drops the others
 POLICY = {
     "default-src": "'none'",
     "img-src": "'self' data:",
@@ -57,6 +60,7 @@ HEADERS = {
     "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in POLICY.items()),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 
 
@@ -76,9 +80,11 @@ class SearchServer(ThreadingHTTPServer):
     """
 
     daemon_threads = False
+    request_queue_size = WAITING_CONNECTIONS
 
-    def __init__(self, address: tuple[str, int], searcher: Searcher) -> None:
+    def __init__(self, address: tuple[str, int], searcher: Searcher, names: Sequence[str] = ()) -> None:
         self.searcher = searcher
+        self.names = allowed_names(address[0], names)
         self.page = render_page(searcher)
         self._open: set[Any] = set()
         self._warned = False
@@ -97,7 +103,7 @@ class SearchServer(ThreadingHTTPServer):
         if isinstance(sys.exception(), ConnectionError):
             log.debug("%s disconnected", client_address)
         else:
-            super().handle_error(request, client_address)
+            log.exception("a request of %s failed", client_address)
 
     def warn_of_place(self, error: UnsafePath) -> None:
         """Logs the first image that the server may not read."""
@@ -117,19 +123,22 @@ class SearchServer(ThreadingHTTPServer):
         return f"http://{host!s}:{port}/"
 
 
-class RequestHandler(BaseHTTPRequestHandler):
+class RequestHandler(GuardedHandler):
     """One connection."""
 
     server: SearchServer
-    timeout = IDLE_SECONDS
     server_version = "retrieval"
     sys_version = ""
-    protocol_version = "HTTP/1.1"
+
+    @property
+    def names(self) -> frozenset[str]:  # type: ignore[override]
+        return self.server.names
 
     def do_GET(self) -> None:
         try:
+            self.check_request()
             self.reply(HTTPStatus.OK, *self.answer())
-        except BadRequest as error:
+        except (BadRequest, RefusedRequest) as error:
             self.fail(error.status, str(error))
         except UnsafePath as error:
             self.server.warn_of_place(error)
@@ -165,6 +174,8 @@ class RequestHandler(BaseHTTPRequestHandler):
     def reply(self, status: HTTPStatus, kind: str, body: bytes, cached: bool = False) -> None:
         self.send_response(status)
         headers = {"Content-Type": kind, "Content-Length": str(len(body)), **HEADERS}
+        if self.close_connection:
+            headers["Connection"] = "close"
         headers["Cache-Control"] = "private, max-age=3600" if cached else "no-store"
         for name, value in headers.items():
             self.send_header(name, value)
@@ -253,13 +264,17 @@ def render_page(searcher: Searcher) -> bytes:
     return text.encode()
 
 
-def create_server(searcher: Searcher, host: str = "127.0.0.1", port: int = 0) -> SearchServer:
+def create_server(
+    searcher: Searcher, host: str = "127.0.0.1", port: int = 0, names: Sequence[str] = ()
+) -> SearchServer:
     """Returns a server that listens; ``serve_forever`` answers. Port 0 takes a free port, see ``url``.
+
+    ``names`` are further names under which browsers may ask for it.
 
     Raises OSError, which names the address, if it cannot listen.
     """
     try:
-        return SearchServer((host, port), searcher)
+        return SearchServer((host, port), searcher, names)
     except OSError as error:
         raise OSError(
             f"cannot listen on {host}:{port}: {error.strerror or error} (--port 0 takes a free port)"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from priorclip.common.command_line import one_line
+from priorclip.common.printable import one_line, one_line_values
 from priorclip.retrieval.published_results import NAMES
 from priorclip.retrieval.recall_report import KS
 
@@ -17,6 +17,7 @@ WAYS = {"i2t": "image to text", "t2i": "text to image"}
 
 def tables(report: Mapping[str, Any]) -> str:
     """Returns all tables of a report of ``retrieval.evaluate``."""
+    report = one_line_values(report)
     parts = [recall_table(report)] if "mean_recall" in report else []
     if "comparison" in report:
         parts.append(comparison_table(report["comparison"]))

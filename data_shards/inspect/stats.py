@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from priorclip.common.files import write_bytes
+from priorclip.common.printable import one_line_values
 from priorclip.common.processes import pool
 from priorclip.data_shards.commands import StatsConfig
 from priorclip.data_shards.format.sample import BadSample
@@ -215,6 +216,7 @@ def count_sides(sizes: ValueCounts) -> dict[str, int]:
 
 
 def format_stats(numbers: dict[str, Any], shards: int, available: int) -> str:
+    numbers = one_line_values(numbers)
     words, tokens = numbers["caption_words"], numbers["caption_tokens"]
     part = f" (drawn from {available})" if numbers["samples"] < available else ""
     lines = [

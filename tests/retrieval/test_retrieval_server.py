@@ -26,7 +26,8 @@ from small_galleries import TestSet, picture, write_karpathy
 
 from priorclip.retrieval import Encoder, Searcher, build_index, create_server
 from priorclip.retrieval.commands import IndexConfig
-from priorclip.retrieval.server import IDLE_SECONDS, SearchServer, render_page
+from priorclip.retrieval.guarded_requests import IDLE_SECONDS
+from priorclip.retrieval.server import SearchServer, render_page
 
 ROOT = Path(__file__).parents[2]
 
