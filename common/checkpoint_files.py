@@ -5,57 +5,68 @@
     checkpoints/step_00000100/averages_rank_00000.pt    the rank's piece of the moving average, if the run has one
     checkpoints/step_00000100/generators_rank_00000.pt  states of the rank's random number generators
 
-Both readers find, verify and join them by the same functions. torch is imported when a function runs.
+Both readers find, verify and join them by the same functions (common/checkpoint_record.py reads checksums.json). torch
+is imported when a function runs.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
+from priorclip.common.checkpoint_record import CHECKSUMS, load_record
 from priorclip.common.files import sha256_of
 from priorclip.common.safe_load import load_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CHECKSUMS = "checksums.json"
 Kind = Literal["buffers", "averages", "generators"]
+NAME = re.compile(r"step_(\d{8,})")
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """Returns the complete checkpoints in ``checkpoints``, newest first. Their files can still be damaged."""
-    found = [path for path in folder.glob("step_*") if re.fullmatch(r"step_\d+", path.name) and path.is_dir()]
-    return sorted(found, reverse=True)
+    """Returns the complete checkpoints in ``checkpoints``, newest first. They can still be damaged.
+
+    Raises:
+        OSError: the folder cannot be listed, or is a link to a place that is not there
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        if folder.is_symlink():
+            raise
+        return []
+    return sorted((folder / name for name in names if NAME.fullmatch(name)), key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """Compares all files with their checksums. Returns the first problem, or None."""
+    """Compares the record and all files with their checksums. Returns the first problem, or None."""
     try:
-        expected = json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))["sha256"]
-        names = sorted(expected.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        record = load_record(checkpoint)
+    except (OSError, ValueError) as error:
         return f"{CHECKSUMS} cannot be read: {error}"
-    for name, sha256 in names:
+    return find_damaged_file(checkpoint, record["sha256"])
+
+
+def find_damaged_file(folder: Path, sums: Mapping[str, str]) -> str | None:
+    """Compares files with their SHA-256 by name. Returns the first problem, or None."""
+    for name, sha256 in sorted(sums.items()):
         try:
-            if sha256_of(checkpoint / name) != sha256:
+            if sha256_of(folder / name) != sha256:
                 return f"{name} does not match its checksum"
         except FileNotFoundError:
             return f"{name} is missing"
         except OSError as error:
             return f"{name} cannot be read: {error}"
     return None
-
-
-def read_record(checkpoint: Path) -> dict[str, Any]:
-    """Returns ``checksums.json``, or an empty dict if it cannot be read."""
-    try:
-        return json.loads((checkpoint / CHECKSUMS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
 
 
 def rank_file(kind: Kind, rank: int) -> str:
@@ -69,7 +80,8 @@ def load_ranks(checkpoint: Path, kind: Kind) -> list[dict[str, Tensor]]:
     Raises:
         UnsafeFile: a file could run code
     """
-    return [load_tensors(path) for path in sorted(checkpoint.glob(f"{kind}_rank_*.pt"))]
+    own = re.compile(rf"{kind}_rank_\d{{5,}}\.pt")
+    return [load_tensors(path) for path in sorted(checkpoint.iterdir()) if own.fullmatch(path.name)]
 
 
 def average_buffers(checkpoint: Path) -> dict[str, Tensor]:

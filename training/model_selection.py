@@ -12,7 +12,6 @@ averages of its step, and the number of evaluations without a better one, so tha
 
 from __future__ import annotations
 
-import logging
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,16 @@ from typing import Any
 import deepspeed
 from torch import Tensor
 
-from priorclip.common.checkpoint_files import read_record
-from priorclip.training.checkpoints.files import score, step_of
+from priorclip.common.checkpoint_files import step_of
+from priorclip.common.checkpoint_record import load_record
+from priorclip.common.output import get_logger
+from priorclip.training.checkpoints.files import score
 from priorclip.training.checkpoints.load import find_best_good, load_checkpoint
 from priorclip.training.config import RunConfig
 from priorclip.training.engine.averages import Averages, copy_weights
 from priorclip.training.engine.build import full_state_dict
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class ModelSelection:
@@ -84,11 +85,13 @@ class ModelSelection:
         best = None
         if self.config.export == "best":
             best = find_best_good(Path(self.config.dir) / "checkpoints", self.config.checkpoint)
+            if best is None:
+                logger.warning("no checkpoint of an evaluation can be read: the last weights are exported")
         if best is not None:
             if step_of(best) != self.engine.global_steps:
                 load_checkpoint(self.engine, best)
                 self.load(best, {})
-            facts["evaluation"] = read_record(best)["evaluation"]
+            facts["evaluation"] = load_record(best)["evaluation"]
         facts["exported_step"] = self.engine.global_steps
         if self.averages is None:
             return full_state_dict(self.engine), facts

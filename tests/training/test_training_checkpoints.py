@@ -19,6 +19,7 @@ from toy_launches import STOPPABLE, ToyRun, assert_same, root_needed, run_toys
 
 from priorclip.cluster.faults.compare_runs import losses
 from priorclip.common.checkpoint_files import find_checkpoints, find_damage
+from priorclip.common.checkpoint_record import CHECKSUMS, write_record
 from priorclip.training.checkpoints.files import find_best, remove_old
 from priorclip.training.checkpoints.writer import Snapshot, save_file
 from priorclip.training.config import CheckpointConfig, MonitorConfig
@@ -151,7 +152,7 @@ def checkpoints(folder: Path, scores: dict[int, float | None]) -> list[Path]:
         path = folder / f"step_{step:08d}"
         path.mkdir()
         evaluation = {} if value is None else {"mean_recall": value}
-        (path / "checksums.json").write_text(json.dumps({"step": step, "evaluation": evaluation, "sha256": {}}))
+        write_record(path / CHECKSUMS, {"step": step, "world_size": 1, "evaluation": evaluation, "sha256": {}})
     return find_checkpoints(folder)
 
 

@@ -18,7 +18,6 @@ import copy
 import hashlib
 import itertools
 import json
-import logging
 import os
 import shutil
 import socket
@@ -35,8 +34,10 @@ import torch.distributed as dist
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from priorclip.common.checkpoint_files import find_checkpoints, rank_file, read_record
+from priorclip.common.checkpoint_files import find_checkpoints, rank_file
+from priorclip.common.checkpoint_record import read_record
 from priorclip.common.files import fsync, sha256_of
+from priorclip.common.output import get_logger
 from priorclip.training.checkpoints.files import Shape, find_best, publish, remove_unfinished, score
 from priorclip.training.checkpoints.store import wait_for_key
 from priorclip.training.config import CheckpointConfig
@@ -45,7 +46,7 @@ from priorclip.training.engine.buffers import get_buffers
 from priorclip.training.engine.nvme import states_in_memory
 from priorclip.training.ranks.rng_state import rng_states, rng_states_name
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 LEAVE_SECONDS = 30
 SAVES = itertools.count()  # saves of this process, which number their keys in the store; all ranks have the same number
@@ -185,12 +186,16 @@ class Writer:
         new = score(evaluation, self.config)
         better = [False]
         if self.rank == 0 and new is not None:
-            best = find_best(find_checkpoints(self.folder), self.config)
-            # The thread may remove the checkpoint at this moment. Then it has no score.
-            old = score(read_record(best).get("evaluation", {}), self.config) if best else None
+            old = self.best_score()
             better = [old is None or new > old]
         dist.broadcast_object_list(better)
         return better[0]
+
+    def best_score(self) -> float | None:
+        """Score of the best checkpoint; None if there is none, or if the folder cannot be listed."""
+        best = find_best(known_checkpoints(self.folder), self.config)
+        # The thread may remove the checkpoint at this moment. Then it has no score.
+        return score(read_record(best).get("evaluation", {}), self.config) if best else None
 
     def finish(self) -> None:
         """Waits for the current save. A collective: all ranks raise the same error.
@@ -265,7 +270,7 @@ class Writer:
             except Exception as error:
                 errors = [first_cause(error)]
         shutil.rmtree(partial, ignore_errors=True)
-        good = find_checkpoints(self.folder)
+        good = known_checkpoints(self.folder)
         left = self.config.failures - self.failures - 1
         logger.error(
             "the checkpoint of step %d could not be written: %s. The run continues, and would resume from %s; %s",
@@ -273,6 +278,14 @@ class Writer:
             f"{left} more in a row end it" if left > 0 else "it ends at the next one",
         )  # fmt: skip
         return "; ".join(errors)
+
+
+def known_checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints, newest first; none if the folder cannot be listed."""
+    try:
+        return find_checkpoints(folder)
+    except OSError:
+        return []
 
 
 def save_file(state: Any, path: Path) -> str:
