@@ -27,7 +27,7 @@ def run_all(path: Path) -> None:
             ended.append(0)
         except SystemExit as stop:
             ended.append(int(stop.code or 0))
-        except (ValueError, FloatingPointError, CheckpointError) as error:
+        except (OSError, ValueError, FloatingPointError, CheckpointError) as error:
             ended.append(str(error))
     if dist.get_rank() == 0:
         path.with_suffix(".json.ended").write_text(json.dumps(ended))

@@ -80,7 +80,8 @@ class CheckpointConfig:
         background: write while the run continues, from a copy in host memory; false: the run waits
         failures: end the run if this number of checkpoints in a row could not be written
         resume: continue from the newest checkpoint of the run directory whose checksums match, if there is one. It need
-            not come from you, because a file that could run code is refused
+            not come from you, because a file that could run code is refused. If there are checkpoints and none can be
+            read, the run does not start. false: start over, and move the checkpoints to checkpoints/set-aside
     """
 
     every: int = 0

@@ -9,7 +9,7 @@ collectives. The engine counts the steps: ``engine.global_steps``.
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import math
 import sys
 from collections.abc import Iterator
@@ -21,10 +21,11 @@ import torch
 from PIL import Image
 from timm.utils.distributed import distribute_bn
 
+from priorclip.common.checkpoint_files import step_of
 from priorclip.common.masking import masked_command
+from priorclip.common.output import get_logger
 from priorclip.training.bad_steps import BadSteps
-from priorclip.training.checkpoints.files import step_of
-from priorclip.training.checkpoints.load import find_newest_good, load_checkpoint
+from priorclip.training.checkpoints.load import NoGoodCheckpoint, find_newest_good, load_checkpoint, set_all_aside
 from priorclip.training.checkpoints.writer import Writer
 from priorclip.training.config import RunConfig
 from priorclip.training.model_selection import ModelSelection
@@ -39,7 +40,7 @@ from priorclip.training.step import optimize
 from priorclip.training.stream_protocol import Batch
 from priorclip.training.task import Evaluate, Task
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Run:
@@ -52,7 +53,8 @@ class Run:
         task: data, losses, evaluation
 
     Raises:
-        ValueError: the checkpoint does not fit the engine, or an option needs a library that is not installed
+        ValueError: the checkpoint does not fit the engine, no checkpoint can be read, or an option needs a library that
+            is not installed
     """
 
     def __init__(self, config: RunConfig, rank: Rank, engine: deepspeed.DeepSpeedEngine, task: Task) -> None:
@@ -81,7 +83,11 @@ class Run:
         self.is_recorded_step = self.is_stopping = False
 
     def resume(self) -> None:
-        found = find_newest_good(self.folder / "checkpoints") if self.config.checkpoint.resume else None
+        """Continues from the newest good checkpoint, or starts over if ``run.checkpoint.resume`` says so."""
+        if not self.config.checkpoint.resume:
+            set_all_aside(self.writer.folder)
+            return
+        found = find_newest_good(self.writer.folder)
         if found is None:
             return
         state = load_checkpoint(self.engine, found)
@@ -161,7 +167,8 @@ class Run:
         found = None
         if self.config.bad_steps.action == "rollback":
             self.writer.finish()
-            found = find_newest_good(self.writer.folder)
+            with contextlib.suppress(NoGoodCheckpoint):  # the step is skipped
+                found = find_newest_good(self.writer.folder)
         try:
             back_to = step_of(found) if found else None
             self.bad_steps.record(batch["epoch"], self.stream.state_dict(), back_to)

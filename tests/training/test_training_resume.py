@@ -47,7 +47,7 @@ def lose_a_file(checkpoint: Path) -> None:
 
 
 def stop_before_renaming(checkpoint: Path) -> None:
-    checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.partial"))
+    checkpoint.rename(checkpoint.with_name(f"{checkpoint.name}.partial-0123abcd"))
 
 
 def lose_the_checksums(checkpoint: Path) -> None:
@@ -97,7 +97,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     run, folder = resumed[name], resumed[name].folder / "checkpoints"
     assert f"resumed {folder / 'step_00000008'}: step 8" in run.output
     assert_same(run, toys["whole"])
-    assert not list(folder.glob("*.partial"))
+    assert not list(folder.glob("*.partial*"))
     message = DAMAGES[name][1]
     lines = [line for line in run.output.splitlines() if f"{folder / 'step_00000012'} is not used" in line]
     assert len(lines) == (1 if message else 0)
@@ -230,8 +230,8 @@ input()
 
 
 def test_checkpoint_that_was_being_replaced_is_not_lost(tmp_path: Path) -> None:
-    """The run was killed between the two renames of a rollback."""
-    for name in ("step_00000004", "step_00000008.replaced", "step_00000008.partial-1a"):
+    """The run was killed between the two renames of a rollback. Version 0.1 gave the folder no token."""
+    for name in ("step_00000004.replaced", "step_00000008.replaced-0123abcd", "step_00000008.partial-0123abcd"):
         (tmp_path / name).mkdir()
     recover_replaced(tmp_path)
     assert [path.name for path in find_checkpoints(tmp_path)] == ["step_00000008", "step_00000004"]

@@ -10,8 +10,8 @@ there is one, serves the same metrics. tensorboard_layout.py defines the pages H
 
 from __future__ import annotations
 
+import itertools
 import json
-import logging
 import math
 import sys
 import time
@@ -26,19 +26,22 @@ from PIL import Image
 from tqdm import tqdm
 
 from priorclip.common.files import write_text
+from priorclip.common.output import get_logger
 from priorclip.training.config import MonitorConfig
 from priorclip.training.monitoring.measure import RankMetrics
 from priorclip.training.monitoring.prometheus import open_endpoint
 from priorclip.training.monitoring.read_metrics import NAME, records
 from priorclip.training.monitoring.tensorboard_layout import LAYOUT, hparams_end, hparams_start
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FLUSH_SECONDS = 20  # until TensorBoard sees what was written
 
 
 class MetricLog:
     """Writes metrics by step. After a resume, it drops records after the resumed step from ``metrics.jsonl``.
+
+    A run that starts at step 1 where another one was keeps the records of that one as ``metrics.before-1.jsonl``.
 
     Args:
         folder: the run directory
@@ -63,8 +66,11 @@ class MetricLog:
         from torch.utils.tensorboard import SummaryWriter
 
         path = folder / NAME
-        kept = [record for record in records(folder) if record["step"] <= start_step] if start_step else []
-        write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        if start_step:
+            kept = [record for record in records(folder) if record["step"] <= start_step]
+            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        else:
+            set_records_aside(path)
         self.file = path.open("a", buffering=1)
         # TensorBoard hides earlier records from this step on: those of start_step stay.
         purge_step = start_step + 1 if start_step else 0
@@ -134,6 +140,16 @@ class MetricLog:
                 self.file.close()
         if self.endpoint is not None:
             self.endpoint.close()
+
+
+def set_records_aside(path: Path) -> None:
+    """Renames a ``metrics.jsonl`` that is not empty to the first free ``metrics.before-N.jsonl`` beside it."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    places = (path.with_name(f"{path.stem}.before-{number}{path.suffix}") for number in itertools.count(1))
+    place = next(place for place in places if not place.exists())
+    path.rename(place)
+    logger.warning("the run starts at step 1: the records of an earlier run in this folder are now in %s", place)
 
 
 def finite_or_null(values: dict[str, Any]) -> dict[str, Any]:
