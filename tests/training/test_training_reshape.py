@@ -12,8 +12,9 @@ import pytest
 import torch
 from toy_launches import HALF, PYTHON, SCALES, STOPPABLE, ToyRun, root_needed, run_toys
 
+from priorclip.training.checkpoints.convert import convert
 from priorclip.training.checkpoints.files import Shape
-from priorclip.training.checkpoints.reshape import convert, load_param
+from priorclip.training.checkpoints.reshape import load_param
 
 Conversion = Callable[[], None]
 ONE = (PYTHON, "-m", "tests.toy_runs")
@@ -140,7 +141,7 @@ def test_converted_copy_of_another_checkpoint_is_made_anew(source: tuple[Path, P
     path.write_bytes(b"of an older run")
     sums = checkpoint / "checksums.json"
     sums.write_text(sums.read_text() + "\n")
-    partial = converted.with_name(f"{converted.name}.partial")
+    partial = converted.with_name(f"{converted.name}.partial-0123abcd")
     (partial / "zero" / "torn").mkdir(parents=True)
     run()
     assert torch.equal(load_param(path), torch.load(io.BytesIO(good), weights_only=True)["param"])

@@ -18,11 +18,12 @@ import torch
 from toy_launches import PYTHON, STOPPABLE, ToyRun, run_toys
 
 from priorclip.common.checkpoint_files import average_buffers, load_ranks
+from priorclip.common.checkpoint_record import CHECKSUMS, write_record
 from priorclip.common.files import sha256_of
 from priorclip.common.safe_load import UnsafeFile, only_safe_loads, refuse_unsafe
 from priorclip.model.export.from_checkpoint import export_run, whole_state
-from priorclip.training.checkpoints.files import Shape
-from priorclip.training.checkpoints.reshape import convert
+from priorclip.training.checkpoints.convert import convert, sums_of
+from priorclip.training.checkpoints.files import SOURCE, Shape
 
 STEP = "step_00000012"
 FILES = {
@@ -59,9 +60,16 @@ def poison(path: Path, marker: Path) -> None:
 
 def sign(checkpoint: Path) -> None:
     """Writes the right checksums of all files."""
-    record = json.loads((checkpoint / "checksums.json").read_text())
-    record["sha256"] = {path.name: sha256_of(path) for path in checkpoint.iterdir() if path.name != "checksums.json"}
-    (checkpoint / "checksums.json").write_text(json.dumps(record))
+    record = json.loads((checkpoint / CHECKSUMS).read_text())
+    record["sha256"] = {path.name: sha256_of(path) for path in checkpoint.iterdir() if path.name != CHECKSUMS}
+    write_record(checkpoint / CHECKSUMS, record)
+
+
+def sign_copy(converted: Path) -> None:
+    """Writes the right checksums of a converted copy."""
+    record = json.loads((converted / SOURCE).read_text())
+    (converted / SOURCE).unlink()
+    write_record(converted / SOURCE, {"source": record["source"], "sha256": sums_of(converted)})
 
 
 def poisoned_run(source: ToyRun, folder: Path, kind: str, marker: Path) -> Path:
@@ -99,6 +107,7 @@ def resumed(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) -
                 shutil.copytree(toys["whole"].folder, folder / kind)
                 changed[kind] = make_converted(folder / kind / "checkpoints" / STEP) / name
                 poison(changed[kind], folder / f"{kind}.ran")
+                sign_copy(changed[kind].parents[len(Path(name).parts) - 1])
         runs = run_toys(folder, dict.fromkeys(changed, STOPPABLE), launcher)
         found |= {f"{place}-{kind}": (runs[kind], path, folder / f"{kind}.ran") for kind, path in changed.items()}
     return found

@@ -1,7 +1,7 @@
 """Resumes with another world size or ZeRO stage, through DeepSpeed's universal checkpoint.
 
     checkpoints/step_00000100/                             of 2 ranks under ZeRO 2
-    checkpoints/universal/step_00000100/zero/PARAMETER/    fp32.pt, exp_avg.pt, exp_avg_sq.pt, step.pt: whole tensors
+    checkpoints/universal/step_00000100/zero/PARAMETER/    its state by parameter (convert.py)
 
 Rank 0 converts once, the others wait, then each rank takes its part. DeepSpeed converts and loads; we add the rest:
 
@@ -17,14 +17,11 @@ zero, and a warning says so before the first step.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import itertools
 import json
 import logging
-import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,26 +29,19 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.checkpoint import ds_to_universal
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-from priorclip.common.checkpoint_files import CHECKSUMS, average_buffers, join_pieces
-from priorclip.common.files import fsync, sha256_of
-from priorclip.common.safe_load import UnsafeFile, load_tensors, only_safe_loads, refuse_unsafe
+from priorclip.common.checkpoint_files import average_buffers
+from priorclip.common.output import get_logger
+from priorclip.common.safe_load import UnsafeFile, load_tensors, only_safe_loads
+from priorclip.training.checkpoints.convert import MOMENTS, convert, model_states
 from priorclip.training.checkpoints.files import Shape
 from priorclip.training.checkpoints.store import wait_for_key
 from priorclip.training.engine.buffers import set_buffers
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-SOURCE = "source.sha256"  # in a converted folder: SHA-256 of the original checkpoint's checksums.json
-WRITE_FAILED = re.compile(r"inline_container|iostream|PytorchStreamWriter|file write failed")
 LOADS = itertools.count()  # loads of this process; all ranks have the same number
-
-
-class Unconvertible(ValueError):
-    """The optimizer state cannot be split by parameter."""
 
 
 def load_reshaped(engine: deepspeed.DeepSpeedEngine, checkpoint: Path, written: Shape) -> dict[str, Any]:
@@ -125,94 +115,6 @@ def run_on_rank_0(convert: Callable[[], None]) -> str:
     if answer["error"]:
         raise OSError(f"the checkpoint cannot be converted for this run: {answer['error']}")
     return answer["problem"]
-
-
-def convert(
-    checkpoint: Path, converted: Path, written: Shape, metadata: dict[str, Any], shapes: dict[str, torch.Size]
-) -> None:
-    """Writes the folder of whole tensors, unless it already exists for this checkpoint.
-
-    Raises:
-        OSError: there is no room for it; an incomplete folder is removed
-        Unconvertible: the checkpoint has no optimizer state by parameter
-        UnsafeFile: a file could run code
-    """
-    source = sha256_of(checkpoint / CHECKSUMS)
-    mark, partial = converted / SOURCE, converted.with_name(f"{converted.name}.partial")
-    if mark.is_file() and mark.read_text() == source:
-        refuse_unsafe(converted)
-        return
-    shutil.rmtree(partial, ignore_errors=True)
-    if converted.exists():  # the run started again, and this checkpoint replaced the one that the copy was made from
-        converted.rename(partial)  # first, so that a half-removed copy is not used
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    try:
-        split_by_parameter(checkpoint, partial, written, metadata, shapes)
-        (partial / SOURCE).write_text(source)
-        # It has no checksums, so it gets its name when all of it is on the disk.
-        for path in (*partial.rglob("*"), partial):
-            fsync(path)
-    except Exception as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if WRITE_FAILED.search(str(error)):  # torch does not say why a write failed
-            raise OSError(f"{partial} cannot be written: {error}. Make room there, or check its quota") from error
-        raise
-    partial.rename(converted)
-
-
-def split_by_parameter(
-    checkpoint: Path, folder: Path, written: Shape, metadata: dict[str, Any], shapes: dict[str, torch.Size]
-) -> None:
-    """Runs DeepSpeed's conversion and adds what it leaves out."""
-    if list(checkpoint.glob("*_optim_states.pt")):
-        options = {"input_folder": str(checkpoint), "output_folder": str(folder), "inject_missing_state": True}
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), only_safe_loads():
-            ds_to_universal.main(
-                argparse.Namespace(
-                    **options, num_extract_workers=1, num_merge_workers=1, keep_temp_folder=False, strict=True
-                )
-            )
-    else:
-        split_torch_state(metadata, folder / "zero")
-    step = metadata["global_steps"] - metadata["skipped_steps"]
-    if written.zero_stage == 3:
-        fix_stage_3_layout(checkpoint, folder / "zero", written, shapes)
-    for each in (folder / "zero").iterdir():
-        if (each / "exp_avg.pt").is_file() and not (each / "step.pt").is_file():
-            torch.save(torch.tensor(float(step)), each / "step.pt")
-    missing = [name for name in shapes if not (folder / "zero" / name / "fp32.pt").is_file()]
-    if missing:
-        raise Unconvertible(f"the checkpoint has no {', '.join(missing[:3])}")
-
-
-def split_torch_state(metadata: dict[str, Any], folder: Path) -> None:
-    """Converts a checkpoint without ZeRO, where torch's optimizer state has numbers instead of parameter names."""
-    names = [name for group in metadata.get("parameters", []) for name in group]
-    state = (metadata["optimizer"] or {}).get("state")
-    if not names or state is None or not all("exp_avg" in each for each in state.values()):
-        raise Unconvertible("the optimizer's state is not AdamW's")
-    for name, value in metadata["module"].items():
-        (folder / name).mkdir(parents=True)
-        torch.save({"param": value.float()}, folder / name / "fp32.pt")
-    for number, each in state.items():
-        for moment in MOMENTS:
-            torch.save({"param": each[moment]}, folder / names[number] / f"{moment}.pt")
-        torch.save(each["step"], folder / names[number] / "step.pt")
-
-
-def fix_stage_3_layout(checkpoint: Path, folder: Path, written: Shape, shapes: dict[str, torch.Size]) -> None:
-    """Gives the flat tensors of ZeRO 3 their shapes, and adds the frozen parameters, which DeepSpeed leaves out."""
-    for name, shape in shapes.items():
-        for path in (folder / name).glob("*.pt"):
-            value = load_tensors(path)
-            if torch.is_tensor(value) and value.ndim and path.name != "step.pt":
-                torch.save({"param": value[: shape.numel()].reshape(shape)}, path)
-    states = [load_tensors(path) for path in model_states(checkpoint, written)]
-    for name, shape in (states[0]["frozen_param_shapes"] or {}).items():
-        whole = join_pieces([state["frozen_param_fragments"][name] for state in states], shape.numel())
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        torch.save({"param": whole.reshape(shape).float()}, folder / name / "fp32.pt")
 
 
 def load_converted(engine: deepspeed.DeepSpeedEngine, converted: Path) -> None:
@@ -294,13 +196,6 @@ def whole_weights(checkpoint: Path, written: Shape, metadata: dict[str, Any]) ->
 
     with contextlib.redirect_stdout(io.StringIO()), only_safe_loads():
         return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-
-
-def model_states(checkpoint: Path, written: Shape) -> list[Path]:
-    """Returns DeepSpeed's files of the model's states: one per rank under ZeRO 3, otherwise one."""
-    if written.zero_stage < 3:
-        return [checkpoint / "mp_rank_00_model_states.pt"]
-    return [checkpoint / f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" for rank in range(written.world_size)]
 
 
 def parameter_shapes(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Size]:
