@@ -35,19 +35,19 @@ from priorclip.data_shards.find_shards import (
 from priorclip.data_shards.format.class_names import unique_classes
 from priorclip.data_shards.format.index_reader import IndexReader
 from priorclip.data_shards.format.manifest import ShardEntry
+from priorclip.data_shards.format.member_runs import adjacent_runs, byte_range
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, Sample, parse_sample, parse_text
 from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_path
 from priorclip.data_shards.format.tar import BLOCK, check_header
 from priorclip.data_shards.remote.http_ranges import RemoteError
 from priorclip.data_shards.remote.read_ahead import Need, ReadAhead
 from priorclip.data_shards.remote.shard_files import Access, LocalFile, RemoteFile, ShardFile
+from priorclip.data_shards.remote.time_budget import SilentServer, TimeBudget
 from priorclip.data_shards.remote.urls import public_url
 
 log = get_logger(__name__)
 
 INDICES_KEPT, FILES_KEPT = 192, 192  # open files; a process may usually have 1,024
-READ_OVER = 1 << 16  # bytes between two members; reading them is cheaper than a second read
-MAX_MEMBER = 1 << 30  # bytes; no image or caption is larger, so a larger size means a damaged index or header
 
 
 class ShardSet:
@@ -83,6 +83,7 @@ class ShardSet:
         self.spec = [public_url(str(piece)) for corpus in mixed for piece in corpus.shards]
         self.files: list[ShardFile] = []
         self._ahead = ReadAhead(read_ahead)
+        self._budget = TimeBudget(timeout)
         access = Access.from_options(cache, cache_limit, timeout)
         self.sizes: list[int] = []
         self._scanned: dict[int, ShardIndex] = {}
@@ -173,12 +174,15 @@ class ShardSet:
         """
         if not any(file.remote for file in self.files):
             return
+        self._budget.begin_batch()
         needs: list[Need] = []
         for sample in samples:
+            if self._budget.is_spent:
+                break  # the next read says so
             shard, row = self.locate(sample)
             file = self.files[shard]
             if isinstance(file, RemoteFile):
-                with contextlib.suppress(BadSample):  # raised again, and counted, when the sample is read
+                with contextlib.suppress(BadSample, SilentServer):  # raised again, and counted, when the sample is read
                     members = self._members(shard, row)
                     chosen = [member for member in members if images or member.extension not in IMAGE_MEMBERS]
                     needs += [(file, *byte_range(run)) for run in adjacent_runs(chosen)]
@@ -215,10 +219,11 @@ class ShardSet:
         """Reads ``length`` bytes of a shard. Raises BadSample if it cannot."""
         file = self.files[shard]
         try:
-            if isinstance(file, RemoteFile):
-                data = self._ahead.take(file, start, length)
-            else:
-                data = self._read_local(shard, file, start, length)
+            with self._budget.counting():
+                if isinstance(file, RemoteFile):
+                    data = self._ahead.take(file, start, length)
+                else:
+                    data = self._read_local(shard, file, start, length)
         except RemoteError as error:
             raise BadSample(error.reason, error.detail) from error
         except OSError as error:
@@ -249,7 +254,8 @@ class ShardSet:
             return self._scanned[shard]
         if shard not in self._indices:
             try:
-                self._indices[shard] = self._load_index(shard)
+                with self._budget.counting():
+                    self._indices[shard] = self._load_index(shard)
             except (OSError, ValueError) as error:
                 raise BadSample("index cannot be read", str(error)) from error
             if len(self._indices) > INDICES_KEPT:
@@ -284,24 +290,3 @@ class ShardSet:
     def __getstate__(self) -> dict:
         """Leaves out open files and indices, because a worker process opens its own."""
         return {**self.__dict__, "_open": OrderedDict(), "_indices": OrderedDict()}
-
-
-def byte_range(run: Sequence[Member]) -> tuple[int, int]:
-    """Returns (offset, length) of adjacent members, with the header of the first."""
-    start = run[0].offset - BLOCK
-    return start, run[-1].offset + run[-1].size - start
-
-
-def adjacent_runs(members: Sequence[Member]) -> list[list[Member]]:
-    """Returns the members of a sample, sorted by offset, in runs with at most READ_OVER bytes between two members."""
-    runs: list[list[Member]] = []
-    end = -1
-    for member in sorted(members, key=lambda member: member.offset):
-        if member.size > MAX_MEMBER or member.offset < BLOCK:
-            raise BadSample("member is too large", f".{member.extension} has {member.size} bytes at {member.offset}")
-        if runs and member.offset - end <= READ_OVER:
-            runs[-1].append(member)
-        else:
-            runs.append([member])
-        end = member.offset + member.size
-    return runs

@@ -27,10 +27,11 @@ from typing import Any
 from priorclip.common.safe_paths import UnsafePath, join_under
 from priorclip.data_shards.find_shards import find_shards
 from priorclip.data_shards.format.manifest import NAME as MANIFEST
+from priorclip.data_shards.format.member_runs import MAX_MEMBER
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.format.shard_index import index_path
 from priorclip.data_shards.remote.shard_files import RemoteFile
-from priorclip.data_shards.shards import MAX_MEMBER, ShardSet
+from priorclip.data_shards.shards import ShardSet
 
 
 class ImagePlaces:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import urllib3
 
+SILENCE = "timeout"  # starts the text of an attempt that took all its time
+
 
 class RemoteError(OSError):
     """A remote file that cannot be read. ``reason`` is a phrase that is counted; the text has no secrets."""
@@ -18,7 +20,7 @@ class Transient(Exception):
 
     def __init__(self, text: str, pause: float | None = None) -> None:
         super().__init__(text)
-        self.pause = pause
+        self.pause, self.is_silence = pause, text.startswith(SILENCE)
 
 
 def describe_error(error: BaseException) -> str:
@@ -27,7 +29,7 @@ def describe_error(error: BaseException) -> str:
     kinds = {
         urllib3.exceptions.NameResolutionError: "the host name is unknown",
         urllib3.exceptions.NewConnectionError: "no connection (refused, or the host cannot be reached)",
-        urllib3.exceptions.TimeoutError: "timeout",
+        urllib3.exceptions.TimeoutError: SILENCE,
         urllib3.exceptions.SSLError: "TLS failed: is the certificate valid here? SSL_CERT_FILE adds authorities",
         urllib3.exceptions.ProxyError: "the proxy cannot be reached",
         urllib3.exceptions.IncompleteRead: "the body was cut short",

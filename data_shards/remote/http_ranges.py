@@ -7,7 +7,8 @@
     401, 403, 404, 410 and the like                       RemoteError at once
     another size or ETag than before                      RemoteError "shard has changed"
 
-A request with its body takes at most ``timeout`` seconds, so that a slow server cannot block the run. The count of
+A request with its body takes at most ``timeout`` seconds, so that a slow server cannot block the run. A server that
+lets ``SILENT`` requests in a row run into this limit is not asked again for this range. The count of
 attempts starts again after an attempt that brought at least ``PROGRESS`` bytes. After a host has used up all attempts,
 it gets one attempt for each request until it answers. Each process keeps its own connections open; a forked child does
 not share them.
@@ -42,7 +43,7 @@ from priorclip.data_shards.remote.urls import public_url
 log = get_logger(__name__)
 logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)  # its debug lines show URLs with signatures
 
-ATTEMPTS = 6
+ATTEMPTS, SILENT = 6, 3
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; doubling in between
 CONNECT_TIMEOUT = 10.0
 PROGRESS = 1 << 16  # bytes
@@ -166,7 +167,8 @@ def _repeated(url: str, attempt, timeout: float):
 
 def _pause_or_give_up(url: str, failures: int, error: Transient) -> None:
     host = _host(url)
-    if failures >= (1 if host in _process.down else ATTEMPTS):
+    most = min(SILENT, ATTEMPTS) if error.is_silence else ATTEMPTS
+    if failures >= (1 if host in _process.down else most):
         _process.down.add(host)
         raise RemoteError("remote cannot be read", f"{public_url(url)}: {error} ({failures} attempts)") from None
     pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failures - 1)) * _process.jitter.uniform(0.5, 1)
