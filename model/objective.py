@@ -3,6 +3,7 @@
 objective = RetrievalObjective(LossConfig(lambda_cs=1.0), device, gather)
 loss, parts = objective.step(engine, batch)
 figures = objective.evaluate(engine, batches)
+hits = objective.query_hits(engine, batches)    # the success of each query, instead of the figures
 pictures = objective.pictures(engine, batches)
 """
 
@@ -16,12 +17,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from priorclip.model.bootstrap import Hits
 from priorclip.model.config import LossConfig
 from priorclip.model.evaluation import Batches, Forward, Gather, encode_images, encode_texts
 from priorclip.model.losses.retrieval_loss import RetrievalLoss
 from priorclip.model.pictures.belief_maps import belief_panel
 from priorclip.model.pictures.retrieval_pictures import hard_negatives, hard_negatives_panel, similarity_panel
-from priorclip.model.recall import retrieval_metrics
+from priorclip.model.recall import query_hits, recall_figures
 
 
 class RetrievalObjective:
@@ -78,10 +80,14 @@ class RetrievalObjective:
 
     def evaluate(self, engine: Forward, batches: Batches) -> dict[str, float]:
         """Returns recalls of the engine in eval mode, percent."""
+        return recall_figures(self.query_hits(engine, batches))
+
+    def query_hits(self, engine: Forward, batches: Batches) -> Hits:
+        """Returns for each figure the success of each query and the query's image, as ``model.recall.query_hits``."""
         images = encode_images(engine, batches, self.device, self.gather)
         texts = encode_texts(engine, batches, self.device, self.gather)
         self.encoded = images, texts
-        return retrieval_metrics(images, texts, torch.as_tensor(batches.text_image))
+        return query_hits(images, texts, torch.as_tensor(batches.text_image))
 
 
 def draw_hard_negatives(images: Tensor, texts: Tensor, batches: Batches, count: int = 8) -> Image.Image:

@@ -18,6 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from priorclip.model.bootstrap import Hits
+
+KS = (1, 5, 10)
 SIDE = 1 << 10  # images and texts in a block: 8 MiB of float64 similarities
 TIE = 1e-12  # below the resolution of float32 features, above the rounding of float64 products
 
@@ -51,7 +54,7 @@ def recall_at_k(standing: Standing, k: int) -> float:
 
 
 def retrieval_metrics(
-    image_features: Tensor, text_features: Tensor, text_to_image_index: Tensor, ks: Sequence[int] = (1, 5, 10)
+    image_features: Tensor, text_features: Tensor, text_to_image_index: Tensor, ks: Sequence[int] = KS
 ) -> dict[str, float]:
     """Returns recalls in both directions and their mean, percent.
 
@@ -63,9 +66,29 @@ def retrieval_metrics(
     Raises:
         ValueError: an index is outside the images, or shapes do not match
     """
+    return recall_figures(query_hits(image_features, text_features, text_to_image_index, ks))
+
+
+def query_hits(
+    image_features: Tensor, text_features: Tensor, text_to_image_index: Tensor, ks: Sequence[int] = KS
+) -> Hits:
+    """Returns for each figure the probability of success of each query, 0 to 1, and the row of each query's image.
+
+    Arguments and errors as in ``retrieval_metrics``. The queries of i2t are the images that have a text.
+    """
     found = standings(image_features, text_features, text_to_image_index)
-    metrics = {f"{way}_r{k}": recall_at_k(standing, k) for way, standing in found.items() for k in ks}
-    return with_mean(metrics)
+    owner = torch.as_tensor(text_to_image_index).long()
+    owners = {"i2t": owner.unique().cpu().numpy(), "t2i": owner.cpu().numpy()}
+    return {
+        f"{way}_r{k}": (hit_probability(standing, k).cpu().numpy(), owners[way])
+        for way, standing in found.items()
+        for k in ks
+    }
+
+
+def recall_figures(hits: Hits) -> dict[str, float]:
+    """Returns each figure, the mean over its queries, and the mean of all figures, percent."""
+    return with_mean({name: float(100 * values.mean()) for name, (values, _) in hits.items()})
 
 
 def standings(image_features: Tensor, text_features: Tensor, text_to_image_index: Tensor) -> dict[str, Standing]:
@@ -102,7 +125,7 @@ def count(similarity: Tensor, bar: Tensor, axis: int, counts: Tensor, queries: T
     counts[1, queries] += (similarity >= bar - TIE).sum(axis) - above
 
 
-def chance(text_to_image_index: Tensor, ks: Sequence[int] = (1, 5, 10), images: int | None = None) -> dict[str, float]:
+def chance(text_to_image_index: Tensor, ks: Sequence[int] = KS, images: int | None = None) -> dict[str, float]:
     """Returns the exact expected recalls of a random ranking, percent.
 
     i2t: 1 - C(T - c, k) / C(T, k), the probability that k of T captions drawn without replacement include one of the c

@@ -21,10 +21,13 @@ from priorclip.data_shards import EvalBatches, ShardSet, ShardStream, eval_batch
 from priorclip.data_shards.config import DataConfig, EvaluationConfig
 from priorclip.data_shards.dedupe.identical_images import warn_of_shared_images
 from priorclip.model import RetrievalObjective, build_model, load_weights, parameter_groups, save_pretrained
+from priorclip.model.bootstrap import Hits
 from priorclip.model.config import LoraConfig, LossConfig, ModelConfig
 from priorclip.model.cost.peak_tflops import peak_of
 from priorclip.model.cost.summary import pair_flops, tower_of
+from priorclip.model.image_hits import IMAGE_FILE, image_hits, write_image_hits
 from priorclip.model.lora import adapt, merge
+from priorclip.model.recall import recall_figures
 from priorclip.training.config import RunConfig
 from priorclip.training.loop import run_task
 from priorclip.training.monitoring.measure import ModelFacts
@@ -58,7 +61,10 @@ def train_retrieval(
 
 
 def retrieval_task(config: RetrievalConfig, rank: Rank, lora: LoraConfig, test: EvaluationConfig | None) -> Task:
-    """The model, its batches and its loss. Recall is measured on the evaluation shards, if there are any."""
+    """The model, its batches and its loss. Recall is measured on the evaluation shards, if there are any.
+
+    What each test image contributes to the recalls is written beside the report.
+    """
     run, text = config.run, config.model.text
     tokenizer = load_tokenizer(config.tokenizer or config.init_from or text.name, text.context_length)
     stream = ShardStream(
@@ -74,14 +80,23 @@ def retrieval_task(config: RetrievalConfig, rank: Rank, lora: LoraConfig, test: 
     objective = RetrievalObjective(config.loss, rank.device, gather_rows_no_grad)
     held_out = held_out_batches(config.evaluation, config, stream, rank)
     tested = held_out_batches(test, config, stream, rank) if test else None
+    test_hits: list[Hits] = []  # of the exported weights
 
     def evaluate(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
         return objective.evaluate(engine, held_out) if held_out else {}
+
+    def measure_test(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
+        assert tested is not None
+        test_hits.append(objective.query_hits(engine, tested))
+        return recall_figures(test_hits[-1])
 
     def pictures(engine: deepspeed.DeepSpeedEngine) -> dict[str, Image.Image]:
         return objective.pictures(engine, held_out) if held_out else {}
 
     def export(weights: dict[str, torch.Tensor], report: dict[str, Any], folder: Path) -> None:
+        if test_hits and tested:
+            scenes = tested.scenes(list(range(tested.image_count)))
+            write_image_hits(folder / IMAGE_FILE, image_hits(test_hits[-1], tested.keys(), scenes))
         if lora.rank:
             weights = merge(weights, model.config, lora)
         tokenizer.save_pretrained(str(folder / "tokenizer"))
@@ -92,7 +107,7 @@ def retrieval_task(config: RetrievalConfig, rank: Rank, lora: LoraConfig, test: 
     return Task(
         model, groups, stream, objective.step, evaluate, export, feature_losses=objective, pictures=pictures,
         model_facts=facts,
-        test=(lambda engine: objective.evaluate(engine, tested)) if tested else None,
+        test=measure_test if tested else None,
     )  # fmt: skip
 
 

@@ -8,17 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from priorclip.model.recall import chance, hit_probability, standings, with_mean
-from priorclip.retrieval.bootstrap import bootstrap_intervals
+from priorclip.model.bootstrap import bootstrap_intervals
+from priorclip.model.recall import chance, query_hits, recall_figures
 from priorclip.retrieval.features import Features
-
-KS = (1, 5, 10)
-
-Hits = dict[str, tuple[NDArray[np.float64], NDArray[np.int64]]]
 
 
 def recall_report(features: Features, resamples: int, seed: int = 0) -> dict[str, Any]:
@@ -26,7 +20,7 @@ def recall_report(features: Features, resamples: int, seed: int = 0) -> dict[str
 
     ``classes`` has for each scene its ``images`` and ``captions``, and their recalls as queries to the whole test set.
     """
-    hits = query_hits(features)
+    hits = query_hits(features.images, features.texts, features.owner)
     report: dict[str, Any] = recall_figures(hits)
     report["chance"] = chance(features.owner, images=len(features.images))
     if resamples:
@@ -39,17 +33,6 @@ def recall_report(features: Features, resamples: int, seed: int = 0) -> dict[str
             counts = {"images": len(part["i2t_r1"][0]), "captions": len(part["t2i_r1"][0])}
             report["classes"][name] = {**counts, **recall_figures(part)}
     return report
-
-
-def query_hits(features: Features) -> Hits:
-    """Returns for each figure the probability of success of each query, and the image of each query."""
-    found = standings(features.images, features.texts, features.owner)
-    owners = {"i2t": features.owner.unique(), "t2i": features.owner}
-    return {f"{way}_r{k}": (hit_probability(found[way], k).numpy(), owners[way].numpy()) for way in found for k in KS}
-
-
-def recall_figures(hits: Hits) -> dict[str, float]:
-    return with_mean({name: float(100 * values.mean()) for name, (values, _) in hits.items()})
 
 
 def hardest_negatives(features: Features) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

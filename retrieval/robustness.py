@@ -16,7 +16,6 @@ changes a caption, so each model encodes the texts once.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import statistics
 from collections.abc import Iterator, Sequence
@@ -27,16 +26,18 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from priorclip.common.masking import masked
+from priorclip.common.output import get_logger
 from priorclip.data_shards.stream.semantic_noise import SemanticNoise
-from priorclip.retrieval.bootstrap import bootstrap_intervals
+from priorclip.model.bootstrap import bootstrap_intervals
+from priorclip.model.recall import query_hits, recall_figures
 from priorclip.retrieval.commands import EvaluateConfig, RobustnessConfig, TestSetConfig
 from priorclip.retrieval.corruptions import CORRUPTIONS, CorruptedSource
 from priorclip.retrieval.evaluate_export import write_report
 from priorclip.retrieval.features import Features, LazyEncoder, data_digest, encode_gallery
 from priorclip.retrieval.gallery import Gallery, open_gallery, with_captions
-from priorclip.retrieval.recall_report import query_hits, recall_figures
 
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 NONE, CAPTIONS = "none", "captions"
 CELLS = "cells.jsonl"
@@ -87,7 +88,7 @@ def measure_robustness(config: RobustnessConfig) -> dict[str, Any]:
                     append_cell(output, known[key])
                 cells.append({"model": name, "export": export, **known[key]})
                 bar.update()
-    report = {"data": config.data, "split": gallery.split, "seed": config.seed, "cells": cells}
+    report = {"data": masked(config.data), "split": gallery.split, "seed": config.seed, "cells": cells}
     report["means"] = mean_recalls(cells)
     write_report(output / "robustness.json", report)
     (output / "robustness.md").write_text(robustness_table(report) + "\n", encoding="utf-8")
@@ -115,7 +116,7 @@ class ModelTest:
 
     def recall(self, condition: Condition) -> dict[str, Any]:
         features = self.features(condition)
-        hits = query_hits(features)
+        hits = query_hits(features.images, features.texts, features.owner)
         if self.resamples:
             found = bootstrap_intervals(hits, len(features.images), self.resamples, self.seed)
             return {**recall_figures(hits), "interval": list(found["mean_recall"])}

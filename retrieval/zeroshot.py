@@ -29,8 +29,8 @@ from torch.nn.functional import normalize
 
 from priorclip.data_shards.sources.templates import SCENES, TEMPLATES, scene_phrases
 from priorclip.data_shards.stream.batch_fetcher import tokenize
+from priorclip.model.bootstrap import bootstrap_intervals
 from priorclip.model.recall import Standing, hit_probability
-from priorclip.retrieval.bootstrap import bootstrap_intervals
 from priorclip.retrieval.encoder import Encoder
 
 CLIP_TEMPLATES = tuple(

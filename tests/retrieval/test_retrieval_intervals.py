@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from priorclip.retrieval import bootstrap as module
-from priorclip.retrieval.bootstrap import bootstrap_intervals
+from priorclip.model import bootstrap as module
+from priorclip.model.bootstrap import bootstrap_intervals
 
 
 def test_equals_resampling_images_with_their_captions_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
