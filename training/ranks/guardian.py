@@ -15,8 +15,6 @@ import signal
 import sys
 import time
 
-from priorclip.common.output import say
-
 TICK_SECONDS = 0.5
 
 
@@ -29,7 +27,7 @@ def guard(rank: str, host: str, limit_seconds: float) -> None:
         if not ready:
             silent_seconds += TICK_SECONDS
             if silent_seconds >= limit_seconds and os.getppid() == pid:
-                say(kill_message(rank, host, pid, silent_seconds, stack), file=sys.stderr)
+                print(kill_message(rank, host, pid, silent_seconds, stack), file=sys.stderr, flush=True)
                 os.kill(pid, signal.SIGKILL)
                 return
             continue
