@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from priorclip.common.printable import one_line, one_line_values
+from priorclip.model.recall import KS
 from priorclip.retrieval.published_results import NAMES
-from priorclip.retrieval.recall_report import KS
 
 if TYPE_CHECKING:
     from priorclip.retrieval.search import Hit
