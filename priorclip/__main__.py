@@ -28,10 +28,10 @@ from typing import Literal, get_args, get_origin
 COMMANDS: dict[str, tuple[str, ...]] = {
     "pretrain": (),
     "finetune": ("prior", "instruct", "closed"),
-    "experiments": ("sweep", "resplit"),
+    "experiments": ("sweep", "resplit", "collect", "tables"),
     "data_shards": ("pack", "leakage", "index", "verify", "stats", "tokenizer", "bench"),
     "model": ("convert", "export", "summary", "bench"),
-    "retrieval": ("evaluate", "robustness", "index", "search", "serve"),
+    "retrieval": ("evaluate", "robustness", "pictures", "index", "search", "serve"),
     "cluster": ("check", "launch", "sbatch", "faults", "plan", "simulate"),
 }
 # Sub-command -> the packages that have it.

@@ -1,4 +1,4 @@
-"""``python -m retrieval evaluate|robustness|index|search|serve``. Each command has its own --help."""
+"""``python -m retrieval evaluate|robustness|pictures|index|search|serve``. Each command has its own --help."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from priorclip.retrieval.commands import (
     COMMANDS,
     EvaluateConfig,
     IndexConfig,
+    PicturesConfig,
     RobustnessConfig,
     SearchConfig,
     ServeConfig,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from priorclip.retrieval.search import Searcher
 
 
-LISTS = ("--models", "--severities", "--caption_shares", "--caption-shares")
+LISTS = ("--models", "--severities", "--caption_shares", "--caption-shares", "--queries")
 INDEX_LISTS = ("--data",)  # of search and serve; the other commands take one
 
 
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: dict[str, Callable[..., None]] = {
         "evaluate": run_evaluate,
         "robustness": run_robustness,
+        "pictures": run_pictures,
         "index": run_index,
         "search": run_search,
         "serve": run_serve,
@@ -68,6 +70,16 @@ def run_robustness(config: RobustnessConfig) -> None:
     report = measure_robustness(config)
     print(robustness_table(report))
     print(f"report and plot: {config.output}")
+
+
+def run_pictures(config: PicturesConfig) -> None:
+    from priorclip.retrieval.pictures.draw import draw_pictures
+
+    report = draw_pictures(config)
+    for name in report["pictures"]:
+        print(f"{name}: {config.output}/{name}.png")
+    for name, reason in report["left_out"].items():
+        print(f"{name} is left out: {reason}")
 
 
 def run_evaluate(config: EvaluateConfig) -> None:

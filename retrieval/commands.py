@@ -5,63 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "bf16", "fp16"]
-
-
-@dataclass(kw_only=True)
-class TestSetConfig:
-    """Images, their captions, and how to encode them.
-
-    Args:
-        data: Karpathy JSON; or shards: a folder, tars, or a pattern such as "test-{000..007}.tar"; or a folder of scene
-            folders, which is the layout of AID, RESISC45, EuroSAT and UC Merced
-        images: folder of the image files that the Karpathy JSON names
-        split: split of the Karpathy JSON, or "all"; null takes "test" if the file has it, otherwise all. In a folder of
-            scene folders: the sub-folder that holds them; null takes "test" if there is "train" too
-        limit: use only the first images, this many
-        batch_size: images, or captions, in a batch
-        device: auto uses the GPU if there is one
-        precision: number format of the activations
-        workers: decoding processes; 0 decodes in the main process
-        max_pixels: images with more pixels are refused before they are decoded
-        max_bad_share: stop if a larger share of the images cannot be used
-    """
-
-    __test__ = False  # pytest takes the name for a test
-
-    data: str
-    images: str | None = None
-    split: str | None = None
-    limit: int | None = None
-    batch_size: int = 64
-    device: Device = "auto"
-    precision: Precision = "fp32"
-    workers: int = 0
-    max_pixels: int = 100_000_000
-    max_bad_share: float = 0.5
-
-    def __post_init__(self) -> None:
-        for name in ("limit", "batch_size", "max_pixels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1, not {value}")
-        if self.workers < 0:
-            raise ValueError(f"--workers must be at least 0, not {self.workers}")
-        if not 0 <= self.max_bad_share <= 1:
-            raise ValueError(f"--max_bad_share must be between 0 and 1, not {self.max_bad_share}")
-
-
-@dataclass(kw_only=True)
-class GalleryConfig(TestSetConfig):
-    """A model and the images that it encodes.
-
-    Args:
-        model: export folder of a PriorCLIP or PriorITR, written by training or save_pretrained
-    """
-
-    model: str
-
+from priorclip.retrieval.test_set_options import (
+    Device,
+    GalleryConfig,
+    Precision,
+    TestSetConfig,
+    listed,
+    refuse_unknown,
+)
 
 TASKS = ("retrieval", "zeroshot", "probe")
 Benchmark = Literal["rsicd", "rsitmd", "ucm"]
@@ -107,9 +58,7 @@ class EvaluateConfig(GalleryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for task in self.chosen:
-            if task not in TASKS:
-                raise ValueError(f"--tasks {self.tasks}: '{task}' is no task; the tasks are {', '.join(TASKS)}")
+        refuse_unknown("--tasks", self.tasks, "task", TASKS)
         if not self.chosen:
             raise ValueError(f"--tasks is empty: name one or more of {', '.join(TASKS)}")
         if self.bootstrap < 0:
@@ -119,7 +68,7 @@ class EvaluateConfig(GalleryConfig):
 
     @property
     def chosen(self) -> list[str]:
-        return list(dict.fromkeys(task.strip() for task in self.tasks.split(",") if task.strip()))
+        return listed(self.tasks)
 
 
 CORRUPTIONS = ("blur", "noise", "jpeg", "rotation", "cloud", "haze", "season")
@@ -154,10 +103,7 @@ class RobustnessConfig(TestSetConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = (*CORRUPTIONS, "captions")
-        for name in self.chosen:
-            if name not in known:
-                raise ValueError(f"--corruptions: '{name}' is no corruption; the corruptions are {', '.join(known)}")
+        refuse_unknown("--corruptions", self.corruptions, "corruption", (*CORRUPTIONS, "captions"))
         for severity in self.severities:
             if severity not in range(1, 6):
                 raise ValueError(f"--severities must be 1 to 5, not {severity}")
@@ -169,7 +115,58 @@ class RobustnessConfig(TestSetConfig):
 
     @property
     def chosen(self) -> list[str]:
-        return list(dict.fromkeys(name.strip() for name in self.corruptions.split(",") if name.strip()))
+        return listed(self.corruptions)
+
+
+PICTURES = ("tsne", "panel", "belief", "scenes")
+
+
+@dataclass(kw_only=True)
+class PicturesConfig(GalleryConfig):
+    """Draw what a model does with a test set: t-SNE, best answers, belief maps, and recall by scene.
+
+    Args:
+        output: folder to write: tsne.png, panel.png, belief.png, scenes.png, and pictures.json with their figures
+        other: export folder of a second model, beside the first in tsne.png and scenes.png
+        only: some of tsne, panel, belief and scenes, separated by commas; null draws all that the model and data allow
+        caption_field: list in KEY.json that holds the captions: captions or coarse_captions
+        features: folder that keeps the features, shared with `evaluate`; null keeps none
+        seed: of the drawn samples and of t-SNE; the same command draws the same pictures
+        sample: most images in tsne.png, each with one of its captions, drawn with the seed
+        count: images in panel.png and belief.png, drawn with the seed
+        queries: keys of the images in panel.png and belief.png, separated by blanks; empty draws ``count`` images
+        k: tokens that hard belief keeps in belief.png; null takes the model's own k, or half of the tokens
+    """
+
+    output: str
+    other: str | None = None
+    only: str | None = None
+    caption_field: str = "captions"
+    features: str | None = None
+    seed: int = 0
+    sample: int = 500
+    count: int = 6
+    queries: list[str] = field(default_factory=list)
+    k: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_unknown("--only", self.only or "", "picture", PICTURES)
+        if not self.chosen:
+            raise ValueError(f"--only is empty: name one or more of {', '.join(PICTURES)}")
+        for name, value, least, most in (
+            ("seed", self.seed, 0, 2**32 - 1),
+            ("sample", self.sample, 3, 20_000),
+            ("count", self.count, 1, 100),
+            ("queries", len(self.queries), 0, 100),
+            ("k", 1 if self.k is None else self.k, 1, 2**31),
+        ):
+            if not least <= value <= most:
+                raise ValueError(f"--{name} must be between {least} and {most}, not {value}")
+
+    @property
+    def chosen(self) -> list[str]:
+        return list(PICTURES) if self.only is None else listed(self.only)
 
 
 @dataclass(kw_only=True)
@@ -250,6 +247,7 @@ class ServeConfig:
 COMMANDS = {
     "evaluate": EvaluateConfig,
     "robustness": RobustnessConfig,
+    "pictures": PicturesConfig,
     "index": IndexConfig,
     "search": SearchConfig,
     "serve": ServeConfig,

@@ -6,6 +6,9 @@
 The image becomes grey, and the belief is painted over it in colour, smoothly resized from the grid to the pixels. The
 brightest colour is the highest belief, but at least twice the even share. So a model with equal belief everywhere gives
 an even, medium colour and no picture of rounding errors.
+
+    paint_belief(images[0], soft_map(belief[0]))        # the weights of soft belief
+    paint_kept(images[0], hard_map(belief[0], k=12))    # the tokens that hard belief keeps
 """
 
 from __future__ import annotations
@@ -15,8 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from priorclip.model.networks.belief import belief_rank, order_descending
+
 COLOURS = "inferno"
 FAINTEST, STRONGEST = 0.25, 0.8  # share of the colour in a pixel at brightness 0 and 1
+DARKENED = 0.3  # brightness of a place that hard belief drops
 
 
 def paint_belief(image: Tensor, belief: Tensor) -> Image.Image:
@@ -65,3 +71,30 @@ def belief_panel(images: Tensor, beliefs: Tensor, gap: int = 4) -> Image.Image:
         panel.paste(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()), (left, 0))
         panel.paste(paint_belief(image, belief), (left, height + gap))
     return panel
+
+
+def soft_map(belief: Tensor) -> Tensor:
+    """Returns the paper's weights of soft belief, M + 1/sqrt(R): belief (h, w) -> (h, w).
+
+    Beliefs that underflow to equal zeros rank by position, so take them in float64.
+    """
+    flat = belief.flatten()
+    return (flat + belief_rank(flat).to(flat.dtype).rsqrt()).view_as(belief)
+
+
+def hard_map(belief: Tensor, k: int) -> Tensor:
+    """Marks the k tokens that hard belief keeps: belief (h, w) -> bool (h, w). Raises ValueError for a wrong k."""
+    if not 1 <= k <= belief.numel():
+        raise ValueError(f"hard belief cannot keep {k} of {belief.numel()} tokens")
+    kept = torch.zeros(belief.numel(), dtype=torch.bool, device=belief.device)
+    kept[order_descending(belief.flatten())[:k]] = True
+    return kept.view_as(belief)
+
+
+def paint_kept(image: Tensor, kept: Tensor) -> Image.Image:
+    """Returns the image, uint8 (3, H, W), with the places that bool (h, w) does not mark in dark grey."""
+    height, width = image.shape[1:]
+    photo = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
+    dark = photo.convert("L").point(lambda value: value * DARKENED).convert("RGB")
+    mask = Image.fromarray(kept.cpu().numpy().astype(np.uint8) * 255)
+    return Image.composite(photo, dark, mask.resize((width, height), Image.Resampling.NEAREST))
