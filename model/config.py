@@ -190,6 +190,8 @@ class ModelConfig:
         logit_scale_max: upper limit of both scales
         learn_logit_scale: false: the scale of the contrastive loss stays constant
         learn_attribution_scale: false: the scale of the attribution loss stays constant
+        shared_scale: the attribution loss uses the scale of the contrastive loss, as in the authors' open domain code;
+            attribution_scale_init and learn_attribution_scale then have no effect
     """
 
     kind: Literal["priorclip", "prioritr", "clip"] = "priorclip"
@@ -205,6 +207,7 @@ class ModelConfig:
     logit_scale_max: float = 100.0
     learn_logit_scale: bool = True
     learn_attribution_scale: bool = True
+    shared_scale: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("priorclip", "prioritr", "clip"):

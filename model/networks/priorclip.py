@@ -21,9 +21,14 @@ from torch import Tensor, nn
 from priorclip.model.config import ModelConfig
 from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import ImageEncoder, is_plain_vit
-from priorclip.model.losses.logit_scale import log_scale
 from priorclip.model.networks.instructed_vision import InstructedBackbone, InstructedViT
-from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, normalise_features, start_projection
+from priorclip.model.networks.two_towers import (
+    TwoTowers,
+    fill_resolved,
+    log_scales,
+    normalise_features,
+    start_projection,
+)
 
 
 class PriorCLIP(TwoTowers):
@@ -47,8 +52,7 @@ class PriorCLIP(TwoTowers):
         self.text = TextEncoder(self.config.text, vocab_size)
         self.image_projection = nn.Linear(self.visual.width, config.embed_dim, bias=False)
         self.text_projection = nn.Linear(self.text.width, config.embed_dim, bias=False)
-        self.logit_scale = log_scale(config.logit_scale_init, config.learn_logit_scale)
-        self.attribution_scale = log_scale(config.attribution_scale_init, config.learn_attribution_scale)
+        self.logit_scale, self.attribution_scale = log_scales(config)
         start_projection(self.image_projection, encoder.clip_projection)
         start_projection(self.text_projection, self.text.clip_projection)
         fill_resolved(self.config, self.text)

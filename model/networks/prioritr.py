@@ -33,10 +33,9 @@ from torch import Tensor, nn
 from priorclip.model.config import ModelConfig
 from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import ImageEncoder, VisualTokens
-from priorclip.model.losses.logit_scale import log_scale
 from priorclip.model.networks.belief import affinity, apply_belief, belief_map
 from priorclip.model.networks.pae import PAE
-from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, normalise_features
+from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, log_scales, normalise_features
 
 
 class PriorITR(TwoTowers):
@@ -59,8 +58,7 @@ class PriorITR(TwoTowers):
         if self.has_cycles:
             self.temporal = PAE(d, pae.temporal_cycles, pae.heads, pae.dropout)
             self.text_head = nn.Linear(d, d)
-        self.logit_scale = log_scale(config.logit_scale_init, config.learn_logit_scale)
-        self.attribution_scale = log_scale(config.attribution_scale_init, config.learn_attribution_scale)
+        self.logit_scale, self.attribution_scale = log_scales(config)
         fill_resolved(self.config, self.text)
 
     def encode_image(self, images: Tensor) -> Tensor:

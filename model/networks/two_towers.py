@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from priorclip.model.config import ModelConfig
 from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import normalisation
-from priorclip.model.losses.logit_scale import clamped_exp
+from priorclip.model.losses.logit_scale import clamped_exp, log_scale
 
 Outputs = dict[str, Tensor | None]
 
@@ -44,14 +44,17 @@ class TwoTowers(nn.Module):
             return_belief: also return the belief map of the images
         Returns:
             image_features (B, d) or None, text_features (B, d) or None, logit_scale (), attribution_scale (), and with
-            ``return_belief`` belief (B, h, w), which a plain CLIP does not have
+            ``return_belief`` belief (B, h, w), which a plain CLIP does not have. With ``shared_scale`` both scales are
+            the same tensor, so that its gradient is that of both losses
         """
         limit = math.log(self.config.logit_scale_max)
+        scale = clamped_exp(self.logit_scale, limit)
+        shared = self.config.shared_scale
         outputs: Outputs = {
             "image_features": None if images is None else self.encode_image(images),
             "text_features": None if input_ids is None else self.encode_text(input_ids, attention_mask),
-            "logit_scale": clamped_exp(self.logit_scale, limit),
-            "attribution_scale": clamped_exp(self.attribution_scale, limit),
+            "logit_scale": scale,
+            "attribution_scale": scale if shared else clamped_exp(self.attribution_scale, limit),
         }
         if return_belief and self.has_belief and images is not None:
             outputs["belief"] = self.belief_map(images)
@@ -71,6 +74,18 @@ class TwoTowers(nn.Module):
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Token ids (B, T) -> L2-normalised (B, d), at least float32."""
         raise NotImplementedError
+
+
+def log_scales(config: ModelConfig) -> tuple[nn.Parameter, nn.Parameter]:
+    """Returns the logs of the scales of the contrastive and the attribution loss, each (1,).
+
+    With ``shared_scale`` the second is not learned and not read, but stays in checkpoints.
+    """
+    attribution_learned = config.learn_attribution_scale and not config.shared_scale
+    return (
+        log_scale(config.logit_scale_init, config.learn_logit_scale),
+        log_scale(config.attribution_scale_init, attribution_learned),
+    )
 
 
 def start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:

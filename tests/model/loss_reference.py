@@ -33,7 +33,7 @@ def attribution(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -> T
 
 
 def released_attribution(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -> Tensor:
-    """As the authors compute it in one process: a centre for each sample, N x N logits, the target is the own index."""
+    """PIR-CLIP's, in one process: a centre for each sample, N x N logits, the target is the own index."""
     valid = [i for i in range(len(labels)) if labels[i] >= 0]
     total = image.new_zeros(())
     for rows, others in ((image, text), (text, image)):
@@ -45,6 +45,18 @@ def released_attribution(image: Tensor, text: Tensor, scale: Tensor, labels: Ten
             logits = torch.stack([scale * rows[i] @ centre for centre in centres])
             total = total - (logits[place] - logits.logsumexp(0))
     return total / (2 * max(len(valid), 1))
+
+
+def closed_attribution(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -> Tensor:
+    """PIR's, in one process: as PIR-CLIP's, but in its second half each image centre is compared with all texts."""
+    total, own = image.new_zeros(()), range(len(labels))
+    members = [[j for j in own if labels[j] == labels[i]] for i in own]
+    for i in own:
+        logits = torch.stack([scale * image[i] @ text[members[j]].mean(0) for j in own])
+        total = total - (logits[i] - logits.logsumexp(0))
+        logits = torch.stack([scale * image[members[i]].mean(0) @ text[j] for j in own])
+        total = total - (logits[i] - logits.logsumexp(0))
+    return total / (2 * len(labels))
 
 
 def of(loss: torch.nn.Module, image: Tensor, text: Tensor, scale: Tensor, key: Tensor) -> Tensor:

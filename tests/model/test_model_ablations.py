@@ -32,6 +32,7 @@ ABLATIONS: dict[str, Any] = {
     "model.prior.name": "convnext_tiny",
     "model.learn_logit_scale": False,
     "model.learn_attribution_scale": False,
+    "model.shared_scale": True,
     "loss.contrastive": 0.0,
     "loss.lambda_cs": 0.25,
     "loss.shared_captions": False,

@@ -40,7 +40,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def config(dropout: float = 0.0, batch_norm: bool = False, kind: str = "priorclip") -> ModelConfig:
+def config(dropout: float = 0.0, batch_norm: bool = False, kind: str = "priorclip", **changes: bool) -> ModelConfig:
     """A model with every part trained. It has batch norms only in the prior, if ``batch_norm`` is set."""
     prior = EncoderConfig(name="test_resnet" if batch_norm else "test_convnext", image_size=32)
     if not batch_norm:
@@ -49,7 +49,7 @@ def config(dropout: float = 0.0, batch_norm: bool = False, kind: str = "priorcli
     return ModelConfig(
         kind=kind, embed_dim=16, vision=EncoderConfig(name="test_vit", image_size=64), prior=prior,
         text=TextConfig(config=text, context_length=20, pooling="mean"),
-        pae=PAEConfig(spatial_layers=1, temporal_cycles=1, heads=2, dropout=dropout),
+        pae=PAEConfig(spatial_layers=1, temporal_cycles=1, heads=2, dropout=dropout), **changes,
     )  # fmt: skip
 
 
@@ -120,6 +120,16 @@ def test_gradient_equals_that_of_the_whole_batch(pieces: int, kind: str) -> None
     assert gradients(whole)["attribution_scale"].abs() > 1e-6
     for name, wanted in gradients(whole).items():
         torch.testing.assert_close(gradients(parts)[name], wanted, rtol=1e-9, atol=1e-10, msg=name)
+
+
+def test_a_shared_scale_gets_the_gradient_of_both_losses() -> None:
+    batch = batches(1)[0]
+    whole, parts = built(shared_scale=True).double(), built(shared_scale=True).double()
+    objective().step(PlainEngine(whole), batch)[0].backward()
+    cached(PlainEngine(parts), batch, 4)
+    wanted = gradients(whole)["logit_scale"]
+    torch.testing.assert_close(gradients(parts)["logit_scale"], wanted, rtol=1e-9, atol=1e-10)
+    assert gradients(parts)["attribution_scale"] is None
 
 
 def test_one_piece_gives_the_same_bits() -> None:
