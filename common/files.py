@@ -11,6 +11,7 @@ processes write to the same place, and so that `is_stale` tells an unfinished on
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import os
@@ -23,6 +24,7 @@ from pathlib import Path
 
 import psutil
 
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 TEMPORARY = re.compile(r"\.[\w.-]*~(?P<process>\d+)\.tmp$")  # end of the name of an unfinished file
 
 
@@ -47,12 +49,24 @@ def file_aside(path: Path, durable: bool = True) -> Iterator[Path]:
     """
     aside = temporary_path(path)
     try:
-        yield aside
-        if durable:
-            fsync(aside)
-        os.replace(aside, path)
+        with naming(path):
+            yield aside
+            if durable:
+                fsync(aside)
+            os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Adds the path to an error of the system inside that names no file: a full disk, a quota, a broken device."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in DISK_ERRORS and error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -68,8 +82,9 @@ def folder_aside(folder: Path) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        yield aside
-        replace_folder(folder, aside)
+        with naming(folder):
+            yield aside
+            replace_folder(folder, aside)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

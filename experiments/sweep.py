@@ -33,6 +33,7 @@ from priorclip.common.command_names import module_of
 from priorclip.common.launching import display_command, launch_command, run_logged
 from priorclip.common.masking import masked
 from priorclip.common.output import get_logger, say, set_up_logging
+from priorclip.common.processes import end_with_asker
 from priorclip.experiments.commands import SweepConfig
 from priorclip.experiments.experiment import Experiment, family, load_data
 from priorclip.experiments.study import RowAtLevel, load_study, row_at_level, study_names
@@ -216,7 +217,8 @@ def run_words(words: list[str], log: Path, ranks: int) -> int:
 
 
 def run_in_fork(words: list[str], log: str) -> None:
-    """Runs ``python -m WORDS`` in a forked process."""
+    """Runs ``python -m WORDS`` in a forked process, which ends with the sweep."""
+    end_with_asker()
     target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(target, 1)
     os.dup2(target, 2)

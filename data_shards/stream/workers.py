@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -16,9 +18,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from priorclip.common.processes import replace_environment
+from priorclip.common.files import naming
+from priorclip.common.processes import SHARED_MEMORY, end_with_asker, replace_environment
 
 SMALL = 1 << 18  # bytes; smaller tensors go through the pipe
+# What torch says in a worker, and of a worker that the kernel ended because it wrote to memory that is not there.
+SHARED_MEMORY_IS_FULL = re.compile(r"No space left on device|shared memory \(shm\)|Bus error")
+NO_ROOM = "the data workers had no room for a batch: enlarge it, or lower data.workers and data.prefetch (0 needs none)"
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -33,7 +39,7 @@ def load_batches(
 ) -> Iterator[dict[str, Any]]:
     """Yields ``fetcher.__getitems__(entry)`` for each entry of the plan, in order.
 
-    Closing the iterator, or the end of the process, stops the workers.
+    Closing the iterator, or the end of the process, stops the workers, also if a signal kills the process.
     """
     options: dict[str, Any] = {}
     if workers:
@@ -56,8 +62,9 @@ def load_batches(
         generator=torch.Generator(),  # otherwise each iterator would advance the global generator, which dropout uses
         **options,
     )
-    iterator = iter(loader)
-    received = map(arrays_to_tensors, iterator)
+    with naming(SHARED_MEMORY):
+        iterator = iter(loader)
+    received = receive(iterator)
     # multiprocessing ends workers by SIGTERM at exit, which they ignore: so they are stopped before.
     stop = getattr(iterator, "_shutdown_workers", None)
     if stop is None:
@@ -69,6 +76,20 @@ def load_batches(
     finally:
         atexit.unregister(stop)
         stop()
+
+
+def receive(iterator: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yields the batches of a loader. Raises OSError if the workers had no room in shared memory for one."""
+    while True:
+        try:
+            batch = next(iterator, None)
+        except RuntimeError as error:
+            if SHARED_MEMORY_IS_FULL.search(str(error)):
+                raise OSError(errno.ENOSPC, NO_ROOM, SHARED_MEMORY) from error
+            raise
+        if batch is None:
+            return
+        yield arrays_to_tensors(batch)
 
 
 def start_forkserver() -> None:
@@ -92,7 +113,8 @@ def start_forkserver() -> None:
 
 
 def begin_worker(environment: Mapping[str, str], worker: int) -> None:
-    """Prepares a new worker: takes the current credentials and proxies of the training process."""
+    """Prepares a new worker: takes the current credentials and proxies of the training process, and ends with it."""
+    end_with_asker()
     replace_environment(environment)
     ignore_preemption_signals(worker)
 
