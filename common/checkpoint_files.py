@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from priorclip.common.checkpoint_record import CHECKSUMS, load_record
+from priorclip.common.checkpoint_record import read_record as read_record
 from priorclip.common.files import sha256_of
 from priorclip.common.safe_load import load_tensors
 

@@ -28,8 +28,9 @@ from priorclip.training.engine.build import build_engine, full_state_dict
 from priorclip.training.loop import train
 from priorclip.training.monitoring.measure import ModelFacts
 from priorclip.training.monitoring.report import set_up_logging, write_report
+from priorclip.training.progress import total_steps
 from priorclip.training.ranks.distributed import seed_everything, start
-from priorclip.training.run import Run, total_steps
+from priorclip.training.run import Run
 from priorclip.training.run_folder import prepare_folder
 from priorclip.training.task import Task
 

@@ -14,9 +14,10 @@ from typing import Any
 from priorclip.training.config import RunConfig
 from priorclip.training.engine.build import build_engine
 from priorclip.training.monitoring.report import set_up_logging, write_report
+from priorclip.training.progress import total_steps
 from priorclip.training.ranks.distributed import Rank, leave_at_exit, seed_everything, start
 from priorclip.training.ranks.same_data import refuse_different_data
-from priorclip.training.run import Run, stop_process, total_steps
+from priorclip.training.run import Run, stop_process
 from priorclip.training.run_folder import prepare_folder
 from priorclip.training.task import Task
 

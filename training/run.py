@@ -32,10 +32,20 @@ from priorclip.training.model_selection import ModelSelection
 from priorclip.training.monitoring.clock import Clock
 from priorclip.training.monitoring.measure import MetricCollector
 from priorclip.training.monitoring.metric_log import MetricLog
+from priorclip.training.progress import (
+    Units,
+    done,
+    follow_configuration,
+    optimizer_settings,
+    refuse_other_batch,
+    refuse_other_length,
+    total_steps,
+    written_units,
+)
 from priorclip.training.ranks.distributed import Rank, any_rank, leave_at_exit, mean_over_ranks, seed_step
 from priorclip.training.ranks.preemption import REQUEUE_EXIT_CODE, EvaluationInterrupted, StopSignal
 from priorclip.training.ranks.watchdog import Watchdog
-from priorclip.training.run_folder import recorded_speed
+from priorclip.training.run_folder import accept_config, recorded_speed
 from priorclip.training.step import optimize
 from priorclip.training.stream_protocol import Batch
 from priorclip.training.task import Evaluate, Task
@@ -61,6 +71,7 @@ class Run:
         self.config, self.rank, self.engine, self.task = config, rank, engine, task
         self.folder, self.stream = Path(config.dir), task.stream
         self.last_step = total_steps(config, len(task.stream))
+        self.units = Units(config.engine.global_batch, len(task.stream), self.last_step)
         self.feature_losses = task.feature_losses if config.engine.grad_cache else None
         if self.feature_losses and engine.gradient_accumulation_steps() > 1:
             logger.info(
@@ -76,6 +87,7 @@ class Run:
         self.evaluation: dict[str, float] = {}  # metrics of the last one
         self.evaluation_is_overdue = False
         self.resume()
+        accept_config(self.folder, rank.is_first)
         self.log = self.open_log()
         self.log.describe((self.folder / "config.yaml").read_text(), masked_command(sys.argv))
         self.clock = Clock(config.engine.global_batch)
@@ -90,12 +102,18 @@ class Run:
         found = find_newest_good(self.writer.folder)
         if found is None:
             return
+        settings = optimizer_settings(self.engine)
         state = load_checkpoint(self.engine, found)
+        written, step = written_units(self.engine, state), self.engine.global_steps
+        refuse_other_batch(found, written, self.units)
         self.stream.load_state_dict(state["stream"])
+        refuse_other_length(found, step, written, self.units)
+        if "units" in state:  # a run of version 0.1 goes on as it would have then
+            follow_configuration(self.engine, settings)
         self.bad_steps.load_state_dict(state.get("bad_steps", self.bad_steps.state_dict()))
         self.model_selection.load(found, state.get("outcome", {}))
         self.evaluation, self.evaluation_is_overdue = state["evaluation"], state["overdue"]
-        logger.info("resumed %s: step %d", found, self.engine.global_steps)
+        logger.info("resumed %s: step %d", found, step)
 
     def open_log(self) -> MetricLog:
         """The log of the steps after this one."""
@@ -292,6 +310,7 @@ class Run:
         is_evaluated = self.is_evaluation_step and not self.is_stopping
         state = {"stream": self.stream.state_dict(), "evaluation": self.evaluation, "overdue": is_overdue}
         state |= {"bad_steps": self.bad_steps.state_dict(), "outcome": self.model_selection.state_dict()}
+        state["units"] = self.units.state_dict()
         self.writer.save(state, self.evaluation if is_evaluated else {})
         self.clock.pause()
 
@@ -317,15 +336,11 @@ class Run:
 
     def report(self) -> dict[str, Any]:
         """Results of a finished run."""
-        steps = self.last_step
         if self.model_selection.is_out_of_patience:
             waited, best = self.model_selection.evaluations_without_better, self.model_selection.best
             logger.info("stopped early: the last %d evaluations were not better than %.4g", waited, best)
-            steps = self.engine.global_steps
         return {
-            "steps": steps,
-            "epochs": steps / len(self.stream),
-            "samples_seen": steps * self.config.engine.global_batch,
+            **done(self.engine, self.units),
             "images_per_second": self.clock.images_per_second() or recorded_speed(self.folder),
             "world_size": self.rank.world_size,
             "zero_stage": self.engine.zero_optimization_stage(),
@@ -341,12 +356,6 @@ def stop_process(step: int, last_step: int) -> NoReturn:
     logger.warning("stopped at step %d of %d: run the same command again to continue", step, last_step)
     leave_at_exit()
     sys.exit(REQUEUE_EXIT_CODE)
-
-
-def total_steps(config: RunConfig, steps_an_epoch: int) -> int:
-    """Optimizer steps of the whole run."""
-    steps = config.epochs * steps_an_epoch
-    return min(steps, config.max_steps) if config.max_steps else steps
 
 
 def is_multiple(step: int, every: int) -> bool:

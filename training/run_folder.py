@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from priorclip.training.monitoring.read_metrics import records
 from priorclip.training.ranks.distributed import Rank
 from priorclip.training.ranks.run_lock import lock_folder
 
+CONFIG, NEXT = "config.yaml", ".config.yaml.next"
+
 
 def prepare_folder(config: Any, run_config: RunConfig, rank: Rank) -> Path:
     """Makes and locks the run directory and writes ``config.yaml``. A collective.
+
+    If there is one, it stays until `accept_config`, because a run that is refused must not change it.
 
     Args:
         config: the whole dataclass of the command
@@ -28,18 +33,27 @@ def prepare_folder(config: Any, run_config: RunConfig, rank: Rank) -> Path:
         rank: this process
 
     Raises:
-        ValueError: another run uses the directory
+        ValueError: another run uses the directory, or it cannot be written
     """
     folder, problem = Path(run_config.dir), [""]
     if rank.is_first:
-        folder.mkdir(parents=True, exist_ok=True)
-        problem = [lock_folder(folder)]
-        if not problem[0]:
-            write_text(folder / "config.yaml", to_yaml(config))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            problem = [lock_folder(folder)]
+            if not problem[0]:
+                write_text(folder / (NEXT if (folder / CONFIG).exists() else CONFIG), to_yaml(config))
+        except OSError as error:
+            problem = [str(error)]
     dist.broadcast_object_list(problem)
     if problem[0]:
         raise ValueError(problem[0])
     return folder
+
+
+def accept_config(folder: Path, is_first: bool) -> None:
+    """Puts the configuration of a run that goes on in the place of the one before."""
+    if is_first and (folder / NEXT).exists():
+        os.replace(folder / NEXT, folder / CONFIG)
 
 
 def to_yaml(config: Any) -> str:

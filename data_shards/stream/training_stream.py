@@ -161,14 +161,15 @@ class ShardStream:
         if order != self._order:
             raise ValueError(
                 f"the checkpoint was written with {order}, and this run has {self._order}: samples would repeat or be "
-                "skipped. Set the old values, or start the data from epoch 0"
+                "skipped. Set the old values (run.seed, data.block_size, data.window_blocks, data.captions, "
+                "data.caption_noise, data.label_noise), or train anew in another run.dir"
             )
         data = state.get("data", self.fingerprint)
         if data != self.fingerprint:
             raise ValueError(
                 "the shards or their weights have changed since the checkpoint was written, or the number of their "
                 f"captions ({data}, now {self.fingerprint}): its position in the epoch does not fit them. "
-                "Restore the shards, or start the data from epoch 0"
+                "Restore data.shards and their weights, or train anew in another run.dir"
             )
         epoch, samples_seen = int(state["epoch"]), int(state["samples_seen"])
         if epoch < 0 or not 0 <= samples_seen <= self.samples:

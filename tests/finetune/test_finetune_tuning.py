@@ -136,8 +136,9 @@ def whole_run(rank: int, folder: Path, name: str, zero: str, **options: Any) -> 
     """Runs the training loop. Writes the exported weights and their report to NAME.pt."""
     from priorclip.training.engine.build import build_engine, full_state_dict
     from priorclip.training.loop import train
+    from priorclip.training.progress import total_steps
     from priorclip.training.ranks.distributed import Rank
-    from priorclip.training.run import Run, total_steps
+    from priorclip.training.run import Run
     from priorclip.training.run_folder import prepare_folder
     from priorclip.training.task import Task
 

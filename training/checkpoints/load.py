@@ -102,7 +102,8 @@ def search(folder: Path, choose: Callable[[list[Path]], Path | None]) -> tuple[P
         UnsafeFile: a file of the good one could run code
     """
     recover_replaced(folder)
-    candidates, damages = find_checkpoints(folder), {}
+    candidates = find_checkpoints(folder)
+    damages: dict[Path, str] = {}
     while (candidate := choose(candidates)) is not None:
         damage = find_damage(candidate)
         if damage is None:
