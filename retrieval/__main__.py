@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
+from priorclip.common.output import say, set_up_logging
 from priorclip.retrieval.commands import (
     COMMANDS,
     EvaluateConfig,
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
 
 
 LISTS = ("--models", "--severities", "--caption_shares", "--caption-shares", "--queries")
-INDEX_LISTS = ("--data",)  # of search and serve; the other commands take one
+INDEX_LISTS = ("--data", "--names")  # of search and serve; the other commands take one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code, see common/command_line.py."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    set_up_logging("%(levelname)s %(message)s")
     for noisy in ("httpx", "timm", "transformers"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     run: dict[str, Callable[..., None]] = {
@@ -68,8 +69,8 @@ def run_robustness(config: RobustnessConfig) -> None:
     from priorclip.retrieval.robustness import measure_robustness, robustness_table
 
     report = measure_robustness(config)
-    print(robustness_table(report))
-    print(f"report and plot: {config.output}")
+    say(robustness_table(report))
+    say(f"report and plot: {config.output}")
 
 
 def run_pictures(config: PicturesConfig) -> None:
@@ -77,9 +78,9 @@ def run_pictures(config: PicturesConfig) -> None:
 
     report = draw_pictures(config)
     for name in report["pictures"]:
-        print(f"{name}: {config.output}/{name}.png")
+        say(f"{name}: {config.output}/{name}.png")
     for name, reason in report["left_out"].items():
-        print(f"{name} is left out: {reason}")
+        say(f"{name} is left out: {reason}")
 
 
 def run_evaluate(config: EvaluateConfig) -> None:
@@ -87,19 +88,19 @@ def run_evaluate(config: EvaluateConfig) -> None:
     from priorclip.retrieval.text_tables import tables
 
     report = evaluate(config)
-    print(tables(report))
+    say(tables(report))
     if config.confusions:
-        print(f"confusions: {config.confusions}")
+        say(f"confusions: {config.confusions}")
     if config.output:
         write_report(config.output, report)
-        print(f"report: {config.output}")
+        say(f"report: {config.output}")
 
 
 def run_index(config: IndexConfig) -> None:
     from priorclip.retrieval.embedding_index import build_index
 
     index = build_index(config)
-    print(f"{config.output}: {len(index)} images, {index.embeddings.shape[1]} {config.dtype} values each")
+    say(f"{config.output}: {len(index)} images, {index.embeddings.shape[1]} {config.dtype} values each")
 
 
 def run_search(config: SearchConfig) -> None:
@@ -113,13 +114,13 @@ def run_search(config: SearchConfig) -> None:
         hits = searcher.by_text(config.text or "", config.k) if data is None else searcher.by_image(data, config.k)
     except ValueError as error:
         raise ValueError(f"--image {config.image}: {error}" if data is not None else f"--text: {error}") from error
-    print(hit_table(hits))
+    say(hit_table(hits))
 
 
 def run_serve(config: ServeConfig) -> None:
     from priorclip.retrieval.server import create_server, serve
 
-    serve(create_server(open_searcher(config), config.host, config.port))
+    serve(create_server(open_searcher(config), config.host, config.port, config.names))
 
 
 def open_searcher(config: SearchConfig | ServeConfig) -> Searcher:

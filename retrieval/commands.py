@@ -224,6 +224,7 @@ class ServeConfig:
         index: folder that `index` wrote
         host: address to listen on; 0.0.0.0 accepts other machines
         port: port to listen on; 0 takes a free one
+        names: further host names under which browsers reach the page, as behind a proxy; others are refused
         model: export folder; null takes the one that the index names
         data: further folders, files and shards that hold images of the index, separated by blanks; those in the working
             directory and in the folder that holds the index need no option
@@ -234,6 +235,7 @@ class ServeConfig:
     index: str
     host: str = "127.0.0.1"
     port: int = 8008
+    names: list[str] = field(default_factory=list)
     model: str | None = None
     data: list[str] = field(default_factory=list)
     device: Device = "auto"
