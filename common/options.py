@@ -19,11 +19,13 @@ key; text in a YAML file needs no quotes (``zero: 2``); ``--dry-run`` is ``--dry
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from itertools import takewhile
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -301,8 +303,8 @@ def parse_command(
 ) -> tuple[str, Any]:
     """Parses ``PROG COMMAND [options]`` and returns the command's name and an instance of its dataclass.
 
-    ``positional`` maps a command to the field of its dataclass that may stand without its ``--name``. ``defaults`` is
-    as in :func:`parse`, for each command.
+    ``positional`` maps a command to the field of its dataclass that may stand without its ``--name``; a list takes
+    all words up to the first option. ``defaults`` is as in :func:`parse`, for each command.
     """
     words = without_local_rank(sys.argv[1:] if argv is None else argv)
     if words and words[0] in commands:
@@ -316,9 +318,17 @@ def parse_command(
         subcommands.add_subcommand(name, child, help=first_line(config))
     field = (positional or {}).get(words[0]) if words else None
     if field and len(words) > 1 and not words[1].startswith("-"):
-        words = [words[0], f"--{field}", *words[1:]]
+        words = [words[0], *name_positional(words[1:], field, commands[words[0]])]
     namespace = instances(parser, words)
     return namespace.command, build(parser, commands[namespace.command], namespace[namespace.command])
+
+
+def name_positional(words: Sequence[str], field: str, config: type[Any]) -> list[str]:
+    """Puts ``--field`` before the words that stand without a name. Several words become a list."""
+    if get_origin(get_type_hints(config)[field]) is not list:
+        return [f"--{field}", *words]
+    values = list(takewhile(lambda word: not word.startswith("-"), words))
+    return [f"--{field}", json.dumps(values), *words[len(values) :]]
 
 
 def instances(parser: Parser, words: Sequence[str]) -> Namespace:

@@ -1,15 +1,19 @@
-"""``python -m experiments sweep|resplit [--a.b value ...]``; ``python -m finetune sweep|resplit`` is the same."""
+"""``python -m experiments sweep|resplit|collect|tables [--a.b value ...]``.
+
+``python -m finetune sweep|resplit`` is the same as the first two.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
 from priorclip.common.output import say
-from priorclip.experiments.commands import COMMANDS, POSITIONAL, ResplitConfig
+from priorclip.experiments.commands import COMMANDS, POSITIONAL, CollectConfig, ResplitConfig, TablesConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,6 +34,16 @@ def work(config: Any) -> int:
         from priorclip.experiments.resplit import resplit
 
         say("\n".join(map(str, resplit(config))))
+        return 0
+    if isinstance(config, CollectConfig):
+        from priorclip.experiments.collected import collect
+
+        say(f"{config.output}: {', '.join(collect(config.folders, Path(config.output)))}")
+        return 0
+    if isinstance(config, TablesConfig):
+        from priorclip.experiments.collected import named_tables
+
+        say("\n".join(named_tables(config.file, config.names, config.less)))
         return 0
     from priorclip.experiments.sweep import sweep
 

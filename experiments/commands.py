@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 
@@ -81,5 +82,44 @@ class ResplitConfig:
             raise ValueError(f"--train {self.train} must be a share of each scene's images, above 0 and at most 1")
 
 
-COMMANDS: dict[str, type[Any]] = {"sweep": SweepConfig, "resplit": ResplitConfig}
-POSITIONAL = {"sweep": "name"}
+@dataclass
+class CollectConfig:
+    """Write the results of families that were run to two small CSV files, which a page's tables are checked against.
+
+    Args:
+        folders: folders of sweeps, each the --output of 'sweep FAMILY'
+        output: CSV file with a line for each run; the intervals go to NAME.intervals.csv beside it
+    """
+
+    folders: list[str]
+    output: str
+
+    def __post_init__(self) -> None:
+        if Path(self.output).suffix != ".csv":
+            raise ValueError(f"--output {self.output} must be a CSV file, such as docs/results/rsicd.csv")
+
+
+@dataclass
+class TablesConfig:
+    """Print the Markdown tables of a file that 'collect' wrote, each with the comment by which a page names it.
+
+    Args:
+        file: the CSV file with a line for each run
+        names: tables to print; null prints all
+        less: names of the rows that are subtracted from the others; null takes the first row of each table
+    """
+
+    file: str
+    names: list[str] | None = None
+    less: list[str] | None = None
+
+
+COMMANDS: dict[str, type[Any]] = {
+    "sweep": SweepConfig,
+    "resplit": ResplitConfig,
+    "collect": CollectConfig,
+    "tables": TablesConfig,
+}
+POSITIONAL = {"sweep": "name", "collect": "folders", "tables": "file"}
+# Commands that `python -m finetune` has too, by their older names.
+OF_FINETUNE = {name: COMMANDS[name] for name in ("sweep", "resplit")}

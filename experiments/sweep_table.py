@@ -4,17 +4,20 @@
 
 The spread is the sample standard deviation. The difference is paired: the figure of each seed minus the baseline's
 figure of the same seed (same data split, same order of samples), so that shared variation cancels.
+
+    22.1 ± 0.3 [20.2, 24.0]     mean, spread over the seeds, 95 % interval over the test images (intervals.py)
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from priorclip.experiments.experiment import Experiment
+from priorclip.experiments.intervals import MAIN, Intervals, image_intervals, images_of, with_interval
 
 FIGURES = {  # figures of retrieval and of a scene prior, the main one first
     "mean_recall": "mean recall",
@@ -24,16 +27,23 @@ FIGURES = {  # figures of retrieval and of a scene prior, the main one first
     "t2i_r10": "t2i R@10",
     "accuracy": "accuracy",
 }
+LEGEND = "Percent, mean and standard deviation over the seeds; differences are paired by seed."
+INTERVALS = " In brackets: 95 % bootstrap interval over the test images."
 Results = dict[str, dict[int, dict[str, Any]]]
 
 
 def write_table(
     name: str, rows: Sequence[Experiment], results: Results, folder: Path, note: str, command: str
 ) -> dict[str, Any]:
-    """Writes NAME.md, NAME.json and NAME.png; returns the content of the JSON."""
+    """Writes NAME.md, NAME.json and NAME.png; returns the content of the JSON.
+
+    The rows have intervals if the runs in the folder have files of their test images.
+    """
     known = [row for row in rows if results[row.name]]
+    intervals = image_intervals(images_of(known, results, folder))
     table = {
-        "family": name, "command": command, "note": note, "rows": [summary(row, known, results) for row in known],
+        "family": name, "command": command, "note": note,
+        "rows": [summary(row, known, results, intervals) for row in known],
         "not_run": [row.name for row in rows if not results[row.name]],
     }  # fmt: skip
     (folder / f"{name}.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
@@ -43,29 +53,43 @@ def write_table(
     return table
 
 
-def summary(row: Experiment, rows: Sequence[Experiment], results: Results) -> dict[str, Any]:
+def summary(
+    row: Experiment, rows: Sequence[Experiment], results: Results, intervals: Intervals | None = None
+) -> dict[str, Any]:
     """Returns a row: figures by seed, their mean and spread, and the paired difference to the first row.
 
     The difference is None if the two rows are tested on different images.
     """
-    runs, baseline = results[row.name], results[rows[0].name]
-    main = main_figure(runs)
-    figures = {
+    first, runs = rows[0], results[row.name]
+    paired = row is not first and test_of(row) == test_of(first)
+    return {
+        "name": row.name, "label": row.label, "reproduces": row.reproduces, "published": row.published,
+        "seeds": sorted(runs), "main": main_figure(runs), "figures": row_figures(row.name, results, intervals or {}),
+        "difference": difference(row.name, first.name, results, intervals or {}) if paired else None,
+    }  # fmt: skip
+
+
+def row_figures(row: str, results: Results, intervals: Intervals) -> dict[str, Any]:
+    """Returns mean, spread and runs of each figure that all runs of a row have; of mean recall, also the interval."""
+    runs = results[row]
+    return {
         figure: {
-            **spread([run[figure] for run in runs.values()]),
+            **with_interval(
+                spread([run[figure] for run in runs.values()]), intervals.get((row, "")) if figure == MAIN else None
+            ),
             "runs": {str(seed): run[figure] for seed, run in runs.items()},
         }
         for figure in FIGURES
         if all(figure in run for run in runs.values())
-    }  # fmt: skip
-    same_test = test_of(row) == test_of(rows[0])
-    both = [seed for seed in runs if same_test and main in baseline.get(seed, {})]  # a scene prior has other figures
-    pairs = [runs[seed][main] - baseline[seed][main] for seed in both]
-    return {
-        "name": row.name, "label": row.label, "reproduces": row.reproduces, "published": row.published,
-        "seeds": sorted(runs), "main": main, "figures": figures,
-        "difference": None if row is rows[0] or not pairs else spread(pairs),
-    }  # fmt: skip
+    }
+
+
+def difference(row: str, other: str, results: Results, intervals: Intervals) -> dict[str, Any] | None:
+    """Returns a row's main figure less that of another, paired by seed; None if they share no seed or no figure."""
+    runs, others = results[row], results[other]
+    main = main_figure(runs)
+    pairs = [runs[seed][main] - others[seed][main] for seed in runs if main in others.get(seed, {})]
+    return with_interval(spread(pairs), intervals.get((row, other))) if pairs else None
 
 
 def test_of(row: Experiment) -> Any:
@@ -73,7 +97,7 @@ def test_of(row: Experiment) -> Any:
     return row.steps[-1].options.get("test", {}).get("shards")
 
 
-def main_figure(runs: dict[int, dict[str, Any]]) -> str:
+def main_figure(runs: Mapping[int, Mapping[str, Any]]) -> str:
     return next(figure for figure in FIGURES if all(figure in run for run in runs.values()))
 
 
@@ -101,18 +125,26 @@ def markdown(table: dict[str, Any]) -> str:
             lines.append(
                 f"| {row['label']} | {' | '.join(cells)} | {len(row['seeds'])} | {published(row['published'])} |"
             )
-        lines += ["", "Percent, mean and standard deviation over the seeds; differences are paired by seed.", ""]
+        lines += ["", f"{LEGEND}{INTERVALS if any_interval(rows) else ''}", ""]
         lines += [f"* {row['label']}: {row['reproduces']}" for row in rows]
     if table["not_run"]:
         lines += ["", f"Not run: {', '.join(table['not_run'])}."]
     return "\n".join(lines) + "\n"
 
 
-def plus_minus(value: dict[str, float] | None, sign: bool = False) -> str:
+def any_interval(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any("interval" in row["figures"].get(MAIN, {}) for row in rows)
+
+
+def plus_minus(value: Mapping[str, Any] | None, sign: bool = False) -> str:
+    """Returns a figure as ``22.1 ± 0.3 [20.2, 24.0]``, without what is not known of it."""
     if value is None:
         return ""
-    mean = f"{value['mean']:+.1f}" if sign else f"{value['mean']:.1f}"
-    return f"{mean} ± {value['spread']:.1f}" if value["count"] > 1 else mean
+    form = "+.1f" if sign else ".1f"
+    mean = f"{value['mean']:{form}}"
+    over_seeds = f" ± {value['spread']:.1f}" if value["count"] > 1 else ""
+    bounds = ", ".join(f"{bound:.1f}" for bound in value.get("interval", ()))
+    return f"{mean}{over_seeds} [{bounds}]" if bounds else f"{mean}{over_seeds}"
 
 
 def published(value: Any) -> str:

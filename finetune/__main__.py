@@ -7,7 +7,7 @@ from typing import Any
 
 from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
-from priorclip.experiments.commands import COMMANDS as EXPERIMENTS
+from priorclip.experiments.commands import OF_FINETUNE as EXPERIMENTS
 from priorclip.experiments.commands import POSITIONAL
 from priorclip.finetune.commands import COMMANDS, DEFAULTS
 from priorclip.training.ranks.preemption import keep_early_signals

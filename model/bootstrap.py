@@ -44,8 +44,8 @@ def bootstrap_intervals(
 def image_sums(hits: Hits, images: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Returns the sum of each image's successes, and the number of its queries, each (figures, I)."""
     sums = np.stack([np.bincount(image, values, images) for values, image in hits.values()])
-    counts = np.stack([np.bincount(image, minlength=images) for _, image in hits.values()]).astype(float)
-    return sums, counts
+    counts = np.stack([np.bincount(image, minlength=images) for _, image in hits.values()])
+    return sums.astype(np.float64), counts.astype(np.float64)
 
 
 def resample(
