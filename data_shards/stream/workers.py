@@ -131,11 +131,16 @@ def unchanged(batch: Any) -> Any:
 
 
 def small_tensors_to_arrays(batch: dict[str, Any]) -> dict[str, Any]:
-    """Turns small tensors into arrays, because a shared-memory tensor costs a millisecond in both processes."""
-    return {
-        name: value.numpy() if isinstance(value, torch.Tensor) and value.nbytes < SMALL else value
-        for name, value in batch.items()
-    }
+    """Turns small tensors into arrays, because a shared-memory tensor costs a millisecond in both processes.
+
+    Large ones move to shared memory here, where an error reaches the training process. Later, a thread of the queue
+    would do it, which drops the batch if there is no room, and the training process would wait for ever.
+    """
+    return {name: for_the_queue(value) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
+
+def for_the_queue(value: torch.Tensor) -> torch.Tensor | np.ndarray:
+    return value.numpy() if value.nbytes < SMALL else value.share_memory_()
 
 
 def arrays_to_tensors(batch: dict[str, Any]) -> dict[str, Any]:

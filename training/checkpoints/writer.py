@@ -36,7 +36,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from priorclip.common.checkpoint_files import find_checkpoints, rank_file
 from priorclip.common.checkpoint_record import read_record
-from priorclip.common.files import fsync, sha256_of
+from priorclip.common.files import fsync, naming, sha256_of
 from priorclip.common.output import get_logger
 from priorclip.training.checkpoints.files import Shape, find_best, publish, remove_unfinished, score
 from priorclip.training.checkpoints.store import wait_for_key
@@ -290,7 +290,7 @@ def known_checkpoints(folder: Path) -> list[Path]:
 
 def save_file(state: Any, path: Path) -> str:
     """Writes and fsyncs a file. Returns the SHA-256 of the data that was given to the disk."""
-    with path.open("wb") as file:
+    with naming(path), path.open("wb") as file:
         hashing = HashingFile(file)
         torch.save(state, cast(IO[bytes], hashing))
         file.flush()
@@ -307,7 +307,8 @@ class HashingFile:
 
     def write(self, data: Any) -> int:
         self.sha256.update(data)
-        return self.file.write(data)
+        with naming(self.file.name):
+            return self.file.write(data)
 
     def flush(self) -> None:
         self.file.flush()

@@ -33,6 +33,7 @@ from priorclip.common.masking import deny_other_writers
 from priorclip.common.output import get_logger
 from priorclip.common.ports import TORCH_PORT, free_port, job_port
 from priorclip.training.config import EngineConfig
+from priorclip.training.ranks.missing_ranks import origin_hint, reporting_missing_ranks
 from priorclip.training.ranks.rendezvous import bound_store, interface_to, torchrun_has_store
 
 logger = get_logger(__name__)
@@ -61,15 +62,17 @@ def start(config: EngineConfig) -> Rank:
 
     Raises:
         RuntimeError: the environment has some, but not all, of the launchers' variables
+        TimeoutError: ranks are missing; the message names them
     """
     deny_other_writers()
     environment = rank_environment(dict(os.environ))
+    hint = origin_hint(os.environ, ranks_are_set=not environment)
     os.environ.update(environment)
     # CUDA's matrix libraries are deterministic only with a fixed workspace. They read this when they start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     disable_shared_memory_op()
-    join(datetime.timedelta(minutes=config.timeout_minutes))
+    join(datetime.timedelta(minutes=config.timeout_minutes), hint)
     local_rank = int(os.environ["LOCAL_RANK"])
     accelerator = get_accelerator()
     if accelerator.device_name() == "cpu":
@@ -85,8 +88,16 @@ def start(config: EngineConfig) -> Rank:
     return Rank(dist.get_rank(), dist.get_world_size(), local_rank, device)
 
 
-def join(timeout: datetime.timedelta) -> None:
-    """Creates the process group, with its sockets on the network of MASTER_ADDR."""
+def join(timeout: datetime.timedelta, hint: str = "") -> None:
+    """Creates the process group, with its sockets on the network of MASTER_ADDR.
+
+    Args:
+        timeout: for the other ranks to come, and for each collective
+        hint: what to change if they do not come
+
+    Raises:
+        TimeoutError: ranks are missing; the message names them
+    """
     if any(name not in os.environ for name in TORCH_VARIABLES):
         mpi_discovery(int(os.environ.get("MASTER_PORT", TORCH_PORT)), verbose=False)
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
@@ -94,7 +105,9 @@ def join(timeout: datetime.timedelta) -> None:
     if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
         os.environ["GLOO_SOCKET_IFNAME"] = interface  # otherwise gloo uses the address of the host's own name
     serves = os.environ["RANK"] == "0" and not torchrun_has_store() and not dist.is_initialized()
-    with bound_store(address, port, timeout) if serves else contextlib.nullcontext():
+    alone = int(os.environ["WORLD_SIZE"]) == 1 or dist.is_initialized()
+    waiting = contextlib.nullcontext() if alone else reporting_missing_ranks(address, port, hint)
+    with bound_store(address, port, timeout) if serves else contextlib.nullcontext(), waiting:
         deepspeed.init_distributed(
             dist_backend=get_accelerator().communication_backend_name(), timeout=timeout, verbose=False
         )

@@ -16,6 +16,7 @@ import socket
 import time
 from pathlib import Path
 
+from priorclip.common.files import naming
 from priorclip.common.output import get_logger
 
 logger = get_logger(__name__)
@@ -49,8 +50,8 @@ def lock_folder(folder: Path, wait_seconds: float = WAIT_SECONDS) -> str:
             is_logged = True
         time.sleep(POLL_SECONDS)
     job = os.environ.get("SLURM_JOB_ID")
-    os.ftruncate(handle, 0)
-    os.pwrite(
-        handle, f"process {os.getpid()} on {socket.gethostname()}{f', SLURM job {job}' if job else ''}\n".encode(), 0
-    )
+    owner = f"process {os.getpid()} on {socket.gethostname()}{f', SLURM job {job}' if job else ''}\n"
+    with naming(folder / ".lock"):
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, owner.encode(), 0)
     return ""
