@@ -3,7 +3,7 @@
 with reporting_missing_ranks(address, port, hint="..."):
     deepspeed.init_distributed(...)
 
-    rank 0 of 4 waits at 127.0.0.1:29577: rank 1, 2, 3 did not come in 10 s. SLURM_STEP_NUM_TASKS is 4: ...
+    rank 0 of 4 waits at 127.0.0.1:29577: rank 1, 2, 3 did not come in 6 s. SLURM_STEP_NUM_TASKS is 4: ...
 
 torch waits in silence until its timeout. Here a thread of each rank that waits longer than a few seconds writes the
 rank's number to the store, and rank 0 reads the numbers. A start that is quicker costs nothing.
@@ -25,8 +25,8 @@ from priorclip.common.output import get_logger
 
 logger = get_logger(__name__)
 
-QUIET_SECONDS = 5.0  # until a rank tells the store that it waits
-FIRST_SECONDS, LATER_SECONDS = 10.0, 60.0  # until rank 0 names the missing ranks, and until it does so again
+QUIET_SECONDS = 2.0  # until a rank tells the store that it waits
+FIRST_SECONDS, LATER_SECONDS = 6.0, 60.0  # until rank 0 names the missing ranks, and until it does so again
 POLL_SECONDS = 0.5
 SHOWN = 16
 ORIGINS = {
