@@ -152,7 +152,9 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
     parent = tmp_path_factory.mktemp("toys")
     for name, power in SCALES.items():
         scaling = {"enabled": "auto", "initial_scale_power": power, "hysteresis": 1}
-        (parent / f"{name}.json").write_text(json.dumps({"fp16": scaling, "zero_optimization": {"stage": 2}}))
+        # DeepSpeed's own default is a buffer of 500 million elements: 8 GB on each rank.
+        zero = {"stage": 2, "reduce_bucket_size": "auto", "allgather_bucket_size": "auto"}
+        (parent / f"{name}.json").write_text(json.dumps({"fp16": scaling, "zero_optimization": zero}))
     for name in ("zero2-offload", "zero3-offload"):
         offload = ("--run.engine.zero", name, "--dropout", "0.2", "--run.checkpoint.every", "4")
         options |= {
