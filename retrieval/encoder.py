@@ -159,19 +159,28 @@ class Encoder:
 
     def image(self, data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
         """Returns the feature (d,) of one encoded image, float32 on the CPU. Raises BadSample if it cannot be read."""
-        pixels = torch.from_numpy(eval_transform(data, self.image_size, max_pixels=max_pixels))
+        return self.feature(self.decode(data, max_pixels=max_pixels))
+
+    def decode(self, data: bytes, side: int | None = None, max_pixels: int = MAX_PIXELS) -> Tensor:
+        """Returns the centred square of an encoded image, uint8 (3, side, side); the model's own side without one.
+
+        It does not run the model. Raises BadSample if the image cannot be read.
+        """
+        return torch.from_numpy(eval_transform(data, side or self.image_size, max_pixels=max_pixels))
+
+    def feature(self, pixels: Tensor) -> Tensor:
+        """Returns the feature (d,) of one decoded image (3, S, S), float32 on the CPU."""
         return self.single_row(self(images=pixels[None].to(self.device))["image_features"])
 
-    def belief(self, data: bytes, side: int, max_pixels: int = MAX_PIXELS) -> Image.Image:
-        """Returns the belief map of one encoded image over its centred square of ``side`` pixels.
+    def belief(self, pixels: Tensor, square: Tensor) -> Image.Image:
+        """Returns the belief map of one decoded image (3, S, S), painted over its ``square`` of any side.
 
-        Raises BadSample as ``image`` does, and ValueError for a model without a prior.
+        Raises ValueError for a model without a prior.
         """
         if not self.model.has_belief:
             raise ValueError(f"the model in {self.folder} has no scene prior, so it has no belief map")
-        pixels = torch.from_numpy(eval_transform(data, self.image_size, max_pixels=max_pixels))
         belief = self(images=pixels[None].to(self.device), return_belief=True)["belief"][0]
-        return paint_belief(torch.from_numpy(eval_transform(data, side, max_pixels=max_pixels)), belief)
+        return paint_belief(square, belief)
 
     def single_row(self, features: Tensor) -> Tensor:
         """Returns the only row of (1, d) features."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from priorclip.retrieval.embedding_index import EmbeddingIndex, model_hash
 from priorclip.retrieval.encoder import Encoder
+from priorclip.retrieval.image_gate import ImageGate
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Searcher:
                 f"with `retrieval index`, or name the right model with --model"
             )
         self.index, self.encoder = index, encoder
-        self._lock = threading.Lock()
+        self.gate = ImageGate()
+        self._lock = threading.Lock()  # of the model; images are decoded outside of it
 
     def by_text(self, text: str, k: int) -> list[Hit]:
         """Returns the k images most similar to a text. Raises ValueError for a blank text."""
@@ -57,8 +60,10 @@ class Searcher:
 
     def by_image(self, data: bytes, k: int) -> list[Hit]:
         """Returns the k images most similar to an encoded image. Raises BadSample if it cannot be read."""
+        with self.gate.reading(lambda: data):
+            pixels = self.encoder.decode(data)
         with self._lock:
-            return self._hits(self.encoder.image(data), k)
+            return self._hits(self.encoder.feature(pixels), k)
 
     def by_row(self, row: int, k: int) -> list[Hit]:
         """Returns the k images most similar to an image of the index, itself included. Raises IndexError."""
@@ -68,9 +73,17 @@ class Searcher:
 
     def belief(self, row: int, side: int) -> Image.Image:
         """Returns the belief map of an image of the index over its centred square. Raises IndexError."""
-        data = self.index.read_image(row)
+        with self.image(row) as data:
+            pixels, square = self.encoder.decode(data), self.encoder.decode(data, side)
         with self._lock:
-            return self.encoder.belief(data, side)
+            return self.encoder.belief(pixels, square)
+
+    def image(self, row: int) -> AbstractContextManager[bytes]:
+        """Yields the encoded bytes of an image of the index, as soon as there is room to decode it.
+
+        Raises what ``EmbeddingIndex.read_image`` raises, and BadSample if it is no image or has too many pixels.
+        """
+        return self.gate.reading(lambda: self.index.read_image(row))
 
     def _hits(self, query: Tensor, k: int) -> list[Hit]:
         found = zip(*self.index.nearest(query, k), strict=True)

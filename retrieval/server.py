@@ -32,7 +32,7 @@ from PIL import Image
 from priorclip.common.output import get_logger
 from priorclip.common.safe_paths import UnsafePath
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.images.decode import UPRIGHT, open_image, orientation, to_rgb
+from priorclip.data_shards.images.decode import open_image, upright_rgb
 from priorclip.data_shards.images.transforms import eval_transform
 from priorclip.retrieval.guarded_requests import GuardedHandler, RefusedRequest, allowed_names
 from priorclip.retrieval.search import Searcher
@@ -206,16 +206,14 @@ def answer_search(searcher: Searcher, query: dict[str, list[str]]) -> dict[str, 
 
 def answer_image(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[str, bytes]:
     """Returns the answer to /image: (content type, bytes). Raises BadRequest, or BadSample or OSError."""
-    data = searcher.index.read_image(check_row(searcher, row))
-    if "side" in query:
-        side = max(1, parse_number(query, "side", 0, MOST_PIXELS_A_SIDE))
-        return "image/jpeg", encode_jpeg(Image.fromarray(eval_transform(data, side).transpose(1, 2, 0)))
-    with open_image(data) as image:
-        if image.format in BROWSER_FORMATS:
-            return BROWSER_FORMATS[image.format], data
-        upright = to_rgb(image)
-        turn = UPRIGHT.get(orientation(image))
-        return "image/jpeg", encode_jpeg(upright if turn is None else upright.transpose(turn))
+    side = max(1, parse_number(query, "side", 0, MOST_PIXELS_A_SIDE)) if "side" in query else None
+    with searcher.image(check_row(searcher, row)) as data:
+        if side is not None:
+            return "image/jpeg", encode_jpeg(Image.fromarray(eval_transform(data, side).transpose(1, 2, 0)))
+        with open_image(data) as image:
+            if image.format in BROWSER_FORMATS:
+                return BROWSER_FORMATS[image.format], data
+            return "image/jpeg", encode_jpeg(upright_rgb(image))
 
 
 def answer_belief(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[str, bytes]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.images.decoding_work import check_work
 
 MAX_PIXELS = 100_000_000
 # Formats of web scrapes and sensors. Pillow reads forty more, but for EPS it would start Ghostscript.
@@ -44,8 +45,11 @@ TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 @contextmanager
-def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """Opens a Pillow image: reads its header and checks its size. Errors in the with block become BadSample."""
+def open_image(data: bytes, max_pixels: int = MAX_PIXELS, decode: bool = True) -> Iterator[Image.Image]:
+    """Opens a Pillow image: reads its header, checks its size and the work. Errors in the with block become BadSample.
+
+    ``decode=False`` promises that only the header is used, so that a TIFF is not decoded here.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns above its own lower limit, and about odd metadata
@@ -53,7 +57,8 @@ def open_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Imag
                 if image.format not in FORMATS:
                     raise BadSample("not an image", f"the format {image.format} is not supported")
                 check_pixels(image.width, image.height, max_pixels)
-                if image.format == "TIFF":
+                check_work(data, image.format, image.width, image.height, max_pixels)
+                if image.format == "TIFF" and decode:
                     image.load()  # Pillow makes TIFFs upright itself while loading
                 yield image
     except BadSample:

@@ -14,7 +14,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.images.decode import open_image, orientation
+from priorclip.data_shards.images.decode import MAX_PIXELS, open_image, orientation
 
 START, SCAN, EXIF = b"\xff\xd8\xff", b"\xda", b"Exif\0\0"
 PLAIN = ("YCbCr", "Gray")
@@ -38,7 +38,7 @@ def is_rotated(data: bytes, pixels: int) -> bool:
     """Returns True if the EXIF orientation is not upright. Few JPEGs have EXIF, so this is cheap."""
     if not has_exif(data):
         return False
-    with open_image(data, pixels) as image:
+    with open_image(data, max(pixels, MAX_PIXELS)) as image:
         return orientation(image) != 1
 
 

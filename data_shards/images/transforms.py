@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
 from priorclip.data_shards.images.decode import MAX_PIXELS, check_pixels, open_image, upright_rgb, upright_size
+from priorclip.data_shards.images.decoding_work import check_work
 from priorclip.data_shards.images.jpeg import check_complete, decode_jpeg, jpeg_size
 
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random crop, as in torchvision's RandomResizedCrop
@@ -134,6 +135,7 @@ def crop_and_resize(data: bytes, size: int, choose: Callable[[int, int], Box], m
     plain = jpeg_size(data)
     if plain:
         check_pixels(*plain, max_pixels)
+        check_work(data, "JPEG", *plain, max_pixels)
         box = choose(*plain)
         step = decoding_scale(box, size, *plain)
         try:

@@ -173,7 +173,7 @@ def test_head_has_the_length_and_no_body(server: SearchServer) -> None:
 
 def test_what_is_no_address_is_refused(server: SearchServer) -> None:
     with socket.create_connection(server.server_address[:2], timeout=30) as connection:
-        connection.sendall(b"GET http://[bad/search?text=a HTTP/1.1\r\nHost: x\r\n\r\n")
+        connection.sendall(b"GET http://[bad/search?text=a HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(12) == b"HTTP/1.1 400"
 
 
