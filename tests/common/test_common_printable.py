@@ -18,8 +18,8 @@ from priorclip.common.printable import one_line, one_line_values, printable
 ROOT = Path(__file__).parents[2]
 PACKAGES = "common model data_shards training cluster pretrain finetune experiments retrieval demo".split()  # noqa: SIM905
 EVIL = "\x1b]0;pwned\x07\x9b31m\u202e\u200b\udc80\r"
-# The guardian has the standard library only. The others print what another program reads: a script for sbatch, a command
-# to copy, lines of JSON between our processes.
+# The guardian has the standard library only. The others print what another program reads: a script for sbatch, a
+# command to copy, lines of JSON between our processes.
 PRINTING = {
     "common/output.py", "cluster/check/host_probe.py", "cluster/check/hosts.py", "cluster/check/rank_rates.py",
     "cluster/launch/sbatch.py", "cluster/launch/start_run.py", "training/ranks/guardian.py",
