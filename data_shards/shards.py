@@ -137,12 +137,12 @@ class ShardSet:
         return shard, sample - int(self._starts[shard])
 
     def name(self, sample: int) -> tuple[str, str]:
-        """Returns (shard path, key) of a sample, for messages; the key is "?" if the index cannot be read."""
+        """Returns (shard path, key) of a sample, for messages; "?3" for the fourth if the index cannot be read."""
         shard, row = self.locate(sample)
         try:
             return str(self.files[shard]), self._index(shard).key(row)
         except (BadSample, OSError, ValueError, IndexError):
-            return str(self.files[shard]), "?"
+            return str(self.files[shard]), f"?{row}"
 
     def key(self, sample: int) -> str:
         shard, row = self.locate(sample)

@@ -138,7 +138,8 @@ class BatchFetcher(Dataset):
                 return index, *self.prepare(pass_number, place)
             except BadSample as error:
                 shard, key = self.source.name(index)
-                bad_rows.append({"shard": shard, "key": key, "reason": error.reason, "detail": error.detail})
+                why = {"reason": error.reason, "detail": error.detail}
+                bad_rows.append({"sample": str(index), "shard": shard, "key": key, **why})
             place = self.mixture.substitute(corpus, hash_integers(self.seed, epoch, REPLACEMENT, position, attempt))
         shards = ", ".join(sorted({row["shard"] for row in bad_rows})[:5])
         reason = bad_rows[-1]["reason"]

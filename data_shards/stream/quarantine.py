@@ -3,7 +3,8 @@
     {"shard": "data/b.tar", "key": "airport/12", "reason": "unreadable image", "detail": "OSError: ..."}
 
 All ranks of a run append to one file. It holds a sample once for each reason, also after many epochs and resumes: a
-rank reads the lines of the other ranks before it appends.
+rank reads the lines of the other ranks before it appends. The limit counts samples by their number, because a key can
+be unknown (the index is damaged) or stand for several samples.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from priorclip.common.output import get_logger
 log = get_logger(__name__)
 
 APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+LISTED = ("shard", "key", "reason", "detail")
 SHARDS_NAMED = 5
 LOGGED = 20  # bad samples in the log at level WARNING; the file lists all
 
@@ -46,13 +48,16 @@ class Quarantine:
         self.path = path
         self.skipped: Counter[str] = Counter()
         self._shards: Counter[str] = Counter()
-        self._seen: set[tuple[str, str]] = set()  # (shard, key) of this epoch: a replacement may be the same sample
+        self._seen: set[str] = set()  # samples of this epoch: a replacement may be the same sample
         self._epoch = -1
         self._logged = 0
         self._file = QuarantineFile(path) if path else None
 
     def add(self, rows: list[dict[str, str]], epoch: int, allowed: float) -> None:
-        """Adds the rows of one batch. Raises TooManyBadSamples above ``allowed`` samples in an epoch."""
+        """Adds the rows of one batch. Raises TooManyBadSamples above ``allowed`` samples in an epoch.
+
+        A row has the fields of the file, and ``sample``, the number of the sample in its source.
+        """
         if epoch != self._epoch:
             self._epoch = epoch
             self._shards.clear()
@@ -61,14 +66,13 @@ class Quarantine:
             return
         self.skipped.update(row["reason"] for row in rows)
         for row in rows:
-            place = row["shard"], row["key"]
-            self._shards[row["shard"]] += place not in self._seen
-            self._seen.add(place)
+            self._shards[row["shard"]] += row["sample"] not in self._seen
+            self._seen.add(row["sample"])
             self._logged += 1
             level = logging.WARNING if self._logged <= LOGGED else logging.DEBUG
             log.log(level, "bad sample %s in %s: %s (%s)", row["key"], row["shard"], row["reason"], row["detail"])
         if self._file:
-            self._write(self._file, rows)
+            self._write(self._file, [{name: row[name] for name in LISTED} for row in rows])
         if self._shards.total() > allowed:
             raise TooManyBadSamples(self._message(allowed))
 
