@@ -4,8 +4,9 @@
 
 The number of pixels does not bound two formats. A progressive JPEG can have thousands of scans, and each visits every
 pixel: 3 ns a pixel and scan. A JPEG 2000 of 300 bytes can divide its pixels into blocks of 4 x 4 with 500 bytes of
-memory each, into precincts with 10 kB each, and say that each precinct has 65,535 packets, 0.6 us each. libtiff has a limit of its own for the scans of a JPEG inside a TIFF,
-which is too high for large images, so we lower it. All other formats take a time that their pixels bound.
+memory each, into precincts with 10 kB each, and say that each precinct has 65,535 packets, 0.6 us each. libtiff has a
+limit of its own for the scans of a JPEG inside a TIFF, which is too high for large images, so we lower it. All other
+formats take a time that their pixels bound.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ MAX_BLOCKS, MAX_PRECINCTS, MAX_PACKETS = 1 << 20, 1 << 16, 1 << 21  # of a JPEG 
 MAX_STREAMS = 16  # places where the stream of a JPEG 2000 could begin; all of them are checked
 
 SCAN, END = 0xDA, 0xD9
-ALONE = frozenset((*range(0x00, 0xC0), *range(0xD0, 0xD9), 0xFF))  # markers without a length
+ALONE = frozenset((*range(0xC0), *range(0xD0, 0xD9), 0xFF))  # markers without a length
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 CODESTREAM = b"\xff\x4f\xff\x51"
 COD, COC, SOT, SOD = 0x52, 0x53, 0x90, 0x93

@@ -69,7 +69,7 @@ def test_an_image_above_the_limit_passes_alone() -> None:
         assert count_pixels(data) == 90_000
 
 
-@pytest.mark.parametrize("failing", [lambda: b"no image", lambda: open("/nowhere", "rb").read()])
+@pytest.mark.parametrize("failing", [lambda: b"no image", Path("/nowhere").read_bytes])
 def test_a_failure_leaves_no_room_occupied(failing: Callable[[], bytes]) -> None:
     gate = ImageGate(LIMIT)
     for _ in range(3 * READERS):
@@ -113,7 +113,8 @@ def test_a_text_query_does_not_wait_while_images_are_decoded(
         try:
             assert all(inside.acquire(timeout=20) for _ in range(2))
             assert len(searcher.by_text("a river", 2)) == len(searcher.by_row(1, 2)) == 2
-            assert not upload.done() and not belief.done()
+            assert not upload.done()
+            assert not belief.done()
         finally:
             hold.set()
         assert len(upload.result(30)) == 1
