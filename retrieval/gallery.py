@@ -165,8 +165,8 @@ def read_records(path: Path, images: str | None, split: str | None) -> tuple[lis
 def refuse_manifest(path: Path) -> None:
     """Raises ValueError if the JSON is the manifest of a shard folder, because --data takes the folder itself."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
         return  # karpathy() raises the error
     if isinstance(content, dict) and "shards" in content and "images" not in content:
         raise ValueError(f"--data {path} is the manifest of a shard folder: give the folder, --data {path.parent}")

@@ -91,8 +91,8 @@ def vocabulary() -> frozenset[str]:
 
 def read_names(path: Path) -> dict[str, str]:
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        names = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"--class_names {path} cannot be read: {error}") from error
     if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
         raise ValueError(f"--class_names {path} must hold a JSON object of label: name, both strings")

@@ -24,7 +24,9 @@ def read_hostfile(path: str | Path) -> dict[str, int]:
         ValueError: the file is missing, empty, or has a line that is not ``HOST slots=N``; the message names the line.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8-sig")  # without the byte order mark of Windows
+    except UnicodeDecodeError as error:
+        raise ValueError(f"hostfile {path} is no UTF-8 text: {error}") from error
     except OSError as error:
         raise ValueError(f"hostfile {path} cannot be read: {error.strerror}") from error
     hosts: dict[str, int] = {}

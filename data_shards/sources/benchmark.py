@@ -13,12 +13,12 @@ Scene labels come from the annotation, a CSV, or the stem of the file name, see 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from priorclip.data_shards.sources.annotation_fields import check, read_json, take
 from priorclip.data_shards.sources.names import make_labeller, sample_key
 from priorclip.data_shards.sources.record import ImageFile, Record, keep_split
 from priorclip.data_shards.sources.table import label_table
@@ -50,7 +50,8 @@ def karpathy(
     """Reads a Karpathy JSON.
 
     Args:
-        json_file: ``{"dataset": ..., "images": [{"filename", "split", "sentences": [{"raw"}], "label"?}]}``
+        json_file: ``{"dataset": ..., "images": [{"filename", "split", "sentences": [{"raw"}], "label"?}]}``; a sentence
+            may be a plain text, and an image without sentences is labelled only
         images: folder of the images; file names are relative to it
         split: keep this split; None keeps all
         labels: CSV with the columns filename and label, or "none". None takes the record's ``label``, the stem of the
@@ -58,10 +59,10 @@ def karpathy(
     """
     path = Path(json_file)
     content = read_karpathy(path)
-    entries = content["images"]
-    source = content.get("dataset") or path.stem
+    source = take(content, "dataset", str, str(path), "") or path.stem
     label_of = choose_labels(labels)
-    records = [_karpathy_record(entry, str(images), label_of, source, path) for entry in entries]
+    places = ((entry, f"{path}, entry {number} of 'images'") for number, entry in enumerate(content["images"], 1))
+    records = [_karpathy_record(entry, where, str(images), label_of, source) for entry, where in places]
     if labels is None:
         label_by_number(records)
     return keep_split(records, split, path)
@@ -69,38 +70,37 @@ def karpathy(
 
 def read_karpathy(path: Path) -> dict[str, Any]:
     """Returns the content of a Karpathy JSON. Raises ValueError, which names the file, if it is not one."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        if not isinstance(content["images"], list):
-            raise TypeError(f"'images' is {type(content['images']).__name__}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a Karpathy JSON with a list 'images': {error}") from error
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise ValueError(f"{path} is not a Karpathy JSON, which is an object with a list 'images'")
     return content
 
 
-def annotated_label(entry: dict[str, Any]) -> str | None:
-    """Returns the scene that an entry names; it may be a number. Raises TypeError for another type, such as a list."""
+def annotated_label(entry: dict[str, Any], where: str) -> str | None:
+    """Returns the scene that an entry names; it may be a number. Raises ValueError for another kind, such as a list."""
     label = entry.get("label")
-    if label is not None and not isinstance(label, str | int):
-        raise TypeError(f"one scene as its label, but has {label!r}")
-    return None if label is None else str(label)
+    if isinstance(label, int) and not isinstance(label, bool):
+        return str(label)
+    return take(entry, "label", str, where, None)
 
 
-def _karpathy_record(entry: dict, images: str, label_of: Callable, source: str, path: Path) -> Record:
-    try:
-        name = (Path(entry.get("filepath", "")) / entry["filename"]).as_posix()
-        sentences = entry.get("sentences", [])
-        texts = [text for row in sentences if (text := _sentence(row))]
-        label = label_of(name, annotated_label(entry))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: an entry of 'images' lacks {error}: {str(entry)[:120]}") from error
-    return Record(sample_key(name), ImageFile(images, name), texts, label, entry.get("split"), source, entry.get("url"))
+def _karpathy_record(entry: Any, where: str, images: str, label_of: Callable, source: str) -> Record:
+    name = (Path(take(entry, "filepath", str, where, "")) / take(entry, "filename", str, where)).as_posix()
+    rows = enumerate(take(entry, "sentences", list, where, []), 1)
+    texts = [text for number, row in rows if (text := _sentence(row, f"{where}, sentence {number}"))]
+    label = label_of(name, annotated_label(entry, where))
+    split, url = (take(entry, field, str, where, None) for field in ("split", "url"))
+    return Record(sample_key(name), ImageFile(images, name), texts, label, split, source, url)
 
 
-def _sentence(row: dict) -> str:
-    """Returns the caption; it may be blank. Raises KeyError if there is neither text nor tokens."""
-    words = row.get("tokens", []) if "raw" in row else row["tokens"]
-    return (row.get("raw") or " ".join(words)).strip()
+def _sentence(row: Any, where: str) -> str:
+    """Returns the caption: a text, the ``raw`` of an object, or its ``tokens``. It may be blank. Raises ValueError."""
+    if isinstance(row, str):
+        return row.strip()
+    raw = take(row, "raw", str, where, None)
+    if raw or "tokens" not in row:
+        return take(row, "raw", str, where).strip()
+    return " ".join(check(word, str, f"{where}: a token") for word in take(row, "tokens", list, where, [])).strip()
 
 
 def precomp(

@@ -12,7 +12,6 @@ looks dark.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from PIL import Image
 
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decode import open_image
+from priorclip.data_shards.sources.annotation_fields import check, read_json, take
 from priorclip.data_shards.sources.folder import walk_names
 from priorclip.data_shards.sources.names import image_path
 from priorclip.data_shards.sources.record import Record, keep_split, read_file
@@ -103,13 +103,9 @@ def _version_1(root: Path, reflectance_max: int) -> list[Record]:
         raise FileNotFoundError(f"neither metadata.parquet (v2) nor PATCH/PATCH{METADATA} (v1) below {root}")
     records = []
     for name in names:
-        try:
-            content = json.loads((root / name).read_text(encoding="utf-8"))
-            labels = [str(label) for label in content["labels"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{root / name} is not a BigEarthNet annotation with a list 'labels': {error!r}"
-            ) from error
+        where = str(root / name)
+        content = read_json(root / name)
+        labels = [check(label, str, f"{where}: a label") for label in take(content, "labels", list, where)]
         facts = {key: content[key] for key in FACTS_V1 if content.get(key)}
         patch = Path(name).parent.as_posix()
         records.append(_record(Bands(str(root), patch, reflectance_max), labels, None, facts))

@@ -10,13 +10,15 @@ longer side around it. Acquisition data (``gsd``, ``timestamp``, ``country_code`
 from __future__ import annotations
 
 import io
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decode import open_image, upright_rgb
+from priorclip.data_shards.sources.annotation_fields import check, read_json, shown, take
 from priorclip.data_shards.sources.folder import split_folder, walk_names
 from priorclip.data_shards.sources.names import sample_key
 from priorclip.data_shards.sources.record import ImageFile, Record, read_file
@@ -99,20 +101,26 @@ def fmow(
 
 def annotation(path: Path) -> tuple[dict, list[dict]]:
     """Returns (facts to keep, boxes) of a picture's JSON. Raises ValueError, which names the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        boxes = content["bounding_boxes"]
-        boxes = [boxes] if isinstance(boxes, dict) else list(boxes)
-        for box in boxes:
-            left, top, width, height = (float(value) for value in box["box"])
-            box["box"], box["category"] = (left, top, width, height), str(box["category"])
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing: each fMoW picture needs a JSON file of its name beside it") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not an fMoW annotation with bounding_boxes: {error!r}") from error
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: each fMoW picture needs a JSON file of its name beside it")
+    content = read_json(path)
+    found = content.get("bounding_boxes") if isinstance(content, dict) else None
+    entries = [found] if isinstance(found, dict) else take(content, "bounding_boxes", list, str(path))
+    boxes = [read_box(entry, f"{path}, box {number}") for number, entry in enumerate(entries, 1)]
     if not boxes:
         raise ValueError(f"{path} has no bounding box")
     return {name: content[name] for name in FACTS if content.get(name) is not None}, boxes
+
+
+def read_box(entry: Any, where: str) -> dict[str, Any]:
+    """Returns the ``box`` (left, top, width, height) and its ``category``. Raises ValueError, which names the field."""
+    sides = take(entry, "box", list, where)
+    if len(sides) != 4:
+        raise ValueError(f"{where}: 'box' must be four numbers, not {shown(sides)}")
+    box = tuple(check(side, float, f"{where}: a number of 'box'") for side in sides)
+    if not all(map(math.isfinite, box)):
+        raise ValueError(f"{where}: 'box' must be finite, not {shown(sides)}")
+    return {"box": box, "category": take(entry, "category", str, where)}
 
 
 def _record(key: str, place: ImageFile | Crop, categories: Sequence[str], split: str | None, facts: dict) -> Record:

@@ -35,8 +35,13 @@ def safe_key(key: str) -> str:
 
 def stem_label(name: str) -> str | None:
     """Returns the scene in a name: ``airport`` of ``airport_1.jpg``, ``park`` of ``park12.tif``, None of a number."""
-    stem = re.sub(r"[\s_\-]*\(?\d+\)?$", "", Path(name).stem)
+    stem = re.sub(r"[\s_\-]*\(?\d+\)?$", "", Path(slashes(name)).stem)
     return stem.lower() if re.search(r"[A-Za-z]", stem) else None
+
+
+def slashes(name: str) -> str:
+    """Returns a name with ``/`` between its parts, as annotations made on Windows do not have it."""
+    return name.replace("\\", "/")
 
 
 def find_image(folder: Path, name: str) -> Path:
@@ -49,10 +54,9 @@ def find_image(folder: Path, name: str) -> Path:
         BadSample: the name leads out of the folder, or is a URL or a command. See common/safe_paths.py
     """
     literal = image_path(folder, name)
-    slashes = Path(name.replace("\\", "/"))
-    flat = folder / slashes.name
+    flat = folder / Path(slashes(name)).name
     other = (suffix for lower in IMAGE_SUFFIXES for suffix in (lower, lower.upper()))
-    for path in (literal, image_path(folder, str(slashes)), flat, *map(literal.with_suffix, other)):
+    for path in (literal, image_path(folder, slashes(name)), flat, *map(literal.with_suffix, other)):
         if os.path.exists(path):  # False too for a name that is too long
             return path
     return literal
@@ -77,9 +81,11 @@ def make_labeller(table: Mapping[str, str]) -> Callable[..., str | None]:
     function returns the table's spelling.
     """
     spelling = {normalized(label): label for label in table.values()}
+    labels = {str(Path(slashes(name))): label for name, label in table.items()}
 
     def label_of(name: str, annotated: str | None = None) -> str | None:
-        found = table.get(name) or table.get(Path(name).name) or annotated or stem_label(name)
+        name = str(Path(slashes(name)))
+        found = labels.get(name) or labels.get(Path(name).name) or annotated or stem_label(name)
         return spelling.get(normalized(found), found) if found else None
 
     return label_of

@@ -5,10 +5,12 @@
 
 Several rows with the same file are captions of one sample. Captions come from one column, or from several that
 ``caption_field`` names. Then the captions are their texts that are not blank, in the order of ``caption_field``.
+Commas, tabs, semicolons or bars separate the columns; the header shows which.
 """
 
 from __future__ import annotations
 
+import codecs
 import csv as csv_module
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from priorclip.data_shards.sources.record import ImageFile, Record, keep_split
 FILE_COLUMNS = ("filename", "file_name", "file", "filepath", "image", "path", "img_name", "name")
 CAPTION_COLUMNS = ("caption", "captions", "raw", "text", "title", "sentence")
 LABEL_COLUMNS = ("label", "class", "scene", "category")
+SEPARATORS = ",\t;|"  # open_clip's tables have tabs, spreadsheets in many countries semicolons
+MAX_FIELD = 1 << 24  # characters; a longer one means that a quotation mark lacks its pair
 GEOGRAPHY = ("subset_name", "country", "month", "meta_caption")  # columns of RS5M's metadata that KEY.json keeps
 
 
@@ -93,8 +97,11 @@ def csv_rows(path: Path, caption_field: Sequence[str] | None = None) -> Iterator
 
     Bytes that are not UTF-8 become surrogates, so that packing leaves out only that sample and reports it.
     """
-    with open(path, newline="", encoding="utf-8-sig", errors="surrogateescape") as handle:
-        reader = csv_module.DictReader(handle)
+    csv_module.field_size_limit(MAX_FIELD)
+    with open(path, newline="", encoding=encoding_of(path), errors="surrogateescape") as handle:
+        separator = find_separator(handle.readline(MAX_FIELD), caption_field)
+        handle.seek(0)
+        reader = csv_module.DictReader(handle, delimiter=separator)
         try:
             columns = table_columns(path, list(reader.fieldnames or []), caption_field)
             for row in reader:
@@ -102,7 +109,23 @@ def csv_rows(path: Path, caption_field: Sequence[str] | None = None) -> Iterator
                     raise ValueError(f"{path}, line {reader.line_num}: no file name")
                 yield row, columns
         except csv_module.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+            raise ValueError(f"{path}, line {reader.line_num}: {error}. Is a quotation mark missing?") from error
+
+
+def encoding_of(path: Path) -> str:
+    """Returns the encoding of a text file by its byte order mark: UTF-16, as Excel writes it, or UTF-8."""
+    with open(path, "rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
+
+
+def find_separator(header: str, caption_field: Sequence[str] | None = None) -> str:
+    """Returns the separator that gives the header the columns that we need; a comma if none does."""
+    for separator in SEPARATORS:
+        names = next(csv_module.reader([header], delimiter=separator), [])
+        texts = set(caption_field) <= set(names) if caption_field else first_of(names, CAPTION_COLUMNS + LABEL_COLUMNS)
+        if texts and first_of(names, FILE_COLUMNS):
+            return separator
+    return SEPARATORS[0]
 
 
 def table_columns(path: Path, found: list[str], caption_field: Sequence[str] | None) -> Columns:
@@ -117,7 +140,7 @@ def table_columns(path: Path, found: list[str], caption_field: Sequence[str] | N
         raise ValueError(
             f"{path} needs a column for the file ({', '.join(FILE_COLUMNS)}) and one for the caption or the label "
             f"({', '.join(CAPTION_COLUMNS + LABEL_COLUMNS)}, or --caption-field); it has: "
-            f"{', '.join(found) or 'no header'}"
+            f"{', '.join(found) or 'no header'}. A comma, a tab, a semicolon or a bar may separate columns"
         )
     return columns
 

@@ -35,6 +35,15 @@ def test_hostfile_keeps_the_order(hosts: str) -> None:
     assert list(read_hostfile(hosts).items()) == [("worker-0", 8), ("me@10.0.0.2", 4)]
 
 
+def test_hostfile_of_windows(tmp_path: Path) -> None:
+    """A byte order mark and carriage returns are no part of the names; UTF-16 is refused by its name."""
+    (tmp_path / "hosts").write_bytes(b"\xef\xbb\xbfnode0 slots=2\r\n\r\nnode1 slots=3\r\n")
+    assert read_hostfile(tmp_path / "hosts") == {"node0": 2, "node1": 3}
+    (tmp_path / "hosts").write_bytes("node0 slots=2\r\n".encode("utf-16"))
+    with pytest.raises(ValueError, match="hosts is no UTF-8 text"):
+        read_hostfile(tmp_path / "hosts")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

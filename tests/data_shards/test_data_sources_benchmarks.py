@@ -223,7 +223,7 @@ def test_a_blank_caption_and_a_byte_order_mark_lose_nothing(tmp_path: Path) -> N
     (tmp_path / "a.json").write_text(json.dumps({"images": images}), encoding="utf-8-sig")
     assert [record.captions for record in karpathy(tmp_path / "a.json", tmp_path)] == [["a pond", "x"], ["two ponds"]]
     (tmp_path / "a.json").write_text(json.dumps({"images": [{"filename": "a.jpg", "sentences": [{"row": "x"}]}]}))
-    with pytest.raises(ValueError, match="lacks 'tokens'"):
+    with pytest.raises(ValueError, match="entry 1 of 'images', sentence 1 has no 'raw'"):
         karpathy(tmp_path / "a.json", tmp_path)
 
 
