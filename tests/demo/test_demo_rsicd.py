@@ -26,7 +26,7 @@ def write_benchmark(folder: Path) -> None:
     for split, count in COUNTS.items():
         for _ in range(count):
             scene = draw_scene(seed=5, index=len(entries), size=64)
-            name = f"{len(entries):05d}.jpg"
+            name = f"{scene.label.replace(' ', '')}_{len(entries)}.jpg"  # the scene is in the name, as in AID
             Image.fromarray(scene.image).save(folder / "images" / name)
             sentences = [{"raw": caption} for caption in scene.fine[:5]]
             entries.append({"filename": name, "scene": scene.label, "split": split, "sentences": sentences})
