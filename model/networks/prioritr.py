@@ -70,7 +70,8 @@ class PriorITR(TwoTowers):
         if self.config.belief.compat == "released":
             tokens = torch.cat([visual.pooled.unsqueeze(1), tokens], dim=1)
         local = self.spatial(apply_belief(tokens, instruction, self.config.belief), instruction)
-        read = read_local(local, affinity(tokens, instruction), self.config.belief.mode)
+        mode = self.config.belief.mode
+        read = read_local(local, affinity(tokens, instruction) if mode == "soft" else None, mode)
         return normalise_features(visual.pooled + self.image_head(read))
 
     def project(self, images: Tensor) -> tuple[VisualTokens, Tensor]:
@@ -103,17 +104,18 @@ class PriorITR(TwoTowers):
             self.prior.model.set_grad_checkpointing(enable)
 
 
-def read_local(local: Tensor, scores: Tensor, mode: str) -> Tensor:
+def read_local(local: Tensor, scores: Tensor | None, mode: str) -> Tensor:
     """Returns what the local tokens say about an image, (B, d), whatever their order in the grid.
 
     Args:
         local: output of the Spatial-PAE, (B, L, d), or for hard belief (B, k, d), highest belief first
-        scores: <F_l, f> of all tokens before belief, (B, L)
+        scores: <F_l, f> of all tokens before belief, (B, L); only soft belief needs them
         mode: soft, hard or none, as in `BeliefConfig`
     """
     if mode == "none":
         return local.mean(1)
     if mode == "hard":
         return local[:, 0]
+    assert scores is not None
     best = scores.argmax(dim=-1)[:, None, None].expand(-1, 1, local.shape[-1])
     return local.gather(1, best).squeeze(1)

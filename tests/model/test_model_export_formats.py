@@ -12,6 +12,7 @@ import torch
 from foreign_models import images, normalised, texts, tiny_open_clip
 from tiny_models import tiny
 
+from priorclip.common.checkpoint_record import CHECKSUMS, load_sealed, write_record
 from priorclip.model import from_pretrained, save_pretrained
 from priorclip.model.__main__ import main
 from priorclip.model.build import build_model
@@ -159,6 +160,7 @@ def test_a_runs_checkpoint_becomes_the_runs_export(data, tmp_path, caplog, capsy
     checkpoints = tmp_path / "run" / "checkpoints"
     shutil.copytree(checkpoints / "step_00000002", checkpoints / "step_00000003.partial-0123abcd")
     damaged = shutil.copytree(checkpoints / "step_00000002", checkpoints / "step_00000004")
+    write_record(damaged / CHECKSUMS, {**load_sealed(damaged / CHECKSUMS), "step": 4})
     states = next(damaged.glob("*_optim_states.pt"))
     flipped = bytearray(states.read_bytes())
     flipped[len(flipped) // 2] ^= 1
