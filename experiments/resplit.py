@@ -51,7 +51,8 @@ def resplit(config: ResplitConfig) -> list[Path]:
 
 
 def scene_of(entry: dict[str, Any]) -> str:
-    return annotated_label(entry) or stem_label(entry["filename"]) or ""
+    name = entry["filename"]
+    return annotated_label(entry, f"the entry of {name}") or stem_label(name) or ""
 
 
 def deal(
