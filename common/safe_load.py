@@ -3,6 +3,7 @@
     state = load_tensors(path)                       # torch.load(weights_only=True)
     with only_safe_loads(): engine.load_checkpoint() # the same for torch.load in the code of DeepSpeed
     refuse_unsafe(checkpoint)                        # UnsafeFile: ... is refused because it holds posix.system ...
+    refuse_bomb(path)                                # UnsafeFile: ... would take more memory than its size
 
 A `.pt` file is a pickle, and a pickle can call any function of any module. Checksums do not help, because whoever
 writes the file also writes its checksum. So we accept only tensors, plain values, and the few classes that DeepSpeed
@@ -11,18 +12,43 @@ saves, which are below. torch is imported when a function runs.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+# What zipfile raises for a damaged archive.
+NO_ARCHIVE = (zipfile.BadZipFile, NotImplementedError, ValueError, OSError, EOFError)
 HELD = re.compile(r"GLOBAL (\S+)")
 
 
 class UnsafeFile(ValueError):
     """A file of a checkpoint holds something that could run code."""
+
+
+def refuse_bomb(path: Path) -> None:
+    """Refuses a zip archive whose files are compressed or overlap, because a small one could fill the memory.
+
+    torch compresses nothing. Raises UnsafeFile; a file that is no zip archive passes.
+    """
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            files = archive.infolist()
+    except NO_ARCHIVE as error:
+        raise UnsafeFile(f"{path} is damaged: {error}") from error
+    if not all(map(is_stored, files)) or sum(file.file_size for file in files) > path.stat().st_size:
+        raise UnsafeFile(f"{path} is refused because it would take more memory than its size, as no file of torch does")
+
+
+def is_stored(file: zipfile.ZipInfo) -> bool:
+    """Tells whether a file in an archive has its own size, without compression."""
+    return file.compress_type == zipfile.ZIP_STORED and file.compress_size == file.file_size
 
 
 def deepspeed_classes() -> list[Any]:
@@ -48,6 +74,8 @@ def only_safe_loads() -> Iterator[None]:
     torch_load = torch.load
 
     def load(file: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(file, str | os.PathLike):
+            refuse_bomb(Path(file))
         try:
             return torch_load(file, *args, **{**options, "weights_only": True})
         except pickle.UnpicklingError as error:

@@ -47,6 +47,7 @@ from priorclip.data_shards.remote.urls import public_url
 
 log = get_logger(__name__)
 
+MORE_THAN_ROOM = 100_000  # samples that a shard which was cut short may have in its manifest, and are then bad
 INDICES_KEPT, FILES_KEPT = 192, 192  # open files; a process may usually have 1,024
 
 
@@ -114,6 +115,10 @@ class ShardSet:
             assert entry is not None
             if file.size != entry.bytes:
                 log.warning("%s does not have the size in its manifest: run `data_shards verify`", file)
+            if entry.samples > file.size // BLOCK + MORE_THAN_ROOM:
+                raise ValueError(
+                    f"{file} of {file.size} bytes has no room for the {entry.samples} samples in its manifest"
+                )
             self._entries[shard] = entry
             self.sizes.append(entry.samples)
         self.files.append(file)

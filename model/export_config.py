@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from priorclip.common.untrusted_json import read_object
 from priorclip.model.config import EncoderConfig, ModelConfig, SceneConfig, TextConfig, from_dict, to_dict
 from priorclip.model.presets import load_preset
 
@@ -85,16 +85,7 @@ def read_export_config(folder: Path) -> ModelConfig | SceneConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no export folder: it has no config.json")
-    with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    try:
-        if len(content) > MAX_BYTES:
-            raise ValueError(f"it is over {MAX_BYTES} bytes")
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} cannot be read: it is no JSON object")
+    values = read_object(path, MAX_BYTES)
     if values.get("format") != FORMAT:
         raise ValueError(f"{path} is of format {values.get('format')!r:.40}; this version reads format {FORMAT}")
     try:

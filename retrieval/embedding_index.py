@@ -32,6 +32,7 @@ from priorclip.common.files import folder_aside, sha256_of
 from priorclip.common.masking import masked
 from priorclip.common.output import get_logger
 from priorclip.common.safe_paths import UnsafePath
+from priorclip.common.untrusted_json import check_object, null_or, parse_object, read_object, text, whole
 from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reasons
 from priorclip.retrieval.gallery import Gallery, open_gallery, refuse_too_many
@@ -42,7 +43,18 @@ log = get_logger(__name__)
 FORMAT, VERSION = "priorclip-image-index", 1
 ABOUT, EMBEDDINGS, IMAGES = "index.json", "embeddings.safetensors", "images.jsonl"
 CHUNK = 1 << 18  # embeddings compared at once: 512 MiB of float32 at 512 values each
-MAX_ABOUT, MAX_LINE = 1 << 28, 1 << 16  # bytes of index.json, and of a line of images.jsonl
+MAX_ABOUT, MAX_LINE = 1 << 26, 1 << 16  # bytes of index.json, and of a line of images.jsonl
+KEY = {"key": text(MAX_LINE), "label": null_or(text(MAX_LINE))}
+IN_FILE = {"path": text(MAX_LINE)}
+IN_SHARD = {"shard": text(MAX_LINE), "sample": whole(1 << 40)}
+VERSIONED = {"format": text(), "version": whole(1 << 31)}
+ABOUT_FIELDS = {
+    "images": whole(1 << 40),
+    "width": whole(1 << 20),
+    "model": text(),
+    "model_sha256": text(64),
+    "data": text(MAX_LINE),
+}
 
 
 class EmbeddingIndex:
@@ -154,33 +166,20 @@ class EmbeddingIndex:
 def check_entry(line: bytes, source: str) -> dict[str, Any]:
     """Returns the entry in a line of images.jsonl. Raises ValueError, which names ``source``, if it is malformed."""
     try:
-        entry = json.loads(line)
-        fields = {"key": str, "label": str | None} | (
-            {"path": str} if "path" in entry else {"shard": str, "sample": int}
-        )
-        if (
-            all(isinstance(entry[name], kind) for name, kind in fields.items())
-            and 0 <= entry.get("sample", 0) < 1 << 40
-        ):
-            return entry
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        pass
-    raise ValueError(f"{source} does not describe an image: make the index again with `retrieval index`")
+        entry = parse_object(line, source)
+        check_object(entry, KEY | (IN_FILE if "path" in entry else IN_SHARD), source, others=True)
+    except ValueError as error:
+        raise ValueError(f"{error}: make the index again with `retrieval index`") from error
+    return entry
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """Returns the content of index.json. Raises ValueError if it is malformed."""
-    try:
-        with open(folder / ABOUT, "rb") as file:
-            about = json.loads(file.read(MAX_ABOUT))
-        known = about["format"] == FORMAT and about["version"] == VERSION
-        about["images"], about["width"] = int(about["images"]), int(about["width"])
-        if known and not all(isinstance(about[name], str) for name in ("model", "model_sha256", "data")):
-            raise TypeError("model and data are no text")
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"{folder / ABOUT} does not describe an image index: {error}") from error
-    if not known:
+    """Returns the content of index.json. Raises ValueError, which names the file and the field, if it is malformed."""
+    about = read_object(folder / ABOUT, MAX_ABOUT)
+    check_object(about, VERSIONED, folder / ABOUT, others=True)
+    if (about["format"], about["version"]) != (FORMAT, VERSION):
         raise ValueError(f"{folder / ABOUT} has another version: make the index again with `retrieval index`")
+    check_object(about, ABOUT_FIELDS, folder / ABOUT, others=True)
     return about
 
 
@@ -229,8 +228,8 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
 def write_folder(output: Path, about: dict[str, Any], embeddings: Tensor, entries: Iterable[dict[str, Any]]) -> None:
     """Writes the three files into a temporary folder, calls fsync, and renames the folder."""
     with folder_aside(output) as aside:
-        text = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-        (aside / ABOUT).write_text(text, encoding="utf-8", errors="backslashreplace")
+        content = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+        (aside / ABOUT).write_text(content, encoding="utf-8", errors="backslashreplace")
         save_file({"embeddings": embeddings.contiguous()}, aside / EMBEDDINGS)
         with open(aside / IMAGES, "w", encoding="utf-8") as handle:
             handle.writelines(json.dumps(entry) + "\n" for entry in entries)

@@ -12,10 +12,14 @@ The layout is that of :mod:`priorclip.data_shards.format.shard_index`.
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from pathlib import Path
 
 from priorclip.data_shards.format.shard_index import HEADER_BYTES, Layout, Member, damaged_index
+
+MAX_KEY = 1 << 16  # bytes of a key
+MAX_OF_SAMPLE = 1 << 16  # members of a sample
 
 
 class IndexReader:
@@ -26,7 +30,9 @@ class IndexReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # never waits for a named pipe
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise damaged_index(path)
         line, newline, _ = os.pread(self._file, HEADER_BYTES, 0).partition(b"\n")
         self._layout = layout = Layout.parse(line, path)
         if not newline or os.fstat(self._file).st_size != len(line) + 1 + layout.size:
@@ -46,7 +52,7 @@ class IndexReader:
             raise IndexError(f"sample {sample} is outside the {len(self)} of {self.path}")
         place = self._key_end + 4 * sample
         start, end = self._read("II", place - 4) if sample else (0, *self._read("I", place))
-        if not start <= end <= self._layout.key_bytes:
+        if not start <= end <= min(self._layout.key_bytes, start + MAX_KEY):
             raise damaged_index(self.path)
         return self._bytes(self._keys + start, end - start).decode("utf-8", "surrogateescape")
 
@@ -55,7 +61,7 @@ class IndexReader:
         key = self.key(sample)
         start, end = self._read("II", self._first + 4 * sample)
         count = end - start
-        if not 0 <= count <= self._layout.members or end > self._layout.members:
+        if not 0 <= count <= MAX_OF_SAMPLE or end > self._layout.members:
             raise damaged_index(self.path)
         offsets = self._read(f"{count}Q", self._offset + 8 * start)
         sizes = self._read(f"{count}Q", self._size + 8 * start)

@@ -22,9 +22,45 @@ from typing import Any
 
 from priorclip.common.files import write_bytes
 from priorclip.common.safe_paths import plain_name
+from priorclip.common.untrusted_json import anything, check_object, list_of, map_of, read_object, text, whole
+from priorclip.data_shards.format.shard_index import MAX_MEMBERS
+from priorclip.data_shards.format.tar import BLOCK, MAX_TAR
 
 NAME, FORMAT, VERSION = "manifest.json", "data-shards", 1
 SHA256 = re.compile(r"(?:[0-9a-f]{64})?")  # empty: not known
+MAX_BYTES = 1 << 26  # of a manifest; a shard takes 250
+MAX_SAMPLES = 1 << 30  # of a manifest: the order of an epoch takes 24 bytes for each 32 of them
+
+
+def digest(value: Any, where: str) -> None:
+    """Checks a SHA-256 as 64 hex digits; empty if it is not known."""
+    if not isinstance(value, str) or not SHA256.fullmatch(value):
+        raise ValueError(f"{where} is not 64 hex digits: run `data_shards index --overwrite`")
+
+
+COUNT = whole(1 << 62)
+ENTRY = {
+    "name": text(),
+    "samples": whole(MAX_MEMBERS),
+    "bytes": whole(MAX_TAR),
+    "sha256": digest,
+    "index_sha256": digest,
+}
+FIELDS = {
+    "samples": COUNT,
+    "captions": COUNT,
+    "bytes": COUNT,
+    "classes": list_of(text()),
+    "class_counts": map_of(COUNT),
+    "fields": list_of(text()),
+    "shards": list_of(anything),  # see check_entry
+    "skipped": map_of(COUNT),
+    "duplicates": map_of(COUNT),
+    "excluded": map_of(COUNT),
+    "fingerprint": text(),
+    "options": map_of(anything),
+}
+OPTIONAL = ("skipped", "duplicates", "excluded", "fingerprint", "options")
 
 
 @dataclass(frozen=True)
@@ -56,46 +92,49 @@ class Manifest:
     options: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        text = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
-        write_bytes(folder / NAME, text.encode() + b"\n")
+        content = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
+        write_bytes(folder / NAME, content.encode() + b"\n")
 
     @classmethod
     def load(cls, folder: Path, shown: str | None = None) -> Manifest | None:
         """Reads the manifest of a folder; None if there is none. ``shown`` replaces its path in messages.
 
         Raises:
-            ValueError: the file is damaged, of another program or version, or names a file outside its folder
+            ValueError: the file is damaged, of another program or version, names a file outside its folder, or has a
+                number beyond its limit
         """
         path = folder / NAME
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_object(path, MAX_BYTES)
         except FileNotFoundError:
             return None
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        if content.pop("format", None) != FORMAT:
             raise ValueError(f"{path} is not a manifest of data_shards: move it away, then run `data_shards index`")
         version = content.pop("version", None)
         if version != VERSION:
-            raise ValueError(f"{path} has version {version}; this program reads version {VERSION}")
-        try:
-            shards = [ShardEntry(**entry) for entry in content.pop("shards")]
-            manifest = cls(shards=shards, **content)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path} lacks or has an unknown field: {error}") from error
-        for entry in shards:
-            check_entry(entry, shown or str(path))
-        return manifest
+            raise ValueError(f"{path} has version {version!r:.20}; this program reads version {VERSION}")
+        source = shown or str(path)
+        check_object(content, FIELDS, source, OPTIONAL)
+        for entry in content["shards"]:
+            check_entry(entry, source)
+        if sum(entry["samples"] for entry in content["shards"]) > MAX_SAMPLES:
+            raise ValueError(f"{source} names more than {MAX_SAMPLES} samples")
+        return cls(**{**content, "shards": [ShardEntry(**entry) for entry in content["shards"]]})
 
 
-def check_entry(entry: ShardEntry, source: str) -> None:
-    """Refuses an entry if its strings must not become paths. Raises ValueError, which names the manifest."""
-    plain_name(entry.name, source)
-    for digest in (entry.sha256, entry.index_sha256):
-        if not isinstance(digest, str) or not SHA256.fullmatch(digest):
-            raise ValueError(
-                f"{source}: a hash of shard {entry.name!r} is not 64 hex digits: run `data_shards index --overwrite`"
-            )
+def check_entry(entry: dict[str, Any], source: str) -> None:
+    """Refuses an entry whose strings must not become paths, or with more samples than its tar has room for.
+
+    Raises ValueError, which names the manifest.
+    """
+    if isinstance(entry, dict) and "name" in entry:
+        plain_name(entry["name"], source)
+    check_object(entry, ENTRY, f"{source}, a shard")
+    if entry["samples"] > entry["bytes"] // BLOCK:
+        raise ValueError(
+            f"{source}: shard {entry['name']!r} of {entry['bytes']} bytes has no room for {entry['samples']} samples: "
+            f"run `data_shards index --overwrite`"
+        )
 
 
 @dataclass

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.format.shard_index import Member
-from priorclip.data_shards.format.tar import BLOCK
+from priorclip.data_shards.format.tar import BLOCK, MAX_TAR
 
 READ_OVER = 1 << 16  # bytes between two members; reading them is cheaper than a second read
-MAX_MEMBER = 1 << 30  # bytes; no image or caption is larger, so a larger size means a damaged index or header
+MAX_MEMBER = 1 << 30  # bytes; no sample is larger, so a larger size means a damaged index or header
 
 
 def byte_range(run: Sequence[Member]) -> tuple[int, int]:
@@ -21,11 +21,13 @@ def byte_range(run: Sequence[Member]) -> tuple[int, int]:
 def adjacent_runs(members: Sequence[Member]) -> list[list[Member]]:
     """Returns the members of a sample, sorted by offset, in runs with at most READ_OVER bytes between two members."""
     runs: list[list[Member]] = []
-    end = -1
+    end, left = -1, MAX_MEMBER
     for member in sorted(members, key=lambda member: member.offset):
-        if member.size > MAX_MEMBER or member.offset < BLOCK:
+        left -= member.size
+        if left < 0 or not BLOCK <= member.offset <= MAX_TAR:
             raise BadSample("member is too large", f".{member.extension} has {member.size} bytes at {member.offset}")
         if runs and member.offset - end <= READ_OVER:
+            left -= max(0, member.offset - end)
             runs[-1].append(member)
         else:
             runs.append([member])

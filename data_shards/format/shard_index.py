@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from priorclip.common.files import write_bytes
 from priorclip.common.output import get_logger
+from priorclip.common.untrusted_json import check_object, flag, list_of, parse_object, read_regular, text, whole
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS, split_name
 from priorclip.data_shards.format.tar import read_members
 
@@ -34,6 +35,17 @@ log = get_logger(__name__)
 
 FORMAT, VERSION = "data-shards-index", 1
 HEADER_BYTES = 1 << 16  # longest first line of an index
+MAX_MEMBERS = 1 << 23  # of a tar
+MAX_INDEX = 1 << 30  # bytes after the first line
+HEADER = {
+    "format": text(),
+    "version": whole(1 << 31),
+    "samples": whole(MAX_MEMBERS),
+    "members": whole(MAX_MEMBERS),
+    "key_bytes": whole(MAX_INDEX),
+    "extensions": list_of(text()),
+    "hashed": flag,
+}
 DAMAGE_LOGGED = 5  # damaged places in the log
 
 
@@ -67,15 +79,17 @@ class Layout:
     def parse(cls, line: bytes, path: Path) -> Layout:
         """Parses the line. Raises ValueError, which names the file, if it is not the first line of an index."""
         try:
-            header = json.loads(line)
-            known = header["format"] == FORMAT and header["version"] == VERSION
-            samples, members, key_bytes = (int(header[name]) for name in ("samples", "members", "key_bytes"))
-            extensions, hashed = tuple(header["extensions"]), bool(header["hashed"])
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            header = parse_object(line, path)
+            check_object(header, HEADER, path, others=True)
+        except ValueError as error:
             raise damaged_index(path) from error
-        if not known or min(samples, members, key_bytes) < 0 or not all(isinstance(name, str) for name in extensions):
+        if header["format"] != FORMAT or header["version"] != VERSION:
             raise damaged_index(path)
-        return cls(samples, members, key_bytes, extensions, hashed)
+        extensions = tuple(header["extensions"])
+        layout = cls(header["samples"], header["members"], header["key_bytes"], extensions, header["hashed"])
+        if layout.samples > layout.members or layout.size > MAX_INDEX:
+            raise damaged_index(path)
+        return layout
 
 
 def damaged_index(path: Path) -> ValueError:
@@ -140,9 +154,9 @@ class ShardIndex:
 
         Raises ValueError, which names the file, if it is damaged or has another format.
         """
-        line, _, body = path.read_bytes().partition(b"\n")
+        line, newline, body = read_regular(path, HEADER_BYTES + MAX_INDEX).partition(b"\n")
         layout = Layout.parse(line, path)
-        if len(body) != layout.size:
+        if not newline or len(body) != layout.size:
             raise damaged_index(path)
         index = cls(layout.extensions, *_arrays(body, layout.samples, layout.members, layout.hashed, hashes))
         if not index.is_consistent():
@@ -153,8 +167,8 @@ class ShardIndex:
         """Returns True if the samples cover all members and the key text, and each member has a known extension."""
         if not np.isin(self.kind, np.arange(len(self.extensions))).all():
             return False
-        for ends, whole in ((self.first, len(self.offset)), (self.key_end, len(self.key_text))):
-            if (np.diff(ends.astype(np.int64)) < 0).any() or (len(ends) and ends[-1] != whole):
+        for ends, count in ((self.first, len(self.offset)), (self.key_end, len(self.key_text))):
+            if (np.diff(ends.astype(np.int64)) < 0).any() or (len(ends) and ends[-1] != count):
                 return False
         return bool(self.first[0] == 0)
 
@@ -202,7 +216,7 @@ def scan(path: Path, hashes: bool = False) -> ShardIndex:
 
     Damage costs only the samples that it touches: the scan logs a warning and goes on at the next intact header. If the
     tar is cut short, its last member may reach past the end; reading that member raises BadSample.
-    Raises ValueError if the file has no member and is not an empty tar.
+    Raises ValueError if the file has no member and is not an empty tar, or more members than MAX_MEMBERS.
     """
     members: list[Member] = []
     damage: list[str] = []
@@ -210,10 +224,12 @@ def scan(path: Path, hashes: bool = False) -> ShardIndex:
         key, extension = split_name(info.name)
         digest = None if data is None else hashlib.sha256(data).digest()
         members.append(Member(key, extension, info.offset_data, info.size, digest))
+        if len(members) > MAX_MEMBERS:
+            raise ValueError(f"{path} has more than {MAX_MEMBERS} members: split it into several tars")
     if damage and not members:
         raise ValueError(f"{path} is not an uncompressed tar that can be read: {damage[0]}")
-    for text in damage[:DAMAGE_LOGGED]:
-        log.warning("%s: %s", path, text)
+    for place in damage[:DAMAGE_LOGGED]:
+        log.warning("%s: %s", path, place)
     if len(damage) > DAMAGE_LOGGED:
         log.warning("%s: damaged in %d more places", path, len(damage) - DAMAGE_LOGGED)
     index = ShardIndex.build(members)

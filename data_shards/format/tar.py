@@ -22,6 +22,7 @@ import numpy as np
 from priorclip.data_shards.format.sample import BadSample, is_member
 
 BLOCK = tarfile.BLOCKSIZE
+MAX_TAR = 1 << 43  # bytes
 HEADER_BYTES = 1 << 20  # of one header, with its long name and pax records
 SEARCHED = 8192 * BLOCK  # bytes that the search for the next header reads at a time
 MAGIC = slice(257, 262)

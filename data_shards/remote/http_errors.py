@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import urllib3
 
 SILENCE = "timeout"  # starts the text of an attempt that took all its time
@@ -21,6 +23,15 @@ class Transient(Exception):
     def __init__(self, text: str, pause: float | None = None) -> None:
         super().__init__(text)
         self.pause, self.is_silence = pause, text.startswith(SILENCE)
+
+
+def at_most(most: int, pieces: Iterator[bytes], shown: str) -> Iterator[bytes]:
+    """Yields the pieces of a body. Raises RemoteError as soon as they have more than ``most`` bytes together."""
+    for piece in pieces:
+        most -= len(piece)
+        if most < 0:
+            raise RemoteError("remote cannot be read", f"{shown} is larger than a file of its kind can be")
+        yield piece
 
 
 def describe_error(error: BaseException) -> str:

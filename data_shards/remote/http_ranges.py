@@ -8,10 +8,9 @@
     another size or ETag than before                      RemoteError "shard has changed"
 
 A request with its body takes at most ``timeout`` seconds, so that a slow server cannot block the run. A server that
-lets ``SILENT`` requests in a row run into this limit is not asked again for this range. The count of
-attempts starts again after an attempt that brought at least ``PROGRESS`` bytes. After a host has used up all attempts,
-it gets one attempt for each request until it answers. Each process keeps its own connections open; a forked child does
-not share them.
+lets ``SILENT`` requests in a row run into this limit is not asked again for this range. The count of attempts starts
+again after an attempt that brought at least ``PROGRESS`` bytes. After a host has used up all attempts, it gets one
+attempt for each request until it answers. Each process, also a forked one, has its own connections.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from urllib.parse import urlsplit
 import urllib3
 
 from priorclip.common.output import get_logger
-from priorclip.data_shards.remote.http_errors import RemoteError, Transient, describe_error
+from priorclip.data_shards.remote.http_errors import RemoteError, Transient, at_most, describe_error
 from priorclip.data_shards.remote.http_headers import (
     Version,
     keeps_credentials,
@@ -48,9 +47,11 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; doubling in between
 CONNECT_TIMEOUT = 10.0
 PROGRESS = 1 << 16  # bytes
 PIECE = 1 << 18  # bytes read from the connection at a time
+SMALL = 1 << 26  # bytes of a manifest
 DRAINED = 1 << 16  # bytes; for a longer rest of a body the connection is closed
 TRANSIENT = frozenset((408, 425, 429, 500, 502, 503, 504, 509))
 REDIRECT_KEPT = 300.0  # seconds in which the target of a redirect is requested directly
+Fetched = tuple[bytes, Version] | None
 NOT_CARRIED_OVER = frozenset(("authorization", "cookie"))
 
 
@@ -98,18 +99,18 @@ def _fetch_version(url: str, timeout: float) -> Version:
         _finish(response)
 
 
-def fetch_file(url: str, timeout: float, known: Version | None = None) -> tuple[bytes, Version] | None:
-    """Fetches a whole small file and its version; None if its version is still ``known``. Raises RemoteError."""
+def fetch_file(url: str, timeout: float, known: Version | None = None, most: int = SMALL) -> Fetched:
+    """Fetches a file of ``most`` bytes and its version; None if it is still ``known``. Raises RemoteError."""
     asked = {"If-None-Match": known.etag} if known and known.etag else {}
     asked = {"If-Modified-Since": known.modified} if known and known.modified and not known.etag else asked
 
-    def attempt(limit: float) -> tuple[bytes, Version] | None:
+    def attempt(limit: float) -> Fetched:
         until = time.monotonic() + limit
         response = _open(url, asked, until)
         try:
             if response.status == 304:
                 return None
-            data = b"".join(_body(response, until))
+            data = b"".join(at_most(most, _body(response, until), public_url(url)))
             return data, Version(len(data), response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""))
         finally:
             _finish(response)

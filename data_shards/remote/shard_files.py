@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlsplit
 from priorclip.common.files import write_bytes
 from priorclip.common.output import get_logger
 from priorclip.data_shards.config import byte_count
-from priorclip.data_shards.format.shard_index import scan
+from priorclip.data_shards.format.shard_index import HEADER_BYTES, MAX_INDEX, scan
 from priorclip.data_shards.remote import http_ranges, urls
 from priorclip.data_shards.remote.chunk_cache import CHUNK, ChunkCache, claim_part, fetch_once, file_lock, mark_alive
 from priorclip.data_shards.remote.http_ranges import RemoteError, Version
@@ -204,7 +204,8 @@ class RemoteFile:
 
         def fetch() -> Iterator[bytes]:
             url = urls.url_in_folder(urls.folder_url(self.url), f"{urlsplit(self.url).path.rsplit('/', 1)[-1]}.idx")
-            answer = http_ranges.fetch_file(url, self._access.timeout)
+            most = HEADER_BYTES + min(MAX_INDEX, self.size)  # a tar is larger than its index
+            answer = http_ranges.fetch_file(url, self._access.timeout, most=most)
             assert answer is not None
             data = answer[0]
             if hashlib.sha256(data).hexdigest() != sha256:

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from priorclip.common.safe_load import refuse_bomb
 from priorclip.model.convert.torchscript import is_torchscript, read_torchscript
 from priorclip.model.encoders.weights import State
 
@@ -82,6 +83,7 @@ def read_folder(folder: Path) -> Checkpoint:
 
 def load_weights_only(path: Path) -> Any:
     """Reads a file by torch.load(weights_only=True). Raises ValueError if it holds more than weights."""
+    refuse_bomb(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -90,7 +92,7 @@ def load_weights_only(path: Path) -> Any:
             f"--input {path} holds more than weights, and reading it would execute its code. Save only its "
             f"state_dict as .safetensors, on a machine where you trust the file. ({reason})"
         ) from error
-    except (RuntimeError, EOFError, OSError) as error:
+    except (RuntimeError, EOFError, OSError, LookupError, TypeError, MemoryError) as error:
         raise ValueError(f"--input {path} cannot be read by torch: {error}") from error
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from priorclip.common.packages import PACKAGE, package_folder
+from priorclip.common.safe_load import refuse_bomb
 from priorclip.model.config import EncoderConfig, SceneConfig
 from priorclip.model.export_config import read_export_config
 
@@ -61,6 +62,7 @@ def read_state(path: Path) -> State:
         raise FileNotFoundError(f"no weight file {path}")
     if path.suffix == ".safetensors":
         return load_file(path)
+    refuse_bomb(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

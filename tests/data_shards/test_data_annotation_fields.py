@@ -7,11 +7,11 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from json_fuzz import fuzz, replaced
 from small_data import encoded, picture
 
 from priorclip.data_shards.sources import csv, karpathy
@@ -23,13 +23,6 @@ PYTHON = re.compile(
     r"indices must be|unsupported operand|NoneType|has no attribute|not iterable|not subscriptable|unpack|Error\("
     r"|could not convert|not supported between|unhashable|object is not|keyword argument"
 )
-numbers = st.one_of(st.integers(), st.floats(), st.just(10**400))
-values = st.recursive(
-    st.one_of(st.none(), st.booleans(), numbers, st.text()),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)),
-    max_leaves=6,
-)
-fuzz = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ENTRY = {
     "filename": "a.png",
     "split": "train",
@@ -47,20 +40,6 @@ def readable(read: Callable[[], list[Record]], path: Path) -> list[Record]:
     assert said.startswith(str(path))
     assert not PYTHON.search(said)
     return []
-
-
-def replaced(draw: st.DataObject, content: Any) -> Any:
-    """Returns JSON in which one value, at any depth, is another one or absent."""
-    choices: list[Any] = list(content) if isinstance(content, dict) else list(range(len(content)))
-    place = draw.draw(st.sampled_from(choices))
-    copy = content.copy()
-    if isinstance(content[place], dict | list) and content[place] and draw.draw(st.booleans()):
-        copy[place] = replaced(draw, content[place])
-    elif isinstance(copy, dict) and draw.draw(st.booleans()):
-        del copy[place]
-    else:
-        copy[place] = draw.draw(values)
-    return copy
 
 
 @fuzz

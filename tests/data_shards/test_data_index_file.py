@@ -116,7 +116,7 @@ def test_a_process_keeps_no_index_in_memory(tmp_path: Path) -> None:
     for name in names[1:]:
         os.link(first, tmp_path / name)
         os.link(tmp_path / "s-000.tar.idx", tmp_path / f"{name}.idx")
-    entries = [ShardEntry(name, 40_000, 0, "", "") for name in names]
+    entries = [ShardEntry(name, 40_000, 40_000 * 512, "", "") for name in names]
     Manifest(64 * 40_000, 0, 0, [], {}, [], entries).save(tmp_path)
     write_bytes(tmp_path / "measure.py", MEASURE.encode())
     done = subprocess.run(

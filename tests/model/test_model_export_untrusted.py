@@ -17,12 +17,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from json_fuzz import DIGITS, NESTED, fuzz, replaced
 from tiny_models import BERT, tiny
 
 from priorclip.model import from_pretrained, save_pretrained
 from priorclip.model.build import build_model
 from priorclip.model.config import EncoderConfig, SceneConfig
-from priorclip.model.export_config import read_export_config, starting_architecture
+from priorclip.model.export_config import MAX_NUMBER, read_export_config, starting_architecture
 from priorclip.model.networks.scene_classifier import SceneClassifier
 
 CODE = "import pathlib; pathlib.Path(__file__).with_name('executed').touch()\n"
@@ -268,3 +271,26 @@ def test_a_tokenizer_with_code_of_its_own_is_refused_without_a_question(form: st
     assert done.returncode == 1
     assert "[y/N]" not in done.stdout + done.stderr
     assert not list(folder.rglob("executed"))
+
+
+@fuzz
+@given(draw=st.data())
+def test_any_value_in_a_config_is_read_or_named(good: Path, tmp_path: Path, draw: st.DataObject) -> None:
+    """What is read is within the limits: no number is larger than MAX_NUMBER, and no text names a place."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(replaced(draw, json.loads((good / "config.json").read_text()))))
+    try:
+        config = read_export_config(tmp_path)
+    except ValueError as error:
+        said = str(error)
+        assert said.startswith(str(path))
+    else:
+        assert config.embed_dim <= MAX_NUMBER
+        assert config.vision.image_size <= 4096
+
+
+@pytest.mark.parametrize("text", [NESTED, DIGITS, f'{{"format": {NESTED}', f'{{"format": {DIGITS}}}', "", "[]"])
+def test_a_config_of_no_use_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json (is not JSON|must be a JSON object)"):
+        read_export_config(tmp_path)

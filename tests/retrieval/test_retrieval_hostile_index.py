@@ -9,11 +9,14 @@ import os
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from json_fuzz import fuzz, replaced
 from small_galleries import TestSet
 
 from priorclip.common.safe_paths import UnsafePath
@@ -21,6 +24,7 @@ from priorclip.data_shards.format.sample import BadSample
 from priorclip.retrieval import EmbeddingIndex, Encoder, Searcher, build_index, create_server
 from priorclip.retrieval.__main__ import main
 from priorclip.retrieval.commands import IndexConfig
+from priorclip.retrieval.embedding_index import FORMAT, check_entry, read_about
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +145,7 @@ def test_malformed_entries_are_refused(bundle: Path, line: str) -> None:
     path = bundle / "index" / "images.jsonl"
     path.write_text("\n".join([line, *path.read_text().splitlines()[1:]]) + "\n")
     index = EmbeddingIndex.load(bundle / "index")
-    with pytest.raises(ValueError, match="line 1 does not describe an image"):
+    with pytest.raises(ValueError, match=r"line 1.*: make the index again"):
         index.read_image(0)
 
 
@@ -159,7 +163,7 @@ def test_malformed_entries_are_refused(bundle: Path, line: str) -> None:
 def test_malformed_index_json_is_refused(bundle: Path, changes: dict[str, Any]) -> None:
     path = bundle / "index" / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(ValueError, match=r"index\.json does not describe an image index"):
+    with pytest.raises(ValueError, match=r"index\.json: '"):
         EmbeddingIndex.load(bundle / "index")
 
 
@@ -239,3 +243,32 @@ def test_server_refuses_and_says_so_once(bundle: Path, test_set: TestSet, caplog
     assert answers == [403, 403, 403, 200, 200]
     assert len([record for record in caplog.records if "No such image is shown" in record.getMessage()]) == 1
     assert not (bundle / "EXECUTED").exists()
+
+
+@fuzz
+@given(draw=st.data())
+def test_any_value_in_an_index_is_read_or_named(tmp_path: Path, draw: st.DataObject) -> None:
+    """index.json, and a line of images.jsonl."""
+    about = {"format": FORMAT, "version": 1, "images": 2, "width": 3, "model": "m", "model_sha256": "0", "data": "d"}
+    entry = draw.draw(st.sampled_from([{"path": "a.png"}, {"shard": "a.tar", "sample": 3}]))
+    (tmp_path / "index.json").write_text(json.dumps(replaced(draw, about)))
+    line = json.dumps(replaced(draw, {"key": "a", "label": None, **entry})).encode()
+    for place, read in (
+        (f"{tmp_path}/index.json", lambda: read_about(tmp_path)),
+        ("line 1", lambda: check_entry(line, "line 1")),
+    ):
+        try:
+            found = read()
+        except ValueError as error:
+            said = str(error)
+            assert said.startswith(place)
+        else:
+            assert all(isinstance(found[name], str) for name in ("model", "key", "path", "shard") if name in found)
+            assert all(0 <= found[name] <= 1 << 40 for name in ("images", "width", "sample") if name in found)
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("/dev/zero"), os.mkfifo])
+def test_an_index_json_without_end_is_refused(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "index.json")
+    with pytest.raises(ValueError, match=r"index\.json is no regular file"):
+        read_about(tmp_path)

@@ -213,7 +213,7 @@ def test_a_damaged_index_is_said_to_be_so(built: EmbeddingIndex, tmp_path: Path)
         (damaged("images.jsonl", lambda data: b""), "damaged"),
         (damaged("embeddings.safetensors", lambda data: data[:-9]), "embeddings.safetensors cannot be read"),
         (damaged("index.json", lambda data: data.replace(b'"version": 1', b'"version": 9')), "another version"),
-        (damaged("index.json", lambda data: b"[]"), "does not describe"),
+        (damaged("index.json", lambda data: b"[]"), "index.json must be a JSON object, not a list"),
     ]
     for folder, message in cases:
         with pytest.raises(ValueError, match=message):
