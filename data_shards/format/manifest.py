@@ -50,9 +50,9 @@ FIELDS = {
     "samples": COUNT,
     "captions": COUNT,
     "bytes": COUNT,
-    "classes": list_of(text()),
+    "classes": list_of(text(MAX_BYTES)),
     "class_counts": map_of(COUNT),
-    "fields": list_of(text()),
+    "fields": list_of(text(MAX_BYTES)),
     "shards": list_of(anything),  # see check_entry
     "skipped": map_of(COUNT),
     "duplicates": map_of(COUNT),

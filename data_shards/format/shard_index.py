@@ -43,7 +43,7 @@ HEADER = {
     "samples": whole(MAX_MEMBERS),
     "members": whole(MAX_MEMBERS),
     "key_bytes": whole(MAX_INDEX),
-    "extensions": list_of(text()),
+    "extensions": list_of(text(MAX_INDEX)),
     "hashed": flag,
 }
 DAMAGE_LOGGED = 5  # damaged places in the log

@@ -119,8 +119,8 @@ def list_unfinished(progress: Path, names: Sequence[str]) -> list[str]:
 
 
 def write_shard_record(progress: Path, name: str, content: ShardContent) -> None:
-    text = json.dumps(asdict(content), ensure_ascii=False)
-    write_bytes(progress / f"{name}.json", text.encode("utf-8", "surrogateescape"))
+    text = json.dumps(asdict(content))  # in ASCII, because a key can have half of a surrogate pair
+    write_bytes(progress / f"{name}.json", text.encode())
 
 
 def read_shard_record(path: Path) -> ShardContent:

@@ -18,6 +18,8 @@ from priorclip.data_shards.format.sample import BadSample
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
+UNWRITABLE = re.compile("[\\0\ud800-\udc7f\udd00-\udfff]")  # \\udc80 to \\udcff are bytes that are no UTF-8
+
 
 def sample_key(name: str) -> str:
     """Returns the key of a relative path: without suffix, "..", and dots in the base name, which would end the key."""
@@ -26,11 +28,12 @@ def sample_key(name: str) -> str:
 
 
 def safe_key(key: str) -> str:
-    """Removes what would lead a member of a tar out of the folder where somebody unpacks it: "/" at the start, ".."."""
-    return (
-        "/".join(part for part in key.replace("\\", "/").replace("\0", "_").split("/") if part not in ("", ".", ".."))
-        or "_"
-    )
+    """Returns a key that can be the name of a member of a tar, and leads nobody out of the folder where he unpacks it.
+
+    It has no "/" at the start, no "..", no NUL byte and no half of a surrogate pair. Bytes that are not UTF-8 stay.
+    """
+    plain = UNWRITABLE.sub("_", slashes(key))
+    return "/".join(part for part in plain.split("/") if part not in ("", ".", "..")) or "_"
 
 
 def stem_label(name: str) -> str | None:

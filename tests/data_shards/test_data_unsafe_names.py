@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -19,7 +20,9 @@ from small_data import encoded, image_folder, picture, rows, write_tar
 
 from priorclip.data_shards.__main__ import main
 from priorclip.data_shards.format.manifest import Manifest
+from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.pack.unfinished_folder import OPTIONS
+from priorclip.data_shards.sources import RecordSet, karpathy
 
 EVIL = {
     "above the folder": "../secret.jpg",
@@ -103,6 +106,38 @@ def test_evil_image_names_are_bad_records(write: Callable[[Path, list[str]], lis
     (bad,) = rows(output / "quarantine.jsonl")
     assert bad["reason"] in MISSING
     assert not (root / "executed").exists()
+
+
+IMPOSSIBLE = {
+    "a surrogate": "\ud800.jpg",
+    "a byte that is no UTF-8": "\udcff.jpg",
+    "9,000 characters": "a/" * 3000 + "b.jpg",
+    "slashes": "/" * 50,
+    "a file as folder": "good.jpg/x.jpg",
+    "escapes": "\x1b[2J\n.jpg",
+    "a wildcard": "*.jpg",
+    "blank": " ",
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE.values(), ids=IMPOSSIBLE.keys())
+@pytest.mark.parametrize("field", ["filename", "filepath", "label", "split", "url", "raw"])
+def test_one_impossible_text_costs_at_most_its_record(name: str, field: str, root: Path) -> None:
+    """In packing, and in an evaluation that reads the annotation itself."""
+    good = {"filename": "good.jpg", "split": "test", "sentences": [{"raw": "a beach"}], "label": "beach"}
+    bad = {**good, "sentences": [{"raw": name}]} if field == "raw" else {**good, field: name}
+    (root / "data.json").write_text(json.dumps({"images": [good, bad]}))
+    words = ["--source", "karpathy", "--json", str(root / "data.json"), "--images", str(root / "images")]
+    assert main(["pack", *words, "--output", str(root / "out"), "--workers", "1"]) == 0
+    manifest = Manifest.load(root / "out")
+    assert manifest is not None
+    assert manifest.samples + (root / "out" / "quarantine.jsonl").read_bytes().count(b"\n") == 2
+    assert manifest.samples >= 1
+    records = RecordSet(karpathy(root / "data.json", root / "images"))
+    assert records.read(0).captions == ["a beach"]
+    with contextlib.suppress(BadSample):
+        records.read(1)
+    assert len(records.fingerprint) == 16
 
 
 def test_a_refusal_says_which_name_and_why(root: Path) -> None:
