@@ -25,8 +25,11 @@ from priorclip.common.command_line import run_command
 from priorclip.common.options import parse
 from priorclip.common.output import say
 
-PLANS = {"synthetic": synthetic_plan, "ucmerced": ucmerced_plan, "rsicd": rsicd_plan}
-FOLDERS = {"synthetic": "runs/demo", "ucmerced": "runs/demo-ucmerced", "rsicd": "runs/rsicd"}
+SOURCES = {  # folder, plan, report, summary
+    "synthetic": ("runs/demo", synthetic_plan, stages_report, stages_summary),
+    "ucmerced": ("runs/demo-ucmerced", ucmerced_plan, stages_report, stages_summary),
+    "rsicd": ("runs/rsicd", rsicd_plan, benchmark_report, benchmark_summary),
+}
 
 
 def main() -> int:
@@ -36,12 +39,10 @@ def main() -> int:
 
 def demo(config: DemoConfig) -> None:
     """Runs all steps, then writes and prints the report."""
-    folder = Path(config.dir or FOLDERS[config.source])
-    report_of, summary_of = (
-        (benchmark_report, benchmark_summary) if config.source == "rsicd" else (stages_report, stages_summary)
-    )
+    own_folder, plan, report_of, summary_of = SOURCES[config.source]
+    folder = Path(config.dir or own_folder)
     begun = time.time()
-    steps = PLANS[config.source](config, folder)
+    steps = plan(config, folder)
     keep_previous(folder)
     run_steps(steps, folder)
     report = report_of(folder, config, time.time() - begun)

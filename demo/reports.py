@@ -9,44 +9,80 @@ from typing import Any
 
 from demo.config import DemoConfig
 
+Report = dict[str, Any]
 
-def stages_report(folder: Path, config: DemoConfig, seconds: float) -> dict:
+
+def stages_report(folder: Path, config: DemoConfig, seconds: float) -> Report:
     """Returns the demo's report, from the reports of its steps. Copies the stage-two model to FOLDER/export."""
-    pretrain = json.loads((folder / "stage-one" / "report.json").read_text())
-    prior = json.loads((folder / "prior" / "report.json").read_text())
-    one = json.loads((folder / "stage-one" / "recall.json").read_text())
-    two = json.loads((folder / "stage-two" / "recall.json").read_text())
+    pretrain = read(folder / "stage-one" / "report.json")
+    one, two = (read(folder / stage / "recall.json") for stage in ("stage-one", "stage-two"))
     shutil.copytree(folder / "stage-two" / "export", folder / "export")
     return {
-        "source": config.source,
-        "seed": config.seed,
-        "images": two["images"],
-        "captions": two["captions"],
-        "chance": two["chance"],
+        **common_report(folder, config, two, seconds),
         "stage_one": recalls(one),
         "stage_two": recalls(two),
-        "prior": prior["evaluation"],
         "pretrain": {
             name: pretrain[name] for name in ("images_per_second", "world_size", "zero_stage", "steps", "global_batch")
         },
+    }
+
+
+def benchmark_report(folder: Path, config: DemoConfig, seconds: float) -> Report:
+    """Returns the report of a benchmark's best row. Copies its model to FOLDER/export."""
+    tuned, test = read(folder / "tuned" / "report.json"), read(folder / "recall.json")
+    shutil.copytree(folder / "tuned" / "export", folder / "export")
+    return {
+        **common_report(folder, config, test, seconds),
+        "test": recalls(test),
+        "intervals": test["intervals"],
+        "validation": tuned["evaluation"],
+        "steps": tuned["steps"],
+    }
+
+
+def common_report(folder: Path, config: DemoConfig, recall: Report, seconds: float) -> Report:
+    """Returns what every report has, from the recall on the test images and the report of the prior."""
+    return {
+        "source": config.source,
+        "seed": config.seed,
+        "images": recall["images"],
+        "captions": recall["captions"],
+        "chance": recall["chance"],
+        "prior": read(folder / "prior" / "report.json")["evaluation"],
         "seconds": round(seconds, 1),
     }
 
 
-def recalls(report: dict) -> dict[str, float]:
+def read(path: Path) -> Report:
+    return json.loads(path.read_text())
+
+
+def recalls(report: Report) -> dict[str, float]:
     return {name: report[name] for name in report["chance"]}
 
 
-def stages_summary(folder: Path, report: dict) -> str:
-    """Returns the last output of the demo: the table, the paths of the results, and commands to try next."""
+def recall_table(report: Report, images: str, rows: dict[str, str]) -> list[str]:
+    """Returns the lines of a table of recalls.
+
+    Args:
+        images: what the images are, for the title
+        rows: key in the report of each row, by the row's name
+    """
     names = list(report["chance"])
+    return [
+        "",
+        f"Recall in percent on {report['images']} {images}, {report['captions']} captions",
+        " " * 17 + "".join(f"{name.replace('_', ' '):>13}" for name in names),
+        *(f"{title:<17}" + "".join(f"{report[key][name]:13.1f}" for name in names) for title, key in rows.items()),
+    ]
+
+
+def stages_summary(folder: Path, report: Report) -> str:
+    """Returns the last output of the demo: the table, the paths of the results, and commands to try next."""
     rows = {"chance": "chance", "after stage one": "stage_one", "after stage two": "stage_two"}
-    lines = ["", f"Recall in percent on {report['images']} unseen images, {report['captions']} captions"]
-    lines.append(" " * 17 + "".join(f"{name.replace('_', ' '):>13}" for name in names))
-    for title, key in rows.items():
-        lines.append(f"{title:<17}" + "".join(f"{report[key][name]:13.1f}" for name in names))
     stage, python = report["pretrain"], ".venv/bin/python -m"
-    lines += [
+    lines = [
+        *recall_table(report, "unseen images", rows),
         "",
         f"stage 1: {stage['images_per_second']:.0f} images/s; {stage['world_size']} ranks, ZeRO-{stage['zero_stage']}",
         f"scene prior: {report['prior']['accuracy']:.1f} % accuracy",
@@ -68,38 +104,11 @@ def stages_summary(folder: Path, report: dict) -> str:
     return "\n".join(lines)
 
 
-def benchmark_report(folder: Path, config: DemoConfig, seconds: float) -> dict[str, Any]:
-    """Returns the report of a benchmark's best row. Copies its model to FOLDER/export."""
-    tuned = json.loads((folder / "tuned" / "report.json").read_text())
-    prior = json.loads((folder / "prior" / "report.json").read_text())
-    test = json.loads((folder / "recall.json").read_text())
-    shutil.copytree(folder / "tuned" / "export", folder / "export")
-    return {
-        "source": config.source,
-        "seed": config.seed,
-        "images": test["images"],
-        "captions": test["captions"],
-        "chance": test["chance"],
-        "test": recalls(test),
-        "intervals": test["intervals"],
-        "validation": tuned["evaluation"],
-        "prior": prior["evaluation"],
-        "steps": tuned["steps"],
-        "seconds": round(seconds, 1),
-    }
-
-
-def benchmark_summary(folder: Path, report: dict[str, Any]) -> str:
+def benchmark_summary(folder: Path, report: Report) -> str:
     """Returns the last output of a benchmark's run: its recall beside chance, and the paths of the results."""
-    names = list(report["chance"])
     low, high = report["intervals"]["mean_recall"]
-    return "\n".join([
-        "",
-        f"Recall in percent on {report['images']} test images, {report['captions']} captions",
-        " " * 17 + "".join(f"{name.replace('_', ' '):>13}" for name in names),
-        *(
-            f"{title:<17}" + "".join(f"{report[title][name]:13.1f}" for name in names) for title in ("chance", "test")
-        ),
+    lines = [
+        *recall_table(report, "test images", {"chance": "chance", "test": "test"}),
         "",
         f"mean recall {report['test']['mean_recall']:.2f}, 95 % interval over images {low:.1f} to {high:.1f}",
         f"scene prior: {report['prior']['accuracy']:.1f} % accuracy on the validation images",
@@ -107,4 +116,5 @@ def benchmark_summary(folder: Path, report: dict[str, Any]) -> str:
         "",
         f"report       {folder / 'report.json'}",
         f"model        {folder / 'export'}",
-    ])  # fmt: skip
+    ]
+    return "\n".join(lines)
