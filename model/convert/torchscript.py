@@ -28,18 +28,9 @@ from priorclip.common.safe_load import NO_ARCHIVE, is_stored
 COPIES = 4  # times the size of the file that may be read and copied; each tensor of a storage is a copy
 MAX_MODULES, MAX_DEPTH = 20_000, 100
 DAMAGE = (
-    *(
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        struct.error,
-        EOFError,
-        LookupError,
-        AttributeError,
-        TypeError,
-        OSError,
-    ),
-    *(ValueError, ArithmeticError, RuntimeError, MemoryError),
-)
+    pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, LookupError, AttributeError, TypeError, OSError,
+    ValueError, ArithmeticError, RuntimeError, MemoryError,
+)  # fmt: skip
 DTYPES = {
     "FloatStorage": torch.float32,
     "HalfStorage": torch.float16,

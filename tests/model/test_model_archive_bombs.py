@@ -148,13 +148,18 @@ def test_modules_that_contain_each_other_have_an_end() -> None:
             tensors_of(tree)
 
 
+def small_script(folder: Path) -> Path:
+    """Returns an archive with one tensor, made at the first example of a test."""
+    path = folder / "a.pt"
+    if not path.exists():
+        script(path, torch.arange(6.0).reshape(2, 3))
+    return path
+
+
 @fuzz
 @given(place=st.integers(0, 10_000), data=st.binary(min_size=1, max_size=8))
 def test_any_bytes_in_an_archive_are_tensors_or_an_error_that_names_it(tmp_path: Path, place: int, data: bytes) -> None:
-    path = tmp_path / "a.pt"
-    if not path.exists():
-        script(path, torch.arange(6.0).reshape(2, 3))
-    changed = tmp_path / "changed.pt"
+    path, changed = small_script(tmp_path), tmp_path / "changed.pt"
     with zipfile.ZipFile(path) as old, zipfile.ZipFile(changed, "w") as new:
         for name in old.namelist():
             content = old.read(name)
@@ -169,12 +174,8 @@ def test_any_bytes_in_an_archive_are_tensors_or_an_error_that_names_it(tmp_path:
 @fuzz
 @given(place=st.integers(0, 100_000), data=st.binary(min_size=1, max_size=8))
 def test_a_damaged_archive_is_tensors_or_an_error(tmp_path: Path, place: int, data: bytes) -> None:
-    path = tmp_path / "a.pt"
-    if not path.exists():
-        script(path, torch.arange(6.0).reshape(2, 3))
-    content = path.read_bytes()
+    content, changed = small_script(tmp_path).read_bytes(), tmp_path / "changed.pt"
     start = place % len(content)
-    changed = tmp_path / "changed.pt"
     changed.write_bytes(content[:start] + data + content[start + len(data) :])
     with contextlib.suppress(ValueError):
         read_checkpoint(changed)
