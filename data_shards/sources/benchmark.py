@@ -70,9 +70,13 @@ def karpathy(
 
 def read_karpathy(path: Path) -> dict[str, Any]:
     """Returns the content of a Karpathy JSON. Raises ValueError, which names the file, if it is not one."""
-    content = read_json(path)
+    meaning = "not a Karpathy JSON, which is an object with a list 'images'"
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; so it is {meaning}") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise ValueError(f"{path} is not a Karpathy JSON, which is an object with a list 'images'")
+        raise ValueError(f"{path} is {meaning}")
     return content
 
 
