@@ -58,6 +58,7 @@ setup(
         "matplotlib>=3.9",
         "scikit-learn>=1.5",
         "psutil>=5.9",
+        "py-cpuinfo>=9",
         "tqdm>=4.66",
         "ninja>=1.11",
     ],

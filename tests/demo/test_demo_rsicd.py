@@ -13,6 +13,7 @@ from PIL import Image
 
 from demo.config import DemoConfig
 from demo.rsicd_plan import rsicd_plan
+from priorclip.common import cpu_features
 from priorclip.data_shards.synthetic import draw_scene
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +70,19 @@ def test_no_step_before_the_last_sees_the_test_images(tmp_path: Path) -> None:
         words = dict(zip(step.arguments[1::2], step.arguments[2::2], strict=True))
         assert words["--data.shards"].endswith("shards/train")
         assert words["--evaluation.shards"].endswith("shards/val")
+
+
+@pytest.mark.parametrize(("flags", "precision"), [(["avx2", "avx512_bf16"], "bf16"), (["avx2"], "fp32")])
+def test_the_model_trains_in_bfloat16_only_where_the_cpu_has_it(
+    flags: list[str], precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_benchmark(tmp_path)
+    monkeypatch.setattr(cpu_features, "get_cpu_info", lambda: {"flags": flags})
+    cpu_features.has_bfloat16.cache_clear()
+    steps = rsicd_plan(DemoConfig(source="rsicd", data=str(tmp_path)), tmp_path / "run")
+    cpu_features.has_bfloat16.cache_clear()
+    [words] = [step.arguments for step in steps if step.name == "tuned"]
+    assert words[words.index("--run.engine.precision") + 1] == precision
 
 
 def test_a_folder_without_the_annotations_is_refused(tmp_path: Path) -> None:

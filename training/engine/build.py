@@ -19,6 +19,7 @@ import deepspeed
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
+from priorclip.common.cpu_features import has_bfloat16
 from priorclip.common.output import get_logger
 from priorclip.training.config import EngineConfig, OptimizerConfig, RunConfig
 from priorclip.training.engine.offload import check_offload, offload_devices, prepare_nvme
@@ -47,6 +48,7 @@ def build_engine(
         ValueError: batch sizes do not divide, or the JSON is missing or contradicts the run's configuration
     """
     settings = deepspeed_settings(run.engine, run.optimizer, world_size)
+    warn_of_emulation(run.engine.precision)
     prepare_nvme(settings, run.dir)
     optimizer = build_optimizer(groups, run.optimizer)
     shape = schedule_shape(run.optimizer, total_steps)
@@ -58,6 +60,11 @@ def build_engine(
         dist_init_required=False,
     )
     return engine
+
+
+def warn_of_emulation(precision: str) -> None:
+    if precision == "bf16" and not torch.cuda.is_available() and not has_bfloat16():
+        logger.warning("this CPU has no bfloat16 and emulates it, which is slow: --run.engine.precision fp32 is faster")
 
 
 def deepspeed_settings(engine: EngineConfig, optimizer: OptimizerConfig, world_size: int) -> dict[str, Any]:
