@@ -204,11 +204,13 @@ class SceneConfig:
     Args:
         backbone: the image encoder
         classes: scene names, in the order of the logits
+        tags: names of objects, whose logits follow those of the scenes; an image can have several
         kind: always ``scene``
     """
 
     backbone: EncoderConfig = field(default_factory=EncoderConfig)
     classes: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
     kind: Literal["scene"] = "scene"
 
 
