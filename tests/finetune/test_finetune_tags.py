@@ -107,7 +107,8 @@ def test_mixing_images_is_refused_with_tags() -> None:
 def test_a_prior_of_tags_trains_is_judged_and_instructs(targets: str, epochs: int, data: Path, tmp_path: Path) -> None:
     words = [
         "--data.shards", data / "train", "--evaluation.shards", data / "train", "--data.workers", "0",
-        "--run.dir", tmp_path / "prior", "--run.epochs", epochs, "--run.optimizer.lr", "3e-3", "--run.engine.threads", "1",
+        "--run.dir", tmp_path / "prior", "--run.epochs", epochs,
+        "--run.optimizer.lr", "3e-3", "--run.engine.threads", "1",
         "--run.engine.global_batch", "16", "--backbone.name", "resnet10t", "--backbone.image_size", "48",
         "--data.scale", "1", "--targets", targets, "--run.checkpoint.best", "tag_map", "--run.export", "best",
     ]  # fmt: skip
