@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from priorclip.data_shards.config import DataConfig, EvaluationConfig
 from priorclip.model.config import EncoderConfig, LoraConfig, LossConfig, ModelConfig
@@ -14,12 +14,14 @@ from priorclip.training.config import OptimizerConfig, RunConfig
 
 @dataclass
 class PriorConfig:
-    """Train the instruction encoder on scene recognition.
+    """Train the instruction encoder on scene recognition, or on the objects that captions name.
 
     Args:
         run: the run directory, length, optimizer, DeepSpeed and checkpoints
         data: training shards with scene labels
         backbone: the image encoder; its export is a value of model.prior.weights for any model
+        targets: scenes: the scene labels. tags: the objects that an image's captions name, from a fixed list of nouns
+            (finetune/object_tags.py). scenes+tags: both, the sum of the two losses
         label_smoothing: share of the target that is spread over all classes
         mixup: alpha of timm's mixup; 0 turns it off
         cutmix: alpha of timm's cutmix; 0 turns it off; with both, each batch uses one of them
@@ -29,6 +31,7 @@ class PriorConfig:
     run: RunConfig
     data: DataConfig
     backbone: EncoderConfig = field(default_factory=EncoderConfig)
+    targets: Literal["scenes", "tags", "scenes+tags"] = "scenes"
     label_smoothing: float = 0.1
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -41,6 +44,10 @@ class PriorConfig:
         for name in ("mixup", "cutmix"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be the alpha of a beta distribution, or 0, not {getattr(self, name)}")
+            if getattr(self, name) and "tags" in self.targets:
+                raise ValueError(f"{name} mixes scenes, not tags: set {name} to 0, or targets to scenes")
+        if self.targets not in ("scenes", "tags", "scenes+tags"):
+            raise ValueError(f"targets must be scenes, tags or scenes+tags, not '{self.targets}'")
 
 
 @dataclass

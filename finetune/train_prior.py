@@ -1,4 +1,5 @@
-"""Training of the scene prior: a timm backbone learns to classify scenes. Its export instructs any other model.
+"""Training of the scene prior: a timm backbone learns to classify scenes, or to name objects. Its export instructs any
+other model.
 
 python -m finetune prior --config finetune/configs/prior.yaml --data.shards data/aid-train --run.dir runs/prior
 python -m pretrain ... --model.prior.weights runs/prior/export
@@ -11,15 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
 
 from priorclip.data_shards import ShardSet, ShardStream, eval_batches
 from priorclip.data_shards.dedupe.identical_images import warn_of_shared_images
 from priorclip.data_shards.format.class_names import ClassIds
 from priorclip.finetune.commands import PriorConfig
-from priorclip.finetune.confusion_matrix import confusion, figures_of, write_confusion
-from priorclip.finetune.scene_mixing import SceneTargets, soft_cross_entropy
+from priorclip.finetune.confusion_matrix import write_confusion
+from priorclip.finetune.object_tags import TagTargets
+from priorclip.finetune.prior_objective import PriorObjective
 from priorclip.model import SceneClassifier, SceneConfig, parameter_groups, save_pretrained
 from priorclip.model.cost.flops import training_flops
 from priorclip.model.cost.peak_tflops import peak_of
@@ -45,46 +46,34 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
     run = config.run
     shards = ShardSet(config.data.shards, **config.data.access)
     classes = config.data.classes or shards.classes
-    if len(classes) < 2:
+    if len(classes) < 2 and "scenes" in config.targets:
         raise ValueError(f"{config.data.shards}: {len(classes)} scene classes; a prior needs labelled shards")
     config.data.classes = classes
     stream = ShardStream(
         shards, None, config.data,
         global_batch=run.engine.global_batch, rank=rank.rank, world_size=rank.world_size, seed=run.seed,
     )  # fmt: skip
-    model = SceneClassifier(SceneConfig(backbone=config.backbone, classes=classes))
-    model.set_grad_checkpointing(run.engine.grad_checkpointing)
-    held_out = None
+    held_out, held_out_tags = None, None
     if config.evaluation.shards:
         tested = ShardSet(config.evaluation.shards, **config.data.access)
-        refuse_unknown(tested.classes, classes, config)
+        if "scenes" in config.targets:
+            refuse_unknown(tested.classes, classes, config)
         warn_of_shared_images(shards, tested, rank.rank)
         held_out = eval_batches(
             tested, None, config.data.side, config.evaluation.batch_size,
             rank=rank.rank, world_size=rank.world_size, classes=classes,
         )  # fmt: skip
-
-    targets = SceneTargets(len(classes), config.mixup, config.cutmix, config.label_smoothing)
-    counted: list[torch.Tensor] = []  # confusion matrix of the exported weights
-
-    def step(engine: deepspeed.DeepSpeedEngine, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        labels = batch["labels"]
-        images, soft = targets(batch["images"], labels)
-        logits = engine(images).float()
-        labelled = (labels >= 0).sum().clamp(min=1)
-        return soft_cross_entropy(logits, soft), {"accuracy": (logits.argmax(dim=1) == labels).sum() / labelled}
-
-    def evaluate(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
-        return figures_of(confusion(engine, held_out, len(classes), rank.device)) if held_out else {}
-
-    def test(engine: deepspeed.DeepSpeedEngine) -> dict[str, float]:
-        assert held_out is not None
-        counted.append(confusion(engine, held_out, len(classes), rank.device))
-        return figures_of(counted[-1])
+        held_out_tags = TagTargets(tested, config.evaluation.caption_field)
+    tags = TagTargets(shards, config.data.caption_field)
+    if "tags" in config.targets:
+        tags.require_captions(str(config.data.shards))
+    objective = PriorObjective(config, classes, tags, held_out, held_out_tags, rank.device)
+    model = SceneClassifier(SceneConfig(backbone=config.backbone, classes=objective.classes, tags=objective.tag_names))
+    model.set_grad_checkpointing(run.engine.grad_checkpointing)
 
     def export(weights: dict[str, torch.Tensor], report: dict[str, Any], folder: Path) -> None:
-        if counted:
-            write_confusion(counted[-1], classes, folder)
+        if objective.counts is not None:
+            write_confusion(objective.counts, classes, folder)
         save_pretrained(weights, model.config, folder / "export", extra=report)
 
     def build() -> SceneClassifier:
@@ -94,7 +83,9 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
 
     groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.lr, run.optimizer.layer_decay)
     facts = ModelFacts(flops=partial(training_flops, build, config.data.side), peak_tflops=peak_of)
-    return Task(model, groups, stream, step, evaluate, export, test=test if held_out else None, model_facts=facts)
+    # The test of a run is its last evaluation, so the confusion matrix is that of the exported weights.
+    test = objective.evaluate if held_out else None
+    return Task(model, groups, stream, objective.step, objective.evaluate, export, test=test, model_facts=facts)
 
 
 def refuse_unknown(tested: list[str], classes: list[str], config: PriorConfig) -> None:

@@ -14,6 +14,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_type_hints
 
+from priorclip.model.belief_config import BeliefConfig
+
 T = TypeVar("T")
 
 
@@ -94,29 +96,6 @@ class TextConfig:
             raise ValueError(f"text.context_length must be at least 1, not {self.context_length}")
         check_unlocked("text", self.unlocked)
         check_remember("text", self.remember, self.trainable)
-
-
-@dataclass
-class BeliefConfig:
-    """How the instruction weights the visual tokens (PriorCLIP paper, arXiv 2405.10160, section III).
-
-    Args:
-        mode: soft: F * (M + 1/sqrt(R)). hard: keep the k tokens of highest belief. none: keep tokens unchanged
-        k: number of tokens that ``hard`` keeps
-        compat: paper: as published. released: as in the authors' code, for their checkpoints
-    """
-
-    mode: Literal["soft", "hard", "none"] = "soft"
-    k: int | None = None
-    compat: Literal["paper", "released"] = "paper"
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("soft", "hard", "none"):
-            raise ValueError(f"belief.mode must be soft, hard or none, not '{self.mode}'")
-        if self.compat not in ("paper", "released"):
-            raise ValueError(f"belief.compat must be paper or released, not '{self.compat}'")
-        if self.mode == "hard" and (self.k is None or self.k < 1):
-            raise ValueError(f"belief.mode 'hard' needs belief.k, the number of tokens to keep, not {self.k}")
 
 
 @dataclass
@@ -225,11 +204,13 @@ class SceneConfig:
     Args:
         backbone: the image encoder
         classes: scene names, in the order of the logits
+        tags: names of objects, whose logits follow those of the scenes; an image can have several
         kind: always ``scene``
     """
 
     backbone: EncoderConfig = field(default_factory=EncoderConfig)
     classes: list[str] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
     kind: Literal["scene"] = "scene"
 
 

@@ -15,6 +15,7 @@ def model_card(config: ModelConfig | SceneConfig, state_dict: Mapping[str, Tenso
     size = sum(value.numel() for value in state_dict.values()) / 1e6
     if isinstance(config, SceneConfig):
         title, facts = "Scene classifier", {"backbone": config.backbone.name, "classes": len(config.classes)}
+        facts |= {"tags": len(config.tags)} if config.tags else {}
     else:
         title = {"priorclip": "PriorCLIP", "prioritr": "PriorITR", "clip": "CLIP"}[config.kind]
         text = config.text.name or (config.text.config or {}).get("model_type")

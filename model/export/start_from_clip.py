@@ -23,7 +23,7 @@ from priorclip.model.networks.priorclip import PriorCLIP
 
 log = get_logger(__name__)
 
-PRIOR_PARTS = ("prior.", "visual.instruction.", "visual.narrow.", "visual.layers.", "visual.norm.")
+PRIOR_PARTS = ("prior.", "visual.instruction.", "visual.narrow.", "visual.layers.", "visual.norm.", "visual.rival.")
 PROJECTION = "image_projection.weight"
 
 

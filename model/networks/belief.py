@@ -18,24 +18,34 @@ from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.autocast_mode import is_autocast_available
 
-from priorclip.model.config import BeliefConfig
+from priorclip.model.belief_config import BeliefConfig
+
+
+def float32_at_least(tokens: Tensor) -> torch.dtype:
+    return torch.promote_types(tokens.dtype, torch.float32)
 
 
 def affinity(tokens: Tensor, instruction: Tensor) -> Tensor:
     """Returns <F_l, f>, at least float32: tokens (B, L, d), instruction (B, d) -> (B, L)."""
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
+    dtype = float32_at_least(tokens)
     device = tokens.device.type
     # The meta device, which counts FLOPs and parameters, has no autocast.
     with torch.autocast(device, enabled=False) if is_autocast_available(device) else nullcontext():
         return torch.einsum("bld,bd->bl", tokens.to(dtype), instruction.to(dtype))
 
 
-def belief_map(tokens: Tensor, instruction: Tensor) -> Tensor:
-    """Returns M, the belief of each token, (B, L), at least float32; rows sum to 1."""
-    return affinity(tokens, instruction).softmax(dim=-1)
+def belief_map(tokens: Tensor, instruction: Tensor, rival: nn.Module | None = None) -> Tensor:
+    """Returns M, the belief of each token, (B, L), at least float32; rows sum to 1.
+
+    With a rival of soft belief it returns the rival's factors, divided by their sum.
+    """
+    if rival is None:
+        return affinity(tokens, instruction).softmax(dim=-1)
+    weights = rival(tokens, instruction)
+    return weights / weights.sum(dim=-1, keepdim=True)
 
 
 def order_descending(scores: Tensor) -> Tensor:
@@ -58,22 +68,37 @@ def soft_weights(tokens: Tensor, instruction: Tensor, compat: str = "paper") -> 
     return scores.softmax(dim=-1) + place.to(scores.dtype).rsqrt()
 
 
-def apply_belief(tokens: Tensor, instruction: Tensor, config: BeliefConfig) -> Tensor:
+def token_weights(
+    tokens: Tensor, instruction: Tensor, config: BeliefConfig, rival: nn.Module | None = None
+) -> Tensor | None:
+    """Returns the factor of each token, (B, L), for soft belief and its rivals, None for hard and none.
+
+    Args:
+        tokens: F, (B, L, d)
+        instruction: f, (B, d)
+        rival: computes the factors in place of soft belief (`rivals.build_rival`)
+    """
+    if rival is not None:
+        return rival(tokens, instruction)
+    return soft_weights(tokens, instruction, config.compat) if config.mode == "soft" else None
+
+
+def apply_belief(tokens: Tensor, instruction: Tensor, config: BeliefConfig, rival: nn.Module | None = None) -> Tensor:
     """Weights or filters the tokens by belief.
 
     Args:
         tokens: F, (B, L, d)
         instruction: f, (B, d)
+        rival: computes the factors in place of soft belief
     Returns:
-        (B, L, d) for soft and none, (B, k, d) for hard
+        (B, L, d) for soft, its rivals and none, (B, k, d) for hard
     Raises:
         ValueError: hard belief must keep more tokens than there are
     """
-    if config.mode == "none":
-        return tokens
     if config.mode == "hard":
         return keep_top(tokens, instruction, config.k or 0)
-    return weight_tokens(tokens, soft_weights(tokens, instruction, config.compat), config.compat)
+    weights = token_weights(tokens, instruction, config, rival)
+    return tokens if weights is None else weight_tokens(tokens, weights, config.compat)
 
 
 def weight_tokens(tokens: Tensor, weights: Tensor, compat: str = "paper") -> Tensor:

@@ -31,10 +31,12 @@ from timm.models import checkpoint_seq
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from priorclip.model.config import BeliefConfig, FusionConfig
+from priorclip.model.belief_config import BeliefConfig
+from priorclip.model.config import FusionConfig
 from priorclip.model.encoders.vision import ImageEncoder, grid_of
-from priorclip.model.networks.belief import apply_belief, belief_map, keep_top, soft_weights, weight_tokens
+from priorclip.model.networks.belief import apply_belief, belief_map, keep_top, token_weights, weight_tokens
 from priorclip.model.networks.pae import MultiHeadAttention
+from priorclip.model.networks.rivals import build_rival
 
 
 def embed_patches(vit: nn.Module, images: Tensor) -> Tensor:
@@ -43,7 +45,12 @@ def embed_patches(vit: nn.Module, images: Tensor) -> Tensor:
 
 
 def read_with_instruction(
-    vit: nn.Module, images: Tensor, instruction: Tensor, belief: BeliefConfig, embed_only: bool = False
+    vit: nn.Module,
+    images: Tensor,
+    instruction: Tensor,
+    belief: BeliefConfig,
+    rival: nn.Module | None = None,
+    embed_only: bool = False,
 ) -> Tensor:
     """The forward of a timm ViT with belief and instruction token -> (B, C), or the embedded tokens.
 
@@ -55,7 +62,7 @@ def read_with_instruction(
         return tokens
     # The released code weights prefix tokens too; the paper's belief is over image regions.
     prefix = 0 if belief.compat == "released" else vit.num_prefix_tokens
-    weighted = apply_belief(tokens[:, prefix:], instruction, belief)  # type: ignore[misc]
+    weighted = apply_belief(tokens[:, prefix:], instruction, belief, rival)  # type: ignore[misc]
     x = torch.cat([instruction.unsqueeze(1).to(tokens.dtype), tokens[:, :prefix], weighted], dim=1)  # type: ignore[misc]
     x = checkpoint_seq(vit.blocks, x) if vit.grad_checkpointing else vit.blocks(x)  # type: ignore[operator]
     return vit.fc_norm(vit.norm(x[:, 0]))  # type: ignore[operator]
@@ -69,18 +76,19 @@ class InstructedViT(nn.Module):
         self.encoder, self.belief, self.width = encoder, belief, encoder.width
         encoder.model.forward = types.MethodType(read_with_instruction, encoder.model)
         self.instruction = nn.Linear(prior_width, self.width)
+        self.rival = build_rival(belief, self.width)
 
     def forward(self, images: Tensor, prior: Tensor) -> Tensor:
         """Images (B, 3, H, W), prior feature (B, P) -> (B, width)."""
         instruction = self.instruction(prior)
-        return self.encoder.model(self.encoder.normalise(images), instruction, self.belief)
+        return self.encoder.model(self.encoder.normalise(images), instruction, self.belief, self.rival)
 
     def belief_map(self, images: Tensor, prior: Tensor) -> Tensor:
         """Returns M over the patch grid, (B, h, w)."""
         pixels, instruction = self.encoder.normalise(images), self.instruction(prior)
         tokens = self.encoder.model(pixels, instruction, self.belief, embed_only=True)
         tokens = tokens[:, self.encoder.model.num_prefix_tokens :]
-        return belief_map(tokens, instruction).unflatten(1, grid_of(tokens.shape[1]))
+        return belief_map(tokens, instruction, self.rival).unflatten(1, grid_of(tokens.shape[1]))
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         self.encoder.model.set_grad_checkpointing(enable)
@@ -98,7 +106,7 @@ class FusionLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, weights: Tensor | None = None, compat: str = "paper") -> Tensor:
-        """x (B, 1 + L, width); weights (B, L) of soft belief for all but the first token -> (B, 1 + L, width)."""
+        """x (B, 1 + L, width); weights (B, L) of belief for all but the first token -> (B, 1 + L, width)."""
         normed = self.norm1(x)
         memory = normed
         if weights is not None:
@@ -118,13 +126,14 @@ class InstructedBackbone(nn.Module):
         self.instruction = nn.Linear(prior_width, self.width)
         self.layers = nn.ModuleList(FusionLayer(self.width, fusion) for _ in range(fusion.layers))
         self.norm = nn.LayerNorm(self.width)
+        self.rival = build_rival(belief, self.width)
         self.grad_checkpointing = False
 
     def forward(self, images: Tensor, prior: Tensor) -> Tensor:
         """Images (B, 3, H, W), prior feature (B, P) -> (B, width)."""
         instruction, tokens = self.instruction(prior), self.narrow(self.encoder.tokens(images).tokens)
         mode, compat = self.belief.mode, self.belief.compat
-        weights = soft_weights(tokens, instruction, compat) if mode == "soft" else None
+        weights = token_weights(tokens, instruction, self.belief, self.rival)
         kept = keep_top(tokens, instruction, self.belief.k or 0) if mode == "hard" else tokens
         x = torch.cat([instruction.unsqueeze(1), kept], dim=1)
         for layer in self.layers:
@@ -137,7 +146,8 @@ class InstructedBackbone(nn.Module):
     def belief_map(self, images: Tensor, prior: Tensor) -> Tensor:
         """Returns M over the feature map, (B, h, w)."""
         visual = self.encoder.tokens(images)
-        return belief_map(self.narrow(visual.tokens), self.instruction(prior)).unflatten(1, visual.grid)
+        tokens, instruction = self.narrow(visual.tokens), self.instruction(prior)
+        return belief_map(tokens, instruction, self.rival).unflatten(1, visual.grid)
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         self.grad_checkpointing = enable

@@ -5,10 +5,11 @@
            normalise(global + head(read-out of the local tokens))
     text:  encoder tokens -> linear (B, T, d) -> Temporal-PAE -> normalise(global + head(first token))
 
-The read-out of an image does not depend on the place of a token in the grid (`read_local`):
+The read-out of an image does not depend on the place of a token in the grid (`PriorITR.read_spatial`):
 
     hard, soft   the local token of highest belief: the first one of hard belief, which sorts, as in the released code
     none         the mean of the local tokens, because without belief no token is better than another
+    rivals       the local token of the highest factor; for uniform the mean, as for none
 
 The Spatial-PAE has no positions. So the soft read-out is what the first token would be if the tokens were sorted by
 belief, as the paper's figure shows them, and the sort is not needed. Only ``compat="released"`` with soft belief still
@@ -33,8 +34,9 @@ from torch import Tensor, nn
 from priorclip.model.config import ModelConfig
 from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import ImageEncoder, VisualTokens
-from priorclip.model.networks.belief import affinity, apply_belief, belief_map
+from priorclip.model.networks.belief import affinity, belief_map, keep_top, token_weights, weight_tokens
 from priorclip.model.networks.pae import PAE
+from priorclip.model.networks.rivals import build_rival
 from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, log_scales, normalise_features
 
 
@@ -55,6 +57,7 @@ class PriorITR(TwoTowers):
             self.prior_projection = nn.Linear(self.prior.width, d)
             self.spatial = PAE(d, pae.spatial_layers, pae.heads, pae.dropout)
             self.image_head = nn.Linear(d, d)
+            self.rival = build_rival(config.belief, d)
         if self.has_cycles:
             self.temporal = PAE(d, pae.temporal_cycles, pae.heads, pae.dropout)
             self.text_head = nn.Linear(d, d)
@@ -69,10 +72,22 @@ class PriorITR(TwoTowers):
         tokens = visual.tokens
         if self.config.belief.compat == "released":
             tokens = torch.cat([visual.pooled.unsqueeze(1), tokens], dim=1)
-        local = self.spatial(apply_belief(tokens, instruction, self.config.belief), instruction)
-        mode = self.config.belief.mode
-        read = read_local(local, affinity(tokens, instruction) if mode == "soft" else None, mode)
+        read = self.read_spatial(tokens, instruction)
         return normalise_features(visual.pooled + self.image_head(read))
+
+    def read_spatial(self, tokens: Tensor, instruction: Tensor) -> Tensor:
+        """Projected tokens (B, L, d), instruction (B, d) -> the read-out of the local tokens, (B, d)."""
+        belief = self.config.belief
+        if belief.mode == "hard":
+            return self.spatial(keep_top(tokens, instruction, belief.k or 0), instruction)[:, 0]
+        weights = token_weights(tokens, instruction, belief, self.rival)
+        if weights is None:
+            return self.spatial(tokens, instruction).mean(1)
+        local = self.spatial(weight_tokens(tokens, weights, belief.compat), instruction)
+        if belief.mode == "uniform":
+            return local.mean(1)
+        # Soft belief reads by <F, f>, because the released factor does not follow it.
+        return read_highest(local, affinity(tokens, instruction) if belief.mode == "soft" else weights)
 
     def project(self, images: Tensor) -> tuple[VisualTokens, Tensor]:
         """Returns projected visual tokens and the instruction f (B, d)."""
@@ -92,7 +107,7 @@ class PriorITR(TwoTowers):
     def belief_map(self, images: Tensor) -> Tensor:
         """Returns M over the grid of visual tokens, (B, h, w), sums to 1."""
         visual, instruction = self.project(images)
-        return belief_map(visual.tokens, instruction).unflatten(1, visual.grid)
+        return belief_map(visual.tokens, instruction, self.rival).unflatten(1, visual.grid)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes activations in the backward pass: less memory, a third more time."""
@@ -104,18 +119,7 @@ class PriorITR(TwoTowers):
             self.prior.model.set_grad_checkpointing(enable)
 
 
-def read_local(local: Tensor, scores: Tensor | None, mode: str) -> Tensor:
-    """Returns what the local tokens say about an image, (B, d), whatever their order in the grid.
-
-    Args:
-        local: output of the Spatial-PAE, (B, L, d), or for hard belief (B, k, d), highest belief first
-        scores: <F_l, f> of all tokens before belief, (B, L); only soft belief needs them
-        mode: soft, hard or none, as in `BeliefConfig`
-    """
-    if mode == "none":
-        return local.mean(1)
-    if mode == "hard":
-        return local[:, 0]
-    assert scores is not None
+def read_highest(local: Tensor, scores: Tensor) -> Tensor:
+    """Returns for each image the local token (B, L, d) of the highest score (B, L), -> (B, d). Of ties, the first."""
     best = scores.argmax(dim=-1)[:, None, None].expand(-1, 1, local.shape[-1])
     return local.gather(1, best).squeeze(1)

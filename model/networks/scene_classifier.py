@@ -1,6 +1,6 @@
 """The scene prior: a classifier trained on scene labels. The pooled feature of its backbone becomes the instruction.
 
-    finetune prior:  images -> backbone -> pooled (B, P) -> linear -> scene logits (B, C)
+    finetune prior:  images -> backbone -> pooled (B, P) -> linear -> scene logits (B, C) and tag logits (B, K)
     PriorCLIP/ITR:   images -> backbone (frozen or not) -> pooled (B, P) -> projected: instruction f (B, d)
 
 Its export folder is a valid `EncoderConfig.weights` for any model with the same backbone.
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 
 class SceneClassifier(nn.Module):
-    """A timm backbone with a linear head over scene classes."""
+    """A timm backbone with a linear head over scene classes, and over tags of objects if there are any."""
 
     def __init__(self, config: SceneConfig):
         super().__init__()
-        if not config.classes:
+        if not config.classes and not config.tags:
             raise ValueError("SceneConfig.classes is empty: a scene classifier needs the names of its classes")
         self.config = copy.deepcopy(config)
         self.backbone = ImageEncoder(self.config.backbone, pool=True)
         self.config.backbone.mean, self.config.backbone.std = normalisation(config.backbone)
-        self.head = nn.Linear(self.backbone.width, len(config.classes))
+        self.head = nn.Linear(self.backbone.width, len(config.classes) + len(config.tags))
 
     @property
     def classes(self) -> Sequence[str]:
         return self.config.classes
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) uint8 or float in [0, 1] -> logits (B, C), in the order of ``classes``."""
+        """Images (B, 3, H, W) uint8 or float in [0, 1] -> logits (B, C + K): ``classes``, then ``tags``."""
         return self.head(self.backbone(images))
 
     def features(self, images: Tensor) -> Tensor:

@@ -1,0 +1,180 @@
+"""Rivals of soft belief: other rules by which visual tokens F get factors. Each takes the place of M + 1/sqrt(R).
+
+    rival = build_rival(BeliefConfig(mode="entropy"), width=384)      # None for soft, hard and none
+    factors = rival(tokens, instruction)                              # (B, L, d), (B, d) -> (B, L)
+
+Example, L = 3 tokens with <F, f> = (0, 2, 1), so M = (.09, .67, .24), soft = (.67, 1.67, .95), their mean 1.09:
+
+    entropy      H(M)/log 3 = .76, so a quarter of soft and three quarters of its mean: (.99, 1.23, 1.06)
+    evidential   evidence (.69, 2.13, 1.31), S = 7.13, uncertainty 3/7.13: factors (.71, 1.31, .97), mean 1
+    uniform      (1.09, 1.09, 1.09)
+    random       soft's factors, but of other tokens
+
+All are computed in float32 at least and outside autocast, because half precision cannot tell small beliefs apart.
+A learned rival has few parameters of its own, so every rival leaves the rest of the model as it is.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from priorclip.model.belief_config import BeliefConfig
+from priorclip.model.networks.belief import affinity, float32_at_least, soft_weights
+
+
+def build_rival(config: BeliefConfig, width: int) -> nn.Module | None:
+    """Returns the rival of soft belief that the options ask for; None for soft, hard and none.
+
+    Args:
+        config: its ``mode`` chooses
+        width: d, the width of tokens and instruction
+    """
+    if config.mode == "dropout":
+        return DropoutBelief(width, config.draws, config.dropout)
+    if config.mode in LEARNED:
+        return LEARNED[config.mode](width)
+    return PLAIN[config.mode]() if config.mode in PLAIN else None
+
+
+class AttentionPooling(nn.Module):
+    """Factor of token l: L softmax over l of <F_l, q>/sqrt(d), with a learned query q. The instruction plays no part.
+
+    Source: the attention of a single learned query, as in Set Transformer's pooling (Lee et al. 2019,
+    arXiv 1810.00825), with one head and no projections.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(width) * 0.02)
+
+    def forward(self, tokens: Tensor, instruction: Tensor) -> Tensor:
+        """tokens (B, L, d), instruction (B, d) -> (B, L), mean 1 over the tokens."""
+        scores = affinity(tokens, self.query.expand(len(tokens), -1)) / math.sqrt(tokens.shape[-1])
+        return tokens.shape[1] * scores.softmax(dim=-1)
+
+
+class LearnedGate(nn.Module):
+    """Factor of token l: sigmoid(<W F_l, V f>/sqrt(d) + b), with W, V and b of its own.
+
+    Source: the gate of Attention U-Net (Oktay et al. 2018, arXiv 1804.03999), with a product in place of the sum.
+    """
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.token = nn.Linear(width, width, bias=False)
+        self.instruction = nn.Linear(width, width, bias=False)
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, tokens: Tensor, instruction: Tensor) -> Tensor:
+        """tokens (B, L, d), instruction (B, d) -> (B, L), each between 0 and 1."""
+        scores = affinity(self.token(tokens), self.instruction(instruction)) / math.sqrt(tokens.shape[-1])
+        return torch.sigmoid(scores + self.bias)
+
+
+class EntropyBelief(nn.Module):
+    """Soft belief, tempered by its entropy H: c soft + (1 - c) mean(soft), with c = 1 - H(M)/log L.
+
+    An instruction that is sure of one token gives soft belief. If it believes in all tokens alike, all factors are the
+    same.
+    """
+
+    def forward(self, tokens: Tensor, instruction: Tensor) -> Tensor:
+        """tokens (B, L, d), instruction (B, d) -> (B, L), the mean of soft belief's factors."""
+        soft = soft_weights(tokens, instruction)
+        log_belief = affinity(tokens, instruction).log_softmax(dim=-1)
+        entropy = -(log_belief.exp() * log_belief).sum(dim=-1, keepdim=True)
+        sure = 1 - entropy / math.log(max(2, tokens.shape[1]))
+        return sure * soft + (1 - sure) * soft.mean(dim=-1, keepdim=True)
+
+
+class DropoutBelief(nn.Module):
+    """Factor of token l: mean over deviation of its belief M_l, when channels of the instruction are dropped T times.
+
+        r_l = mean_t(M_tl) / sqrt(var_t(M_tl) + (0.01/L)^2)        factor: L r_l / sum of r
+
+    A token whose belief hangs on few channels counts little. The small term keeps a token without any belief at a
+    factor near 0. Training draws anew in each step. Evaluation always drops the same channels, so that an image has one
+    embedding.
+
+    Source: Monte Carlo dropout (Gal and Ghahramani 2016, arXiv 1506.02142).
+    """
+
+    def __init__(self, width: int, draws: int, dropout: float):
+        super().__init__()
+        self.dropout = dropout
+        kept = torch.rand(draws, 1, width, generator=torch.Generator().manual_seed(0)) >= dropout
+        self.register_buffer("kept", kept, persistent=False)
+
+    def forward(self, tokens: Tensor, instruction: Tensor) -> Tensor:
+        """tokens (B, L, d), instruction (B, d) -> (B, L), mean 1 over the tokens."""
+        beliefs = torch.stack([affinity(tokens, draw).softmax(dim=-1) for draw in self.draw(instruction)])
+        tiny = 0.01 / tokens.shape[1]
+        ratio = beliefs.mean(0) * (beliefs.var(0) + tiny**2).rsqrt()
+        return tokens.shape[1] * ratio / ratio.sum(dim=-1, keepdim=True)
+
+    def draw(self, instruction: Tensor) -> Tensor:
+        """Returns the instruction (B, d) with channels dropped, (T, B, d)."""
+        kept: Tensor = self.kept  # type: ignore[assignment]
+        repeated = instruction.expand(len(kept), -1, -1)
+        if self.training:
+            return F.dropout(repeated, self.dropout)
+        return repeated * kept.to(instruction.dtype) / (1 - self.dropout)
+
+
+class EvidentialBelief(nn.Module):
+    """Factor of token l: L e_l/S + L/S, with evidence e_l = softplus(<F_l, f>) and S = L + the sum of e.
+
+    The e_l + 1 are the parameters of a Dirichlet distribution over tokens, e_l/S is the belief mass of a token, and L/S
+    is the uncertainty, which all tokens share. Without evidence each factor is 1.
+
+    Source: evidential deep learning (Sensoy et al. 2018, arXiv 1806.01768), with tokens in place of classes.
+    """
+
+    def forward(self, tokens: Tensor, instruction: Tensor) -> Tensor:
+        """tokens (B, L, d), instruction (B, d) -> (B, L), mean 1 over the tokens."""
+        evidence = F.softplus(affinity(tokens, instruction))
+        length = tokens.shape[1]
+        return length * (evidence + 1) / (evidence.sum(dim=-1, keepdim=True) + length)
+
+
+class RandomBelief(nn.Module):
+    """A control: soft belief's factors, but of other tokens.
+
+    Training shuffles them anew for each image in each step. Evaluation uses one order for all images, so that an image
+    has one embedding.
+    """
+
+    def forward(self, tokens: Tensor, instruction: Tensor) -> Tensor:
+        """tokens (B, L, d), instruction (B, d) -> (B, L), soft belief's factors in another order."""
+        soft = soft_weights(tokens, instruction)
+        if self.training:
+            return soft.gather(1, torch.rand_like(soft).argsort(dim=-1))
+        return soft[:, scattered(soft.shape[1])]
+
+
+class UniformBelief(nn.Module):
+    """A control: each token has the mean of soft belief's factors, (1 + sum over r of 1/sqrt(r))/L."""
+
+    def forward(self, tokens: Tensor, instruction: Tensor) -> Tensor:
+        """tokens (B, L, d), instruction (B, d) -> (B, L), all equal."""
+        length = tokens.shape[1]
+        mean = (1 + sum(rank**-0.5 for rank in range(1, length + 1))) / length
+        return torch.full(tokens.shape[:2], mean, dtype=float32_at_least(tokens), device=tokens.device)
+
+
+def scattered(length: int) -> list[int]:
+    """Returns the numbers below ``length`` in an order that looks random and is always the same (Knuth's hash)."""
+    return sorted(range(length), key=lambda place: (place + 1) * 2654435761 % 2**32)
+
+
+LEARNED: dict[str, type[nn.Module]] = {"attention": AttentionPooling, "gate": LearnedGate}
+PLAIN: dict[str, type[nn.Module]] = {
+    "entropy": EntropyBelief,
+    "evidential": EvidentialBelief,
+    "random": RandomBelief,
+    "uniform": UniformBelief,
+}
