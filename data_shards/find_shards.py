@@ -22,11 +22,13 @@ from braceexpand import UnbalancedBracesError, braceexpand  # type: ignore[attr-
 
 from priorclip.common.safe_paths import join_under
 from priorclip.data_shards.corpus import Corpus
+from priorclip.data_shards.format.foreign_layout import MAX_BYTES, PLAIN, Layout, find_layout, read_layout
 from priorclip.data_shards.format.index_reader import IndexReader
 from priorclip.data_shards.format.manifest import NAME, Manifest, ShardEntry
+from priorclip.data_shards.format.sample import JSON_MEMBER
 from priorclip.data_shards.format.shard_index import ShardIndex, index_path, scan
 from priorclip.data_shards.order.mixture import MixturePart
-from priorclip.data_shards.remote.http_ranges import RemoteError
+from priorclip.data_shards.remote.http_ranges import RemoteError, fetch_file
 from priorclip.data_shards.remote.pipe_shards import fetch_pipe
 from priorclip.data_shards.remote.shard_files import Access, LocalFile, RemoteFile, ShardFile, fetch_manifest
 from priorclip.data_shards.remote.urls import folder_url, is_remote, public_url, url_in_folder
@@ -46,6 +48,7 @@ class FolderManifests:
         self.of: dict[Path | str, Manifest | None] = {}
         self._access = access
         self._entries: dict[Path | str, dict[str, ShardEntry]] = {}
+        self._layouts: dict[Path | str, Layout] = {}
 
     def load(self, folder: Path | str) -> Manifest | None:
         """Returns the manifest of a folder, or None if it has none. Raises OSError if the host does not answer."""
@@ -59,9 +62,25 @@ class FolderManifests:
             self._entries[folder] = {entry.name: entry for entry in manifest.shards} if manifest else {}
         return self.of[folder]
 
+    def is_pack(self, file: ShardFile) -> bool:
+        """Tells whether `data_shards pack` wrote the folder of a shard: its manifest has a fingerprint."""
+        manifest = self.load(folder_of(file))
+        return manifest is not None and bool(manifest.fingerprint)
+
+    def layout(self, folder: Path | str) -> Layout:
+        """Returns what CLIP Benchmark's files beside the tars say, read once. Raises as `foreign_layout`."""
+        if folder not in self._layouts:
+            if isinstance(folder, str):
+                place, timeout = folder, self._access.timeout
+                found = read_layout(public_url(folder), lambda name: fetch_beside(place, name, timeout))
+            else:
+                found = find_layout(folder)
+            self._layouts[folder] = found
+        return self._layouts[folder]
+
     def entry(self, file: ShardFile) -> ShardEntry | None:
         """Returns the entry of a shard in the manifest of its folder."""
-        folder = folder_url(file.url) if isinstance(file, RemoteFile) else file.path.parent
+        folder = folder_of(file)
         self.load(folder)
         return self._entries[folder].get(file.name)
 
@@ -170,6 +189,41 @@ def check_shards(found: Sequence[tuple[ShardFile, ShardEntry | None]]) -> list[S
         return [check(pair) for pair in found]
     with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
         return list(pool.map(check, found))
+
+
+def foreign_layout(file: ShardFile, extensions: Sequence[str], manifests: FolderManifests) -> Layout:
+    """Returns the layout of a shard's folder, which is the plain one if samples have KEY.json.
+
+    Args:
+        file: the shard
+        extensions: of its members
+        manifests: of the folders
+
+    Raises:
+        ValueError: a file of CLIP Benchmark is damaged, or names a kind of set that is not read
+        OSError: the host does not answer
+    """
+    if JSON_MEMBER in extensions:
+        return PLAIN
+    return manifests.layout(folder_of(file))
+
+
+def folder_of(file: ShardFile) -> Path | str:
+    return folder_url(file.url) if isinstance(file, RemoteFile) else file.path.parent
+
+
+def fetch_beside(folder: str, name: str, timeout: float) -> bytes | None:
+    """Returns a file in a remote folder, or else in the folder above; None if there is none. Raises OSError."""
+    for place in (folder, folder_url(folder.rstrip("/"))):
+        try:
+            fetched = fetch_file(url_in_folder(place, name), timeout, most=MAX_BYTES)
+        except RemoteError as error:
+            if error.reason == "shard is missing" or ": 403 " in error.detail:
+                continue
+            raise OSError(f"{error}. Is the address right, and can this node reach it?") from error
+        if fetched is not None:
+            return fetched[0]
+    return None
 
 
 def refuse_duplicates(files: Sequence[ShardFile], spec: object) -> None:

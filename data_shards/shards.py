@@ -29,14 +29,25 @@ from priorclip.data_shards.find_shards import (
     FolderManifests,
     check_shards,
     find_shards,
+    folder_of,
+    foreign_layout,
     mixture_parts,
     refuse_duplicates,
 )
 from priorclip.data_shards.format.class_names import unique_classes
+from priorclip.data_shards.format.foreign_layout import PLAIN, Layout
 from priorclip.data_shards.format.index_reader import IndexReader
 from priorclip.data_shards.format.manifest import ShardEntry
 from priorclip.data_shards.format.member_runs import adjacent_runs, byte_range
-from priorclip.data_shards.format.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, Sample, parse_sample, parse_text
+from priorclip.data_shards.format.sample import (
+    IMAGE_MEMBERS,
+    LABEL_MEMBER,
+    USED_MEMBERS,
+    BadSample,
+    Sample,
+    parse_sample,
+    parse_text,
+)
 from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_path
 from priorclip.data_shards.format.tar import BLOCK, check_header
 from priorclip.data_shards.remote.http_ranges import RemoteError
@@ -66,7 +77,9 @@ class ShardSet:
         files: the shards; ``str(file)`` is for messages, ``file.address`` opens the shard again
         sizes: samples of each shard
         parts: corpora and weights of a mix; otherwise one part of weight 1
-        classes: scene classes of the manifests, sorted, one spelling each; a label's id is its index here
+        classes: scene classes of the manifests and of CLIP Benchmark's classnames.txt, sorted, one spelling each; a
+            label's id is its index here
+        class_words: names of classnames.txt, which are written as words
 
     Raises:
         ValueError, OSError: a shard is missing, named twice or not a tar, or there is no sample
@@ -98,7 +111,11 @@ class ShardSet:
         for (file, entry), index in zip(files, check_shards(files), strict=True):
             self._add(file, entry, index)
         self.manifests = [manifest for manifest in manifests.of.values() if manifest]
-        self.classes = unique_classes({name for manifest in self.manifests for name in manifest.classes})
+        self._layouts = self._find_layouts(manifests)
+        self.class_words = frozenset(self._named_classes())
+        self.classes = unique_classes(
+            {name for manifest in self.manifests for name in manifest.classes} | self.class_words
+        )
         self._starts = np.cumsum([0, *self.sizes], dtype=np.int64)
         self.parts = mixture_parts(mixed, [len(corpus) for corpus in found], self.sizes)
         if not len(self):
@@ -122,6 +139,41 @@ class ShardSet:
             self._entries[shard] = entry
             self.sizes.append(entry.samples)
         self.files.append(file)
+
+    def _find_layouts(self, manifests: FolderManifests) -> list[Layout]:
+        """Returns the layout of each shard. Of a folder that pack did not write, the index of one shard is opened."""
+        of: dict[Path | str, Layout] = {}
+        for shard, file in enumerate(self.files):
+            folder = folder_of(file)
+            if folder not in of:
+                packed = manifests.is_pack(file)
+                of[folder] = PLAIN if packed else foreign_layout(file, self._extensions(shard), manifests)
+        return [of[folder_of(file)] for file in self.files]
+
+    def _named_classes(self) -> set[str]:
+        """Returns the names of classnames.txt for shards that hold class numbers."""
+        found: set[str] = set()
+        for shard, layout in enumerate(self._layouts):
+            if layout.names and LABEL_MEMBER in self._extensions(shard):
+                found.update(name for name in layout.names if name)
+        return found
+
+    def _extensions(self, shard: int) -> tuple[str, ...]:
+        try:
+            return self._index(shard).extensions
+        except BadSample:
+            return ()
+
+    def find_labels(self) -> set[str]:
+        """Returns the labels of the shards that no manifest describes. It reads their texts, local shards only."""
+        found: set[str] = set()
+        for shard, file in enumerate(self.files):
+            if shard in self._entries or file.remote:
+                continue
+            for sample in range(int(self._starts[shard]), int(self._starts[shard + 1])):
+                with contextlib.suppress(BadSample):  # counted when the sample is read
+                    found.add(self.text(sample).label or "")
+        return found - {""}
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -157,14 +209,17 @@ class ShardSet:
         """Reads one sample by one positioned read. Raises BadSample if its bytes are missing or do not parse."""
         shard, row = self.locate(sample)
         members = self._members(shard, row)
-        return parse_sample(members[0].key, self._pread(shard, members), str(self.files[shard]))
+        parts = self._pread(shard, members)
+        return parse_sample(members[0].key, parts, str(self.files[shard]), self._layouts[shard])
 
     def text(self, sample: int) -> Sample:
         """Reads one sample without its image; ``image`` is empty. Raises BadSample."""
         shard, row = self.locate(sample)
         members = [member for member in self._members(shard, row) if member.extension not in IMAGE_MEMBERS]
         parts = self._pread(shard, members) if members else {}
-        return Sample(self._index(shard).key(row), b"", *parse_text(parts), str(self.files[shard]))
+        return Sample(
+            self._index(shard).key(row), b"", *parse_text(parts, self._layouts[shard]), str(self.files[shard])
+        )
 
     def captions(self, sample: int, caption_field: str = "captions") -> list[str]:
         """Reads the captions of one sample, not its image. Raises BadSample if it has none."""

@@ -30,7 +30,7 @@ from priorclip.retrieval.gallery import Gallery, Skipped, open_gallery, with_cap
 from priorclip.retrieval.linear_probe import probe_report, stratified_split
 from priorclip.retrieval.published_results import compare_with_published
 from priorclip.retrieval.recall_report import recall_report
-from priorclip.retrieval.zeroshot import class_features, class_prompts, zero_shot_report
+from priorclip.retrieval.zeroshot import NO_LABEL, class_features, class_prompts, zero_shot_report
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -107,7 +107,10 @@ class Classification(NamedTuple):
 
 
 def run_zero_shot(config: EvaluateConfig, features: Features, model: LazyEncoder, gallery: Gallery) -> Classification:
-    prompts = class_prompts(features.classes, config.templates, config.class_names)
+    if not labelled_rows(features).size:
+        raise ValueError(f"--data {masked(str(config.data))}: {NO_LABEL}")
+    words: frozenset[str] = getattr(gallery.origin, "class_words", frozenset())
+    prompts = class_prompts(features.classes, config.templates, config.class_names, words)
     heads = class_features(model.encoder, prompts)
     report, predicted = zero_shot_report(
         features.images, features.labels, features.classes, heads, config.bootstrap, config.seed

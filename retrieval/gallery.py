@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from priorclip.common.output import get_logger
+from priorclip.data_shards.format.class_names import unique_classes
 from priorclip.data_shards.format.manifest import NAME as MANIFEST
 from priorclip.data_shards.format.sample import BadSample, Sample
 from priorclip.data_shards.shards import ShardSet
@@ -125,6 +126,7 @@ def open_gallery(data: str, images: str | None = None, split: str | None = None,
         if split not in (None, ALL):
             raise ValueError(f"--split {split}: shards have no splits; name the tars of the split in --data")
         origin, split = ShardSet(data), ALL
+        origin.classes = unique_classes([*origin.classes, *origin.find_labels()])  # without an index, no list has them
     return limit_gallery(Gallery(origin, split or ALL, origin, range(len(origin))), limit)
 
 

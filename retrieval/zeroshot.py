@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -42,23 +42,37 @@ SETS = {"clip": CLIP_TEMPLATES, "remoteclip": REMOTECLIP_TEMPLATES}
 SHORTEST_WORD = 3
 BATCH = 256  # prompts encoded at once
 CONFUSIONS = 20
+NO_LABEL = "no image has a scene label: name the folders by scene, or give labels in the annotation or the shards"
 
 
-def class_names(labels: Iterable[str], file: str | None = None) -> list[str]:
+def class_names(labels: Iterable[str], file: str | None = None, words: Set[str] = frozenset()) -> list[str]:
     """Returns class names as words, from the folder names of data sets.
 
     ``BaseballField``, ``baseball_field`` and ``baseballfield`` all become "baseball field". The last is split if both
     parts are words of the scenes in sources/templates.py. ``file`` is a JSON object of label -> name, which overrides.
+    ``words`` are labels that are words already.
 
     Raises:
-        ValueError: the file has another form, or names an unknown class.
+        ValueError: the file has another form, or names an unknown class; a label is a number, which has no words
     """
     given = read_names(Path(file)) if file else {}
     labels = list(labels)
     unknown = sorted(set(given) - set(labels))
     if unknown:
         raise ValueError(f"--class_names {file} names {', '.join(unknown[:5])}: the classes are {', '.join(labels)}")
-    return [given.get(label) or class_name(label) for label in labels]
+    refuse_numbers(label for label in labels if label not in given and label not in words)
+    return [given.get(label) or (label if label in words else class_name(label)) for label in labels]
+
+
+def refuse_numbers(labels: Iterable[str]) -> None:
+    """Raises ValueError for labels that are numbers, because a prompt such as "a photo of a 0" says nothing."""
+    numbers = [label for label in labels if label.strip().isdigit()]
+    if numbers:
+        raise ValueError(
+            f"{len(numbers)} classes are numbers, such as {numbers[0]!r}, and prompts need names: put classnames.txt "
+            "with one name a line beside the shards, or give --class_names names.json, such as "
+            f'{{"{numbers[0]}": "airport"}}'
+        )
 
 
 def class_name(label: str) -> str:
@@ -99,13 +113,16 @@ def read_names(path: Path) -> dict[str, str]:
     return names
 
 
-def class_prompts(labels: Sequence[str], templates: str = "clip", file: str | None = None) -> list[list[str]]:
+def class_prompts(
+    labels: Sequence[str], templates: str = "clip", file: str | None = None, words: Set[str] = frozenset()
+) -> list[list[str]]:
     """Returns the prompts of each class. Raises ValueError for a template without ``{}``, or with other braces."""
     if templates == "scenes":
-        names = class_names(labels, file) if file else labels
+        refuse_numbers(label for label in labels if not file and label not in words)
+        names = class_names(labels, file, words) if file else labels
         return [[text.format(scene=scene) for text in TEMPLATES for scene in scene_phrases(name)] for name in names]
     chosen = SETS[templates] if templates in SETS else read_templates(Path(templates))
-    return [[template.replace("{}", name) for template in chosen] for name in class_names(labels, file)]
+    return [[template.replace("{}", name) for template in chosen] for name in class_names(labels, file, words)]
 
 
 def read_templates(path: Path) -> list[str]:
@@ -115,7 +132,8 @@ def read_templates(path: Path) -> list[str]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"--templates {path} is not UTF-8 text: {error}") from error
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # CLIP Benchmark writes the name as {c}.
+    lines = [line.strip().replace("{c}", "{}") for line in text.splitlines() if line.strip()]
     for line in lines:
         if "{}" not in line:
             raise ValueError(f"--templates {path}: '{line}' has no {{}} for the class name")
@@ -201,7 +219,7 @@ def classification_report(
         ValueError: no image has a label
     """
     if not len(wanted):
-        raise ValueError("no image has a scene label: name the folders by scene, or give labels in the annotation")
+        raise ValueError(NO_LABEL)
     report: dict[str, Any] = {name: float(100 * values.mean()) for name, values in top.items()}
     per_class = {
         name: {"images": int((wanted == label).sum()), "recall": float(100 * top["top1"][wanted == label].mean())}

@@ -47,6 +47,11 @@ class IndexReader:
     def __len__(self) -> int:
         return self._layout.samples
 
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """Extensions of all members, in lower case."""
+        return self._layout.extensions
+
     def key(self, sample: int) -> str:
         if not 0 <= sample < len(self):
             raise IndexError(f"sample {sample} is outside the {len(self)} of {self.path}")

@@ -146,6 +146,7 @@ class ShardContent:
     class_counts: dict[str, int]
     fields: list[str]
     bad: list[dict[str, str]]
+    captioned: int = 0  # samples with KEY.txt, see client_files.py
 
 
 def combine_contents(

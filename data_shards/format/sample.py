@@ -1,19 +1,24 @@
 """One sample: the members of a tar that share a key. Parsing never unpickles anything.
 
-airport/12.jpg  airport/12.json {"captions": [...], "label": "airport"}   our own shards
+airport/12.jpg  airport/12.json {"captions": [...], "label": "airport"}   our own shards: 12.txt repeats the first
+                                                                         caption for other programs, we do not read it
 airport/12.jpg  airport/12.txt                                            plain WebDataset
 000123.img_content  000123.img_name  000123.caption                       RS5M as published
+s0000012.webp  s0000012.cls or .txt                                       CLIP Benchmark, see foreign_layout.py
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from priorclip.data_shards.format.foreign_layout import PLAIN, Layout
+
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "img_content")
-TEXT_MEMBERS = ("txt", "caption")
+CAPTION_MEMBER = "txt"
+TEXT_MEMBERS = (CAPTION_MEMBER, "caption")
 JSON_MEMBER, LABEL_MEMBER, NAME_MEMBER = "json", "cls", "img_name"
 USED_MEMBERS = frozenset((*IMAGE_MEMBERS, *TEXT_MEMBERS, JSON_MEMBER, LABEL_MEMBER, NAME_MEMBER))
 
@@ -77,31 +82,48 @@ def is_member(name: str) -> bool:
     return not base.startswith(".") and "." in base
 
 
-def parse_sample(key: str, members: Mapping[str, bytes], shard: str) -> Sample:
+def parse_sample(key: str, members: Mapping[str, bytes], shard: str, layout: Layout = PLAIN) -> Sample:
     """Builds a Sample from members by extension. Raises BadSample for a missing image or text that does not parse."""
     image = next((members[name] for name in IMAGE_MEMBERS if name in members), None)
     if image is None:
         raise BadSample("no image", f"members: {', '.join(sorted(members))}")
     if not image:
         raise BadSample("empty image", "zero bytes")
-    return Sample(key, image, *parse_text(members), shard)
+    return Sample(key, image, *parse_text(members, layout), shard)
 
 
-def parse_text(members: Mapping[str, bytes]) -> tuple[list[str], str | None, dict[str, Any]]:
+def parse_text(members: Mapping[str, bytes], layout: Layout = PLAIN) -> tuple[list[str], str | None, dict[str, Any]]:
     """Returns captions, label and JSON of a sample; needs no image. Raises BadSample."""
     info = _json(members.get(JSON_MEMBER))
     captions = captions_of(info, "captions")
     for name in TEXT_MEMBERS:
         if not captions and name in members:
-            captions = [text] if (text := clean_caption(_utf8(members[name], name), name)) else []
+            whole = _utf8(members[name], name)
+            texts = whole.splitlines() if layout.caption_lines and name == CAPTION_MEMBER else [whole]
+            captions = [text for each in texts if (text := clean_caption(each, name))]
     if not captions:
         captions = captions_of(info, "caption")
     if NAME_MEMBER in members:
         info.setdefault(NAME_MEMBER, _utf8(members[NAME_MEMBER], NAME_MEMBER))
     label = info.get("label")
     if label is None and LABEL_MEMBER in members:
-        label = _utf8(members[LABEL_MEMBER], LABEL_MEMBER)
+        label = named_class(_utf8(members[LABEL_MEMBER], LABEL_MEMBER), layout.names)
     return captions, _label(label), info
+
+
+def named_class(text: str, names: Sequence[str]) -> str:
+    """Returns the name of the class whose number KEY.cls holds, or the text itself if there are no names.
+
+    Raises BadSample for a number without a name.
+    """
+    number = text.strip()
+    if not names:
+        return text
+    if number.isascii() and number.isdigit() and len(number) < 10 and int(number) < len(names):
+        return names[int(number)]
+    if number in names:
+        return number
+    raise BadSample("unknown class", f"'{number[:40]}' is not a line of classnames.txt, which has {len(names)}")
 
 
 def _label(value: Any) -> str | None:

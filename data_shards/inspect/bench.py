@@ -213,7 +213,7 @@ def make_shards(folder: Path, side: int, config: BenchConfig) -> None:
 
 
 def one_caption(record: Record) -> Record:
-    """Keeps one caption, because open_clip reads KEY.txt, which pack writes for a single caption."""
+    """Keeps one caption, because open_clip reads one, in KEY.txt, and both loaders shall read the same."""
     return replace(record, captions=record.captions[:1])
 
 

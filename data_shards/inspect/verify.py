@@ -2,6 +2,7 @@
 
 For each shard of the manifest it checks that the tar and its .idx exist and have their size and SHA-256, that the .idx
 has the true place of each member, that each member has its SHA-256, and that KEY.json has the SHA-256 of its image.
+sizes.json and wids.json, which other programs read, must say the same as the indices; older packs have neither.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from priorclip.common.files import sha256_of
+from priorclip.data_shards.format.client_files import LAYOUT, client_contents, count_captioned
 from priorclip.data_shards.format.manifest import Manifest, ShardEntry
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS, JSON_MEMBER, split_name
 from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_path
@@ -30,7 +32,27 @@ def verify_folder(folder: Path, workers: int = 1) -> tuple[list[str], int]:
     problems += [f"{tar.name}: not in the manifest" for tar in sorted(folder.glob("*.tar")) if tar.name not in listed]
     if sum(entry.samples for entry in manifest.shards) != manifest.samples:
         problems.append(f"manifest.json: its shards do not add up to {manifest.samples} samples")
+    if manifest.options.get("layout") == LAYOUT:
+        problems += check_client_files(folder, manifest)
     return problems, manifest.samples
+
+
+def check_client_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Returns the problems of sizes.json and wids.json. Shards whose index cannot be read are a problem already."""
+    captioned: dict[str, int] = {}
+    for entry in manifest.shards:
+        try:
+            captioned[entry.name] = count_captioned(ShardIndex.load(index_path(folder / entry.name), hashes=False))
+        except (OSError, ValueError):
+            return []
+    problems = []
+    for name, expected in client_contents(manifest.shards, captioned).items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name}: missing")
+        elif path.stat().st_size != len(expected) or path.read_bytes() != expected:
+            problems.append(f"{name}: does not fit the shards; `data_shards index --overwrite` writes it again")
+    return problems
 
 
 def verify_shard(folder: Path, entry: ShardEntry) -> list[str]:

@@ -13,8 +13,10 @@ from priorclip.common.files import sha256_of
 from priorclip.common.output import get_logger
 from priorclip.common.processes import pool
 from priorclip.data_shards.find_shards import find_shards
+from priorclip.data_shards.format.client_files import CLIENT_FILES, LAYOUT, count_captioned, write_client_files
+from priorclip.data_shards.format.foreign_layout import PLAIN, Layout, find_layout
 from priorclip.data_shards.format.manifest import NAME, Manifest, ShardContent, ShardEntry, combine_contents
-from priorclip.data_shards.format.sample import IMAGE_MEMBERS, USED_MEMBERS, BadSample, parse_text
+from priorclip.data_shards.format.sample import IMAGE_MEMBERS, JSON_MEMBER, USED_MEMBERS, BadSample, parse_text
 from priorclip.data_shards.format.shard_index import ShardIndex, index_path, scan
 from priorclip.data_shards.remote.shard_files import LocalFile
 from priorclip.data_shards.remote.urls import is_remote, public_url
@@ -42,15 +44,29 @@ def build_index(spec: str | Sequence[str], workers: int, overwrite: bool = False
     done = []
     for folder, paths in folders.items():
         contents = parallel(index_shard, paths, workers, "index")
-        manifest = combine_contents(contents)
+        packed = is_pack(folder)
+        manifest = combine_contents(contents, options={"layout": LAYOUT} if packed else {})
+        if packed:
+            write_client_files(folder, manifest.shards, {each.entry.name: each.captioned for each in contents})
         manifest.save(folder)
         done.append((folder, manifest))
     return done
 
 
+def is_pack(folder: Path) -> bool:
+    """Tells whether pack wrote sizes.json and wids.json there, which must then fit the shards again."""
+    try:
+        manifest = Manifest.load(folder)
+    except ValueError:  # a damaged manifest, which is replaced
+        manifest = None
+    known = manifest is not None and manifest.options.get("layout") == LAYOUT
+    return known or all((folder / name).is_file() for name in CLIENT_FILES)
+
+
 def index_shard(path: Path) -> ShardContent:
     """Writes the .idx of one tar. Returns its part of the manifest. Bad samples stay in, with a warning."""
     index = scan(path, hashes=True)
+    layout = PLAIN if JSON_MEMBER in index.extensions else find_layout(path.parent)
     digest = index.save(index_path(path)).hex()
     classes: Counter[str] = Counter()
     fields: set[str] = set()
@@ -58,7 +74,7 @@ def index_shard(path: Path) -> ShardContent:
     with open(path, "rb") as file:
         for sample in range(len(index)):
             try:
-                texts, label, info = sample_text(file, index, sample)
+                texts, label, info = sample_text(file, index, sample, layout)
             except BadSample as error:
                 bad[error.reason] += 1
                 continue
@@ -69,10 +85,12 @@ def index_shard(path: Path) -> ShardContent:
     for reason, count in bad.items():
         log.warning("%s: %d samples are bad (%s); streaming skips them", path, count, reason)
     entry = ShardEntry(path.name, len(index), path.stat().st_size, sha256_of(path), digest)
-    return ShardContent(entry, captions, dict(classes), sorted(fields), [])
+    return ShardContent(entry, captions, dict(classes), sorted(fields), [], count_captioned(index))
 
 
-def sample_text(file: Any, index: ShardIndex, sample: int) -> tuple[list[str], str | None, dict[str, Any]]:
+def sample_text(
+    file: Any, index: ShardIndex, sample: int, layout: Layout
+) -> tuple[list[str], str | None, dict[str, Any]]:
     """Returns captions, label and JSON of a sample. Raises BadSample if it has no image or its text is damaged."""
     members = index.members(sample)
     if not any(member.extension in IMAGE_MEMBERS for member in members):
@@ -82,7 +100,7 @@ def sample_text(file: Any, index: ShardIndex, sample: int) -> tuple[list[str], s
         if member.extension in USED_MEMBERS and member.extension not in IMAGE_MEMBERS:
             file.seek(member.offset)
             texts[member.extension] = file.read(member.size)
-    return parse_text(texts)
+    return parse_text(texts, layout)
 
 
 def parallel(work: Callable, items: Iterable, workers: int, title: str) -> list:

@@ -22,6 +22,7 @@ from pathlib import Path
 from priorclip.common.files import is_stale, temporary_paths, write_bytes
 from priorclip.common.output import get_logger
 from priorclip.data_shards.find_shards import PROGRESS
+from priorclip.data_shards.format.client_files import CLIENT_FILES, write_client_files
 from priorclip.data_shards.format.manifest import NAME, Manifest, ShardContent, ShardEntry, combine_contents
 from priorclip.data_shards.format.shard_index import index_path
 from priorclip.data_shards.pack.selection import Selection
@@ -105,7 +106,7 @@ def remove_packed_files(folder: Path) -> bool:
     for name in names:
         for path in (folder / name, index_path(folder / name)):
             path.unlink(missing_ok=True)
-    leftovers = (folder / name for name in (QUARANTINE, DUPLICATES, EXCLUDED, NAME))
+    leftovers = (folder / name for name in (QUARANTINE, DUPLICATES, EXCLUDED, *CLIENT_FILES, NAME))
     for path in (*temporary_paths(folder), *leftovers):
         path.unlink(missing_ok=True)
     shutil.rmtree(progress, ignore_errors=True)
@@ -168,6 +169,7 @@ def join_records(folder: Path, names: Sequence[str], fingerprint: str, options: 
         if rows is not None:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
             write_bytes(folder / name, lines.encode("utf-8", "surrogateescape"))
+    write_client_files(folder, manifest.shards, {content.entry.name: content.captioned for content in contents})
     manifest.save(folder)
     remove_progress(folder)
     return manifest

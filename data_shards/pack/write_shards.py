@@ -4,7 +4,7 @@
     job k    records k*1000 .. k*1000+999    ->  train-00000k.tar.HOST~PID.tmp -> fsync -> train-00000k.tar
                                              ->  train-00000k.tar.idx
                                              ->  .pack/train-00000k.json  (this shard is done; its part of the manifest)
-    end      all parts -> manifest.json, quarantine.jsonl; .pack/ goes
+    end      all parts -> manifest.json, quarantine.jsonl, sizes.json, wids.json; .pack/ goes
 
 worker_pool.py runs the jobs; unfinished_folder.py has the files of an unfinished folder.
 
@@ -32,8 +32,9 @@ from priorclip.common.files import temporary_path
 from priorclip.common.output import get_logger
 from priorclip.data_shards.dedupe.leakage import EvaluationImages
 from priorclip.data_shards.find_shards import PROGRESS
+from priorclip.data_shards.format.client_files import LAYOUT
 from priorclip.data_shards.format.manifest import Manifest, ShardContent, ShardEntry
-from priorclip.data_shards.format.sample import BadSample, captions_of
+from priorclip.data_shards.format.sample import CAPTION_MEMBER, BadSample, captions_of
 from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_path
 from priorclip.data_shards.images.decode import open_image, upright_rgb, upright_size
 from priorclip.data_shards.images.jpeg import check_complete
@@ -125,7 +126,7 @@ def pack_share(
         evaluation: images to leave out
     """
     make_keys_unique(records)
-    options = {**asdict(plan), "exclude": evaluation.digest if evaluation else None}
+    options = {**asdict(plan), "exclude": evaluation.digest if evaluation else None, "layout": LAYOUT}
     fingerprint = hashlib.sha256(json.dumps(options).encode() + hash_of_records(records)).hexdigest()
     alone = share.count == 1
     try:
@@ -208,7 +209,7 @@ def write_shard(folder: Path, plan: PackPlan, path: Path, temporary: Path, recor
         index_digest, size = b"", 0
         temporary.unlink()
     entry = ShardEntry(path.name, writer.samples, size, digest, index_digest.hex())
-    content = ShardContent(entry, writer.captions, dict(writer.classes), sorted(writer.fields), bad)
+    content = ShardContent(entry, writer.captions, dict(writer.classes), sorted(writer.fields), bad, writer.captioned)
     write_shard_record(folder / PROGRESS, path.stem, content)
     return len(records)
 
@@ -235,7 +236,7 @@ class ShardWriter:
         self.output = HashingFile(file)
         self.tar = tarfile.open(fileobj=self.output, mode="w", format=tarfile.PAX_FORMAT)  # type: ignore[call-overload]  # noqa: SIM115
         self.members: list[Member] = []
-        self.samples = self.captions = 0
+        self.samples = self.captions = self.captioned = 0
         self.classes: Counter[str] = Counter()
         self.fields: set[str] = set()
 
@@ -250,6 +251,7 @@ class ShardWriter:
         self.tar.members.clear()  # type: ignore[attr-defined]  # otherwise tarfile keeps each header
         self.samples += 1
         self.captions += len(info["captions"])
+        self.captioned += CAPTION_MEMBER in members
         self.fields |= {name for name in ("captions", "coarse_captions") if info.get(name)}
         if info["label"] is not None:
             self.classes[info["label"]] += 1
@@ -285,8 +287,8 @@ def make_members(record: Record, plan: PackPlan) -> tuple[str, dict[str, bytes],
     try:
         text = json.dumps(info, ensure_ascii=False, sort_keys=True).encode("utf-8")
         members = {extension: data, "json": text}
-        if len(captions) == 1:
-            members["txt"] = captions[0].encode("utf-8")
+        if captions:
+            members[CAPTION_MEMBER] = captions[0].encode("utf-8")
     except UnicodeEncodeError as error:
         raise BadSample("text is not UTF-8", str(error)) from error
     return record.key, members, info

@@ -20,7 +20,7 @@ from priorclip.model.commands import ConvertConfig
 from priorclip.model.config import ModelConfig
 from priorclip.model.convert import open_clip, pir, priorclip_release, transformers_clip
 from priorclip.model.convert.checkpoint import Checkpoint, read_checkpoint
-from priorclip.model.convert.clip_tokenizer import write_clip_tokenizer
+from priorclip.model.convert.clip_tokenizer import CLIP_ENTRIES, write_clip_tokenizer
 from priorclip.model.convert.family import Converted, Request, missing_blocks
 from priorclip.model.export.folder import save_pretrained
 from priorclip.model.presets import load_preset
@@ -106,6 +106,12 @@ def write_tokenizer(config: ConvertConfig, converted: Converted, folder: Path) -
     """Writes the files of the tokenizer of the text encoder, or of the one that the user names."""
     length = converted.config.text.context_length
     if config.tokenizer is None and converted.tokenizer == "clip":
+        entries = (converted.config.text.config or {}).get("vocab_size")
+        if entries != CLIP_ENTRIES:
+            raise ValueError(
+                f"--input {config.input} has a text tower of {entries} entries, but CLIP's tokenizer has "
+                f"{CLIP_ENTRIES}: name its tokenizer by --tokenizer"
+            )
         write_clip_tokenizer(folder, length)
         return
     from transformers import AutoTokenizer

@@ -26,6 +26,7 @@ from priorclip.model.encoders.weights import State
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
 PREFIXES = ("module.", "_orig_mod.")
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 WEIGHT_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
@@ -34,7 +35,8 @@ class Checkpoint:
     """Args:
     source: file or folder, for messages
     state: tensors by name
-    facts: a folder's config.json, or the ``config`` that a trainer saved; they are not trusted
+    facts: a folder's config.json, or the ``config`` that a trainer saved, and under ``open_clip_config.json`` the
+        content of that file beside the weights; they are not trusted
     scripted: the file was a TorchScript archive
     """
 
@@ -58,14 +60,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise FileNotFoundError(f"--input {path}: no such file or folder")
     if path.suffix == ".safetensors":
         try:
-            return Checkpoint(str(path), unwrapped(load_file(path), path))
+            return Checkpoint(str(path), unwrapped(load_file(path), path), open_clip_facts(path.parent))
         except SafetensorError as error:
             raise ValueError(f"--input {path} is damaged: {error}") from error
     if is_torchscript(path):
         return Checkpoint(str(path), unwrapped(read_torchscript(path), path), scripted=True)
     loaded = load_weights_only(path)
     facts = loaded.get("config") if isinstance(loaded, Mapping) else None
-    return Checkpoint(str(path), unwrapped(loaded, path), dict(facts) if isinstance(facts, Mapping) else {})
+    facts = dict(facts) if isinstance(facts, Mapping) else {}
+    return Checkpoint(str(path), unwrapped(loaded, path), facts | open_clip_facts(path.parent))
 
 
 def read_folder(folder: Path) -> Checkpoint:
@@ -73,12 +76,23 @@ def read_folder(folder: Path) -> Checkpoint:
     found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
         raise FileNotFoundError(f"--input {folder} holds none of {', '.join(WEIGHT_FILES)}")
-    config = folder / "config.json"
+    facts = read_json(folder / "config.json") | open_clip_facts(folder)
+    return Checkpoint(str(folder), read_checkpoint(found[0]).state, facts)
+
+
+def open_clip_facts(folder: Path) -> dict[str, Any]:
+    """Returns the content of open_clip_config.json under that name; nothing if there is none."""
+    content = read_json(folder / OPEN_CLIP_CONFIG)
+    return {OPEN_CLIP_CONFIG: content} if content else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file; an empty one if there is none, or it is no object."""
     try:
-        facts = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{config} cannot be read: {error}") from error
-    return Checkpoint(str(folder), read_checkpoint(found[0]).state, facts if isinstance(facts, dict) else {})
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    return content if isinstance(content, dict) else {}
 
 
 def load_weights_only(path: Path) -> Any:

@@ -27,6 +27,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 HUB = "openai/clip-vit-base-patch32"
 VOCABULARY = "bpe_simple_vocab_16e6.txt.gz"
 MERGES = 49152 - 256 - 2
+CLIP_ENTRIES = MERGES + 2 * 256 + 2
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 QUOTES = {"[\u2018\u2019\u201a\u201b\u02bc]": "'", "[\u201c\u201d\u201e\u201f]": '"'}
 LIGATURES = {"\ufb00": "ff", "\ufb01": "fi", "\ufb02": "fl", "\ufb03": "ffi", "\ufb04": "ffl", "\ufb05": "\u017ft"}

@@ -81,19 +81,31 @@ def assemble(
     return Converted(model.config, state, unused, tokenizer, notes)
 
 
-def clip_vit(width: int, layers: int, patch: int, image_size: int, activation: str) -> EncoderConfig:
-    """Returns timm's name and arguments for a ViT of CLIP with these sizes."""
+def clip_vit(
+    width: int, layers: int, patch: int, image_size: int, activation: str, heads: int | None = None
+) -> EncoderConfig:
+    """Returns timm's name and arguments for a ViT of CLIP with these sizes; ``heads`` None are those of CLIP's."""
     quick = "quickgelu_" if activation == "quick_gelu" else ""
     name = f"vit_{SIZES.get((width, layers), 'base')}_patch{patch}_clip_{quick}224"
     kwargs: dict[str, int | str] = {}
     if (width, layers) not in SIZES or not timm.is_model(name):
         name = f"vit_base_patch32_clip_{quick}224"
-        kwargs = {"embed_dim": width, "depth": layers, "num_heads": vision_heads(width), "patch_size": patch}
+        kwargs = {"embed_dim": width, "depth": layers, "num_heads": heads or vision_heads(width), "patch_size": patch}
+    elif heads not in (None, vision_heads(width)):
+        kwargs = {"num_heads": heads}
     return EncoderConfig(name=name, image_size=image_size, mean=list(CLIP_MEAN), std=list(CLIP_STD), kwargs=kwargs)
 
 
 def vision_heads(width: int) -> int:
     return max(1, width // HEAD_WIDTHS.get(width, 64))
+
+
+def vision_heads_of(vision: EncoderConfig) -> int:
+    """Returns the heads of a ViT from `clip_vit`."""
+    if "num_heads" in vision.kwargs:
+        return int(vision.kwargs["num_heads"])
+    width = next(width for (width, _), size in SIZES.items() if f"vit_{size}_" in vision.name)
+    return vision_heads(width)
 
 
 def clip_text(

@@ -4,14 +4,17 @@
 
 The keys do not tell the activation of the layers, but the family does. QuickGELU: OpenAI's weights, and GeoRSCLIP's
 that were tuned from them (all but ViT-H/14). GELU: open_clip's own weights, and the code of RemoteCLIP's authors.
+Neither do they tell the heads. A folder of open_clip has both in open_clip_config.json; otherwise a line says what was
+assumed.
 """
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 from priorclip.model.config import ModelConfig
-from priorclip.model.convert.checkpoint import Checkpoint
+from priorclip.model.convert.checkpoint import OPEN_CLIP_CONFIG, Checkpoint
 from priorclip.model.convert.family import (
     Converted,
     Request,
@@ -21,7 +24,9 @@ from priorclip.model.convert.family import (
     clip_vit,
     count_blocks,
     require_tensor,
+    vision_heads_of,
 )
+from priorclip.model.convert.open_clip_config import OpenClipFacts, read_open_clip_config
 from priorclip.model.convert.positions import first_positions, resampled
 from priorclip.model.convert.rules import Rule, one_of_three, transposed, whole
 from priorclip.model.encoders.weights import State
@@ -43,14 +48,38 @@ def convert(checkpoint: Checkpoint, request: Request) -> Converted:
     state, source = checkpoint.state, checkpoint.source
     if "visual.layer1.0.conv1.weight" in state:
         raise ValueError(f"{source} has a ResNet as its visual tower; only ViTs of open_clip's layout are converted")
-    activation = request.activation or family_activation(
-        request.family, require_tensor(state, "visual.conv1.weight", source).shape[0]
-    )
-    config = request.model or architecture(checkpoint, request, activation)
+    width = require_tensor(state, "visual.conv1.weight", source).shape[0]
+    require_tensor(state, f"{text_prefix(state)}token_embedding.weight", source)
+    facts = None if request.model else read_open_clip_config(checkpoint, state, text_prefix(state))
+    known = facts.activation if facts else family_activation(request.family, width)
+    activation = request.activation or known
+    config = request.model or architecture(checkpoint, request, activation, facts)
     config.kind = "clip"
     rules = [*vision_rules(), *text_rules(text_prefix(state)), scale_rule()]
-    notes = [] if request.model else [f"activation {activation} (change it by --activation; the keys do not tell)"]
-    return assemble(checkpoint, config, rules, attribution_scale(config), "clip", notes)
+    notes = [] if request.model else [describe_source(config, activation, facts)]
+    tokenizer = choose_tokenizer(checkpoint, config, facts)
+    return assemble(checkpoint, config, rules, attribution_scale(config), tokenizer, notes)
+
+
+def choose_tokenizer(checkpoint: Checkpoint, config: ModelConfig, facts: OpenClipFacts | None) -> str:
+    """Returns ``clip``, or the folder or hub id of another tokenizer. An export of ours has it beside the weights."""
+    if facts is None or facts.tokenizer is None:
+        return "clip"
+    folder = Path(checkpoint.source)
+    folder = folder if folder.is_dir() else folder.parent
+    return str(folder) if (folder / "tokenizer_config.json").is_file() else facts.tokenizer
+
+
+def describe_source(config: ModelConfig, activation: str, facts: OpenClipFacts | None) -> str:
+    """Returns a line about what the tensors do not tell: whether it was read or assumed."""
+    heads = vision_heads_of(config.vision), (config.text.config or {})["num_attention_heads"]
+    found = f"activation {activation}, {heads[0]} heads in the visual tower and {heads[1]} in the text tower"
+    if facts is not None:
+        return f"{found}: from {OPEN_CLIP_CONFIG}"
+    return (
+        f"{found}: assumed, because the keys do not tell and there is no {OPEN_CLIP_CONFIG} beside the weights "
+        "(--activation and --preset change it)"
+    )
 
 
 def family_activation(family: str, width: int) -> str:
@@ -59,14 +88,21 @@ def family_activation(family: str, width: int) -> str:
     return "gelu"
 
 
-def architecture(checkpoint: Checkpoint, request: Request, activation: str) -> ModelConfig:
-    """Returns the configuration by the shapes of the tensors."""
+def architecture(
+    checkpoint: Checkpoint, request: Request, activation: str, facts: OpenClipFacts | None = None
+) -> ModelConfig:
+    """Returns the configuration by the shapes of the tensors, and by open_clip_config.json if it is there."""
     state, source = checkpoint.state, checkpoint.source
     patches = require_tensor(state, "visual.conv1.weight", source)
     width, patch = patches.shape[0], patches.shape[-1]
     side = math.isqrt(require_tensor(state, "visual.positional_embedding", source).shape[0] - 1) * patch
     vision = clip_vit(
-        width, count_blocks(state, "visual.transformer.resblocks."), patch, request.image_size or side, activation
+        width,
+        count_blocks(state, "visual.transformer.resblocks."),
+        patch,
+        request.image_size or side,
+        activation,
+        facts.vision_heads if facts else None,
     )
     prefix = text_prefix(state)
     vocabulary, text_width = require_tensor(state, f"{prefix}token_embedding.weight", source).shape
@@ -79,6 +115,11 @@ def architecture(checkpoint: Checkpoint, request: Request, activation: str) -> M
         activation,
         request.context_length,
     )
+    assert text.config is not None
+    if facts:
+        text.config["num_attention_heads"] = facts.text_heads
+        text.config["eos_token_id"] = vocabulary - 1 if facts.end_id is None else facts.end_id
+        vision.mean, vision.std = facts.mean or vision.mean, facts.std or vision.std
     return ModelConfig(
         kind="clip", embed_dim=require_tensor(state, "visual.proj", source).shape[1], vision=vision, text=text
     )

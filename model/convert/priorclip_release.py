@@ -54,7 +54,7 @@ def convert(checkpoint: Checkpoint, request: Request) -> Converted:
         *open_clip.text_rules(open_clip.text_prefix(state)),
         open_clip.scale_rule(),
     ]
-    notes = [] if request.model else [f"activation {activation} (change it by --activation; the keys do not tell)"]
+    notes = [] if request.model else [open_clip.describe_source(config, activation, None)]
     return assemble(checkpoint, config, rules, attribution_scale(config), "clip", notes)
 
 

@@ -3,7 +3,7 @@
     FOLDER/config.json                 format version, kind, the resolved configuration (no paths of this machine)
            model.safetensors           all weights, so that loading needs no hub and no weight package
            tokenizer files             copies of those in the tokenizer's folder
-           preprocessor_config.json    size, mean and standard deviation of the input
+           preprocessor_config.json    what transformers' AutoImageProcessor does before the model: resize, crop, scale
            README.md                   model card with figures
 
     save_pretrained(model.state_dict(), model.config, "runs/demo/export", tokenizer_folder="runs/demo/tokenizer")
@@ -37,6 +37,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from priorclip.common.files import folder_aside
 from priorclip.common.output import get_logger
+from priorclip.common.untrusted_json import read_object
 from priorclip.model.build import build_model
 from priorclip.model.config import ModelConfig, SceneConfig, to_dict
 from priorclip.model.encoders.text import resolve
@@ -44,7 +45,7 @@ from priorclip.model.encoders.vision import ImageEncoder, normalisation
 from priorclip.model.encoders.weights import adapt_to_backbone, load_exactly
 from priorclip.model.export.model_card import model_card
 from priorclip.model.export.start_from_clip import is_plain_clip, parts_beside_clip
-from priorclip.model.export_config import FORMAT, MODEL_TYPE, read_export_config
+from priorclip.model.export_config import FORMAT, MAX_BYTES, MODEL_TYPE, read_export_config
 from priorclip.model.networks.priorclip import PriorCLIP
 from priorclip.model.networks.scene_classifier import SceneClassifier
 
@@ -62,6 +63,7 @@ def save_pretrained(
     folder: str | Path,
     tokenizer_folder: str | Path | None = None,
     extra: Mapping[str, Any] | None = None,
+    card: str | None = None,
 ) -> Path:
     """Writes the export folder and replaces an existing one.
 
@@ -71,6 +73,7 @@ def save_pretrained(
         folder: output folder
         tokenizer_folder: folder whose files are copied beside the weights
         extra: figures and facts for the model card, name -> value or nested names
+        card: text of the model card in place of a new one, if the weights are those of an earlier export
     Raises:
         ValueError: the weights do not fit the configuration
     """
@@ -79,10 +82,12 @@ def save_pretrained(
     check_fit(state_dict, resolved)
     with folder_aside(folder) as aside:
         if tokenizer_folder is not None:
-            copy_tokenizer(Path(tokenizer_folder), aside)
+            length = None if isinstance(resolved, SceneConfig) else resolved.text.context_length
+            copy_tokenizer(Path(tokenizer_folder), aside, length)
         write_json(aside / "config.json", {"format": FORMAT, **for_transformers(resolved), **to_dict(resolved)})
         write_json(aside / "preprocessor_config.json", preprocessor(resolved))
-        (aside / "README.md").write_text(model_card(resolved, state_dict, extra or {}), encoding="utf-8")
+        text = card or model_card(resolved, state_dict, extra or {})
+        (aside / "README.md").write_text(text, encoding="utf-8")
         save_file(
             {name: value.detach().cpu().contiguous().clone() for name, value in state_dict.items()},
             aside / WEIGHTS,
@@ -239,17 +244,32 @@ def check_fit(state_dict: Mapping[str, Tensor], config: ModelConfig | SceneConfi
         load_exactly(model, {name: torch.empty(value.shape) for name, value in state_dict.items()}, "the state dict")
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copies the files of the tokenizer's folder, except weights, code and files that the export writes itself."""
+def copy_tokenizer(source: Path, target: Path, length: int | None) -> None:
+    """Copies the files of the tokenizer's folder, except weights, code and files that the export writes itself.
+
+    ``length`` becomes the tokenizer's ``model_max_length``, so that transformers pads and cuts texts as we do.
+    """
     if not source.is_dir():
         raise FileNotFoundError(f"no tokenizer folder {source}")
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in OWN_FILES and path.suffix not in NO_TOKENIZER_FILES:
             shutil.copyfile(path, target / path.name)
+    settings = target / "tokenizer_config.json"
+    if length is not None and settings.is_file():
+        values = read_object(settings, MAX_BYTES)
+        if values.get("model_max_length") != length:
+            write_json(settings, {**values, "model_max_length": length})
 
 
-def preprocessor(config: ModelConfig | SceneConfig) -> dict[str, Any]:
-    """Returns facts about the input. The models take uint8 pixels and normalise them on the device."""
+def preprocessor(config: ModelConfig | SceneConfig, rescale: bool = True) -> dict[str, Any]:
+    """Returns preprocessor_config.json, by which ``AutoImageProcessor`` prepares images for the model beside it.
+
+    It does not normalise, because the models do that themselves. Mean and standard deviation are there as facts.
+
+    Args:
+        config: resolved configuration
+        rescale: give float pixels in [0, 1]; otherwise uint8, the only input of an ONNX tower
+    """
     encoder = config.backbone if isinstance(config, SceneConfig) else config.vision
     side = encoder.image_size
     return {
@@ -260,9 +280,9 @@ def preprocessor(config: ModelConfig | SceneConfig) -> dict[str, Any]:
         "resample": 3,
         "do_center_crop": True,
         "crop_size": {"height": side, "width": side},
-        "do_rescale": True,
+        "do_rescale": rescale,
         "rescale_factor": 1 / 255,
-        "do_normalize": True,
+        "do_normalize": False,
         "image_mean": encoder.mean,
         "image_std": encoder.std,
     }

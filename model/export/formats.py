@@ -43,4 +43,4 @@ def write_format(folder: Path, config: ExportConfig) -> str:
         return f"{export_onnx(model, config.output, folder)}: image.onnx, text.onnx"
     from priorclip.model.export.to_open_clip import export_open_clip
 
-    return f"{export_open_clip(model, config.output)}: open_clip folder, read it as local-dir:{config.output}"
+    return f"{export_open_clip(model, config.output, folder)}: open_clip folder, read it as local-dir:{config.output}"

@@ -9,6 +9,24 @@ from torch import Tensor
 
 from priorclip.model.config import ModelConfig, SceneConfig
 
+INSTALL = "Needs the Python package `priorclip-pretraining`: `pip install .` in its source folder."
+LOAD = """\
+from priorclip.model import from_pretrained
+
+model = from_pretrained(FOLDER)"""
+TRANSFORMERS = """\
+`AutoModel` of transformers knows the model after the first import below. Without it, transformers asks for a newer
+version of itself, which does not help. `trust_remote_code` is not needed. The model normalises pixels itself, so the
+image processor of this folder does not."""
+AUTO = """\
+import priorclip.model.export.transformers_auto
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained(FOLDER)
+images = AutoImageProcessor.from_pretrained(FOLDER)(PICTURES, return_tensors="pt")
+texts = AutoTokenizer.from_pretrained(FOLDER)(CAPTIONS, padding=True, truncation=True, return_tensors="pt")
+similarity = model(**images, **texts).logits_per_image"""
+
 
 def model_card(config: ModelConfig | SceneConfig, state_dict: Mapping[str, Tensor], extra: Mapping[str, Any]) -> str:
     """Returns the text of the card; ``extra`` holds figures and facts, name -> value or nested names."""
@@ -35,7 +53,9 @@ def model_card(config: ModelConfig | SceneConfig, state_dict: Mapping[str, Tenso
     ]
     lines += [f"{size:.1f} M values. Method: PriorCLIP, arXiv 2405.10160.", ""]
     lines += ["| part | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
-    lines += ["```python", "from priorclip.model import from_pretrained", "model = from_pretrained(FOLDER)", "```", ""]
+    lines += [INSTALL, "", "```python", LOAD, "```", ""]
+    if not isinstance(config, SceneConfig):
+        lines += [TRANSFORMERS, "", "```python", AUTO, "```", ""]
     if extra:
         rows = [f"| {name} | {rounded(value)} |" for name, value in flatten(extra)]
         lines += ["## Figures", "", "| | |", "|---|---|", *rows, ""]

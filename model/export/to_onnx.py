@@ -72,8 +72,8 @@ def export_onnx(model: Any, folder: str | Path, source: str | Path) -> Path:
         write_tower(
             TextTower(model), (ids, mask), ["input_ids", "attention_mask"], "text_features", aside / "text.onnx"
         )
-        copy_tokenizer(Path(source), aside)
-        write_json(aside / "preprocessor_config.json", preprocessor(model.config))
+        copy_tokenizer(Path(source), aside, length)
+        write_json(aside / "preprocessor_config.json", preprocessor(model.config, rescale=False))
         scale = model(images[:1])["logit_scale"].item()
         facts = {
             "logit_scale": scale,

@@ -2,8 +2,10 @@
 
     FOLDER/open_clip_model.safetensors    visual.*, transformer.*, ... by open_clip's names
            open_clip_config.json          sizes and preprocessing
+           tokenizer files                if the text tower does not have CLIP's tokenizer
 
     open_clip.create_model_and_transforms("local-dir:FOLDER")
+    open_clip.get_tokenizer("local-dir:FOLDER")
 
 The image tower must be a ViT with CLIP's layout, and the text tower CLIP's. open_clip has no prior: a PriorCLIP is
 written without it, so its image features, which depend on the prior's token, differ there.
@@ -11,6 +13,8 @@ written without it, so its image features, which depend on the prior's token, di
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from torch import Tensor
 
 from priorclip.common.files import folder_aside
 from priorclip.common.output import get_logger
+from priorclip.model.convert.clip_tokenizer import CLIP_ENTRIES
 from priorclip.model.convert.open_clip import text_rules, vision_rules
 from priorclip.model.convert.rules import Take, their_names, transposed
 from priorclip.model.encoders.weights import State
@@ -27,21 +32,95 @@ from priorclip.model.export.folder import write_json
 
 log = get_logger(__name__)
 
+EPS = 1e-5
+CLIP_IDS = [49406, 320, 1125, 539, 320, 49407]  # of "a photo of a"
+# open_clip reads the tokenizer of a local folder there, whatever the name; on the hub it wants the hub id here.
+TOKENIZER_HERE = "tokenizer-of-this-folder"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
 LEFT_OUT = ("prior.", "visual.instruction.", "attribution_scale")
 
 
-def export_open_clip(model: Any, folder: str | Path) -> Path:
+def export_open_clip(model: Any, folder: str | Path, source: str | Path) -> Path:
     """Writes the folder and replaces an existing one.
 
-    Raises ValueError that names the part for which open_clip has no model.
+    Args:
+        model: with CLIP's two towers
+        folder: output folder
+        source: export folder whose tokenizer is read
+    Raises:
+        ValueError: open_clip has no model for a part, or cannot find the end of the tokenizer's texts
     """
     config = open_clip_config(model)
+    words = read_text_ids(Path(source), model.config.text.config or {})
+    config["model_cfg"]["text_cfg"] |= words.settings
     state = open_clip_state(model)
+    length = model.config.text.context_length  # texts are cut there, also if the tower has more positions
+    state["positional_embedding"] = state["positional_embedding"][:length].clone()
     folder = Path(folder)
     with folder_aside(folder) as aside:
+        if words.tokenizer is not None:
+            words.tokenizer.model_max_length = length
+            words.tokenizer.save_pretrained(str(aside))
         write_json(aside / "open_clip_config.json", config)
         save_file(state, aside / "open_clip_model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+@dataclass(frozen=True)
+class TextIds:
+    """How open_clip gets the ids of a text and finds its end.
+
+    Args:
+        settings: keys of its text_cfg; none if its own tokenizer is right
+        tokenizer: transformers' tokenizer to save beside the weights, or None
+    """
+
+    settings: dict[str, Any]
+    tokenizer: Any = None
+
+
+def read_text_ids(source: Path, text: Mapping[str, Any]) -> TextIds:
+    """Returns what open_clip has to know about the tokenizer in ``source``.
+
+    By itself open_clip takes CLIP's tokenizer, and the largest id of a text as its end. For another tokenizer the
+    configuration names the folder's, and the id of the end.
+
+    Args:
+        source: export folder
+        text: configuration of the text tower
+    Raises:
+        ValueError: texts have no end token that open_clip could find
+    """
+    size, end = text["vocab_size"], text.get("eos_token_id")
+    if not any((source / name).is_file() for name in TOKENIZER_FILES):
+        if size != CLIP_ENTRIES:
+            log.warning(
+                "%s has no tokenizer, and its text tower has %d entries, not the %d of CLIP's tokenizer, which "
+                "open_clip takes: give open_clip's model token ids of your own",
+                *(source, size, CLIP_ENTRIES),
+            )
+        largest = end is None or end == size - 1
+        return TextIds({} if largest else {"pool_type": "eos", "eos_id": end})
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    if is_clips(tokenizer) and size == CLIP_ENTRIES:
+        return TextIds({})
+    first, second = (tokenizer(words)["input_ids"] for words in ("a river", "forest"))
+    if not first or first[-1] != second[-1] or first.index(first[-1]) != len(first) - 1:
+        raise ValueError(
+            f"the tokenizer in {source} puts no end token after a text, or uses it elsewhere too, so open_clip cannot "
+            "find the state that stands for the text"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(first[-1])
+    log.info("the tokenizer is not CLIP's: it is written beside the weights, and open_clip_config.json names it")
+    return TextIds({"hf_tokenizer_name": TOKENIZER_HERE, "pool_type": "eos", "eos_id": first[-1]}, tokenizer)
+
+
+def is_clips(tokenizer: Any) -> bool:
+    """Tells whether a tokenizer of transformers gives CLIP's ids."""
+    return len(tokenizer) == CLIP_ENTRIES and tokenizer("a photo of a")["input_ids"] == CLIP_IDS
 
 
 def open_clip_state(model: Any) -> State:
@@ -91,6 +170,8 @@ def open_clip_config(model: Any) -> dict[str, Any]:
     width, quick = vit.embed_dim, "quickgelu" in config.vision.name
     if quick != (text.get("hidden_act", "quick_gelu") == "quick_gelu"):
         raise ValueError("open_clip's models have one activation in both towers; this model's differ")
+    if text.get("layer_norm_eps", EPS) != EPS:
+        raise ValueError(f"open_clip's text tower has layer_norm_eps {EPS}; this one has {text['layer_norm_eps']}")
     return {
         "model_cfg": {
             "embed_dim": config.embed_dim,
@@ -104,7 +185,7 @@ def open_clip_config(model: Any) -> dict[str, Any]:
                 "patch_size": vit.patch_embed.patch_size[0],
             },
             "text_cfg": {
-                "context_length": text.get("max_position_embeddings", 77),
+                "context_length": config.text.context_length,
                 "vocab_size": text["vocab_size"],
                 "width": text["hidden_size"],
                 "heads": text["num_attention_heads"],
