@@ -60,7 +60,7 @@ class DataConfig:
         workers: decoding processes of each rank (0 decodes in the training process)
         prefetch: batches that each worker prepares ahead
         start_method: how workers start: forkserver is safe with torch.distributed, MPI and CUDA; fork starts faster
-        pin_memory: copy batches to pinned memory, for GPUs
+        pin_memory: copy batches to pinned memory, from which a GPU reads while it computes; null: if there is a GPU
         keep_pixels: size of the decoded images that each decoding process keeps in memory, e.g. 2GB, so that later
             epochs neither read nor decode them; 0 keeps none. It needs scale 1. With several workers each of them
             needs room for all images: width x height x 3 bytes each
@@ -96,7 +96,7 @@ class DataConfig:
     workers: int = 2
     prefetch: int = 2
     start_method: str = "forkserver"
-    pin_memory: bool = False
+    pin_memory: bool | None = None
     keep_pixels: int | str = 0
     max_pixels: int = 100_000_000
     check_hashes: bool = False

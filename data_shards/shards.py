@@ -117,6 +117,7 @@ class ShardSet:
             {name for manifest in self.manifests for name in manifest.classes} | self.class_words
         )
         self._starts = np.cumsum([0, *self.sizes], dtype=np.int64)
+        self._has_remote = any(file.remote for file in self.files)
         self.parts = mixture_parts(mixed, [len(corpus) for corpus in found], self.sizes)
         if not len(self):
             raise ValueError(f"no sample in {self.spec}: {len(self.files)} shards, all of them empty")
@@ -232,7 +233,7 @@ class ShardSet:
             samples: indices; they replace those of an earlier call
             images: False if only ``text`` or ``captions`` is called
         """
-        if not any(file.remote for file in self.files):
+        if not self._has_remote:
             return
         self._budget.begin_batch()
         needs: list[Need] = []

@@ -9,7 +9,7 @@
     index.entry(rows[0]), index.read_image(rows[0])
 
 Embeddings and lines are memory-mapped, so an index of millions of images opens at once. Scores are exact: the search
-compares every embedding, chunk by chunk. The folder is written beside its place and then renamed. Somebody else may
+compares every embedding (nearest_rows.py). The folder is written beside its place and then renamed. Somebody else may
 have written an index: image_places.py says which files it may name.
 """
 
@@ -37,12 +37,12 @@ from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reasons
 from priorclip.retrieval.gallery import Gallery, open_gallery, refuse_too_many
 from priorclip.retrieval.image_places import ImagePlaces
+from priorclip.retrieval.nearest_rows import nearest_rows
 
 log = get_logger(__name__)
 
 FORMAT, VERSION = "priorclip-image-index", 1
 ABOUT, EMBEDDINGS, IMAGES = "index.json", "embeddings.safetensors", "images.jsonl"
-CHUNK = 1 << 18  # embeddings compared at once: 512 MiB of float32 at 512 values each
 MAX_ABOUT, MAX_LINE = 1 << 26, 1 << 16  # bytes of index.json, and of a line of images.jsonl
 KEY = {"key": text(MAX_LINE), "label": null_or(text(MAX_LINE))}
 IN_FILE = {"path": text(MAX_LINE)}
@@ -145,13 +145,7 @@ class EmbeddingIndex:
                 f"the query has {query.numel()} values, but the embeddings in {self.folder} have "
                 f"{self.embeddings.shape[1]}: they come from different models"
             )
-        best: list[tuple[float, int]] = []
-        for start in range(0, len(self), CHUNK):
-            scores = (self.embeddings[start : start + CHUNK].float() @ query.float()).clamp(-1, 1)  # float16 rounds
-            values, rows = scores.topk(min(k, len(scores)))
-            best += zip((-values).tolist(), (rows + start).tolist(), strict=True)
-            best = sorted(best)[:k]
-        return [-score for score, _ in best], [row for _, row in best]
+        return nearest_rows(self.embeddings, query, k)
 
     def read_image(self, row: int) -> bytes:
         """Returns the encoded bytes of an image from its place in the index.

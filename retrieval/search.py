@@ -51,25 +51,26 @@ class Searcher:
             )
         self.index, self.encoder = index, encoder
         self.gate = ImageGate()
-        self._lock = threading.Lock()  # of the model; images are decoded outside of it
+        self._lock = threading.Lock()  # of the model; images are decoded and embeddings are compared outside of it
 
     def by_text(self, text: str, k: int) -> list[Hit]:
         """Returns the k images most similar to a text. Raises ValueError for a blank text."""
         with self._lock:
-            return self._hits(self.encoder.text(text), k)
+            query = self.encoder.text(text)
+        return self._hits(query, k)
 
     def by_image(self, data: bytes, k: int) -> list[Hit]:
         """Returns the k images most similar to an encoded image. Raises BadSample if it cannot be read."""
         with self.gate.reading(lambda: data):
             pixels = self.encoder.decode(data)
         with self._lock:
-            return self._hits(self.encoder.feature(pixels), k)
+            query = self.encoder.feature(pixels)
+        return self._hits(query, k)
 
     def by_row(self, row: int, k: int) -> list[Hit]:
         """Returns the k images most similar to an image of the index, itself included. Raises IndexError."""
         self.index.entry(row)
-        with self._lock:
-            return self._hits(self.index.embeddings[row].float(), k)
+        return self._hits(self.index.embeddings[row].float(), k)
 
     def belief(self, row: int, side: int) -> Image.Image:
         """Returns the belief map of an image of the index over its centred square. Raises IndexError."""

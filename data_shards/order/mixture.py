@@ -23,6 +23,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -45,11 +46,11 @@ class MixturePart:
     weight: Fraction = Fraction(1)
     name: str = ""
 
-    @property
+    @cached_property  # it is read twice for each sample of a run, and there can be 200,000 shards
     def samples(self) -> int:
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def quota(self) -> int:
         """Samples in an epoch: weight times samples, rounded half up."""
         return int(self.weight * self.samples + Fraction(1, 2))

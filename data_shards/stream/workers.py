@@ -35,9 +35,9 @@ def load_batches(
     *,
     prefetch: int = 2,
     start_method: str = "forkserver",
-    pin_memory: bool = False,
+    pin_memory: bool | None = False,
 ) -> Iterator[dict[str, Any]]:
-    """Yields ``fetcher.__getitems__(entry)`` for each entry of the plan, in order.
+    """Yields ``fetcher.__getitems__(entry)`` for each entry of the plan, in order. ``pin_memory`` as in DataConfig.
 
     Closing the iterator, or the end of the process, stops the workers, also if a signal kills the process.
     """
@@ -58,7 +58,7 @@ def load_batches(
         batch_sampler=plan,
         collate_fn=collate,
         num_workers=workers,
-        pin_memory=pin_memory,
+        pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         generator=torch.Generator(),  # otherwise each iterator would advance the global generator, which dropout uses
         **options,
     )

@@ -103,6 +103,29 @@ def config(shards: object = "unused", **options: object) -> DataConfig:
     return DataConfig(shards, **{**defaults, **options})  # type: ignore[arg-type]
 
 
+class CountedSizes(list):
+    """Sizes of shards that count how often somebody goes through all of them."""
+
+    passes = 0
+
+    def __iter__(self) -> Iterator[int]:
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_a_draw_does_not_go_through_all_shards() -> None:
+    """There can be 200,000 of them, and each sample is drawn twice."""
+    parts = [MixturePart(CountedSizes([7] * 50), Fraction(weight)) for weight in ("1", "2.5")]
+    mixture = Mixture(parts, 3, 4, 3)
+    for position in range(300):
+        mixture.draw(0, position)
+    before = [part.sizes.passes for part in parts]
+    for position in range(300):
+        mixture.draw(0, position)
+        mixture.substitute(position % 2, position)
+    assert [part.sizes.passes for part in parts] == before
+
+
 @settings(deadline=None, max_examples=40)
 @given(PARTS, st.integers(0, 99))
 def test_positions_are_what_walking_gives(parts: list[MixturePart], seed: int) -> None:

@@ -16,6 +16,7 @@ from stream_data import config, stream_of, take
 
 from priorclip.common.ports import free_port
 from priorclip.data_shards import ShardSet, eval_batches
+from priorclip.data_shards.stream import workers
 
 ROOT = Path(__file__).parents[2]
 
@@ -148,3 +149,23 @@ def test_the_global_generator_is_left_alone(packed: Path, workers: int) -> None:
     take(stream_of(config(packed, workers=workers)), 2)
     list(eval_batches(ShardSet(str(packed)), None, 8, 23, workers=workers).images())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpu", "pinned"), [(None, True, True), (None, False, False), (True, False, True), (False, True, False)]
+)
+def test_batches_are_pinned_if_there_is_a_gpu(
+    asked: bool | None, gpu: bool, pinned: bool, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[bool] = []
+
+    class Loader(workers.DataLoader):
+        def __init__(self, *args: object, pin_memory: bool, **options: object) -> None:
+            found.append(pin_memory)
+            super().__init__(*args, **options)  # pinning itself needs a GPU
+
+    monkeypatch.setattr(workers, "DataLoader", Loader)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    options = {} if asked is None else {"pin_memory": asked}
+    assert len(take(stream_of(config(packed, **options)), 2)) == 2
+    assert found == [pinned]

@@ -15,7 +15,7 @@ from small_galleries import TestSet, export_model
 
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.shards import ShardSet
-from priorclip.retrieval import EmbeddingIndex, Encoder, Searcher, build_index, embedding_index, image_places
+from priorclip.retrieval import EmbeddingIndex, Encoder, Searcher, build_index, image_places, nearest_rows
 from priorclip.retrieval.__main__ import main
 from priorclip.retrieval.commands import IndexConfig
 
@@ -48,7 +48,7 @@ def test_nearest_is_the_order_of_a_full_sort(rows: int, k: int, chunk: int, seed
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     query = embeddings[rng.integers(rows)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedding_index, "CHUNK", chunk)
+        patch.setattr(nearest_rows, "CHUNK", chunk)
         scores, found = in_memory(torch.tensor(embeddings, dtype=torch.float32)).nearest(torch.tensor(query).float(), k)
     exact = embeddings @ query
     assert len(found) == len(set(found)) == min(k, rows)
@@ -62,6 +62,52 @@ def test_equal_scores_are_ranked_by_row() -> None:
     scores, rows = in_memory(embeddings).nearest(torch.tensor([0.0, 1.0, 0.0]), 4)
     assert scores == [1.0] * 4
     assert rows == [1, 4, 7, 10]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 3000), st.integers(1, 30), st.sampled_from([1e-5, 1e-3, 0.3]), st.integers(0, 2**32 - 1))
+def test_float16_gives_the_rows_of_a_full_sort(rows: int, k: int, spread: float, seed: int) -> None:
+    """With a small spread most products of float16 are equal or in the wrong order, and some rows are equal."""
+    rng = np.random.default_rng(seed)
+    made = rng.standard_normal(16) + spread * rng.standard_normal((rows, 16))
+    made[rng.integers(rows, size=rows // 8)] = made[0]
+    made /= np.linalg.norm(made, axis=1, keepdims=True)
+    embeddings, query = torch.tensor(made).half(), torch.tensor(made[rng.integers(rows)]).float()
+    scores, found = in_memory(embeddings).nearest(query, k)
+    exact = (embeddings.double() * query.double()).sum(1).float().clamp(-1, 1).tolist()
+    expected = sorted(range(rows), key=lambda row: (-exact[row], row))[:k]
+    assert scores == pytest.approx([exact[row] for row in expected], abs=1e-6)
+    assert len(set(found)) == min(k, rows)
+    assert [exact[row] for row in found] == pytest.approx(scores, abs=1e-6)
+
+
+def test_few_rows_of_many_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One product in float16 and 64 of 20,000 rows in float64; no float32 copy of all rows."""
+    draw = torch.Generator().manual_seed(1)
+    embeddings = torch.nn.functional.normalize(torch.randn(20_000, 64, generator=draw), dim=1)
+    counted: list[int] = []
+    products = nearest_rows.products
+
+    def counting(rows: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        counted.append(len(rows))
+        return products(rows, query)
+
+    monkeypatch.setattr(nearest_rows, "products", counting)
+    monkeypatch.setattr(nearest_rows, "all_rows", None)
+    scores, rows = in_memory(embeddings.half()).nearest(embeddings[77], 10)
+    assert counted == [64]
+    exact = (embeddings.half().double() @ embeddings[77].double()).clamp(-1, 1)
+    assert rows == exact.topk(10).indices.tolist()
+    assert scores == pytest.approx(exact.topk(10).values.tolist(), abs=1e-7)
+
+
+def test_a_row_that_is_not_finite_hides_no_other_one() -> None:
+    draw = torch.Generator().manual_seed(1)
+    embeddings = torch.nn.functional.normalize(torch.randn(2000, 8, generator=draw), dim=1).half()
+    embeddings[5] = torch.nan
+    exact = embeddings.double() @ embeddings[9].double()
+    exact[5] = -1
+    assert in_memory(embeddings).nearest(embeddings[9].float(), 2)[1] == exact.topk(2).indices.tolist()
 
 
 def test_every_image_finds_itself(test_set: TestSet, searcher: Searcher) -> None:
