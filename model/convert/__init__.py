@@ -21,7 +21,7 @@ from priorclip.model.config import ModelConfig
 from priorclip.model.convert import open_clip, pir, priorclip_release, transformers_clip
 from priorclip.model.convert.checkpoint import Checkpoint, read_checkpoint
 from priorclip.model.convert.clip_tokenizer import CLIP_ENTRIES, write_clip_tokenizer
-from priorclip.model.convert.family import Converted, Request, missing_blocks
+from priorclip.model.convert.family import NOT_NAMED, Converted, Request, missing_blocks
 from priorclip.model.export.folder import save_pretrained
 from priorclip.model.presets import load_preset
 
@@ -56,7 +56,7 @@ def convert(config: ConvertConfig) -> Converted:
     converted.notes.insert(0, f"format {family}")
     refuse_cut_towers(config, family, converted)
     text = converted.config.text
-    if converted.tokenizer != "clip":
+    if converted.tokenizer not in ("clip", NOT_NAMED) and not Path(converted.tokenizer).is_dir():
         text.name = converted.tokenizer
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(config, converted, Path(folder))
@@ -114,6 +114,11 @@ def write_tokenizer(config: ConvertConfig, converted: Converted, folder: Path) -
             )
         write_clip_tokenizer(folder, length)
         return
+    if config.tokenizer is None and converted.tokenizer == NOT_NAMED:
+        raise ValueError(
+            f"--input {config.input} does not have CLIP's tokenizer, and its own is not beside the weights: name it by "
+            "--tokenizer"
+        )
     from transformers import AutoTokenizer
 
     name = config.tokenizer or converted.tokenizer

@@ -29,6 +29,7 @@ SIZES = {  # width, layers -> the name of a ViT of CLIP in timm and in the paper
 }
 VISION_BLOCKS = dict(SIZES.keys())  # width -> blocks of the published towers
 TEXT_BLOCKS = {512: 12, 768: 12, 1024: 24, 1280: 32}
+NOT_NAMED = ""  # a tokenizer that the user has to name
 HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}  # all others: 64
 TEXT_HEAD_WIDTH = 64
 
@@ -60,7 +61,7 @@ class Converted:
         config: its architecture
         state: all its tensors
         unused: names in the checkpoint that it does not need
-        tokenizer: tokenizer of its text encoder: ``clip``, or a hub id
+        tokenizer: tokenizer of its text encoder: ``clip``, a hub id, the checkpoint's folder, or NOT_NAMED
         notes: messages for the user
     """
 
@@ -126,6 +127,18 @@ def clip_text(
         "eos_token_id": vocabulary - 1,
     }
     return TextConfig(config=config, context_length=length, pooling="eos")
+
+
+def describe_facts(config: ModelConfig, activation: str, file: str, known: bool) -> str:
+    """Returns a line about what the tensors do not tell: read from the file beside the weights, or assumed."""
+    heads = vision_heads_of(config.vision), (config.text.config or {})["num_attention_heads"]
+    found = f"activation {activation}, {heads[0]} heads in the visual tower and {heads[1]} in the text tower"
+    if known:
+        return f"{found}: from {file}"
+    return (
+        f"{found}: assumed, because the keys do not tell and there is no {file} beside the weights (--activation and "
+        "--preset change it)"
+    )
 
 
 def missing_blocks(config: ModelConfig) -> list[str]:

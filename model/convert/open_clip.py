@@ -16,6 +16,7 @@ from pathlib import Path
 from priorclip.model.config import ModelConfig
 from priorclip.model.convert.checkpoint import OPEN_CLIP_CONFIG, Checkpoint
 from priorclip.model.convert.family import (
+    NOT_NAMED,
     Converted,
     Request,
     assemble,
@@ -23,8 +24,8 @@ from priorclip.model.convert.family import (
     clip_text,
     clip_vit,
     count_blocks,
+    describe_facts,
     require_tensor,
-    vision_heads_of,
 )
 from priorclip.model.convert.open_clip_config import OpenClipFacts, read_open_clip_config
 from priorclip.model.convert.positions import first_positions, resampled
@@ -56,30 +57,21 @@ def convert(checkpoint: Checkpoint, request: Request) -> Converted:
     config = request.model or architecture(checkpoint, request, activation, facts)
     config.kind = "clip"
     rules = [*vision_rules(), *text_rules(text_prefix(state)), scale_rule()]
-    notes = [] if request.model else [describe_source(config, activation, facts)]
+    notes = [] if request.model else [describe_facts(config, activation, OPEN_CLIP_CONFIG, facts is not None)]
     tokenizer = choose_tokenizer(checkpoint, config, facts)
     return assemble(checkpoint, config, rules, attribution_scale(config), tokenizer, notes)
 
 
 def choose_tokenizer(checkpoint: Checkpoint, config: ModelConfig, facts: OpenClipFacts | None) -> str:
-    """Returns ``clip``, or the folder or hub id of another tokenizer. An export of ours has it beside the weights."""
+    """Returns ``clip``, the folder of the weights if the tokenizer is there, or NOT_NAMED.
+
+    The name in the file is not loaded, because only the user names hub ids and folders.
+    """
     if facts is None or facts.tokenizer is None:
         return "clip"
     folder = Path(checkpoint.source)
     folder = folder if folder.is_dir() else folder.parent
-    return str(folder) if (folder / "tokenizer_config.json").is_file() else facts.tokenizer
-
-
-def describe_source(config: ModelConfig, activation: str, facts: OpenClipFacts | None) -> str:
-    """Returns a line about what the tensors do not tell: whether it was read or assumed."""
-    heads = vision_heads_of(config.vision), (config.text.config or {})["num_attention_heads"]
-    found = f"activation {activation}, {heads[0]} heads in the visual tower and {heads[1]} in the text tower"
-    if facts is not None:
-        return f"{found}: from {OPEN_CLIP_CONFIG}"
-    return (
-        f"{found}: assumed, because the keys do not tell and there is no {OPEN_CLIP_CONFIG} beside the weights "
-        "(--activation and --preset change it)"
-    )
+    return str(folder) if (folder / "tokenizer_config.json").is_file() else NOT_NAMED
 
 
 def family_activation(family: str, width: int) -> str:

@@ -15,7 +15,7 @@ import math
 
 from priorclip.model.config import BeliefConfig, EncoderConfig
 from priorclip.model.convert import open_clip
-from priorclip.model.convert.checkpoint import Checkpoint
+from priorclip.model.convert.checkpoint import OPEN_CLIP_CONFIG, Checkpoint
 from priorclip.model.convert.family import (
     CLIP_MEAN,
     CLIP_STD,
@@ -23,6 +23,7 @@ from priorclip.model.convert.family import (
     Request,
     assemble,
     attribution_scale,
+    describe_facts,
     require_tensor,
 )
 from priorclip.model.convert.rules import Rule
@@ -54,7 +55,7 @@ def convert(checkpoint: Checkpoint, request: Request) -> Converted:
         *open_clip.text_rules(open_clip.text_prefix(state)),
         open_clip.scale_rule(),
     ]
-    notes = [] if request.model else [open_clip.describe_source(config, activation, None)]
+    notes = [] if request.model else [describe_facts(config, activation, OPEN_CLIP_CONFIG, False)]
     return assemble(checkpoint, config, rules, attribution_scale(config), "clip", notes)
 
 

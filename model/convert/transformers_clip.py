@@ -6,6 +6,7 @@ The config.json of a folder tells the activation of the layers; a state dict alo
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from priorclip.model.config import ModelConfig
 from priorclip.model.convert.checkpoint import Checkpoint
@@ -17,6 +18,7 @@ from priorclip.model.convert.family import (
     clip_text,
     clip_vit,
     count_blocks,
+    describe_facts,
     read_fact,
     require_tensor,
 )
@@ -42,7 +44,8 @@ def convert(checkpoint: Checkpoint, request: Request) -> Converted:
         raise ValueError(f"{checkpoint.source}: hidden_act is '{activation}', but only gelu and quick_gelu are known")
     config = request.model or architecture(checkpoint, request, activation)
     config.kind = "clip"
-    notes = [] if request.model else [f"activation {activation}"]
+    described = all(isinstance(checkpoint.facts.get(part), Mapping) for part in ("vision_config", "text_config"))
+    notes = [] if request.model else [describe_facts(config, activation, "config.json", described)]
     return assemble(checkpoint, config, rules(), attribution_scale(config), "clip", notes)
 
 

@@ -163,6 +163,16 @@ def test_another_vocabulary_needs_its_tokenizer(folder_of_open_clip, capsys):
     assert "text tower of 600 entries, but CLIP's tokenizer has 49408: name its tokenizer" in capsys.readouterr().err
 
 
+def test_a_tokenizer_that_a_file_names_is_not_loaded(folder_of_open_clip, capsys):
+    """Only the user names hub ids and folders, see docs/security.md."""
+    folder, _ = folder_of_open_clip
+    content = json.loads((folder / "open_clip_config.json").read_text())
+    content["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = str(folder / "words")
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    assert main(["convert", "--input", str(folder), "--output", str(folder / "out")]) == 2
+    assert "its own is not beside the weights: name it by --tokenizer" in capsys.readouterr().err
+
+
 def test_a_tokenizer_without_an_end_is_refused(own, tmp_path, capsys):
     """open_clip could not tell which state stands for the text."""
     folder = shutil.copytree(own[0], tmp_path / "export")
