@@ -21,7 +21,10 @@ Gather = Callable[[Tensor], Tensor]
 
 
 class Batches(Protocol):
-    """Held-out images and captions. Index -1 marks padding. Pictures use ``pixels`` and ``scenes``."""
+    """Held-out images and captions. Index -1 marks padding. Pictures use ``pixels`` and ``scenes``.
+
+    ``texts`` yields each distinct caption at least once, with the index of the first caption that equals it.
+    """
 
     captions: list[str]
     text_image: Any
@@ -61,7 +64,7 @@ def encode_images(forward: Forward, batches: Batches, device: torch.device, gath
 def encode_texts(forward: Forward, batches: Batches, device: torch.device, gather: Gather | None = None) -> Tensor:
     """Returns L2-normalised features of all captions in their order, (T, d) float32.
 
-    Equal captions get the same feature to the last bit, whatever batch they were in, so that rounding does not decide
+    Equal captions get the same feature to the last bit, that of the first of them, so that rounding does not decide
     which of them ranks first.
     """
     encoded = (
@@ -73,14 +76,20 @@ def encode_texts(forward: Forward, batches: Batches, device: torch.device, gathe
         )
         for batch in batches.texts()
     )
-    features = collect_rows(encoded, len(batches.captions), gather)
-    first = {caption: place for place, caption in reversed(list(enumerate(batches.captions)))}
-    return features[torch.tensor([first[caption] for caption in batches.captions], device=features.device)]
+    first: dict[str, int] = {}
+    places = [first.setdefault(caption, place) for place, caption in enumerate(batches.captions)]
+    features = collect_rows(encoded, len(batches.captions), gather, needed=list(first.values()))
+    return features[torch.tensor(places, device=features.device)]
 
 
 @torch.no_grad()
-def collect_rows(encoded: Iterable[tuple[Tensor, Tensor]], total: int, gather: Gather | None) -> Tensor:
-    """Collects rows (n, d) and their places (n,) batch by batch -> (total, d) float32 in order."""
+def collect_rows(
+    encoded: Iterable[tuple[Tensor, Tensor]], total: int, gather: Gather | None, needed: list[int] | None = None
+) -> Tensor:
+    """Collects rows (n, d) and their places (n,) batch by batch -> (total, d) float32 in order.
+
+    Places that are not ``needed`` may stay zero; None: all are.
+    """
     rows: list[Tensor] = []
     places: list[Tensor] = []
     for features, index in encoded:
@@ -89,14 +98,20 @@ def collect_rows(encoded: Iterable[tuple[Tensor, Tensor]], total: int, gather: G
     all_rows, all_places = torch.cat(rows), torch.cat(places)
     if gather is not None:
         all_rows, all_places = gather(all_rows), gather(all_places)
-    return place_rows(all_rows, all_places, total)
+    return place_rows(all_rows, all_places, total, needed)
 
 
-def place_rows(rows: Tensor, index: Tensor, total: int) -> Tensor:
-    """Puts ``rows (n, d)`` at ``index (n,)`` -> (total, d); -1 is left out. Raises ValueError if a place has no row."""
+def place_rows(rows: Tensor, index: Tensor, total: int, needed: list[int] | None = None) -> Tensor:
+    """Puts ``rows (n, d)`` at ``index (n,)`` -> (total, d); -1 is left out.
+
+    Raises ValueError if a place that is needed has no row.
+    """
     kept, places = rows[index >= 0], index[index >= 0]
-    if len(places.unique()) != total:
-        raise ValueError(f"features for {len(places.unique())} of {total} places")
-    ordered = kept.new_empty((total, kept.shape[1]))
+    found = torch.zeros(total, dtype=torch.bool, device=places.device)
+    found[places] = True
+    wanted = found if needed is None else found[torch.tensor(needed, device=places.device)]
+    if not wanted.all():
+        raise ValueError(f"features for {int(wanted.sum())} of {len(wanted)} places")
+    ordered = kept.new_zeros((total, kept.shape[1]))
     ordered[places] = kept
     return ordered

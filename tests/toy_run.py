@@ -49,6 +49,7 @@ class ToyConfig:
         kill_in_evaluation: rank 0 sends itself SIGTERM during the evaluation after this step
         raise_at: the last rank raises an error in this step
         nan_at: the loss of this step is NaN
+        bad_gradient_at: the loss of this step is finite, but on the first rank its gradient is not
         freeze_at: the last rank sleeps for ever in this step
         nan_batch: this batch of the run, counted from 0, contains a NaN
         spike_batch: the targets of this batch are a hundred times too large
@@ -68,6 +69,7 @@ class ToyConfig:
     kill_in_evaluation: int = -1
     raise_at: int = -1
     nan_at: int = -1
+    bad_gradient_at: int = -1
     freeze_at: int = -1
     nan_batch: int = -1
     spike_batch: int = -1
@@ -188,7 +190,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             noise = random.gauss(0, 0.1) + np.random.normal(0, 0.1)
             batch = {**batch, "inputs": batch["inputs"] + (rank.rank + 1) * noise}
         inputs = batch["inputs"].to(next(engine.module.parameters()).dtype)
-        loss = nn.functional.mse_loss(engine(inputs).float(), batch["targets"])
+        outputs = engine(inputs).float()
+        loss = nn.functional.mse_loss(outputs, batch["targets"])
+        if engine.global_steps == config.bad_gradient_at and rank.is_first:
+            loss = loss + (0 * outputs).sum().sqrt()  # 0, and its gradient is 0 times infinity
         if engine.global_steps == config.nan_at:
             loss = loss * float("nan")
         return loss, {"mse": loss}

@@ -7,8 +7,10 @@
     if bad_steps.reason: ...                                                           # raise, skip, or roll back
 
 The loss of a step, a mean over micro batches and ranks, is known before the last backward pass. If it is bad, we
-multiply it by NaN. DeepSpeed drops a step whose gradient is not finite, like an fp16 overflow, in every ZeRO stage, and
-empties its buckets. The forward pass has changed the batch-norm statistics: we set them back.
+multiply it by NaN. DeepSpeed then drops a step whose gradient is not finite, like an fp16 overflow, in every ZeRO
+stage, and empties its buckets. The forward pass has changed the batch-norm statistics: we set them back. If no action
+is asked for, ZeRO 1 and 2 apply such a gradient in float32 and bf16, and the run ends at the next recorded step, before
+it saves anything (`Run.refuse_non_finite`).
 
 ``bad_steps.jsonl`` in the run directory lists each bad step with its position in the data.
 """
@@ -51,7 +53,8 @@ class BadSteps:
         self.may_overflow = precision == "fp16"
         self.is_active = config.action != "raise" or config.spike > 0
         if self.is_active and hasattr(engine.optimizer, "check_grad_overflow"):
-            engine.optimizer.check_grad_overflow = True  # under bf16, ZeRO 1 and 2 do not check by default
+            # Under bf16, zero1.json and zero2.json turn it off: it looks at each parameter's gradient in each step.
+            engine.optimizer.check_grad_overflow = True
 
     def begin_step(self) -> None:
         self.reason = ""
@@ -74,7 +77,7 @@ class BadSteps:
         if not self.is_active:
             return
         overflow = bool(getattr(self.engine.optimizer, "overflow", False))
-        is_bad_gradient = overflow or (norm is not None and not math.isfinite(norm))
+        is_bad_gradient = overflow or (norm is not None and not is_finite_norm(norm))
         if not self.reason and is_bad_gradient and not self.may_overflow:
             self.reason = f"the loss is {self.loss:.4g} and its gradient is not finite"
         if not self.reason:
@@ -123,6 +126,11 @@ class BadSteps:
                 + (f"; that is more than run.bad_steps.limit {self.config.limit}" if is_over_limit else "")
                 + f"; lower run.optimizer.lr or lengthen its warmup; checkpoints are in {self.folder / 'checkpoints'}"
             )
+
+
+def is_finite_norm(norm: float) -> bool:
+    """Tells whether all gradients are finite. DeepSpeed's ZeRO 1 and 2 give -1 for the norm of others."""
+    return math.isfinite(norm) and norm >= 0
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from timm.utils.distributed import distribute_bn
 from priorclip.common.checkpoint_files import step_of
 from priorclip.common.masking import masked_command
 from priorclip.common.output import get_logger
-from priorclip.training.bad_steps import BadSteps
+from priorclip.training.bad_steps import BadSteps, is_finite_norm
 from priorclip.training.checkpoints.load import NoGoodCheckpoint, find_newest_good, load_checkpoint, set_all_aside
 from priorclip.training.checkpoints.writer import Writer
 from priorclip.training.config import RunConfig
@@ -227,7 +227,7 @@ class Run:
         loss = mean_over_ranks({"loss": float(parts["loss"])}, self.rank.device)["loss"]
         norm = parts.get("grad_norm", self.engine.get_global_grad_norm())
         # Under fp16, DeepSpeed skips a step whose gradients overflow and lowers the loss scale.
-        is_bad = norm is not None and not math.isfinite(float(norm)) and self.config.engine.precision != "fp16"
+        is_bad = norm is not None and not is_finite_norm(float(norm)) and self.config.engine.precision != "fp16"
         if math.isfinite(loss) and not any_rank(is_bad, self.rank.device):
             return
         self.close_files()

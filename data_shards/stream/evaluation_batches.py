@@ -1,17 +1,18 @@
-"""Evaluation batches: every image once, with all its captions; the same number of batches on every rank.
+"""Evaluation batches: every image and every distinct caption once; the same number of batches on every rank.
 
     batches = eval_batches(shards, tokenizer, 224, 64, rank, world_size)
     for batch in batches.images(): ...   # images uint8 (b, 3, S, S), index (b,), labels (b,)
     for batch in batches.texts(): ...    # input_ids, attention_mask (b, T), index (b,), image_index (b,)
     batches.text_image                   # (captions,) the image index of each caption
 
-Rank r takes items r, r + W, ...; the last batches are padded with index -1, so that all ranks make the same
-collectives.
+Equal captions come once, at the index of the first of them. Captions of similar length are in one batch, so that a
+model can cut most of the padding. Rank r takes items r, r + W, ...; the last batches are padded with index -1, so that
+all ranks make the same collectives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,6 +74,7 @@ class EvalBatches:
     Attributes:
         captions: all captions; those of one image are neighbours
         text_image: int64 (captions,), the image index of each caption
+        distinct: the index of the first of all equal captions, from the shortest caption to the longest
         classes: scene classes in the order of the label ids
     """
 
@@ -100,6 +102,8 @@ class EvalBatches:
                 self.captions += texts
                 owners += [index] * len(texts)
         self.text_image = np.array(owners, dtype=np.int64)
+        first = {caption: index for index, caption in reversed(list(enumerate(self.captions)))}
+        self.distinct = [first[caption] for caption in sorted(first, key=lambda caption: (len(caption), caption))]
 
     @property
     def image_count(self) -> int:
@@ -107,7 +111,8 @@ class EvalBatches:
 
     @property
     def text_count(self) -> int:
-        return len(self.captions)
+        """Number of the captions that texts() yields."""
+        return len(self.distinct)
 
     def keys(self) -> list[str]:
         """Returns the key of each image."""
@@ -115,12 +120,12 @@ class EvalBatches:
 
     def images(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yields images uint8 (b, 3, S, S), index int64 (b,), labels int64 (b,); as many batches on all ranks."""
-        yield from load_batches(self.fetcher, self._plan(self.image_count), self.workers)
+        yield from load_batches(self.fetcher, self._plan(range(self.image_count)), self.workers)
 
     def texts(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Yields input_ids and attention_mask int64 (b, T), index and image_index int64 (b,)."""
+        """Yields input_ids and attention_mask int64 (b, T), index and image_index int64 (b,), of ``distinct``."""
         assert self.tokenizer is not None, "texts() needs a tokenizer"
-        for indices in self._plan(self.text_count):
+        for indices in self._plan(self.distinct):
             index = np.array(indices, dtype=np.int64)
             texts = [self.captions[i] if i != PADDING else "" for i in indices]
             owner = np.where(index == PADDING, PADDING, self.text_image[index])
@@ -135,10 +140,10 @@ class EvalBatches:
         """Returns the scene names of a few images without reading the images; "" for none."""
         return [self.source.text(image).label or "" for image in images]
 
-    def _plan(self, count: int) -> list[list[int]]:
+    def _plan(self, items: Sequence[int]) -> list[list[int]]:
         """Returns the indices of this rank's batches, padded with -1 to the same number on every rank."""
-        rounds = -(-count // (self.batch_size * self.world_size))
-        indices = list(range(self.rank, count, self.world_size))
+        rounds = -(-len(items) // (self.batch_size * self.world_size))
+        indices = list(items[self.rank :: self.world_size])
         indices += [PADDING] * (rounds * self.batch_size - len(indices))
         return [indices[start : start + self.batch_size] for start in range(0, len(indices), self.batch_size)]
 

@@ -2,8 +2,9 @@
 
     input_ids (B, T), attention_mask (B, T) -> states (B, T, C) -> pooled (B, C): first, mean or last token
 
-Padding never changes a feature: padded positions are masked, and pooling uses real positions only. The model is built
-from its configuration alone and its weights are loaded later, so an exported model needs neither hub nor packages.
+Padding never changes a feature: padded positions are masked, and pooling uses real positions only. So it is cut where
+that is exact (`padding`). The model is built from its configuration alone and its weights are loaded later, so an
+exported model needs neither hub nor packages.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModelWithProjection, PreTrainedConfig
 
@@ -22,6 +24,7 @@ from priorclip.common.packages import PACKAGE
 from priorclip.model.config import TextConfig
 from priorclip.model.encoders.feature_cache import FeatureCache
 from priorclip.model.encoders.layers import keep_locked, lock
+from priorclip.model.encoders.padding import cut_padding, draws_dropout, is_masked
 from priorclip.model.encoders.weights import State, first_names, load_exactly, one_file, read_state, weight_package
 
 # In these models a token reads only the tokens before it, and padding is at the end.
@@ -65,8 +68,18 @@ class TextEncoder(nn.Module):
         mask = None if causal or attention_mask.is_meta else attention_mask
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.config.trainable):
             if self.feature_cache is not None and mask is not None:
-                return self.feature_cache(lambda *new: self.states(*new), input_ids, mask)
+                return self.feature_cache(self.cut_states, input_ids, mask)
             return self.states(input_ids, mask)
+
+    @property
+    def cuts_padding(self) -> bool:
+        """Whether the encoder's features are the same without the padding that no text of a batch needs."""
+        return is_masked(self.model.config) and not draws_dropout(self.model, self.model.config)
+
+    def cut_states(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """Token states (B, T, C), computed without common padding; they are zero there."""
+        states = self.states(*cut_padding(input_ids, mask)) if self.cuts_padding else self.states(input_ids, mask)
+        return F.pad(states, (0, 0, 0, input_ids.shape[1] - states.shape[1]))
 
     def states(self, input_ids: Tensor, mask: Tensor | None) -> Tensor:
         return self.model(input_ids=input_ids, attention_mask=mask).last_hidden_state

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from priorclip.model.config import ModelConfig
+from priorclip.model.encoders.padding import draws_dropout
 from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import ImageEncoder, VisualTokens
 from priorclip.model.networks.belief import affinity, belief_map, keep_top, token_weights, weight_tokens
@@ -63,6 +64,11 @@ class PriorITR(TwoTowers):
             self.text_head = nn.Linear(d, d)
         self.logit_scale, self.attribution_scale = log_scales(config)
         fill_resolved(self.config, self.text)
+
+    @property
+    def cuts_padding(self) -> bool:
+        """As `TwoTowers.cuts_padding`; the Temporal-PAE must draw no dropout either."""
+        return super().cuts_padding and not (self.has_cycles and draws_dropout(self.temporal))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> L2-normalised (B, d), at least float32."""

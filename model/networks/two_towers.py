@@ -11,8 +11,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from priorclip.model.config import ModelConfig
+from priorclip.model.encoders.padding import cut_padding
 from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import normalisation
 from priorclip.model.losses.logit_scale import clamped_exp, log_scale
@@ -24,6 +26,7 @@ class TwoTowers(nn.Module):
     """An image and a text encoder whose L2-normalised features are compared."""
 
     config: ModelConfig
+    text: TextEncoder
     has_belief: bool = True
     logit_scale: nn.Parameter
     attribution_scale: nn.Parameter
@@ -47,6 +50,9 @@ class TwoTowers(nn.Module):
             ``return_belief`` belief (B, h, w), which a plain CLIP does not have. With ``shared_scale`` both scales are
             the same tensor, so that its gradient is that of both losses
         """
+        # Before the images, so that a GPU has little to finish when the mask is read. Compiled code keeps its shapes.
+        if input_ids is not None and attention_mask is not None and not is_compiling() and self.cuts_padding:
+            input_ids, attention_mask = cut_padding(input_ids, attention_mask)
         limit = math.log(self.config.logit_scale_max)
         scale = clamped_exp(self.logit_scale, limit)
         shared = self.config.shared_scale
@@ -59,6 +65,14 @@ class TwoTowers(nn.Module):
         if return_belief and self.has_belief and images is not None:
             outputs["belief"] = self.belief_map(images)
         return outputs
+
+    @property
+    def cuts_padding(self) -> bool:
+        """Whether features of texts are the same if their common padding is cut before the text encoder.
+
+        An encoder that remembers needs it, because the names of its entries are hashes of padded texts.
+        """
+        return self.text.cuts_padding and self.text.feature_cache is None
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> L2-normalised (B, d), at least float32."""

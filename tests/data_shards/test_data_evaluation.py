@@ -53,6 +53,21 @@ def test_texts_belong_to_their_images(packed: Path, tokenizer_folder: Path) -> N
         assert words_found in shards.captions(image)
 
 
+def test_equal_captions_come_once_and_short_ones_together(tokenizer_folder: Path) -> None:
+    """Every distinct caption comes once over all ranks, at its first index; batches hold captions of similar length."""
+    texts = [["caption 1", "a caption variant of caption 12"], ["caption 1"], ["caption 2 variant", "caption 1"]]
+    source = RecordSet([Record(str(i), encoded(picture(i)), each, "beach") for i, each in enumerate(texts)])
+    words = load_tokenizer(str(tokenizer_folder), 12)
+    found = []
+    for rank in range(2):
+        batches = eval_batches(source, words, 16, 1, rank, 2)
+        steps = list(batches.texts())
+        assert len(steps) == 2  # three captions on two ranks
+        found.append([(step["index"].item(), step["image_index"].item()) for step in steps])
+    assert found == [[(0, 0), (1, 0)], [(3, 2), (-1, -1)]]
+    assert (batches.text_count, len(batches.captions)) == (3, 5)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_pixels_and_labels(packed: Path, workers: int) -> None:
     shards = ShardSet(str(packed))

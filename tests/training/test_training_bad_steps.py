@@ -11,6 +11,7 @@ from test_training_loop import reference
 from toy_launches import ToyRun, run_toys
 
 SKIP = ("--run.bad_steps.action", "skip")
+BF16 = ("--run.engine.precision", "bf16")
 BACK = ("--run.bad_steps.action", "rollback", "--run.checkpoint.every", "4")
 
 
@@ -32,6 +33,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
         "limit": (*nan, *SKIP, "--run.bad_steps.limit", "0"),
         "no_checkpoint": ("--nan_batch", "1", *BACK),
     }
+    bad_gradient = ("--bad_gradient_at", "6", "--run.checkpoint.every", "1", "--run.log_every", "10")
+    for stage in (1, 2):
+        options[f"gradient{stage}"] = (*bad_gradient, *SKIP, "--run.engine.zero", str(stage), *BF16)
+        options[f"gradient_ends{stage}"] = (*bad_gradient, "--run.engine.zero", str(stage), *BF16)
+        options[f"gradient_ends{stage}_fp32"] = (*bad_gradient, "--run.engine.zero", str(stage))
     return run_toys(tmp_path_factory.mktemp("bad"), options)
 
 
@@ -76,6 +82,26 @@ def test_batch_norm_statistics_exclude_the_bad_batch(runs: dict[str, ToyRun]) ->
 def test_bf16_skips(runs: dict[str, ToyRun]) -> None:
     assert [each["step"] for each in bad_steps(runs["bf16"])] == [7]
     assert all(math.isfinite(value) for step, value in runs["bf16"].records("train/loss").items() if step != 7)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_gradient_that_is_not_finite_is_skipped_under_bf16(runs: dict[str, ToyRun], stage: int) -> None:
+    """zero1.json and zero2.json turn DeepSpeed's check of each parameter off; a run with an action turns it on."""
+    run = runs[f"gradient{stage}"]
+    assert run.ended == 0
+    (entry,) = bad_steps(run)
+    assert (entry["step"], entry["action"]) == (7, "skip")
+    assert "its gradient is not finite" in entry["reason"]
+    assert all(bool(torch.isfinite(value).all()) for value in run.weights().values())
+
+
+@pytest.mark.parametrize("name", ["gradient_ends1", "gradient_ends2", "gradient_ends1_fp32", "gradient_ends2_fp32"])
+def test_without_an_action_such_a_gradient_ends_the_run_before_it_is_saved(runs: dict[str, ToyRun], name: str) -> None:
+    """The loss of the step is finite, and DeepSpeed gives -1 for the norm."""
+    run = runs[name]
+    assert str(run.ended).startswith("step 7: the loss is 0."), run.ended
+    assert "its gradient norm not finite" in str(run.ended)
+    assert sorted(path.name for path in (run.folder / "checkpoints").glob("step_*"))[-1] == "step_00000006"
 
 
 def test_spike_is_skipped(runs: dict[str, ToyRun]) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from deepspeed.runtime.precision_config import DeepSpeedBF16Config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,6 +39,14 @@ def test_auto_values_follow_from_the_run(stage: int, precision: str) -> None:
     assert (settings["bf16"]["enabled"], settings["fp16"]["enabled"]) == (precision == "bf16", precision == "fp16")
     assert settings["zero_optimization"]["stage"] == stage
     assert '"auto"' not in json.dumps(settings)
+
+
+@pytest.mark.parametrize("zero", ["1", "2"])
+def test_bf16_does_not_check_each_parameter_for_overflow(zero: str) -> None:
+    """The name is one that DeepSpeed knows: its own class reads it, and checks by default."""
+    settings = deepspeed_settings(EngineConfig(zero=zero, precision="bf16"), OptimizerConfig(), world_size=1)
+    assert DeepSpeedBF16Config(**settings["bf16"]).check_grad_overflow is False
+    assert DeepSpeedBF16Config(enabled=True).check_grad_overflow is True
 
 
 def test_values_in_the_file_stay(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ class MetricCollector:
         norm = means.pop("grad_norm", None)
         if norm is None:
             norm = float(self.engine.get_global_grad_norm() or math.nan)
+            norm = math.nan if norm < 0 else norm  # DeepSpeed's -1 says that it is not finite
         metrics: dict[str, Any] = {f"train/{name}": value for name, value in means.items()}
         return {**metrics, "train/grad_norm": norm, "train/lr": self.engine.get_lr()[0], "train/epoch": epoch}
 
