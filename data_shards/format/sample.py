@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "img_content")
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "jp2", "img_content")
 TEXT_MEMBERS = ("txt", "caption")
 JSON_MEMBER, LABEL_MEMBER, NAME_MEMBER = "json", "cls", "img_name"
 USED_MEMBERS = frozenset((*IMAGE_MEMBERS, *TEXT_MEMBERS, JSON_MEMBER, LABEL_MEMBER, NAME_MEMBER))
