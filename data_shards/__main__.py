@@ -81,8 +81,7 @@ def run_pack(config: PackConfig) -> int:
 def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
     from priorclip.data_shards.pack.selection import check_duplicate_options
     from priorclip.data_shards.pack.write_shards import PackPlan, pack_share
-    from priorclip.data_shards.rasters.values import value_rule
-    from priorclip.data_shards.sources.catalogue import read_source
+    from priorclip.data_shards.sources.catalogue import read_source, rule_of
 
     relabel = config.caption_from == "relabel"
     if config.caption_from not in ("template", "none", "relabel"):
@@ -90,11 +89,11 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
     if config.shard_size < 1:
         raise ValueError(f"--shard-size must be at least 1, not {config.shard_size}")
     check_duplicate_options(config.duplicates, config.near_duplicates)
-    values = value_rule(config.value_range, config.percentiles, config.bands, config.fill, config.min_valid)
+    values = rule_of(config)
     records = choose_records(read_source(config), config)
     for record in records if relabel else []:
         record.captions = [] if record.scenes else record.captions
-    drawn = config.source == "synthetic"
+    drawn = config.source in ("synthetic", "raster")  # encoded once, when they are read
     plan = PackPlan(
         prefix=config.prefix or config.split or "shard",
         shard_size=config.shard_size,
@@ -107,6 +106,7 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
         duplicates=config.duplicates,
         near_duplicates=config.near_duplicates,
         values=values,
+        needs_text=config.source != "raster",
     )
     evaluation = read_excluded_images(config, pool) if config.exclude else None
     folder = Path(config.output)

@@ -12,7 +12,8 @@ class PackConfig:
     """Packs images with captions or scene labels into shards.
 
     Args:
-        source: synthetic, csv, rs5m, karpathy, precomp, webdataset, parquet, imagefolder, millionaid, fmow, bigearthnet
+        source: synthetic, csv, rs5m, karpathy, precomp, webdataset, parquet, imagefolder, millionaid, fmow,
+            bigearthnet, raster
         output: folder to write; new, or left unfinished by the same command
         images: folder of the images (all sources except synthetic and webdataset). File names in annotations are
             files under this folder. If --json, --csv, --precomp or --parquet name several files, comma-separated or as
@@ -56,7 +57,10 @@ class PackConfig:
             natural-colour, false-colour, agriculture, urban, shortwave-infrared; null takes the file's colours, or the
             first three bands
         fill: grey level of pixels without data, 0 to 255
-        min_valid: leave out a raster image with a smaller share of valid pixels
+        min_valid: leave out a raster image with a smaller share of valid pixels; null takes 0.5 for tiles of scenes,
+            and leaves out other images only if they have no valid pixel
+        tile: side in pixels of the tiles that scenes are cut into (source raster)
+        stride: pixels from a tile to the next; null takes --tile (source raster)
         shard_size: samples per shard
         prefix: shards are named PREFIX-000000.tar; null takes the split or "shard"
         shuffle: pack in random order, so that each shard mixes the classes; Parquet's row groups stay together
@@ -107,7 +111,9 @@ class PackConfig:
     percentiles: str = "2,98"
     bands: str | None = None
     fill: int = 0
-    min_valid: float = 0.0
+    min_valid: float | None = None
+    tile: int = 256
+    stride: int | None = None
     shard_size: int = 1000
     prefix: str | None = None
     shuffle: bool = True

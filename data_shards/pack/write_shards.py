@@ -73,6 +73,7 @@ class PackPlan:
         duplicates: keep, drop or merge records of the same picture
         near_duplicates: number of bits (of 64) that perceptual hashes may differ in; None compares bytes only
         values: how measurements become 8 bits
+        needs_text: leave out images without caption and label; without it they are packed, to be indexed and searched
     """
 
     prefix: str = "shard"
@@ -86,6 +87,7 @@ class PackPlan:
     duplicates: str = "keep"
     near_duplicates: int | None = None
     values: ValueRule = DEFAULT
+    needs_text: bool = True
 
 
 def pack(
@@ -278,7 +280,7 @@ def make_members(record: Record, plan: PackPlan) -> tuple[str, dict[str, bytes],
         captions = templates.captions(
             record.scenes, plan.captions_per_image, hash_integers(plan.seed, text_seed(record.key))
         )
-    if not captions and not record.scenes:
+    if plan.needs_text and not captions and not record.scenes:
         raise BadSample("no caption", "neither caption nor label")
     info = {
         **({"raster": facts} if facts else {}),

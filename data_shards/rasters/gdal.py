@@ -1,7 +1,7 @@
 """Opens rasters with rasterio (GDAL) so that a file can neither reach other files nor the network, nor run code.
 
     with open_bytes(data) as dataset: ...            a TIFF, JPEG 2000 or PNG in memory
-    with open_file("scenes/a.tif") as dataset: ...   a file, or a URL that the user named on the command line
+    with open_file(Path("scenes/a.tif")) as dataset: ...   a file below a folder of the user
 
 Only the drivers of DRIVERS are used. GDAL looks for no neighbours (.aux.xml, .ovr), and keeps CACHE bytes of blocks.
 A file whose single block would take more than BLOCK bytes is refused, because GDAL unpacks whole blocks. rasterio is an
@@ -11,9 +11,12 @@ extra (``pip install 'priorclip-pretraining[geo]'``), and nothing here is import
 from __future__ import annotations
 
 import importlib.util
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,12 +51,15 @@ def has_rasterio() -> bool:
 def gdal_errors(name: str) -> Iterator[None]:
     """Turns what rasterio raises for a file into BadSample, which names the file."""
     import rasterio
-    from rasterio.errors import RasterioError
+    from rasterio._err import CPLE_BaseError  # GDAL's own errors, which some calls do not wrap
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
-    with rasterio.Env(**SETTINGS):
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # we report its errors, each once
+    with rasterio.Env(**SETTINGS), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             yield
-        except (RasterioError, OSError, ValueError, MemoryError) as error:
+        except (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError) as error:
             if isinstance(error, BadSample):
                 raise
             cause = error.__cause__ or error
@@ -66,6 +72,18 @@ def open_bytes(data: bytes, suffix: str = ".tif") -> Iterator[Any]:
     from rasterio.io import MemoryFile
 
     with gdal_errors("the image"), MemoryFile(data, ext=suffix) as file, file.open(driver=DRIVERS) as dataset:
+        check_blocks(dataset)
+        yield dataset
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[Any]:
+    """Opens a raster file. Raises BadSample, also for what the body reads from it."""
+    from rasterio.io import DatasetReader
+
+    if not path.is_file():
+        raise BadSample("missing file", str(path))
+    with gdal_errors(path.name), DatasetReader(str(path.absolute()), driver=DRIVERS, sharing=False) as dataset:
         check_blocks(dataset)
         yield dataset
 

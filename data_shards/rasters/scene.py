@@ -112,7 +112,7 @@ class Scene:
         for first in range(0, high, rows):
             yield first, min(rows, high - first)
 
-    @cached_property
+    @cached_property  # a tile sets it to what the whole scene has
     def ranges(self) -> list[tuple[float, float]] | None:
         """Black and white of each band, from the valid pixels of the whole raster; None keeps 8-bit values.
 
