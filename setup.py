@@ -8,6 +8,10 @@ PEERS = ["open_clip_torch>=3.2,<4"]  # what the benchmarks and parity tests comp
 S3 = ["obstore>=0.8"]  # signs the requests
 S3_SERVER = ["moto[s3]>=5.1", "boto3", "flask", "flask-cors"]  # a real one, for the tests
 PARQUET = ["pyarrow>=18"]  # only for packing Parquet files and BigEarthNet v2
+GEO = [
+    "rasterio>=1.4,<2",
+    "shapely>=2",
+]  # rasters that Pillow cannot read right: many bands, floats, scenes with coordinates
 PROMETHEUS = ["prometheus_client>=0.20"]  # the endpoint of a run
 COMPLETION = ["argcomplete>=3"]  # Tab completes `priorclip`
 # Programs that read our shards and exports, and whose shards we read: the tests run them.
@@ -71,6 +75,7 @@ setup(
         "parquet": PARQUET,
         "s3": S3,
         "onnx": ONNX,
+        "geo": GEO,
         "prometheus": PROMETHEUS,
         "completion": COMPLETION,
         "test": [
@@ -83,6 +88,7 @@ setup(
             "types-tqdm",
             *CLIENTS,
             *PARQUET,
+            *GEO,
             *ONNX,
             *S3,
             *S3_SERVER,

@@ -81,7 +81,7 @@ def run_pack(config: PackConfig) -> int:
 def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
     from priorclip.data_shards.pack.selection import check_duplicate_options
     from priorclip.data_shards.pack.write_shards import PackPlan, pack_share
-    from priorclip.data_shards.sources.catalogue import read_source
+    from priorclip.data_shards.sources.catalogue import read_source, rule_of
 
     relabel = config.caption_from == "relabel"
     if config.caption_from not in ("template", "none", "relabel"):
@@ -89,12 +89,13 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
     if config.shard_size < 1:
         raise ValueError(f"--shard-size must be at least 1, not {config.shard_size}")
     check_duplicate_options(config.duplicates, config.near_duplicates)
+    values = rule_of(config)
     records = choose_records(read_source(config), config)
     for record in records if relabel else []:
         record.captions = [] if record.scenes else record.captions
     if config.caption_from != "none":
         refuse_number_labels(records)
-    drawn = config.source == "synthetic"
+    drawn = config.source in ("synthetic", "raster")  # encoded once, when they are read
     plan = PackPlan(
         prefix=config.prefix or config.split or "shard",
         shard_size=config.shard_size,
@@ -106,6 +107,8 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
         seed=config.seed,
         duplicates=config.duplicates,
         near_duplicates=config.near_duplicates,
+        values=values,
+        needs_text=config.source != "raster",
     )
     evaluation = read_excluded_images(config, pool) if config.exclude else None
     folder = Path(config.output)
@@ -120,6 +123,8 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
     )
     for reason, count in manifest.skipped.items():
         say(f"  left out: {count} x {reason} (see {folder / 'quarantine.jsonl'})")
+    for how, count in manifest.scaled.items():
+        say(f"  scaled to 8 bits: {count} images of measured values, black and white are {how}")
     for kind, count in manifest.duplicates.items():
         say(f"  duplicates: {count} x {kind.replace('_', ' ')} (see {folder / 'duplicates.jsonl'})")
     if config.exclude:

@@ -12,7 +12,8 @@ class PackConfig:
     """Packs images with captions or scene labels into shards.
 
     Args:
-        source: synthetic, csv, rs5m, karpathy, precomp, webdataset, parquet, imagefolder, millionaid, fmow, bigearthnet
+        source: synthetic, csv, rs5m, karpathy, precomp, webdataset, parquet, imagefolder, millionaid, fmow,
+            bigearthnet, raster
         output: folder to write; new, or left unfinished by the same command
         images: folder of the images (all sources except synthetic and webdataset). File names in annotations are
             files under this folder. If --json, --csv, --precomp or --parquet name several files, comma-separated or as
@@ -48,6 +49,18 @@ class PackConfig:
         max_side: shrink images whose longer side exceeds this many pixels
         quality: re-encode each image as JPEG of this quality; null keeps the bytes of jpg, png and webp
         max_pixels: leave out larger images
+        value_range: measured values (16 bits, floats) that become black and white: "0,3000", or "0,3000;0,2500;0,2000"
+            for each band, or a sensor: sentinel2-l2a, landsat-c2-l2, naip, planetscope; null takes --percentiles.
+            Data of 8 bits stays as it is
+        percentiles: percentiles of an image's valid pixels that become black and white, for each band
+        bands: bands that become red, green and blue, by name or number: "red,green,blue", "4,3,2", or a combination:
+            natural-colour, false-colour, agriculture, urban, shortwave-infrared; null takes the file's colours, or the
+            first three bands
+        fill: grey level of pixels without data, 0 to 255
+        min_valid: leave out a raster image with a smaller share of valid pixels; null takes 0.5 for tiles of scenes,
+            and leaves out other images only if they have no valid pixel
+        tile: side in pixels of the tiles that scenes are cut into (source raster)
+        stride: pixels from a tile to the next; null takes --tile (source raster)
         shard_size: samples per shard
         prefix: shards are named PREFIX-000000.tar; null takes the split or "shard"
         shuffle: pack in random order, so that each shard mixes the classes; Parquet's row groups stay together
@@ -94,6 +107,13 @@ class PackConfig:
     max_side: int | None = None
     quality: int | None = None
     max_pixels: int = 100_000_000
+    value_range: str | None = None
+    percentiles: str = "2,98"
+    bands: str | None = None
+    fill: int = 0
+    min_valid: float | None = None
+    tile: int = 256
+    stride: int | None = None
     shard_size: int = 1000
     prefix: str | None = None
     shuffle: bool = True

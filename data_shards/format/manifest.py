@@ -3,6 +3,7 @@
     {"format": "data-shards", "version": 1, "samples": 2000, "captions": 10000, "bytes": ...,
      "classes": ["airport", ...], "class_counts": {"airport": 125, ...}, "fields": ["captions", "coarse_captions"],
      "skipped": {"unreadable image": 2}, "duplicates": {"exact": 3}, "excluded": {"near": 1},
+     "scaled": {"percentiles 2 to 98 of the valid pixels of each image": 7},
      "fingerprint": "...", "options": {...},
      "shards": [{"name": "train-000000.tar", "samples": 1000, "bytes": ..., "sha256": "...", "index_sha256": "..."}]}
 
@@ -57,10 +58,11 @@ FIELDS = {
     "skipped": map_of(COUNT),
     "duplicates": map_of(COUNT),
     "excluded": map_of(COUNT),
+    "scaled": map_of(COUNT),
     "fingerprint": text(),
     "options": map_of(anything),
 }
-OPTIONAL = ("skipped", "duplicates", "excluded", "fingerprint", "options")
+OPTIONAL = ("skipped", "duplicates", "excluded", "scaled", "fingerprint", "options")
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,15 @@ class Manifest:
     skipped: dict[str, int] = field(default_factory=dict)
     duplicates: dict[str, int] = field(default_factory=dict)
     excluded: dict[str, int] = field(default_factory=dict)
+    scaled: dict[str, int] = field(default_factory=dict)
     fingerprint: str = ""
     options: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        content = json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1, ensure_ascii=False)
+        fields = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        if not self.scaled:
+            del fields["scaled"]  # so that a folder of pictures has the manifest that older versions read and write
+        content = json.dumps(fields, indent=1, ensure_ascii=False)
         write_bytes(folder / NAME, content.encode() + b"\n")
 
     @classmethod
@@ -147,6 +153,7 @@ class ShardContent:
     fields: list[str]
     bad: list[dict[str, str]]
     captioned: int = 0  # samples with KEY.txt, see client_files.py
+    scaled: dict[str, int] = field(default_factory=dict)
 
 
 def combine_contents(
@@ -162,7 +169,9 @@ def combine_contents(
     kept = list(contents)
     classes: Counter[str] = Counter()
     skipped: Counter[str] = Counter()
+    scaled: Counter[str] = Counter()
     for content in kept:
+        scaled.update(content.scaled)
         classes.update(content.class_counts)
         skipped.update(row["reason"] for row in content.bad)
     shards = [content.entry for content in kept if content.entry.samples]
@@ -175,6 +184,7 @@ def combine_contents(
         fields=sorted({name for content in kept for name in content.fields}),
         shards=shards,
         skipped=dict(sorted(skipped.items())),
+        scaled=dict(sorted(scaled.items())),
         fingerprint=fingerprint,
         options=options or {},
         **(counts or {}),

@@ -16,7 +16,7 @@ from typing import Any
 
 from priorclip.data_shards.format.foreign_layout import PLAIN, Layout
 
-IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "img_content")
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "tif", "tiff", "bmp", "gif", "jp2", "img_content")
 CAPTION_MEMBER = "txt"
 TEXT_MEMBERS = (CAPTION_MEMBER, "caption")
 JSON_MEMBER, LABEL_MEMBER, NAME_MEMBER = "json", "cls", "img_name"

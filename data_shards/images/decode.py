@@ -3,9 +3,10 @@
     with open_image(data, max_pixels) as image:  # reads the header, decodes nothing
         picture = upright_rgb(image)
 
-Every kind of image becomes RGB: grey, palette, CMYK, 16-bit, RGBA (alpha is dropped: in 4-band aerial TIFFs it is near
-infrared), animations (first frame), EXIF-rotated (made upright). JPEGs for training batches have a faster path, see
-:mod:`priorclip.data_shards.images.jpeg`.
+Every kind of image becomes RGB: grey, palette, CMYK, RGBA (alpha is dropped: in 4-band aerial TIFFs it is near
+infrared), animations (first frame), EXIF-rotated (made upright). Measurements (more than 8 bits, floats, many bands,
+no-data) become RGB by the values that they hold, see :mod:`priorclip.data_shards.rasters`. JPEGs for training batches
+have a faster path, see :mod:`priorclip.data_shards.images.jpeg`.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from PIL import Image, UnidentifiedImageError
 
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decoding_work import check_work
+from priorclip.data_shards.rasters.layout import find_layout
+from priorclip.data_shards.rasters.picture import check_layout, raster_picture
+from priorclip.data_shards.rasters.values import DEFAULT, ValueRule, find_ranges, has_data, to_bytes
 
 MAX_PIXELS = 100_000_000
 # Formats of web scrapes and sensors. Pillow reads forty more, but for EPS it would start Ghostscript.
@@ -45,22 +49,62 @@ TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 @contextmanager
-def open_image(data: bytes, max_pixels: int = MAX_PIXELS, decode: bool = True) -> Iterator[Image.Image]:
+def open_image(
+    data: bytes, max_pixels: int = MAX_PIXELS, rule: ValueRule = DEFAULT, raw: bool = False
+) -> Iterator[Image.Image]:
     """Opens a Pillow image: reads its header, checks its size and the work. Errors in the with block become BadSample.
 
-    ``decode=False`` promises that only the header is used, so that a TIFF is not decoded here.
+    Args:
+        data: the encoded image
+        max_pixels: larger images are refused
+        rule: how a raster of measurements becomes 8 bits; such an image is RGB, with its range in ``info["raster"]``
+        raw: give the measurements themselves, for a caller that scales them; refused if Pillow reads them wrong
     """
+    with image_errors():
+        layout = find_layout(data)
+        if layout is not None and not raw:
+            with raster_picture(data, layout, max_pixels, rule) as image:
+                yield image
+            return
+        if layout is not None and not layout.pillow:
+            raise BadSample("not a single band", str(layout))
+        with Image.open(io.BytesIO(data)) as image:
+            check_header(image, data, max_pixels)
+            if image.format == "TIFF":
+                image.load()  # Pillow makes TIFFs upright itself while loading
+            yield image
+
+
+def count_pixels(data: bytes, max_pixels: int = MAX_PIXELS) -> int:
+    """Returns the number of pixels in the header of an image, and decodes nothing. Raises BadSample.
+
+    A raster of measurements counts more, because its values take memory beside the picture.
+    """
+    with image_errors():
+        layout = find_layout(data)
+        if layout is not None:
+            check_layout(data, layout, max_pixels)
+            return 2 * layout.width * layout.height
+        with Image.open(io.BytesIO(data)) as image:
+            check_header(image, data, max_pixels)
+            return image.width * image.height
+
+
+def check_header(image: Image.Image, data: bytes, max_pixels: int) -> None:
+    """Raises BadSample for a format that we do not read, too many pixels, or too much work."""
+    if image.format not in FORMATS:
+        raise BadSample("not an image", f"the format {image.format} is not supported")
+    check_pixels(image.width, image.height, max_pixels)
+    check_work(data, image.format, image.width, image.height, max_pixels)
+
+
+@contextmanager
+def image_errors() -> Iterator[None]:
+    """Turns what decoders raise for damaged bytes into BadSample, and keeps Pillow's warnings silent."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns above its own lower limit, and about odd metadata
-            with Image.open(io.BytesIO(data)) as image:
-                if image.format not in FORMATS:
-                    raise BadSample("not an image", f"the format {image.format} is not supported")
-                check_pixels(image.width, image.height, max_pixels)
-                check_work(data, image.format, image.width, image.height, max_pixels)
-                if image.format == "TIFF" and decode:
-                    image.load()  # Pillow makes TIFFs upright itself while loading
-                yield image
+            yield
     except BadSample:
         raise
     except Image.DecompressionBombError as error:
@@ -97,7 +141,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any mode to 8-bit RGB. 16-bit values keep their high byte; floats are scaled to their range."""
+    """Converts any mode to 8-bit RGB. Deep values are scaled to percentiles 2 to 98 of those that are valid."""
     if image.mode == "RGB":
         image.load()
         return image
@@ -109,10 +153,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep(values: NDArray) -> Image.Image:
-    if values.dtype.kind == "f":
-        finite = values[np.isfinite(values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-        grey = np.nan_to_num((values - low) / (high - low) * 255 if high > low else values * 0)
-    else:
-        grey = values / 257 if values.max(initial=0) > 255 else values
-    return Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).convert("RGB")
+    valid = has_data(values)
+    if not valid.any():
+        raise BadSample("too few valid pixels", "no value is a measurement")
+    ranges = find_ranges([values[valid]], DEFAULT)
+    return Image.fromarray(to_bytes(values[..., None], valid, ranges, DEFAULT.fill)[..., 0]).convert("RGB")

@@ -23,7 +23,7 @@ import tarfile
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from PIL import Image
 from tqdm import tqdm
@@ -49,6 +49,7 @@ from priorclip.data_shards.pack.unfinished_folder import (
     write_shard_record,
 )
 from priorclip.data_shards.pack.worker_pool import TaskShare, WorkerPool
+from priorclip.data_shards.rasters.values import DEFAULT, ValueRule
 from priorclip.data_shards.sources import Record, load, templates
 
 log = get_logger(__name__)
@@ -72,6 +73,8 @@ class PackPlan:
         seed: seed of the template captions
         duplicates: keep, drop or merge records of the same picture
         near_duplicates: number of bits (of 64) that perceptual hashes may differ in; None compares bytes only
+        values: how measurements become 8 bits
+        needs_text: leave out images without caption and label; without it they are packed, to be indexed and searched
     """
 
     prefix: str = "shard"
@@ -84,6 +87,8 @@ class PackPlan:
     seed: int = 0
     duplicates: str = "keep"
     near_duplicates: int | None = None
+    values: ValueRule = DEFAULT
+    needs_text: bool = True
 
 
 def pack(
@@ -209,7 +214,9 @@ def write_shard(folder: Path, plan: PackPlan, path: Path, temporary: Path, recor
         index_digest, size = b"", 0
         temporary.unlink()
     entry = ShardEntry(path.name, writer.samples, size, digest, index_digest.hex())
-    content = ShardContent(entry, writer.captions, dict(writer.classes), sorted(writer.fields), bad, writer.captioned)
+    content = ShardContent(
+        entry, writer.captions, dict(writer.classes), sorted(writer.fields), bad, writer.captioned, dict(writer.scaled)
+    )
     write_shard_record(folder / PROGRESS, path.stem, content)
     return len(records)
 
@@ -239,6 +246,7 @@ class ShardWriter:
         self.samples = self.captions = self.captioned = 0
         self.classes: Counter[str] = Counter()
         self.fields: set[str] = set()
+        self.scaled: Counter[str] = Counter()
 
     def add(self, key: str, members: dict[str, bytes], info: dict) -> None:
         for extension, data in members.items():
@@ -253,6 +261,8 @@ class ShardWriter:
         self.captions += len(info["captions"])
         self.captioned += CAPTION_MEMBER in members
         self.fields |= {name for name in ("captions", "coarse_captions") if info.get(name)}
+        if how := info.get("raster", {}).get("range_from"):
+            self.scaled[how] += 1
         if info["label"] is not None:
             self.classes[info["label"]] += 1
 
@@ -266,15 +276,16 @@ def make_members(record: Record, plan: PackPlan) -> tuple[str, dict[str, bytes],
     """Returns (key, members by extension, JSON content) of a record. Raises BadSample if it cannot be packed."""
     record = load(record)
     assert isinstance(record.image, bytes)
-    extension, data, width, height = encode_image(record.image, plan)
+    extension, data, width, height, facts = encode_image(record.image, plan)
     captions = captions_of({"captions": record.captions}, "captions")
     if not captions and plan.template_captions and record.scenes:
         captions = templates.captions(
             record.scenes, plan.captions_per_image, hash_integers(plan.seed, text_seed(record.key))
         )
-    if not captions and not record.scenes:
+    if plan.needs_text and not captions and not record.scenes:
         raise BadSample("no caption", "neither caption nor label")
     info = {
+        **({"raster": facts} if facts else {}),
         **record.extra,
         "captions": captions,
         "label": record.label,
@@ -294,25 +305,27 @@ def make_members(record: Record, plan: PackPlan) -> tuple[str, dict[str, bytes],
     return record.key, members, info
 
 
-def encode_image(data: bytes, plan: PackPlan) -> tuple[str, bytes, int, int]:
-    """Returns (extension, bytes, width, height) of the stored image. It keeps the bytes if plan and format allow it.
+def encode_image(data: bytes, plan: PackPlan) -> tuple[str, bytes, int, int, dict[str, Any]]:
+    """Returns (extension, bytes, width, height, raster) of the stored image. It keeps the bytes if the plan allows it.
 
-    It always decodes the image, so that each packed image can be read.
+    It always decodes the image, so that each packed image can be read. ``raster`` says how measurements became 8 bits,
+    and is empty for an ordinary picture.
     """
-    with open_image(data, plan.max_pixels) as image:
+    with open_image(data, plan.max_pixels, plan.values) as image:
+        facts = image.info.get("raster", {})
         check_complete(data)
         width, height = upright_size(image)
         known = KEPT_FORMATS.get(image.format or "")
         large = plan.max_side is not None and max(width, height) > plan.max_side
         if known and not large and plan.quality is None:
             image.load()
-            return known, data, width, height
+            return known, data, width, height, facts
         picture = upright_rgb(image)
         if large and plan.max_side is not None:
             picture.thumbnail((plan.max_side, plan.max_side), Image.Resampling.BICUBIC, reducing_gap=3.0)
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=plan.quality or DEFAULT_QUALITY)
-        return "jpg", buffer.getvalue(), picture.width, picture.height
+        return "jpg", buffer.getvalue(), picture.width, picture.height, facts
 
 
 def make_keys_unique(records: list[Record]) -> None:

@@ -7,6 +7,7 @@ csv rs5m                     table.py        imagefolder millionaid    folder.py
 karpathy precomp             benchmark.py    fmow                      fmow.py
 webdataset                   tars.py         bigearthnet               bigearthnet.py
 parquet                      parquet.py      synthetic                 drawing.py
+raster                       scenes.py
 """
 
 from priorclip.data_shards.sources.benchmark import karpathy as karpathy

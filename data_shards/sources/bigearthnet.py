@@ -60,7 +60,7 @@ class Bands:
 
 
 def _band(path: Path) -> np.ndarray:
-    with open_image(read_file(path)) as image:
+    with open_image(read_file(path), raw=True) as image:
         band = np.asarray(image)
     if band.ndim != 2:
         raise BadSample("not a single band", f"{path.name} has shape {band.shape}")

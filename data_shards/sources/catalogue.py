@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from priorclip.data_shards.format.class_names import normalized, unique_classes
 from priorclip.data_shards.order.hashing import hash_integers, permutation
+from priorclip.data_shards.rasters.values import ValueRule, value_rule
 from priorclip.data_shards.sources.benchmark import karpathy, precomp
 from priorclip.data_shards.sources.bigearthnet import bigearthnet
 from priorclip.data_shards.sources.drawing import synthetic
@@ -22,6 +23,7 @@ from priorclip.data_shards.sources.folder import imagefolder, millionaid
 from priorclip.data_shards.sources.names import pair_paths, split_paths
 from priorclip.data_shards.sources.parquet import parquet
 from priorclip.data_shards.sources.record import Record, join_sets
+from priorclip.data_shards.sources.scenes import raster
 from priorclip.data_shards.sources.table import csv, rs5m
 from priorclip.data_shards.sources.tars import webdataset
 
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from priorclip.data_shards.commands import PackConfig
 
 DRAWN_QUALITY = 90
+TILE_VALID = 0.5  # share of valid pixels of a tile, without --min-valid
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,18 @@ class Source:
 def _drawn(config: PackConfig) -> list[Record]:
     quality = config.quality or DRAWN_QUALITY
     return synthetic(config.count, config.seed, config.size, config.captions, config.first_index, quality)
+
+
+def _tiles(config: PackConfig) -> list[Record]:
+    return raster(str(config.images), rule_of(config), config.tile, config.stride, config.quality or DRAWN_QUALITY)
+
+
+def rule_of(config: PackConfig) -> ValueRule:
+    """Returns how measured values become 8 bits. Raises ValueError for wrong options."""
+    least = config.min_valid
+    if least is None:
+        least = TILE_VALID if config.source == "raster" else 0.0
+    return value_rule(config.value_range, config.percentiles, config.bands, config.fill, least)
 
 
 def _karpathy(config: PackConfig) -> list[Record]:
@@ -101,6 +116,7 @@ SOURCES: dict[str, Source] = {
     ),
     "parquet": Source(_parquet, ("parquet",), ("images", "split", "image_field", "caption_field", "label_field")),
     "imagefolder": Source(lambda config: imagefolder(str(config.images), config.split), ("images",), ("split",)),
+    "raster": Source(_tiles, ("images",), ("tile", "stride")),
     "millionaid": Source(lambda config: millionaid(str(config.images), config.split), ("images",), ("split",)),
     "fmow": Source(
         lambda config: fmow(str(config.images), config.split, config.fmow_kind, config.crop_margin),

@@ -16,7 +16,7 @@ from priorclip.common.safe_paths import UnsafePath, join_under
 from priorclip.data_shards.format.class_names import normalized
 from priorclip.data_shards.format.sample import BadSample
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2")
 
 UNWRITABLE = re.compile("[\\0\ud800-\udc7f\udd00-\udfff]")  # \\udc80 to \\udcff are bytes that are no UTF-8
 

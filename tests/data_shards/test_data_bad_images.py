@@ -175,8 +175,8 @@ def odd_images() -> dict[str, tuple[bytes, np.ndarray, float]]:
     cases = {
         "cmyk": (encoded(photo.convert("CMYK"), quality=97, subsampling=0), rgb, 3),
         "ycck": (*ycck(photo), 6),
-        "grey16": (encoded(Image.fromarray(deep), "PNG"), grey, 0),
-        "rgb16": (png(SIDE, SIDE, 16, 2, zlib.compress(rows16)), rgb, 0),
+        "grey16": (encoded(Image.fromarray(deep), "PNG"), by_percentiles(grey), 1),
+        "rgb16": (png(SIDE, SIDE, 16, 2, zlib.compress(rows16)), by_percentiles(rgb), 1),
         "palette": (encoded(palette, "PNG"), keyed, 0),
         "palette-transparent": (encoded(palette, "PNG", transparency=3), keyed, 0),
         "keyed-rgb": (encoded(photo, "PNG", transparency=tuple(rgb[0, 0].tolist())), rgb, 0),
@@ -194,8 +194,12 @@ def odd_images() -> dict[str, tuple[bytes, np.ndarray, float]]:
         "apng": (encoded(photo, "PNG", save_all=True, append_images=[other]), rgb, 0),
         "tiff-4": (encoded(transparent, "TIFF"), rgb, 0),
         "tiff-2": (encoded(two, "TIFF"), grey, 0),
-        "tiff-16": (encoded(Image.fromarray(deep), "TIFF"), grey, 0),
-        "tiff-float": (encoded(Image.fromarray(stretched(grey)), "TIFF"), stretched_grey(grey), 1),
+        "tiff-16": (encoded(Image.fromarray(deep), "TIFF"), by_percentiles(grey), 1),
+        "tiff-float": (
+            encoded(Image.fromarray(stretched(grey)), "TIFF"),
+            by_percentiles(stretched(grey)),
+            1,
+        ),
         "tiff-lzw": (encoded(photo, "TIFF", compression="tiff_lzw"), rgb, 0),
         "tiff-deflate": (encoded(photo, "TIFF", compression="tiff_adobe_deflate"), rgb, 0),
         "tiff-tiled": (tiled_tiff(rgb.astype(np.uint8)), rgb, 0),
@@ -214,8 +218,11 @@ def stretched(grey: np.ndarray) -> np.ndarray:
     return grey[..., 0].astype(np.float32) / 900 - 0.1
 
 
-def stretched_grey(grey: np.ndarray) -> np.ndarray:
-    return (grey - grey.min()) / (grey.max() - grey.min()) * 255
+def by_percentiles(values: np.ndarray) -> np.ndarray:
+    """Values of many bits become 8 bits by percentiles 2 to 98 of each band, whatever their container has room for."""
+    values = values.reshape(*values.shape[:2], -1)
+    black, white = np.percentile(values, (2, 98), axis=(0, 1))
+    return np.clip((values - black) / (white - black) * 255, 0, 255)
 
 
 def upright(rgb: np.ndarray, orientation: int) -> np.ndarray:

@@ -1,0 +1,102 @@
+"""Opens rasters with rasterio (GDAL) so that a file can neither reach other files nor the network, nor run code.
+
+    with open_bytes(data) as dataset: ...            a TIFF, JPEG 2000 or PNG in memory
+    with open_file(Path("scenes/a.tif")) as dataset: ...   a file below a folder of the user
+
+Only the drivers of DRIVERS are used. GDAL looks for no neighbours (.aux.xml, .ovr), and keeps CACHE bytes of blocks.
+A file whose single block would take more than BLOCK bytes is refused, because GDAL unpacks whole blocks. rasterio is an
+extra (``pip install 'priorclip-pretraining[geo]'``), and nothing here is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from priorclip.data_shards.format.sample import BadSample
+
+ADVICE = "pip install 'priorclip-pretraining[geo]' reads it"
+DRIVERS = ["GTiff", "JP2OpenJPEG", "PNG"]
+CACHE = 64 << 20  # bytes of unpacked blocks that GDAL keeps
+BLOCK = 256 << 20  # bytes of one unpacked block
+SETTINGS = {
+    "GDAL_CACHEMAX": CACHE,
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "GDAL_VRT_ENABLE_PYTHON": "NO",
+    "GDAL_VRT_ENABLE_RAWRASTERBAND": "NO",
+    "GDAL_NUM_THREADS": "1",
+    "GDAL_HTTP_TIMEOUT": "60",
+    "GDAL_HTTP_CONNECTTIMEOUT": "20",
+    "GDAL_HTTP_MAX_RETRY": "3",
+    "CPL_VSIL_CURL_USE_HEAD": "NO",
+    "PROJ_NETWORK": "OFF",
+}
+
+
+@cache
+def has_rasterio() -> bool:
+    return importlib.util.find_spec("rasterio") is not None
+
+
+@contextmanager
+def gdal_errors(name: str) -> Iterator[None]:
+    """Turns what rasterio raises for a file into BadSample, which names the file."""
+    import rasterio
+    from rasterio._err import CPLE_BaseError  # GDAL's own errors, which some calls do not wrap
+    from rasterio.errors import NotGeoreferencedWarning, RasterioError
+
+    logging.getLogger("rasterio").setLevel(logging.CRITICAL)  # we report its errors, each once
+    with rasterio.Env(**SETTINGS), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        try:
+            yield
+        except (RasterioError, CPLE_BaseError, OSError, ValueError, MemoryError) as error:
+            if isinstance(error, BadSample):
+                raise
+            cause = error.__cause__ or error
+            raise BadSample("unreadable image", f"{name}: {type(cause).__name__}: {cause}") from error
+
+
+@contextmanager
+def open_bytes(data: bytes, suffix: str = ".tif") -> Iterator[Any]:
+    """Opens an encoded raster. Raises BadSample, also for what the body reads from it."""
+    from rasterio.io import MemoryFile
+
+    with gdal_errors("the image"), MemoryFile(data, ext=suffix) as file, file.open(driver=DRIVERS) as dataset:
+        check_blocks(dataset)
+        yield dataset
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[Any]:
+    """Opens a raster file. Raises BadSample, also for what the body reads from it."""
+    from rasterio.io import DatasetReader
+
+    if not path.is_file():
+        raise BadSample("missing file", str(path))
+    with gdal_errors(path.name), DatasetReader(str(path.absolute()), driver=DRIVERS, sharing=False) as dataset:
+        check_blocks(dataset)
+        yield dataset
+
+
+def check_blocks(dataset: Any) -> None:
+    """Raises BadSample if a block of the file would take too much memory, or if its values are complex."""
+    for (high, wide), kind in zip(dataset.block_shapes, dataset.dtypes, strict=True):
+        if kind.startswith("complex"):
+            bands = f"{dataset.count} {'band' if dataset.count == 1 else 'bands'} of {kind}"
+            raise BadSample("unsupported raster", f"{bands}: complex values have no picture, save their magnitude")
+        together = dataset.count if dataset.interleaving is not None and dataset.interleaving.name == "pixel" else 1
+        size = high * wide * np.dtype(kind).itemsize * together
+        if size > BLOCK:
+            raise BadSample(
+                "too many pixels", f"one block of {wide} x {high} takes {size >> 20} MB, limit {BLOCK >> 20}"
+            )

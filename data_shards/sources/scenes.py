@@ -1,0 +1,148 @@
+"""Large rasters, cut into tiles: `--source raster`.
+
+    scenes/T33/a.tif, 10,980 x 10,980 pixels     T33/a/000000-000000, T33/a/000000-000192, ...  (row and column)
+
+Reading the source reads each scene's header and the range of its values. A tile is read, scaled and encoded when it is
+packed, so that memory holds one tile. Tiles follow each other every ``stride`` pixels; the last ones of a row or column
+move back, so that they end with the scene. A scene smaller than a tile is one tile.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from priorclip.common.output import get_logger
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.rasters.gdal import ADVICE, has_rasterio, open_file
+from priorclip.data_shards.rasters.georeference import place_of
+from priorclip.data_shards.rasters.values import ValueRule
+from priorclip.data_shards.sources.folder import walk_names
+from priorclip.data_shards.sources.names import image_path, sample_key
+from priorclip.data_shards.sources.record import Record
+
+if TYPE_CHECKING:
+    from priorclip.data_shards.rasters.scene import Scene
+
+log = get_logger(__name__)
+
+SUFFIXES = (".tif", ".tiff", ".jp2")
+MIN_TILE, MAX_TILE = 16, 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A window of a scene, which becomes a JPEG when it is read.
+
+    Args:
+        folder: folder of the scenes
+        name: the scene, relative to ``folder``
+        window: left, top, width, height in pixels
+        rule: how values become 8 bits
+        ranges: black and white of each band, from the whole scene; None for 8-bit data
+        quality: JPEG quality
+    """
+
+    folder: str = field(repr=False)
+    name: str
+    window: tuple[int, int, int, int]
+    rule: ValueRule
+    ranges: tuple[tuple[float, float], ...] | None
+    quality: int
+
+    def load(self, record: Record) -> Record:
+        with open_scene(Path(self.folder), self.name, self.rule) as scene:
+            scene.ranges = None if self.ranges is None else list(self.ranges)
+            pixels, share = scene.read(*self.window)
+            if share <= 0 or share < self.rule.min_valid:
+                raise BadSample("too few valid pixels", f"{share:.1%} of {record.key}")
+            facts = {"raster": scene.facts(share), **place_of(scene.dataset, *self.window)}
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=self.quality)
+        return replace(record, image=buffer.getvalue(), extra={**record.extra, **facts})
+
+
+@contextmanager
+def open_scene(folder: Path, name: str, rule: ValueRule) -> Iterator[Scene]:
+    """Opens a scene below the folder. Raises BadSample, also for what the body reads from it."""
+    from priorclip.data_shards.rasters.scene import Scene
+
+    with open_file(image_path(folder, name)) as dataset:
+        yield Scene(dataset, rule)
+
+
+def raster(
+    images: str | Path, rule: ValueRule, tile: int = 256, stride: int | None = None, quality: int = 90
+) -> list[Record]:
+    """Cuts the scenes below a folder into tiles.
+
+    Args:
+        images: the folder
+        rule: how values become 8 bits; percentiles are those of the whole scene, so that neighbours keep their contrast
+        tile: side of a tile in pixels
+        stride: pixels from a tile to the next; None takes ``tile``, so that tiles do not overlap
+        quality: JPEG quality of the tiles
+
+    Raises:
+        ValueError, FileNotFoundError: an option is wrong, rasterio is missing, or no scene can be read
+    """
+    stride = tile if stride is None else stride
+    if not MIN_TILE <= tile <= MAX_TILE:
+        raise ValueError(f"--tile must be a side in pixels, {MIN_TILE} to {MAX_TILE}, not {tile}")
+    if not 1 <= stride <= tile:
+        raise ValueError(f"--stride must be 1 to the side of a tile ({tile}), so that no pixel is lost, not {stride}")
+    if not has_rasterio():
+        raise ValueError(f"--source raster needs rasterio: {ADVICE}")
+    root = Path(images)
+    if not root.is_dir():
+        raise FileNotFoundError(f"scene folder {root} does not exist")
+    names = walk_names(root, lambda name: name.lower().endswith(SUFFIXES))
+    if not names:
+        raise FileNotFoundError(f"no scene ({', '.join(SUFFIXES)}) below {root}")
+    records: list[Record] = []
+    for name in names:
+        records += tiles(root, name, rule, tile, stride, quality)
+    if not records:
+        raise ValueError(f"none of {len(names)} scenes below {root} can be read, see the warnings above")
+    return records
+
+
+def tiles(root: Path, name: str, rule: ValueRule, tile: int, stride: int, quality: int) -> list[Record]:
+    """Returns the tiles of a scene; none, with a warning, if it cannot be read."""
+    try:
+        with open_scene(root, name, rule) as scene:
+            (wide, high), found = scene.size, scene.ranges
+            located = "footprint" in place_of(scene.dataset, 0, 0, wide, high)
+    except BadSample as error:
+        log.warning("%s is left out: %s", name, error)
+        return []
+    ranges = None if found is None else tuple(found)
+    if ranges is not None:
+        shown = ", ".join(f"{low:g} to {high:g}" for low, high in ranges)
+        log.info("%s: black to white is %s (%s)", name, shown, rule.how)
+    if not located:
+        log.warning("%s has no coordinates on the Earth, so its tiles have no footprint", name)
+    key, folder = sample_key(name), str(root)
+    return [
+        Record(
+            f"{key}/{y:06d}-{x:06d}",
+            Tile(folder, name, (x, y, min(tile, wide), min(tile, high)), rule, ranges, quality),
+            source=root.name,
+            extra={"scene": name, "window": [x, y, min(tile, wide), min(tile, high)]},
+        )
+        for y in starts(high, tile, stride)
+        for x in starts(wide, tile, stride)
+    ]
+
+
+def starts(length: int, tile: int, stride: int) -> list[int]:
+    """Returns where tiles begin, so that they cover the length; the last one ends with it."""
+    last = max(0, length - tile)
+    return [*range(0, last, stride), last]
