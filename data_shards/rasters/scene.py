@@ -67,7 +67,7 @@ class Scene:
         if self.rule.bands is not None and self.palette is None:
             return tuple(self._number(name) for name in self.rule.bands)
         for wanted in (
-            tuple(kinds.index(kind) + 1 if kind in kinds else 0 for kind in COLOURS()),
+            tuple(kinds.index(kind) + 1 if kind in kinds else 0 for kind in colour_kinds()),
             tuple(self.names.get(name, 0) for name in ("red", "green", "blue")),
         ):
             if all(wanted):
@@ -165,7 +165,7 @@ class Scene:
         return next((name for name, number in self.names.items() if number == band), str(band))
 
 
-def COLOURS() -> tuple[Any, ...]:
+def colour_kinds() -> tuple[Any, ...]:
     from rasterio.enums import ColorInterp
 
     return ColorInterp.red, ColorInterp.green, ColorInterp.blue
