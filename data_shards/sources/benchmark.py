@@ -51,11 +51,11 @@ def karpathy(
 
     Args:
         json_file: ``{"dataset": ..., "images": [{"filename", "split", "sentences": [{"raw"}], "label"?}]}``; a sentence
-            may be a plain text, and an image without sentences is labelled only
+            may be a plain text, ``scene`` may stand for ``label``, and an image without sentences is labelled only
         images: folder of the images; file names are relative to it
         split: keep this split; None keeps all
-        labels: CSV with the columns filename and label, or "none". None takes the record's ``label``, the stem of the
-            file name (``airport_1.jpg`` -> ``airport``; ``00815.jpg`` has none), or UCM's number
+        labels: CSV with the columns filename and label, or "none". None takes the record's ``label`` or ``scene``, the
+            stem of the file name (``airport_1.jpg`` -> ``airport``; ``00815.jpg`` has none), or UCM's number
     """
     path = Path(json_file)
     content = read_karpathy(path)
@@ -81,11 +81,19 @@ def read_karpathy(path: Path) -> dict[str, Any]:
 
 
 def annotated_label(entry: dict[str, Any], where: str) -> str | None:
-    """Returns the scene that an entry names; it may be a number. Raises ValueError for another kind, such as a list."""
+    """Returns the scene that an entry names by ``label``, else by ``scene``; it may be a number.
+
+    Raises ValueError for a label of another kind, such as a list. A ``scene`` of another kind is something else, and is
+    ignored.
+    """
     label = entry.get("label")
+    if label is None or label == "":
+        label = entry.get("scene")
+        if not isinstance(label, str | int):
+            return None
     if isinstance(label, int) and not isinstance(label, bool):
         return str(label)
-    return take(entry, "label", str, where, None)
+    return label if isinstance(label, str) else take(entry, "label", str, where, None)
 
 
 def _karpathy_record(entry: Any, where: str, images: str, label_of: Callable, source: str) -> Record:

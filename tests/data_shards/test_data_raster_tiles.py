@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +207,20 @@ def test_control_points_place_a_raster_and_another_planet_does_not(tmp_path: Pat
     assert found["transform"] == pytest.approx(same["transform"], abs=1e-6)
     assert shape(found["footprint"]).symmetric_difference(shape(same["footprint"])).area < 1e-9
     assert "footprint" not in placed(tmp_path / "c.tif", MARS, 0, 0, 0.01)
+
+
+def test_tiles_of_a_copied_scene_and_of_evaluation_images_are_left_out(
+    scenes: Path, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    for name in ("a.tif", "copy of a.tif"):
+        shutil.copyfile(scenes / "T33/a.tif", folder / name)
+    alone = [key for key in samples(packed) if "b.tif" not in key and not key.startswith("b")]
+    assert main(options(folder, tmp_path / "both")) == 0
+    assert len(samples(tmp_path / "both")) == 2 * len(alone)
+    assert main(options(folder, tmp_path / "once", "--duplicates", "drop")) == 0
+    assert len(samples(tmp_path / "once")) == len(alone)
+    assert f"{len(alone)} x exact" in capsys.readouterr().out
+    assert main(options(folder, tmp_path / "none", "--exclude", str(packed), "--quality", "95")) == 2
+    assert "all show evaluation images" in capsys.readouterr().err

@@ -89,6 +89,24 @@ def test_real_file_names_have_the_scenes_of_the_benchmarks() -> None:
     assert all(templates.captions(scene, 20, 0) for scene in scenes)
 
 
+@pytest.mark.parametrize(
+    ("fields", "label"),
+    [
+        ({"scene": "Dense Residential"}, "Dense Residential"),
+        ({"label": "", "scene": "Pond"}, "Pond"),
+        ({"label": "River", "scene": "Pond"}, "River"),
+        ({"scene": 7}, "7"),
+        ({"scene": ""}, "airport"),
+        ({"scene": {"id": 3}}, "airport"),  # something else of the same name
+        ({"scene": True}, "airport"),
+    ],
+)
+def test_the_key_scene_is_a_label_if_there_is_no_label(fields: dict, label: str, tmp_path: Path) -> None:
+    entry = {"filename": "airport_1.jpg", "split": "train", "sentences": [{"raw": "a"}], **fields}
+    (tmp_path / "set.json").write_text(json.dumps({"images": [entry]}))
+    assert [record.label for record in karpathy(tmp_path / "set.json", tmp_path)] == [label]
+
+
 def test_ucm_numbers_are_labels_only_if_the_captions_agree(tmp_path: Path) -> None:
     def entries(order: tuple[str, ...]) -> list[dict]:
         return [

@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from small_galleries import TestSet, picture, write_karpathy
+from running_server import running_server
+from small_galleries import TestSet
 
-from priorclip.retrieval import Encoder, Searcher, build_index, create_server, guarded_requests
-from priorclip.retrieval.commands import IndexConfig
+from priorclip.retrieval import guarded_requests
 from priorclip.retrieval.guarded_requests import allowed_names
 from priorclip.retrieval.server import SearchServer
 
@@ -27,23 +27,8 @@ ESCAPE = "\x1b[31m\x9b31m\u202e"
 def server(test_set: TestSet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SearchServer]:
     """Serves one image and one that is gone; it may be asked as search.lab too."""
     folder = tmp_path_factory.mktemp("served")
-    names = ["a.png", "gone.png"]
-    for number, name in enumerate(names):
-        picture(number).save(folder / name)
-    entries = [{"filename": name, "split": "test", "label": "x", "sentences": [{"raw": "a river"}]} for name in names]
-    data = write_karpathy(folder / "set.json", entries)
-    config = IndexConfig(
-        model=str(test_set.export), data=str(data), images=str(folder), output=str(folder / "index"), device="cpu"
-    )
-    index = build_index(config)
-    (folder / "gone.png").unlink()
-    served = create_server(Searcher(index, Encoder.load(test_set.export, "cpu")), names=["search.lab"])
-    thread = threading.Thread(target=served.serve_forever, daemon=True)
-    thread.start()
-    yield served
-    served.shutdown()
-    served.server_close()
-    thread.join(10)
+    with running_server(test_set, folder, ["a.png", "gone.png"], names=["search.lab"]) as served:
+        yield served
 
 
 def send(server: SearchServer, text: str | bytes, seconds: float = 10) -> bytes:

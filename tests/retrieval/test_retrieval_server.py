@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_galleries import TestSet, picture, write_karpathy
+from running_server import running_server
+from small_galleries import TestSet
 
-from priorclip.retrieval import Encoder, Searcher, build_index, create_server
-from priorclip.retrieval.commands import IndexConfig
+from priorclip.retrieval import create_server
 from priorclip.retrieval.guarded_requests import IDLE_SECONDS
 from priorclip.retrieval.server import SearchServer, render_page
 
@@ -36,23 +36,9 @@ ROOT = Path(__file__).parents[2]
 def server(test_set: TestSet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SearchServer]:
     """Serves PNGs, a TIFF that browsers cannot show, and a deleted file. The JSON has markup in its name."""
     folder = tmp_path_factory.mktemp("<b>served")
-    entries = []
-    for number, name in enumerate(["a.png", "b.png", "c.tif", "gone.png"]):
-        picture(number).save(folder / name)
-        entries.append({"filename": name, "split": "test", "label": "<script>", "sentences": [{"raw": "a river"}]})
-    data = write_karpathy(folder / "set.json", entries)
-    config = IndexConfig(
-        model=str(test_set.export), data=str(data), images=str(folder), output=str(folder / "index"), device="cpu"
-    )
-    index = build_index(config)
-    (folder / "gone.png").unlink()
-    served = create_server(Searcher(index, Encoder.load(test_set.export, "cpu")))
-    thread = threading.Thread(target=served.serve_forever, daemon=True)
-    thread.start()
-    yield served
-    served.shutdown()
-    served.server_close()
-    thread.join(10)
+    files = ["a.png", "b.png", "c.tif", "gone.png"]
+    with running_server(test_set, folder, files, label="<script>") as served:
+        yield served
 
 
 def ask(server: SearchServer, path: str, method: str = "GET") -> tuple[http.client.HTTPResponse, bytes]:

@@ -1,0 +1,48 @@
+"""A `retrieval serve` that answers while a test runs, over a small index of pictures."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from small_galleries import TestSet, picture, write_karpathy
+
+from priorclip.retrieval import Encoder, Searcher, build_index, create_server
+from priorclip.retrieval.commands import IndexConfig
+from priorclip.retrieval.server import SearchServer
+
+
+@contextmanager
+def running_server(
+    test_set: TestSet, folder: Path, files: Sequence[str], label: str = "x", names: Sequence[str] = ()
+) -> Iterator[SearchServer]:
+    """Indexes a picture for each file name, deletes ``gone.png``, and serves. Closing it ends the server.
+
+    Args:
+        test_set: has the model
+        folder: for the pictures, the annotation and the index
+        files: names of the pictures
+        label: scene of each
+        names: further names of the server
+    """
+    for number, name in enumerate(files):
+        picture(number).save(folder / name)
+    entries = [{"filename": name, "split": "test", "label": label, "sentences": [{"raw": "a river"}]} for name in files]
+    data = write_karpathy(folder / "set.json", entries)
+    index = build_index(
+        IndexConfig(
+            model=str(test_set.export), data=str(data), images=str(folder), output=str(folder / "index"), device="cpu"
+        )
+    )
+    (folder / "gone.png").unlink()
+    served = create_server(Searcher(index, Encoder.load(test_set.export, "cpu")), names=names)
+    thread = threading.Thread(target=served.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield served
+    finally:
+        served.shutdown()
+        served.server_close()
+        thread.join(10)
