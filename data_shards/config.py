@@ -74,8 +74,8 @@ class DataConfig:
         cache_limit: largest size of the image data there, e.g. 50GB or 200GiB; the least recently used data is deleted
             first; 0 keeps none, and each sample is transferred once an epoch over all nodes
         read_ahead: concurrent requests of each worker for remote samples (0: one sample at a time)
-        timeout: seconds for one request to a remote shard, with its body; the run ends if failed reads take a batch
-            more than four times as long
+        timeout: seconds for one request to a remote shard, with its body, and for a pipe: command without output; the
+            run ends if failed reads take a batch more than four times as long
         caption_noise: share of the samples that get the captions of another sample in training, to measure robustness
             to wrong pairs; the same images in every epoch, see data_shards/stream/semantic_noise.py
         label_noise: share of the samples that get another scene class in training

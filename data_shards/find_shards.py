@@ -114,7 +114,7 @@ def _files_of(piece: str | Path, access: Access, manifests: FolderManifests) -> 
     if isinstance(piece, Path):
         return [LocalFile(path) for path in (_in_folder(piece) if piece.is_dir() else [piece])]
     if piece.startswith("pipe:"):
-        return [LocalFile(fetch_pipe(piece, str(access.folder)))]
+        return [LocalFile(fetch_pipe(piece, str(access.folder), access.timeout))]
     try:
         names = list(braceexpand(piece))
     except UnbalancedBracesError as error:
