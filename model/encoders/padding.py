@@ -35,9 +35,10 @@ MASKED = (
 def cut_padding(input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Cuts token ids (B, T) and mask (B, T) after the longest text, to a multiple of 8 -> (B, t) each, t <= T.
 
-    On a GPU it waits for the mask. The meta device has no values to look at and keeps T.
+    On a GPU it waits for the mask. A mask without values keeps T: on the meta device, or a subclass of tensors, such as
+    the fake tensors that count memory.
     """
-    if attention_mask.is_meta:
+    if attention_mask.is_meta or type(attention_mask) is not Tensor:
         return input_ids, attention_mask
     kept = kept_length(attention_mask)
     return input_ids[:, :kept], attention_mask[:, :kept]

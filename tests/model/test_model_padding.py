@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_models import BERT, CLIP_TEXT, tiny
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig
 
 from priorclip.model import build_model
@@ -157,3 +158,11 @@ def test_remembered_features_are_found_again_whatever_the_batch_was_cut_to(tmp_p
     assert found == [16]  # the second call reads the cache
     torch.testing.assert_close(together, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(alone, expected[1:2], rtol=0, atol=1e-6)
+
+
+def test_a_mask_without_values_is_not_cut() -> None:
+    """Memory and FLOPs are counted with fake tensors and on the meta device."""
+    ids, mask = texts()
+    mode = FakeTensorMode()
+    assert [part.shape for part in cut_padding(mode.from_tensor(ids), mode.from_tensor(mask))] == [(3, 20), (3, 20)]
+    assert [part.shape for part in cut_padding(ids.to("meta"), mask.to("meta"))] == [(3, 20), (3, 20)]
