@@ -22,6 +22,7 @@ from priorclip.data_shards.commands import (
     TokenizerConfig,
     VerifyConfig,
 )
+from priorclip.data_shards.format.class_names import is_number
 
 if TYPE_CHECKING:
     from priorclip.data_shards.dedupe.leakage import EvaluationImages
@@ -136,7 +137,7 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
 def refuse_number_labels(records: list[Record]) -> None:
     """Raises ValueError if captions would be made of labels that are numbers: "an aerial picture of a 0"."""
     bare = [record for record in records if not record.captions and record.scenes]
-    numbers = [record for record in bare if any(scene.strip().isdigit() for scene in record.scenes)]
+    numbers = [record for record in bare if any(map(is_number, record.scenes))]
     if numbers:
         raise ValueError(
             f"{len(numbers)} images without captions have a number as their label, such as {numbers[0].scenes[0]!r} of "

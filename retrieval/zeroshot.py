@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from priorclip.data_shards.format.class_names import is_number
 from priorclip.data_shards.sources.templates import SCENES, TEMPLATES, scene_phrases
 from priorclip.data_shards.stream.batch_fetcher import tokenize
 from priorclip.model.bootstrap import bootstrap_intervals
@@ -66,7 +67,7 @@ def class_names(labels: Iterable[str], file: str | None = None, words: Set[str] 
 
 def refuse_numbers(labels: Iterable[str]) -> None:
     """Raises ValueError for labels that are numbers, because a prompt such as "a photo of a 0" says nothing."""
-    numbers = [label for label in labels if label.strip().isdigit()]
+    numbers = [label for label in labels if is_number(label)]
     if numbers:
         raise ValueError(
             f"{len(numbers)} classes are numbers, such as {numbers[0]!r}, and prompts need names: put classnames.txt "

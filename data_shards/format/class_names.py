@@ -21,6 +21,11 @@ def normalized(name: str) -> str:
     return re.sub(r"[\W_]", "", name).casefold() or name
 
 
+def is_number(label: str) -> bool:
+    """Tells whether a label is the number of a class and not its name: "a picture of a 0" says nothing."""
+    return label.strip().isdigit()
+
+
 def unique_classes(names: Iterable[str]) -> list[str]:
     """Returns sorted names; of several spellings of one class, the first."""
     found: dict[str, str] = {}

@@ -44,7 +44,7 @@ def build_index(spec: str | Sequence[str], workers: int, overwrite: bool = False
     done = []
     for folder, paths in folders.items():
         contents = parallel(index_shard, paths, workers, "index")
-        packed = is_pack(folder)
+        packed = has_client_files(folder)
         manifest = combine_contents(contents, options={"layout": LAYOUT} if packed else {})
         if packed:
             write_client_files(folder, manifest.shards, {each.entry.name: each.captioned for each in contents})
@@ -53,7 +53,7 @@ def build_index(spec: str | Sequence[str], workers: int, overwrite: bool = False
     return done
 
 
-def is_pack(folder: Path) -> bool:
+def has_client_files(folder: Path) -> bool:
     """Tells whether pack wrote sizes.json and wids.json there, which must then fit the shards again."""
     try:
         manifest = Manifest.load(folder)

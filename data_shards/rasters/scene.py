@@ -93,15 +93,9 @@ class Scene:
         known = np.zeros_like(valid)
         whole = np.ones_like(valid)
         for place, band in enumerate(self.bands):
-            measured = has_data(values[..., place], self.dataset.nodatavals[band - 1])
-            known |= measured
-            whole &= measured | ~self._marked(values[..., place])
+            known |= has_data(values[..., place], self.dataset.nodatavals[band - 1])
+            whole &= has_data(values[..., place])  # a marker in one band makes the pixel invalid
         return values, valid & known & whole
-
-    @staticmethod
-    def _marked(plane: NDArray) -> NDArray[np.bool_]:
-        """Returns which values cannot be measurements in any band, so that the pixel is invalid."""
-        return ~has_data(plane)
 
     def strips(self) -> Iterator[tuple[int, int]]:
         """Yields (first row, rows) of strips that follow the file's blocks as far as they are small enough."""

@@ -86,14 +86,12 @@ def annotated_label(entry: dict[str, Any], where: str) -> str | None:
     Raises ValueError for a label of another kind, such as a list. A ``scene`` of another kind is something else, and is
     ignored.
     """
-    label = entry.get("label")
-    if label is None or label == "":
-        label = entry.get("scene")
-        if not isinstance(label, str | int):
-            return None
+    label, scene = entry.get("label"), entry.get("scene")
+    if label in (None, "") and isinstance(scene, str | int) and not isinstance(scene, bool):
+        return str(scene)
     if isinstance(label, int) and not isinstance(label, bool):
         return str(label)
-    return label if isinstance(label, str) else take(entry, "label", str, where, None)
+    return take(entry, "label", str, where, None)
 
 
 def _karpathy_record(entry: Any, where: str, images: str, label_of: Callable, source: str) -> Record:
