@@ -18,8 +18,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from priorclip.common.files import file_aside
+
+# Vision encoder and prior get the same images, so their hashes are kept as long as the tensor lives.
+KNOWN_NAMES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 class FeatureCache:
@@ -52,7 +56,7 @@ class FeatureCache:
         if self.folder is None:
             self.folder = self.root / fingerprint(self.encoder, self.facts)
             self.folder.mkdir(parents=True, exist_ok=True)
-        names = [digest(*rows) for rows in zip(*inputs, strict=True)]
+        names = row_names(*inputs)
         first = {name: row for row, name in reversed(list(enumerate(names)))}
         new = [row for name, row in first.items() if name not in self.outputs and not self.read(name)]
         if new:
@@ -75,6 +79,18 @@ class FeatureCache:
         assert self.folder is not None
         with file_aside(self.folder / f"{name}.safetensors", durable=False) as aside:
             save_file({"output": self.outputs[name]}, aside)
+
+
+def row_names(*inputs: Tensor) -> list[str]:
+    """Returns the hash of each row of the inputs. A tensor that was not written to since is not hashed again."""
+    (first, *others) = inputs
+    if others or first.is_inference():  # An inference tensor does not count its changes.
+        return [digest(*rows) for rows in zip(*inputs, strict=True)]
+    changes, names = KNOWN_NAMES.get(first, (-1, []))
+    if changes != first._version:
+        names = [digest(row) for row in first]
+        KNOWN_NAMES[first] = (first._version, names)
+    return names
 
 
 def digest(*rows: Tensor) -> str:

@@ -105,13 +105,24 @@ class FusionLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, weights: Tensor | None = None, compat: str = "paper") -> Tensor:
-        """x (B, 1 + L, width); weights (B, L) of belief for all but the first token -> (B, 1 + L, width)."""
+    def forward(
+        self, x: Tensor, weights: Tensor | None = None, compat: str = "paper", queries: int | None = None
+    ) -> Tensor:
+        """Reads the tokens under belief.
+
+        Args:
+            x: (B, 1 + L, width)
+            weights: factors of belief for all but the first token, (B, L)
+            compat: how the factors are applied (`weight_tokens`)
+            queries: how many tokens are needed afterwards, from the first on; None means all
+        Returns:
+            (B, queries or 1 + L, width)
+        """
         normed = self.norm1(x)
         memory = normed
         if weights is not None:
             memory = torch.cat([normed[:, :1], weight_tokens(normed[:, 1:], weights, compat)], dim=1)
-        x = x + self.dropout(self.attention(normed, memory))
+        x = x[:, :queries] + self.dropout(self.attention(normed[:, :queries], memory))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
 
@@ -137,10 +148,12 @@ class InstructedBackbone(nn.Module):
         kept = keep_top(tokens, instruction, self.belief.k or 0) if mode == "hard" else tokens
         x = torch.cat([instruction.unsqueeze(1), kept], dim=1)
         for layer in self.layers:
+            # After the last layer only the first token is read, so that layer computes no other: a third of the work.
+            queries = 1 if layer is self.layers[-1] else None
             if self.grad_checkpointing and self.training:
-                x = checkpoint(layer, x, weights, compat, use_reentrant=False)
+                x = checkpoint(layer, x, weights, compat, queries, use_reentrant=False)
             else:
-                x = layer(x, weights, compat)
+                x = layer(x, weights, compat, queries)
         return self.norm(x[:, 0] + (tokens.mean(1) if self.layers else mean_under_belief(kept, weights)))
 
     def belief_map(self, images: Tensor, prior: Tensor) -> Tensor:

@@ -171,6 +171,24 @@ def test_remembered_features_are_those_of_the_encoder(vision: str, tmp_path: Pat
     assert len(list(tmp_path.iterdir())) == 2, "other weights remember elsewhere"
 
 
+def test_images_that_were_written_to_are_other_images_for_the_cache(tmp_path: Path) -> None:
+    """Vision encoder and prior share the hashes of a tensor; a change of the tensor must void them."""
+    settings = tiny("priorclip").vision
+    settings.trainable, settings.remember = False, str(tmp_path)
+    encoder = ImageEncoder(settings, pool=False).eval()
+    images = torch.rand(2, *IMAGES.shape[1:])
+    before = encoder(images).clone()
+    assert torch.equal(encoder(images), before)
+    images[0] = 1 - images[0]
+    after = encoder(images)
+    assert torch.equal(after[1], before[1]) and not torch.allclose(after[0], before[0], atol=1e-3)
+    with torch.inference_mode():
+        again = images.clone()
+        assert torch.equal(encoder(again), after)
+        again[0] = 1 - again[0]
+        assert torch.allclose(encoder(again), before, atol=1e-6)
+
+
 def test_only_frozen_encoders_remember() -> None:
     with pytest.raises(ValueError, match="trainable"):
         EncoderConfig(remember="features")
