@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from priorclip.data_shards.config import DataConfig, EvaluationConfig
-from priorclip.model.config import EncoderConfig, LoraConfig, LossConfig, ModelConfig
+from priorclip.model.config import EncoderConfig, LoraConfig, LossConfig, ModelConfig, add_bias
 from priorclip.model.export_config import starting_architecture
 from priorclip.training.config import OptimizerConfig, RunConfig
 
@@ -79,6 +79,7 @@ class InstructConfig:
 
     def __post_init__(self) -> None:
         self.data.follow(self.model.vision.image_size, self.run.dir)
+        add_bias(self.model, self.loss)
 
 
 @dataclass
@@ -111,6 +112,7 @@ class ClosedConfig:
 
     def __post_init__(self) -> None:
         self.data.follow(self.model.vision.image_size, self.run.dir)
+        add_bias(self.model, self.loss)
 
 
 COMMANDS: dict[str, type[Any]] = {

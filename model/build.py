@@ -28,6 +28,7 @@ UNDECAYED = (
     "relative_position_bias_table",
     "logit_scale",
     "attribution_scale",
+    "logit_bias",
 )
 
 

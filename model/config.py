@@ -169,6 +169,7 @@ class ModelConfig:
         logit_scale_max: upper limit of both scales
         learn_logit_scale: false: the scale of the contrastive loss stays constant
         learn_attribution_scale: false: the scale of the attribution loss stays constant
+        logit_bias_init: starting bias of the sigmoid loss; null: -10 with loss.kind sigmoid, else the model has none
         shared_scale: the attribution loss uses the scale of the contrastive loss, as in the authors' open domain code;
             attribution_scale_init and learn_attribution_scale then have no effect
     """
@@ -186,6 +187,7 @@ class ModelConfig:
     logit_scale_max: float = 100.0
     learn_logit_scale: bool = True
     learn_attribution_scale: bool = True
+    logit_bias_init: float | None = None
     shared_scale: bool = False
 
     def __post_init__(self) -> None:
@@ -195,6 +197,8 @@ class ModelConfig:
         for name in ("logit_scale_init", "attribution_scale_init"):
             if not 0 < getattr(self, name) <= self.logit_scale_max:
                 raise ValueError(f"{name} must lie in (0, logit_scale_max={self.logit_scale_max}]")
+        if self.logit_bias_init is not None and not math.isfinite(self.logit_bias_init):
+            raise ValueError(f"logit_bias_init must be a finite number, not {self.logit_bias_init}")
 
 
 @dataclass
@@ -260,11 +264,17 @@ class LossConfig:
     """The training loss: contrastive + lambda_cs * attribution, both over the global batch.
 
     Args:
-        contrastive: weight of the symmetric contrastive loss
+        kind: the loss of image-text pairs. contrastive: symmetric cross-entropy, as in CLIP. sigmoid: SigLIP's pairwise
+            sigmoid loss, which learns a bias too; model.logit_scale_init 10 is SigLIP's start
+        contrastive: weight of the loss of pairs
         lambda_cs: weight of the cluster-based symmetric Attribution loss, which needs scene labels; 0 turns it off
         chunk: rows and columns of the similarity matrix in memory at a time; null: 4096 on a CPU, 8192 on a GPU
         shared_captions: all captions of an image are its positives; false: only the caption of the same pair is, and
             the image's other captions are negatives
+        equal_captions: what a pair with the same words, but another image, is to an image and a caption: negative, or
+            ignored. Words are the same if all their tokens are
+        hard_negatives: 0: all negatives of the contrastive loss weigh the same. Above 0: a negative weighs
+            exp(hard_negatives * its logit), as a share of the mean of these
         compat: the Attribution loss. paper: each class of the batch counts once. released: as in the authors' code, a
             class of n samples counts n times
     """
@@ -274,11 +284,20 @@ class LossConfig:
     chunk: int | None = None
     shared_captions: bool = True
     compat: Literal["paper", "released"] = "paper"
+    kind: Literal["contrastive", "sigmoid"] = "contrastive"
+    equal_captions: Literal["negative", "ignored"] = "negative"
+    hard_negatives: float = 0.0
 
     def __post_init__(self) -> None:
         if self.compat not in ("paper", "released"):
             raise ValueError(f"loss.compat must be paper or released, not '{self.compat}'")
-        for name in ("contrastive", "lambda_cs"):
+        if self.kind not in ("contrastive", "sigmoid"):
+            raise ValueError(f"loss.kind must be contrastive or sigmoid, not '{self.kind}'")
+        if self.equal_captions not in ("negative", "ignored"):
+            raise ValueError(f"loss.equal_captions must be negative or ignored, not '{self.equal_captions}'")
+        if self.kind == "sigmoid" and self.hard_negatives:
+            raise ValueError("loss.hard_negatives weighs negatives of the contrastive loss; loss.kind is sigmoid")
+        for name in ("contrastive", "lambda_cs", "hard_negatives"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"loss.{name} must be a finite number and not negative, but it is {value}")
@@ -286,6 +305,15 @@ class LossConfig:
             raise ValueError("loss.contrastive and loss.lambda_cs are both 0: set one of them above 0")
         if self.chunk is not None:
             at_least_one(self, "chunk")
+
+
+SIGLIP_BIAS = -10.0  # arXiv 2303.15343, section 3.2: a start at which most pairs are rightly taken for wrong ones
+
+
+def add_bias(model: ModelConfig, loss: LossConfig) -> None:
+    """Gives the model the bias of the sigmoid loss if it has none."""
+    if loss.kind == "sigmoid" and model.logit_bias_init is None:
+        model.logit_bias_init = SIGLIP_BIAS
 
 
 @dataclass

@@ -42,7 +42,7 @@ class RetrievalObjective:
         self.encoded: tuple[Tensor, Tensor] | None = None
 
     def step(self, engine: Forward, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns loss, parts and logit_scale of a batch (images, input_ids, attention_mask, image_ids, labels)."""
+        """Returns loss, parts and learned scales of a batch (images, input_ids, attention_mask, image_ids, labels)."""
         return self.losses(self.encode(engine, batch), batch)
 
     def encode(self, engine: Forward, batch: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -50,10 +50,11 @@ class RetrievalObjective:
         return engine(batch["images"], batch["input_ids"], batch["attention_mask"])
 
     def losses(self, features: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Second half of a step: returns the loss of features, with image_ids and labels of the batch."""
+        """Second half of a step: returns the loss of features, with image_ids, labels and input_ids of the batch."""
         image_ids, labels = (batch[name].to(self.device, non_blocking=True) for name in ("image_ids", "labels"))
-        total, parts = self.loss(features, image_ids, labels)
-        return total, {**parts, "logit_scale": features["logit_scale"].detach()}
+        total, parts = self.loss(features, image_ids, labels, batch["input_ids"].to(self.device, non_blocking=True))
+        learned = {name: features[name].detach() for name in ("logit_scale", "logit_bias") if name in features}
+        return total, {**parts, **learned}
 
     @torch.no_grad()
     def pictures(self, engine: Forward, batches: Batches) -> dict[str, Image.Image]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from priorclip.data_shards.config import DataConfig, EvaluationConfig
-from priorclip.model.config import LossConfig, ModelConfig
+from priorclip.model.config import LossConfig, ModelConfig, add_bias
 from priorclip.model.export_config import starting_architecture
 from priorclip.training.config import RunConfig
 
@@ -37,6 +37,7 @@ class PretrainConfig:
 
     def __post_init__(self) -> None:
         self.data.follow(self.model.vision.image_size, self.run.dir)
+        add_bias(self.model, self.loss)
 
 
 def model_defaults(given: dict[str, Any]) -> dict[str, Any]:

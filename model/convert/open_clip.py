@@ -56,6 +56,7 @@ def convert(checkpoint: Checkpoint, request: Request) -> Converted:
     activation = request.activation or known
     config = request.model or architecture(checkpoint, request, activation, facts)
     config.kind = "clip"
+    config.logit_bias_init = float(state["logit_bias"]) if "logit_bias" in state else None
     rules = [*vision_rules(), *text_rules(text_prefix(state)), scale_rule()]
     notes = [] if request.model else [describe_facts(config, activation, OPEN_CLIP_CONFIG, facts is not None)]
     tokenizer = choose_tokenizer(checkpoint, config, facts)
@@ -162,4 +163,4 @@ def text_rules(prefix: str = "") -> list[Rule]:
 
 
 def scale_rule() -> Rule:
-    return Rule(r"logit_scale", "logit_scale", whole)
+    return Rule(r"(logit_scale|logit_bias)", r"\1", whole)

@@ -47,6 +47,7 @@ PARTS = {
     "text_head": "heads",
     "logit_scale": "scales",
     "attribution_scale": "scales",
+    "logit_bias": "scales",
 }
 
 

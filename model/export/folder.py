@@ -192,6 +192,10 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         raise ValueError(f"{path} is damaged: {error}") from error
     if isinstance(model, PriorCLIP) and is_plain_clip(state):
         state |= parts_beside_clip(model, state, folder)
+    bias = model.state_dict().get("logit_bias")
+    if bias is not None and "logit_bias" not in state:
+        log.info("%s was not trained by the sigmoid loss and has no logit_bias: it starts at %.4g", folder, bias)
+        state["logit_bias"] = bias
     for name, encoder in model.named_modules():
         if isinstance(encoder, ImageEncoder):
             state |= resample_positions(state, f"{name}.model.", encoder)

@@ -126,10 +126,10 @@ def is_clips(tokenizer: Any) -> bool:
 def open_clip_state(model: Any) -> State:
     """Returns the towers' tensors by open_clip's names: the conversion rules in reverse."""
     rules = [*vision_rules(), *text_rules()]
-    made: State = {"logit_scale": model.logit_scale.detach().reshape(()).clone()}
+    made: State = {name: getattr(model, name).detach().reshape(()).clone() for name in scalars(model)}
     parts: dict[str, list[Tensor]] = {}
     for name, value in model.state_dict().items():
-        if name.startswith(LEFT_OUT) or name == "logit_scale":
+        if name.startswith(LEFT_OUT) or name in scalars(model):
             continue
         (theirs,), take = their_names(name, rules)
         parts.setdefault(theirs, []).append(value)
@@ -139,6 +139,11 @@ def open_clip_state(model: Any) -> State:
     for theirs in queries:
         made[theirs] = torch.cat([own[name] for name in stacked_names(own, theirs, rules)])
     return {name: value.detach().float().cpu().contiguous().clone() for name, value in made.items()}
+
+
+def scalars(model: Any) -> list[str]:
+    """Returns the names of the learned numbers, which open_clip keeps without a dimension."""
+    return ["logit_scale"] + (["logit_bias"] if model.logit_bias is not None else [])
 
 
 def reverse(theirs: str, values: list[Tensor], value: Tensor, take: Take) -> Tensor:
@@ -152,7 +157,7 @@ def reverse(theirs: str, values: list[Tensor], value: Tensor, take: Take) -> Ten
 
 def stacked_names(own: State, theirs: str, rules: list[Any]) -> list[str]:
     """Returns our names of queries, keys and values, in the order in which open_clip stacks them in one tensor."""
-    names = [name for name in own if not name.startswith(LEFT_OUT) and name != "logit_scale"]
+    names = [name for name in own if not name.startswith((*LEFT_OUT, "logit_"))]
     stacked = [name for name in names if their_names(name, rules)[0] == [theirs]]
     return sorted(stacked, key=lambda name: "qkv".index(name.split("self_attn.")[1][0]))
 
@@ -172,8 +177,10 @@ def open_clip_config(model: Any) -> dict[str, Any]:
         raise ValueError("open_clip's models have one activation in both towers; this model's differ")
     if text.get("layer_norm_eps", EPS) != EPS:
         raise ValueError(f"open_clip's text tower has layer_norm_eps {EPS}; this one has {text['layer_norm_eps']}")
+    bias = {} if config.logit_bias_init is None else {"init_logit_bias": config.logit_bias_init}
     return {
         "model_cfg": {
+            **bias,
             "embed_dim": config.embed_dim,
             "quick_gelu": quick,
             "vision_cfg": {

@@ -21,87 +21,61 @@ from priorclip.model.losses.gather import (
     gather_rows_with_gradient,
     log_sum_over_ranks,
     own_share,
-    sum_over_ranks,
 )
+from priorclip.model.losses.hard_negatives import HardNegativeCrossEntropy
+from priorclip.model.losses.pairs import Pairs, leave_out, pairs_of, positive_means, subtract_positives
 from priorclip.model.losses.similarity_blocks import (
     block_side,
     check_chunk,
     log_sum,
     similarity_blocks,
-    sum_by_group,
     widest_precision,
 )
 
 
 class SymmetricCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of the similarity matrix along rows and along columns; all pairs of one group are positives.
+    """Cross-entropy of the similarity matrix along rows and along columns; all pairs of one image are positives.
 
         S_ij = s <r_i, c_j>
         row_i    = logsumexp_j S_ij - mean over j in the group of i of S_ij
         column_j = logsumexp_i S_ij - mean over i in the group of j of S_ij        i over the rows of all ranks
 
-    The positive part is linear in the features, so it needs sums by group (U, d) and not the matrix.
-
-    Args:
-        rows: (B, d) of this rank
-        columns: (N, d) of all ranks
-        scale: ()
-        row_groups: (B,) integers in [0, U)
-        column_groups: (N,) integers in [0, U); the rows of each rank have the groups of its own columns
-        groups: U
-        side: of the square blocks
-    Returns:
-        the losses of this rank's rows (B,) and of its columns (B,)
+    Ignored entries are in no sum. rows (B, d) of this rank, columns (N, d) of all ranks, scale (), pairs, side of the
+    square blocks -> the losses of this rank's rows (B,) and of its columns (B,)
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        rows: Tensor,
-        columns: Tensor,
-        scale: Tensor,
-        row_groups: Tensor,
-        column_groups: Tensor,
-        groups: int,
-        side: int,
+        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, pairs: Pairs, side: int
     ) -> tuple[Tensor, Tensor]:
         scaled = scale * rows
         row_log, column_log = rows.new_full((len(rows),), -torch.inf), rows.new_full((len(columns),), -torch.inf)
         for i, j, logits, spare in similarity_blocks(scaled, columns, side):
+            leave_out(logits, pairs.ignored(i, j))
             row_log[i] = torch.logaddexp(row_log[i], log_sum(logits, 1, spare))
             column_log[j] = torch.logaddexp(column_log[j], log_sum(logits, 0, spare))
         column_log = log_sum_over_ranks(column_log)
-
-        counts = column_groups.bincount(minlength=groups).to(rows.dtype)
-        means = sum_by_group(column_groups, columns, groups) / counts[:, None]
-        row_positive = (means[row_groups].mul_(scaled)).sum(1)
-        del means
-        means = sum_by_group(row_groups, scaled, groups) / counts[:, None]  # of this rank
-        column_positive = sum_over_ranks((means[column_groups].mul_(columns)).sum(1))
-        ctx.save_for_backward(rows, columns, scale, row_groups, column_groups, counts, row_log, column_log)
-        ctx.side = side
+        row_positive, column_positive = positive_means(scaled, columns, pairs)
+        ctx.save_for_backward(rows, columns, scale, row_log, column_log)
+        ctx.pairs, ctx.side = pairs, side
         return row_log - row_positive, own_share(column_log - column_positive)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, columns, scale, row_groups, column_groups, counts, row_log, column_log = ctx.saved_tensors
+        rows, columns, scale, row_log, column_log = ctx.saved_tensors
         by_row, by_column = gradients[0].contiguous(), gather_integers(gradients[1].contiguous())
         scaled = scale * rows
         into_rows, into_columns = torch.zeros_like(rows), torch.zeros_like(columns)
         for i, j, logits, spare in similarity_blocks(scaled, columns, ctx.side):
+            leave_out(logits, ctx.pairs.ignored(i, j))
             torch.sub(logits, row_log[i, None], out=spare).exp_().mul_(by_row[i, None])
             spare += logits.sub_(column_log[None, j]).exp_().mul_(by_column[None, j])
             into_rows[i].addmm_(spare, columns[j])
             into_columns[j].addmm_(spare.T, scaled[i])
-
-        groups, share = len(counts), (1 / counts)[:, None]
-        into_rows -= (sum_by_group(column_groups, columns, groups) * share)[row_groups].mul_(by_row[:, None])
-        into_rows -= (sum_by_group(column_groups, columns * by_column[:, None], groups) * share)[row_groups]
-        into_columns -= (sum_by_group(row_groups, scaled, groups) * share)[column_groups].mul_(by_column[:, None])
-        into_columns -= (sum_by_group(row_groups, scaled * by_row[:, None], groups) * share)[column_groups]
+        subtract_positives(into_rows, into_columns, scaled, columns, ctx.pairs, by_row, by_column)
         into_scale = torch.linalg.vecdot(into_rows, rows).sum()
-        return into_rows.mul_(scale), into_columns, into_scale, None, None, None, None
+        return into_rows.mul_(scale), into_columns, into_scale, None, None
 
 
 class ContrastiveLoss(nn.Module):
@@ -109,20 +83,36 @@ class ContrastiveLoss(nn.Module):
 
     Args:
         chunk: side of the blocks of the similarity matrix; None: chosen by the device
+        hard_negatives: see `HardNegativeCrossEntropy`; 0: all negatives weigh the same
+    Raises:
+        ValueError: ``hard_negatives`` is negative
     """
 
-    def __init__(self, chunk: int | None = None):
+    def __init__(self, chunk: int | None = None, hard_negatives: float = 0.0):
         super().__init__()
-        self.chunk = check_chunk(chunk)
+        if hard_negatives < 0:
+            raise ValueError(f"hard_negatives must not be negative, but is {hard_negatives}")
+        self.chunk, self.hard_negatives = check_chunk(chunk), hard_negatives
 
-    def forward(self, image: Tensor, text: Tensor, scale: Tensor, image_ids: Tensor) -> Tensor:
-        """image and text (B, d) L2-normalised, scale (), image_ids (B,) -> (). B is the same on all ranks."""
+    def forward(
+        self, image: Tensor, text: Tensor, scale: Tensor, image_ids: Tensor, caption_ids: Tensor | None = None
+    ) -> Tensor:
+        """Returns the loss, ().
+
+        Args:
+            image: (B, d) L2-normalised; B is the same on all ranks
+            text: (B, d) L2-normalised
+            scale: ()
+            image_ids: (B,) integers, equal for captions of one image on all ranks
+            caption_ids: (B,) integers, equal for equal captions: such pairs of other images are ignored; None: they are
+                negatives
+        """
         image, text, scale = widest_precision(image, text, scale)
         with torch.autocast(image.device.type, enabled=False):
-            unique, groups = gather_integers(image_ids).unique(return_inverse=True)
-            side = block_side(self.chunk, image.device)
+            pairs, side = pairs_of(image_ids, caption_ids), block_side(self.chunk, image.device)
             texts, scale = gather_rows_with_gradient(text), average_gradient(scale)
-            to_text, to_image = SymmetricCrossEntropy.apply(
-                image, texts, scale, own_share(groups), groups, len(unique), side
-            )
-            return (to_text.mean() + to_image.mean()) / 2
+            if self.hard_negatives:
+                losses = HardNegativeCrossEntropy.apply(image, texts, scale, pairs, side, self.hard_negatives)
+            else:
+                losses = SymmetricCrossEntropy.apply(image, texts, scale, pairs, side)
+            return (losses[0].mean() + losses[1].mean()) / 2

@@ -1,8 +1,10 @@
-"""The training loss: contrastive loss plus ``lambda_cs`` times attribution loss, over the batch of all ranks.
+"""The training loss: a loss of pairs plus ``lambda_cs`` times attribution loss, over the batch of all ranks.
 
     outputs = model(images, input_ids, attention_mask)
     loss, parts = RetrievalLoss(lambda_cs=1.0)(outputs, image_ids, labels)
     engine.backward(loss)           # mean over ranks of the gradients = gradient of one process with the whole batch
+
+The loss of pairs is the symmetric contrastive loss or SigLIP's pairwise sigmoid loss.
 
 Source: PriorCLIP, arXiv 2405.10160, section III.
 """
@@ -18,19 +20,24 @@ from torch import Tensor, nn
 from priorclip.model.losses.attribution import UNLABELLED, AttributionLoss
 from priorclip.model.losses.contrastive import ContrastiveLoss
 from priorclip.model.losses.gather import rank
+from priorclip.model.losses.pairs import hash_tokens
+from priorclip.model.losses.sigmoid import SigmoidLoss
 
 Parts = dict[str, Tensor]
 
 
 class RetrievalLoss(nn.Module):
-    """Contrastive loss plus ``lambda_cs`` times attribution loss.
+    """A loss of pairs plus ``lambda_cs`` times attribution loss.
 
     Args:
-        contrastive: weight of the contrastive loss; 0: not computed
+        contrastive: weight of the loss of pairs; 0: not computed
         lambda_cs: weight of the attribution loss; 0: not computed
-        chunk: see `ContrastiveLoss` and `AttributionLoss`
+        chunk: see `ContrastiveLoss`, `SigmoidLoss` and `AttributionLoss`
         shared_captions: false: a caption is a positive of its own pair only, not of other pairs of the same image
         compat: see `AttributionLoss`
+        kind: the loss of pairs: contrastive, or sigmoid, whose model needs a logit_bias
+        equal_captions: whether another image's pair with the same words is a negative, or ignored
+        hard_negatives: see `ContrastiveLoss`
     """
 
     def __init__(
@@ -40,16 +47,24 @@ class RetrievalLoss(nn.Module):
         chunk: int | None = None,
         shared_captions: bool = True,
         compat: Literal["paper", "released"] = "paper",
+        kind: Literal["contrastive", "sigmoid"] = "contrastive",
+        equal_captions: Literal["negative", "ignored"] = "negative",
+        hard_negatives: float = 0.0,
     ):
         super().__init__()
         if contrastive < 0 or lambda_cs < 0:
             raise ValueError(f"loss weights must not be negative: contrastive {contrastive}, lambda_cs {lambda_cs}")
         self.weight, self.lambda_cs, self.shared_captions = contrastive, lambda_cs, shared_captions
-        self.contrastive = ContrastiveLoss(chunk)
+        self.ignores_equal_captions = equal_captions == "ignored"
+        self.contrastive = SigmoidLoss(chunk) if kind == "sigmoid" else ContrastiveLoss(chunk, hard_negatives)
         self.attribution = AttributionLoss(chunk, compat)
 
     def forward(
-        self, outputs: Mapping[str, Tensor | None], image_ids: Tensor, labels: Tensor | None = None
+        self,
+        outputs: Mapping[str, Tensor | None],
+        image_ids: Tensor,
+        labels: Tensor | None = None,
+        input_ids: Tensor | None = None,
     ) -> tuple[Tensor, Parts]:
         """Returns the loss and its detached parts.
 
@@ -57,23 +72,45 @@ class RetrievalLoss(nn.Module):
             outputs: the model's outputs for images and texts
             image_ids: (B,) integers, equal for captions of one image on all ranks
             labels: (B,) scene class, -1 if unknown; None: all unknown
+            input_ids: (B, T) padded token ids; ``equal_captions: ignored`` needs them to know equal captions
         Raises:
-            ValueError: the outputs lack one of the two modalities
+            ValueError: the outputs lack one of the two modalities or the bias, or input_ids are missing
         """
         image, text, scale, attribution_scale = features_of(outputs)
         # The scale of a loss that is off stays in the graph because ZeRO expects a gradient for every parameter.
-        if self.weight > 0:
-            ids = image_ids if self.shared_captions else pair_ids(image_ids)
-            contrastive = self.contrastive(image, text, scale, ids)
-        else:
-            contrastive = 0 * scale
+        contrastive = self.of_pairs(image, text, outputs, image_ids, input_ids) if self.weight > 0 else 0 * scale
         if self.lambda_cs > 0:
             labels = torch.full_like(image_ids, UNLABELLED) if labels is None else labels
             attribution = self.attribution(image, text, attribution_scale, labels)
         else:
             attribution = 0 * attribution_scale
         loss = (self.weight or 1.0) * contrastive + (self.lambda_cs or 1.0) * attribution
+        bias = outputs.get("logit_bias")
+        if bias is not None:
+            loss = loss + 0 * bias
         return loss, {"contrastive": contrastive.detach(), "attribution": attribution.detach()}
+
+    def of_pairs(
+        self,
+        image: Tensor,
+        text: Tensor,
+        outputs: Mapping[str, Tensor | None],
+        image_ids: Tensor,
+        input_ids: Tensor | None,
+    ) -> Tensor:
+        """Returns the loss of pairs, ()."""
+        captions = None
+        if self.ignores_equal_captions:
+            if input_ids is None:
+                raise ValueError("equal_captions 'ignored' needs the input_ids of the captions")
+            captions = hash_tokens(input_ids)
+        ids, scale = image_ids if self.shared_captions else pair_ids(image_ids), outputs["logit_scale"]
+        if isinstance(self.contrastive, ContrastiveLoss):
+            return self.contrastive(image, text, scale, ids, captions)  # type: ignore[no-any-return]
+        bias = outputs.get("logit_bias")
+        if bias is None:
+            raise ValueError("the sigmoid loss needs a model with a bias: set model.logit_bias_init, -10 as in SigLIP")
+        return self.contrastive(image, text, scale, bias, ids, captions)  # type: ignore[no-any-return]
 
 
 def pair_ids(image_ids: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from priorclip.model.networks.two_towers import (
     fill_resolved,
     log_scales,
     normalise_features,
+    start_bias,
     start_projection,
 )
 
@@ -53,6 +54,7 @@ class PlainCLIP(TwoTowers):
         self.image_projection = nn.Linear(self.visual.width, config.embed_dim, bias=False)
         self.text_projection = nn.Linear(self.text.width, config.embed_dim, bias=False)
         self.logit_scale, self.attribution_scale = log_scales(config)
+        self.logit_bias = start_bias(config)
         start_projection(self.image_projection, encoder.clip_projection)
         start_projection(self.text_projection, self.text.clip_projection)
         fill_resolved(self.config, self.text)

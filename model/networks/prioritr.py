@@ -38,7 +38,13 @@ from priorclip.model.encoders.vision import ImageEncoder, VisualTokens
 from priorclip.model.networks.belief import affinity, belief_map, keep_top, token_weights, weight_tokens
 from priorclip.model.networks.pae import PAE
 from priorclip.model.networks.rivals import build_rival
-from priorclip.model.networks.two_towers import TwoTowers, fill_resolved, log_scales, normalise_features
+from priorclip.model.networks.two_towers import (
+    TwoTowers,
+    fill_resolved,
+    log_scales,
+    normalise_features,
+    start_bias,
+)
 
 
 class PriorITR(TwoTowers):
@@ -63,6 +69,7 @@ class PriorITR(TwoTowers):
             self.temporal = PAE(d, pae.temporal_cycles, pae.heads, pae.dropout)
             self.text_head = nn.Linear(d, d)
         self.logit_scale, self.attribution_scale = log_scales(config)
+        self.logit_bias = start_bias(config)
         fill_resolved(self.config, self.text)
 
     @property

@@ -30,6 +30,7 @@ class TwoTowers(nn.Module):
     has_belief: bool = True
     logit_scale: nn.Parameter
     attribution_scale: nn.Parameter
+    logit_bias: nn.Parameter | None
 
     def forward(
         self,
@@ -46,9 +47,9 @@ class TwoTowers(nn.Module):
             attention_mask: (B, T), 1 for real tokens; None: all are real
             return_belief: also return the belief map of the images
         Returns:
-            image_features (B, d) or None, text_features (B, d) or None, logit_scale (), attribution_scale (), and with
-            ``return_belief`` belief (B, h, w), which a plain CLIP does not have. With ``shared_scale`` both scales are
-            the same tensor, so that its gradient is that of both losses
+            image_features (B, d) or None, text_features (B, d) or None, logit_scale (), attribution_scale (). With
+            ``shared_scale`` both scales are the same tensor, so that its gradient is that of both losses. A model with
+            a bias adds logit_bias (). With ``return_belief`` belief (B, h, w), which a plain CLIP does not have
         """
         # Before the images, so that a GPU has little to finish when the mask is read. Compiled code keeps its shapes.
         if input_ids is not None and attention_mask is not None and not is_compiling() and self.cuts_padding:
@@ -62,6 +63,8 @@ class TwoTowers(nn.Module):
             "logit_scale": scale,
             "attribution_scale": scale if shared else clamped_exp(self.attribution_scale, limit),
         }
+        if self.logit_bias is not None:
+            outputs["logit_bias"] = self.logit_bias.to(scale.dtype).reshape(())
         if return_belief and self.has_belief and images is not None:
             outputs["belief"] = self.belief_map(images)
         return outputs
@@ -100,6 +103,11 @@ def log_scales(config: ModelConfig) -> tuple[nn.Parameter, nn.Parameter]:
         log_scale(config.logit_scale_init, config.learn_logit_scale),
         log_scale(config.attribution_scale_init, attribution_learned),
     )
+
+
+def start_bias(config: ModelConfig) -> nn.Parameter | None:
+    """Returns the bias of the sigmoid loss as a parameter (1,), or None if the model has none."""
+    return None if config.logit_bias_init is None else nn.Parameter(torch.tensor([config.logit_bias_init]))
 
 
 def start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:

@@ -1,9 +1,12 @@
 """The losses by the paper's formulas, in one process, with N x N matrices and loops: slow and simple."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from priorclip.model.losses.contrastive import ContrastiveLoss
+from priorclip.model.losses.sigmoid import SigmoidLoss
 
 
 def contrastive(image: Tensor, text: Tensor, scale: Tensor, ids: Tensor) -> Tensor:
@@ -15,6 +18,64 @@ def contrastive(image: Tensor, text: Tensor, scale: Tensor, ids: Tensor) -> Tens
             log_probability = logits[i] - logits[i].logsumexp(0)
             total = total - sum(log_probability[j] for j in positives) / len(positives)
     return total / (2 * len(image))
+
+
+def kind_of_pair(i: int, j: int, ids: Tensor, captions: Tensor | None) -> str:
+    """Image i and text j: positive, negative, or ignored because text j has the words of text i."""
+    if ids[i] == ids[j]:
+        return "positive"
+    return "ignored" if captions is not None and captions[i] == captions[j] else "negative"
+
+
+def weighted_contrastive(
+    image: Tensor, text: Tensor, scale: Tensor, ids: Tensor, captions: Tensor | None, beta: float
+) -> Tensor:
+    """Negatives weighted as by Robinson et al.; beta 0 gives equal weights."""
+    total, own = image.new_zeros(()), range(len(image))
+    for rows, columns in ((image, text), (text, image)):
+        logits = scale * rows @ columns.T
+        for i in own:
+            kinds = [kind_of_pair(i, j, ids, captions) for j in own]
+            positives = [logits[i, j] for j in own if kinds[j] == "positive"]
+            negatives = [logits[i, j] for j in own if kinds[j] == "negative"]
+            below = positives
+            if negatives:
+                log_mean = torch.stack([beta * s for s in negatives]).logsumexp(0) - math.log(len(negatives))
+                below = positives + [s + (beta * s - log_mean) for s in negatives]
+            total = total + torch.stack(below).logsumexp(0) - sum(positives) / len(positives)
+    return total / (2 * len(image))
+
+
+def sigmoid(
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, ids: Tensor, captions: Tensor | None = None
+) -> Tensor:
+    total = image.new_zeros(())
+    for i in range(len(image)):
+        for j in range(len(text)):
+            kind = kind_of_pair(i, j, ids, captions)
+            logit = scale * image[i] @ text[j] + bias
+            if kind != "ignored":
+                total = total - torch.nn.functional.logsigmoid(logit if kind == "positive" else -logit)
+    return total / len(image)
+
+
+class PairLoss(torch.nn.Module):
+    """A loss of pairs that takes image ids and caption ids as one key (B, 2), and its bias from the scale."""
+
+    def __init__(self, loss: torch.nn.Module, equal_captions: str):
+        super().__init__()
+        self.loss, self.ignores = loss, equal_captions == "ignored"
+
+    def forward(self, image: Tensor, text: Tensor, scale: Tensor, key: Tensor) -> Tensor:
+        captions = key[:, 1] if self.ignores else None
+        biases = [-scale / 3] if isinstance(self.loss, SigmoidLoss) else []
+        return self.loss(image, text, scale, *biases, key[:, 0], captions)
+
+    def slowly(self, image: Tensor, text: Tensor, scale: Tensor, key: Tensor) -> Tensor:
+        captions = key[:, 1] if self.ignores else None
+        if isinstance(self.loss, SigmoidLoss):
+            return sigmoid(image, text, scale, -scale / 3, key[:, 0], captions)
+        return weighted_contrastive(image, text, scale, key[:, 0], captions, self.loss.hard_negatives)
 
 
 def attribution(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -> Tensor:
@@ -61,6 +122,8 @@ def closed_attribution(image: Tensor, text: Tensor, scale: Tensor, labels: Tenso
 
 def of(loss: torch.nn.Module, image: Tensor, text: Tensor, scale: Tensor, key: Tensor) -> Tensor:
     """The reference of a loss module; ``key``: image ids of the contrastive loss, labels of the attribution loss."""
+    if isinstance(loss, PairLoss):
+        return loss.slowly(image, text, scale, key)
     if isinstance(loss, ContrastiveLoss):
         return contrastive(image, text, scale, key)
     function = released_attribution if getattr(loss, "compat", None) == "released" else attribution
@@ -79,6 +142,8 @@ def batch(size: int = 12, width: int = 6, seed: int = 0) -> dict[str, Tensor]:
         "text": torch.nn.functional.normalize(text, dim=-1),
         "ids": ids,
         "labels": labels,
+        # Equal words: within an image, of images on one rank, and of images on different ranks.
+        "captions": torch.tensor([1, 2, 3, 4, 5, 2, 1, 3, 4, 4, 6, 4])[:size],
     }
 
 

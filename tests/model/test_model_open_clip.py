@@ -1,5 +1,6 @@
 """open_clip and we read each other's folders: with any tokenizer, heads and activation, features are the same."""
 
+import dataclasses
 import json
 import logging
 import shutil
@@ -91,6 +92,20 @@ def test_what_we_wrote_for_open_clip_comes_back(exported, tmp_path, caplog):
     with torch.no_grad():
         torch.testing.assert_close(back.encode_image(images(64)), ours.encode_image(images(64)), rtol=0, atol=1e-6)
     torch.testing.assert_close(our_texts(tmp_path / "back", SENTENCES), our_texts(folder, SENTENCES), rtol=0, atol=1e-6)
+
+
+def test_the_bias_of_the_sigmoid_loss_goes_to_open_clip_and_back(own, tmp_path):
+    model = from_pretrained(own[0])
+    config = dataclasses.replace(model.config, logit_bias_init=-10.0)
+    weights = {**model.state_dict(), "logit_bias": torch.tensor([-7.5])}
+    folder = save_pretrained(weights, config, tmp_path / "sigmoid", own[0])
+    assert main(["export", "--input", str(folder), "--output", str(tmp_path / "out"), "--format", "open_clip"]) == 0
+    theirs = open_clip.create_model(f"local-dir:{tmp_path / 'out'}")
+    assert theirs.logit_bias.item() == -7.5
+    assert main(["convert", "--input", str(tmp_path / "out"), "--output", str(tmp_path / "back")]) == 0
+    back = from_pretrained(tmp_path / "back")
+    outputs = back.eval()(images(64), torch.tensor([[5, 6, 3]]))
+    assert outputs["logit_bias"].item() == -7.5
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from priorclip.model.losses import gather
 from priorclip.model.losses.attribution import AttributionLoss
 from priorclip.model.losses.contrastive import ContrastiveLoss
 from priorclip.model.losses.logit_scale import clamped_exp
+from priorclip.model.losses.sigmoid import SigmoidLoss
 
 WIDTH = 6
 WORLDS = (4, 2, 1)
@@ -41,6 +42,7 @@ def cases(world: int) -> dict[str, Case]:
     image, text, ids, labels = data["image"], data["text"], data["ids"], data["labels"]
     contrastive, attribution = ContrastiveLoss(chunk=5), AttributionLoss()
     released, crowd = AttributionLoss(compat="released"), reference.crowd([40, 12, 8, 4])
+    key, pair = torch.stack([ids, data["captions"]], 1), reference.PairLoss
     same, nothing = image[:1].expand(12, WIDTH), torch.zeros(12, WIDTH, dtype=torch.float64)
     made = {
         "contrastive": Case(contrastive, image, text, ids),
@@ -62,6 +64,15 @@ def cases(world: int) -> dict[str, Case]:
         "one labelled sample a rank": Case(attribution, image[:world], text[:world], torch.arange(world) // 2),
         "one sample of one image a rank": Case(contrastive, image[:world], text[:world], torch.zeros(world).long()),
     }
+    for equal in ("negative", "ignored"):
+        for name, loss in (("sigmoid", SigmoidLoss(5)), ("plain", contrastive), ("hard", ContrastiveLoss(5, 0.3))):
+            made[f"{name}, equal captions {equal}"] = Case(pair(loss, equal), image, text, key)
+            made[f"{name}, one image, equal captions {equal}"] = Case(pair(loss, equal), image, text, 0 * key)
+        one = torch.stack([torch.arange(12), torch.full((12,), 5)], 1)  # without negatives if they are ignored
+        made[f"hard, equal captions only, {equal}"] = Case(pair(ContrastiveLoss(5, 0.3), equal), image, text, one)
+    half = {"scale": 100.0, "bound": 2e-3}
+    for name, loss in (("sigmoid", SigmoidLoss()), ("hard", ContrastiveLoss(hard_negatives=0.3))):
+        made[f"{name}, overflow"] = Case(pair(loss, "ignored"), (30 * image).half(), (30 * text).half(), key, **half)
     for name, loss, key in (("contrastive", contrastive, ids), ("attribution", attribution, labels)):
         made[f"{name}, identical features"] = Case(loss, same, same, key)
         made[f"{name}, zero features"] = Case(loss, nothing, nothing, key)
@@ -98,7 +109,9 @@ def not_a_number(mine: slice) -> list[bool]:
     for modality in ("image", "text"):
         broken = {name: value.clone() for name, value in data.items()}
         broken[modality][2, 1] = torch.nan
-        for loss, key in ((ContrastiveLoss(chunk=5), "ids"), (AttributionLoss(), "labels")):
+        broken["key"] = torch.stack([broken["ids"], broken["captions"]], 1)
+        pairs = [(reference.PairLoss(loss, "ignored"), "key") for loss in (SigmoidLoss(5), ContrastiveLoss(5, 0.3))]
+        for loss, key in ((ContrastiveLoss(chunk=5), "ids"), (AttributionLoss(), "labels"), *pairs):
             value = loss(broken["image"][mine], broken["text"][mine], torch.tensor(9.0), broken[key][mine])
             seen.append(bool(value.isnan()))
     return seen

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def config(dropout: float = 0.0, batch_norm: bool = False, kind: str = "priorclip", **changes: bool) -> ModelConfig:
+def config(dropout: float = 0.0, batch_norm: bool = False, kind: str = "priorclip", **changes: Any) -> ModelConfig:
     """A model with every part trained. It has batch norms only in the prior, if ``batch_norm`` is set."""
     prior = EncoderConfig(name="test_resnet" if batch_norm else "test_convnext", image_size=32)
     if not batch_norm:
@@ -120,6 +121,26 @@ def test_gradient_equals_that_of_the_whole_batch(pieces: int, kind: str) -> None
     assert gradients(whole)["attribution_scale"].abs() > 1e-6
     for name, wanted in gradients(whole).items():
         torch.testing.assert_close(gradients(parts)[name], wanted, rtol=1e-9, atol=1e-10, msg=name)
+
+
+def test_the_sigmoid_loss_has_the_gradient_of_the_whole_batch() -> None:
+    """With its bias, and with equal captions of different images, which are in different micro batches."""
+    batch = batches(1)[0]
+    batch["input_ids"][7] = batch["input_ids"][1]
+    wanted_by = {}
+    for equal in ("negative", "ignored"):
+        loss = LossConfig(lambda_cs=0.7, chunk=3, kind="sigmoid", equal_captions=equal)
+        sigmoid = RetrievalObjective(loss, torch.device("cpu"))
+        whole, parts = (built(logit_bias_init=-3.0).double() for _ in range(2))
+        sigmoid.step(PlainEngine(whole), batch)[0].backward()
+        gets = [partial(micro_batch, batch, piece, 4, torch.device("cpu")) for piece in range(4)]
+        backward_cached(PlainEngine(parts), gets, batch, sigmoid, lambda: None)
+        wanted_by[equal] = gradients(whole)
+        assert gradients(whole)["logit_bias"].abs() > 1e-3
+        for name, wanted in gradients(whole).items():
+            torch.testing.assert_close(gradients(parts)[name], wanted, rtol=1e-9, atol=1e-10, msg=name)
+    first, second = (wanted_by[equal]["text_projection.weight"] for equal in ("negative", "ignored"))
+    assert not torch.allclose(first, second, rtol=1e-3)
 
 
 def test_a_shared_scale_gets_the_gradient_of_both_losses() -> None:

@@ -93,19 +93,23 @@ def test_export_has_the_recall_of_the_report(stage_one: Path, data: Path, tmp_pa
     )
 
 
-def test_zero_3_bfloat16_recomputation_and_accumulation(
+def test_zero_3_bfloat16_recomputation_accumulation_and_sigmoid_loss(
     data: Path, basic: list[object], prior: Path, tmp_path: Path
 ) -> None:
     words = stage_one_words(data, basic, prior)
     run_well("pretrain", *words, "--run.dir", tmp_path, "--run.max_steps", 3, "--run.engine.zero", 3,
              "--run.engine.precision", "bf16", "--run.engine.grad_checkpointing", "true",
-             "--run.engine.micro_batch", 8, ranks=2)  # fmt: skip
+             "--run.engine.micro_batch", 8, "--loss.kind", "sigmoid", "--loss.equal_captions", "ignored",
+             ranks=2)  # fmt: skip
     from priorclip.model import from_pretrained
 
     model = from_pretrained(tmp_path / "export")
     features = model(images=torch.zeros(1, 3, 48, 48, dtype=torch.uint8))["image_features"]
     assert features.dtype == torch.float32
     assert features.norm().item() == pytest.approx(1, abs=1e-5)
+    bias = model.logit_bias
+    assert bias is not None
+    assert -10 < bias.item() < -9.9, "the first steps make pairs likelier, because too few were taken for right"
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["zero_stage"], report["precision"], report["steps"]) == (3, "bf16", 3)
 
