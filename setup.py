@@ -15,7 +15,13 @@ GEO = [
 PROMETHEUS = ["prometheus_client>=0.20"]  # the endpoint of a run
 COMPLETION = ["argcomplete>=3"]  # Tab completes `priorclip`
 # Programs that read our shards and exports, and whose shards we read: the tests run them.
-CLIENTS = [*PEERS, "clip_benchmark>=1.6.2", "pandas>=3", "wids>=0.1.11"]  # pandas for open_clip's trainer
+CLIENTS = [
+    *PEERS,
+    "clip_benchmark>=1.6.2",
+    "pandas>=3",
+    "sentence-transformers>=5",
+    "wids>=0.1.11",
+]  # pandas: open_clip
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # export to ONNX, and running what was exported
 
 setup(

@@ -42,14 +42,15 @@ class ExportConfig:
         input: run directory, or export folder; a file of a checkpoint that could run code is refused, so it need not
             come from you
         output: folder to write
-        format: export: an export folder. open_clip: the CLIP part in open_clip's format. onnx: both towers
+        format: export: an export folder. open_clip: the CLIP part in open_clip's format. onnx: both towers.
+            transformers: a folder that transformers loads without this project; a plain CLIP becomes its CLIPModel
         checkpoint: name of a checkpoint of the run; null takes the newest
         tokenizer: hub id or folder, for a run that has not ended; null takes the tokenizer of the run's configuration
     """
 
     input: str
     output: str
-    format: Literal["export", "open_clip", "onnx"] = "export"
+    format: Literal["export", "open_clip", "onnx", "transformers"] = "export"
     checkpoint: str | None = None
     tokenizer: str | None = None
 

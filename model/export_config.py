@@ -32,7 +32,14 @@ from priorclip.model.presets import load_preset
 
 FORMAT = 1
 MODEL_TYPE = "priorclip"  # the name of our models in transformers
-FOR_READERS = ("format", "model_type", "architectures", "transformers_version", "dtype")  # top-level keys that we skip
+FOR_READERS = (
+    "format",
+    "model_type",
+    "architectures",
+    "transformers_version",
+    "dtype",
+    "auto_map",
+)  # top-level keys that we skip
 MAX_BYTES = 4 << 20  # of config.json
 MAX_NUMBER = 1e12
 MAX_ITEMS = 100_000  # of a list

@@ -1,4 +1,4 @@
-"""`python -m model export`: from a run or an export folder to a folder of ours, open_clip's format or ONNX."""
+"""`python -m model export`: from a run or an export folder to a folder for us, transformers, open_clip or ONNX."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def export(config: ExportConfig) -> str:
     exported = (source / "model.safetensors").is_file()
     if config.format == "export":
         if exported:
-            raise ValueError(f"--input {source} is an export folder already: --format open_clip or onnx")
+            raise ValueError(f"--input {source} is an export folder already: --format transformers, open_clip or onnx")
         from priorclip.model.export.from_checkpoint import export_run
 
         export_run(source, config.output, config.checkpoint, config.tokenizer)
@@ -41,6 +41,10 @@ def write_format(folder: Path, config: ExportConfig) -> str:
         from priorclip.model.export.to_onnx import export_onnx
 
         return f"{export_onnx(model, config.output, folder)}: image.onnx, text.onnx"
+    if config.format == "transformers":
+        from priorclip.model.export.to_transformers import export_transformers
+
+        return export_transformers(model, config.output, folder)
     from priorclip.model.export.to_open_clip import export_open_clip
 
     return f"{export_open_clip(model, config.output, folder)}: open_clip folder, read it as local-dir:{config.output}"
