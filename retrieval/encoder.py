@@ -1,6 +1,8 @@
 """An exported model with its tokenizer on a device: it turns images and texts into L2-normalised features.
 
     encoder = Encoder.load("runs/demo/export")
+    encoder.embed_images(["harbour.jpg", "river.tif"])  # (2, d)
+    encoder.embed_texts(["a harbour with ten boats"])   # (1, d)
     encoder.text("a harbour with ten boats")            # (d,)
     encoder.image(Path("harbour.jpg").read_bytes())     # (d,)
     found = encoder.images(batches)                     # .features (I, d), .usable (I,), .labels (I,)
@@ -11,10 +13,12 @@ Images are prepared as in evaluations during training: centred square, resized, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from PIL import Image
@@ -38,6 +42,7 @@ from priorclip.retrieval.gallery import Gallery, Skipped, add_skipped
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json")
 
@@ -150,6 +155,49 @@ class Encoder:
         self.check_finite(features)
         return features
 
+    def embed_images(self, images: Iterable[str | Path | bytes | Image.Image], batch_size: int = 64) -> Tensor:
+        """Returns the features of images in their order, (I, d) float32 on the CPU, each of length 1.
+
+        Args:
+            images: files, encoded images or pictures of Pillow, of any size
+            batch_size: images that the model sees at a time
+        Raises:
+            OSError: a file cannot be read
+            ValueError: an image cannot be decoded; the message names the file, or the place in ``images``
+        """
+        features = [torch.zeros(0, self.model.config.embed_dim)]
+        for batch in batched(enumerate(images), batch_size):
+            pixels = torch.stack([self.decoded(image, place) for place, image in batch])
+            features.append(self(images=pixels.to(self.device))["image_features"].float().cpu())
+        self.check_finite(torch.cat(features))
+        return torch.cat(features)
+
+    def embed_texts(self, texts: Iterable[str], batch_size: int = 256) -> Tensor:
+        """Returns the features of texts in their order, (T, d) float32 on the CPU, each of length 1.
+
+        Texts longer than the model's context are cut. Raises ValueError for a blank text.
+        """
+        features = [torch.zeros(0, self.model.config.embed_dim)]
+        for batch in batched((text.strip() for text in texts), batch_size):
+            if not all(batch):
+                raise ValueError("a text is blank")
+            inputs = {name: value.to(self.device) for name, value in tokenize(self.tokenizer, list(batch)).items()}
+            features.append(self(**inputs)["text_features"].float().cpu())
+        self.check_finite(torch.cat(features))
+        return torch.cat(features)
+
+    def decoded(self, image: str | Path | bytes | Image.Image, place: int) -> Tensor:
+        """Returns the model's square of an image, uint8 (3, S, S). Raises as `embed_images`."""
+        if isinstance(image, Image.Image):
+            file = BytesIO()
+            image.save(file, "PNG")
+            image = file.getvalue()
+        name = f"image {place}" if isinstance(image, bytes) else str(image)
+        try:
+            return self.decode(image if isinstance(image, bytes) else Path(image).read_bytes())
+        except BadSample as error:
+            raise ValueError(f"{name}: {error}") from error
+
     def text(self, text: str) -> Tensor:
         """Returns the feature (d,) of one text, float32 on the CPU. Raises ValueError for a blank text."""
         if not text.strip():
@@ -195,6 +243,13 @@ class Encoder:
                 f"the model in {self.folder} gives features that are not finite in {self.precision}: its weights are "
                 f"damaged, or the precision is too low (--precision fp32)"
             )
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yields lists of ``size`` items, and the rest. (itertools.batched is new in Python 3.12.)"""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 def remember(model: Any, folder: str | Path, precision: Precision = "fp32") -> None:

@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 from house import ROOT
 
-PAGES = ("training", "weights", "search", "experiments")  # in this order: later pages use runs of earlier ones
+PAGES = (
+    "training",
+    "weights",
+    "python",
+    "search",
+    "experiments",
+)  # in this order: later pages use runs of earlier ones
 BLOCK = re.compile(r"^```(bash|python)\n((?:.*\n)*?)```$", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 # A test runs fewer images and epochs than a reader, and its own runs stand for those of `make demo`.

@@ -14,6 +14,12 @@ LOAD = """\
 from priorclip.model import from_pretrained
 
 model = from_pretrained(FOLDER)"""
+RANK = """\
+from priorclip.retrieval import Encoder
+
+encoder = Encoder.load(FOLDER)
+images, texts = encoder.embed_images(FILES), encoder.embed_texts(["storage tanks beside a river"])
+best_first = (texts @ images.T).argsort(descending=True)"""
 TRANSFORMERS = """\
 `AutoModel` of transformers knows the model after the first import below. Without it, transformers asks for a newer
 version of itself, which does not help. `trust_remote_code` is not needed. The model normalises pixels itself, so the
@@ -53,7 +59,8 @@ def model_card(config: ModelConfig | SceneConfig, state_dict: Mapping[str, Tenso
     ]
     lines += [f"{size:.1f} M values. Method: PriorCLIP, arXiv 2405.10160.", ""]
     lines += ["| part | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), ""]
-    lines += [INSTALL, "", "```python", LOAD, "```", ""]
+    load = LOAD if isinstance(config, SceneConfig) else RANK
+    lines += [INSTALL, "", "```python", load, "```", ""]
     if not isinstance(config, SceneConfig):
         lines += [TRANSFORMERS, "", "```python", AUTO, "```", ""]
     if extra:

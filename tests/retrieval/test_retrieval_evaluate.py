@@ -11,8 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from small_galleries import SCENES, TestSet, write_karpathy
 
@@ -280,3 +282,31 @@ def test_help_is_quick_and_loads_no_torch() -> None:
     loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert "priorclip.retrieval.commands" in loaded
     assert not loaded & {"torch", "transformers", "deepspeed", "priorclip.data_shards.shards"}
+
+
+def test_lists_of_images_and_texts_are_embedded_as_one_by_one(test_set, tmp_path):
+    """From files, bytes and Pillow's pictures, in their order, whatever the batch."""
+    encoder = Encoder.load(test_set.export, "cpu")
+    generator, pictures = np.random.default_rng(0), []
+    for number, channels in enumerate(((3,), (), (4,), (3,), (3,))):
+        picture = Image.fromarray(generator.integers(0, 256, (40 + number, 50, *channels), dtype=np.uint8))
+        picture.save(tmp_path / f"{number}.png")
+        pictures.append(picture)
+    files = [tmp_path / f"{number}.png" for number in range(5)]
+    one_by_one = torch.stack([encoder.image(file.read_bytes()) for file in files])
+    mixed = [files[0], str(files[1]), files[2].read_bytes(), pictures[3], pictures[4]]
+    for batch_size in (2, 64):
+        torch.testing.assert_close(encoder.embed_images(mixed, batch_size), one_by_one, rtol=0, atol=1e-6)
+    texts = ["a river", " two ships in a harbour ", "a river beside many buildings and a long road " * 20]
+    wanted = torch.stack([encoder.text(text) for text in texts])
+    torch.testing.assert_close(encoder.embed_texts(iter(texts), 2), wanted, rtol=0, atol=1e-6)
+    assert encoder.embed_images([]).shape == encoder.embed_texts([]).shape == (0, wanted.shape[1])
+    (tmp_path / "1.png").write_bytes(files[0].read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"1\.png: "):
+        encoder.embed_images(files)
+    with pytest.raises(ValueError, match="image 0: "):
+        encoder.embed_images([b"no image"])
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        encoder.embed_images([tmp_path / "nowhere.jpg"])
+    with pytest.raises(ValueError, match="blank"):
+        encoder.embed_texts(["a river", " "])
