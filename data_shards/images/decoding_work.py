@@ -2,11 +2,14 @@
 
     check_work(data, "JPEG", 1024, 768, limit=100_000_000)      # BadSample: 5000 scans ...
 
-The number of pixels does not bound two formats. A progressive JPEG can have thousands of scans, and each visits every
+The number of pixels does not bound these formats. A progressive JPEG can have thousands of scans, and each visits every
 pixel: 3 ns a pixel and scan. A JPEG 2000 of 300 bytes can divide its pixels into blocks of 4 x 4 with 500 bytes of
 memory each, into precincts with 10 kB each, and say that each precinct has 65,535 packets, 0.6 us each. libtiff has a
-limit of its own for the scans of a JPEG inside a TIFF, which is too high for large images, so we lower it. All other
-formats take a time that their pixels bound.
+limit of its own for the scans of a JPEG inside a TIFF, which is too high for large images, so we lower it. Pillow
+decodes run-length BMPs and some PPMs in Python: 1 us a byte, and 1 MB of comments takes 20 s. All other formats take a
+time that their pixels bound, and that of rasters of many bands is bounded in rasters/.
+
+There is no limit in seconds, because the same image must be good or bad on every machine.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from priorclip.data_shards.format.sample import BadSample
 MAX_SCANS = 100  # encoders write about ten
 SCANS_OF_LARGEST = 15  # scans of an image with as many pixels as are allowed; smaller images can have more
 MAX_BLOCKS, MAX_PRECINCTS, MAX_PACKETS = 1 << 20, 1 << 16, 1 << 21  # of a JPEG 2000: 500 MB, 700 MB, 1.5 s
+IN_PYTHON = ("bmp_rle", "ppm", "ppm_plain")  # Pillow's decoders that are written in Python
+MAX_IN_PYTHON, MAX_COMMENTS = 1 << 22, 1000  # bytes, and pixels: 4 s
 MAX_STREAMS = 16  # places where the stream of a JPEG 2000 could begin; all of them are checked
 
 SCAN, END = 0xDA, 0xD9
@@ -30,7 +35,7 @@ COD, COC, SOT, SOD = 0x52, 0x53, 0x90, 0x93
 os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(SCANS_OF_LARGEST))
 
 
-def check_work(data: bytes, kind: str | None, width: int, height: int, limit: int) -> None:
+def check_work(data: bytes, kind: str | None, width: int, height: int, limit: int, decoder: str = "") -> None:
     """Raises BadSample if decoding takes far more work than usual for the number of pixels.
 
     Args:
@@ -38,7 +43,13 @@ def check_work(data: bytes, kind: str | None, width: int, height: int, limit: in
         kind: Pillow's name of its format
         width, height: its size in pixels
         limit: pixels that an image may have
+        decoder: Pillow's name of its decoder, if Pillow reads it
     """
+    if decoder in IN_PYTHON:
+        comments = data.count(b"#") if decoder == "ppm_plain" else 0
+        if max(len(data), width * height) > MAX_IN_PYTHON or comments > MAX_COMMENTS:
+            detail = f"{kind} ({decoder}) of {len(data)} bytes, {width} x {height} pixels and {comments} comments"
+            raise BadSample("slow to decode", f"{detail}: save it as PNG")
     if kind in ("JPEG", "MPO"):
         check_scans(data, width * height, limit)
     if kind == "JPEG2000":

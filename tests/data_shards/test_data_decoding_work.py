@@ -182,3 +182,35 @@ def test_damaged_codestreams_are_refused_by_name(tail: bytes) -> None:
         "too many parts",
         "too many pixels",
     )
+
+
+def run_length_bmp(wide: int, high: int, body: bytes) -> bytes:
+    start = 14 + 40 + 4 * 256
+    header = struct.pack("<IiiHHIIiiII", 40, wide, high, 1, 8, 1, len(body), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + header + bytes(4 * 256) + body
+
+
+SLOW_IN_PYTHON = {
+    "a line of ten million pixels, of 4 bytes": run_length_bmp(10_000_000, 1, b"\1\1\0\0\0\1"),
+    "150,000 comments": b"P3\n1000 1000\n255\n" + b"#\n" * 150_000,
+    "text of 6 MB": b"P3\n1000 1000\n255\n" + b"0 " * 3_000_000,
+    "another white than 255": b"P6\n2000 1000\n254\n" + bytes(6_000_000),
+}
+
+
+@pytest.mark.parametrize("name", SLOW_IN_PYTHON)
+def test_what_pillow_decodes_slowly_is_refused_at_once(name: str) -> None:
+    assert reason(SLOW_IN_PYTHON[name]) == "slow to decode"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        run_length_bmp(2, 2, b"\2\7\0\0\2\7\0\1"),
+        b"P3\n# a comment\n2 2\n255\n" + b"0 " * 12,
+        b"P6\n2 2\n254\n" + bytes(12),
+        b"P6\n3000 2000\n255\n" + bytes(18_000_000),  # decoded in C
+    ],
+)
+def test_other_images_of_these_formats_are_read(data: bytes) -> None:
+    assert reason(data) == ""
