@@ -14,8 +14,11 @@ There is no limit in seconds, because the same image must be good or bad on ever
 
 from __future__ import annotations
 
+import itertools
+import mmap
 import os
 import re
+from pathlib import Path
 
 from priorclip.data_shards.format.sample import BadSample
 
@@ -29,6 +32,7 @@ MAX_STREAMS = 16  # places where the stream of a JPEG 2000 could begin; all of t
 SCAN, END = 0xDA, 0xD9
 ALONE = frozenset((*range(0xC0), *range(0xD0, 0xD9), 0xFF))  # markers without a length
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+JP2 = b"\0\0\0\x0cjP  "
 CODESTREAM = b"\xff\x4f\xff\x51"
 COD, COC, SOT, SOD = 0x52, 0x53, 0x90, 0x93
 
@@ -53,11 +57,27 @@ def check_work(data: bytes, kind: str | None, width: int, height: int, limit: in
     if kind in ("JPEG", "MPO"):
         check_scans(data, width * height, limit)
     if kind == "JPEG2000":
-        starts = [found.start() for found in re.finditer(re.escape(CODESTREAM), data)]
-        if len(starts) > MAX_STREAMS:
-            raise BadSample("unreadable image", f"a JPEG 2000 with {len(starts)} codestreams")
+        check_codestreams(data)
+
+
+def check_scene(path: Path) -> None:
+    """Raises BadSample for a JPEG 2000 file of which a tile takes far more work than usual; passes other files."""
+    if path.stat().st_size == 0:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:4] == CODESTREAM or data[: len(JP2)] == JP2:
+            check_codestreams(data, whole=False)
+
+
+def check_codestreams(data: bytes | mmap.mmap, whole: bool = True) -> None:
+    """Raises BadSample for a JPEG 2000 whose parts would take gigabytes: of the ``whole`` image, or of one tile."""
+    starts = [found.start() for found in itertools.islice(re.finditer(re.escape(CODESTREAM), data), MAX_STREAMS + 1)]
+    if len(starts) > MAX_STREAMS:
+        raise BadSample("unreadable image", f"a JPEG 2000 with more than {MAX_STREAMS} codestreams")
+    with memoryview(data) as view:
         for start in starts:
-            check_codestream(data[start:])
+            with view[start:] as stream:
+                check_codestream(stream, whole)
 
 
 def check_scans(data: bytes, pixels: int, limit: int) -> None:
@@ -81,13 +101,13 @@ def count_scans(data: bytes) -> int:
     return scans
 
 
-def check_codestream(data: bytes) -> None:
+def check_codestream(data: memoryview, whole: bool) -> None:
     """Raises BadSample for a JPEG 2000 codestream whose parts would take gigabytes, or with a damaged header."""
     try:
         size = [int.from_bytes(data[place : place + 4]) for place in range(8, 40, 4)]
         components = int.from_bytes(data[40:42])
         wide, high, left, top, tile_wide, tile_high, tile_left, tile_top = size
-        tiles = -(-(wide - tile_left) // tile_wide) * -(-(high - tile_top) // tile_high)
+        tiles = -(-(wide - tile_left) // tile_wide) * -(-(high - tile_top) // tile_high) if whole else 1
         tile = min(wide - left, tile_wide), min(high - top, tile_high)
         layers, styles = coding_styles(data)
         for style in styles:
@@ -99,7 +119,7 @@ def check_codestream(data: bytes) -> None:
         raise BadSample("unreadable image", "the header of a JPEG 2000 is damaged") from error
 
 
-def coding_styles(data: bytes) -> tuple[int, set[bytes]]:
+def coding_styles(data: memoryview) -> tuple[int, set[bytes]]:
     """Returns the largest number of layers, and the different SPcod and SPcoc parameters, of all headers.
 
     A codestream has them in its main header and in its tile-parts. Raises IndexError for an empty one.
@@ -109,7 +129,7 @@ def coding_styles(data: bytes) -> tuple[int, set[bytes]]:
     place, next_part = 2, len(data)
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
-        body = data[place + 4 : place + 2 + length] if marker in (SOT, COD, COC) else b""
+        body = bytes(data[place + 4 : place + 2 + length]) if marker in (SOT, COD, COC) else b""
         if marker == SOT:
             part = int.from_bytes(body[2:6])
             next_part = place + part if part else len(data)

@@ -21,6 +21,7 @@ from PIL import Image
 
 from priorclip.common.output import get_logger
 from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.images.decoding_work import check_scene
 from priorclip.data_shards.rasters.gdal import ADVICE, has_rasterio, open_file, work_of
 from priorclip.data_shards.rasters.georeference import place_of
 from priorclip.data_shards.rasters.values import ValueRule
@@ -76,7 +77,10 @@ def open_scene(folder: Path, name: str, rule: ValueRule) -> Iterator[Scene]:
     """Opens a scene below the folder. Raises BadSample, also for what the body reads from it."""
     from priorclip.data_shards.rasters.scene import Scene
 
-    with open_file(image_path(folder, name)) as dataset:
+    path = image_path(folder, name)
+    if path.is_file():
+        check_scene(path)
+    with open_file(path) as dataset:
         yield Scene(dataset, rule)
 
 
