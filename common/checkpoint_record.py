@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from priorclip.common.files import write_text
+from priorclip.common.untrusted_json import read_object
 
 CHECKSUMS = "checksums.json"
 SEAL = "record_sha256"
+MAX_BYTES = 1 << 28  # of a record: 100 bytes for each file, of which a rank writes four and a parameter four
 SHA256 = re.compile(r"[0-9a-f]{64}")
 NEEDED = {"step", "world_size", "sha256"}
 KNOWN = {*NEEDED, "zero_stage", "evaluation"}
@@ -43,14 +45,9 @@ def load_sealed(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: the file cannot be read
-        ValueError: it is not a JSON object, or does not match its own checksum
+        ValueError: it is no regular file, too large, no JSON object, or does not match its own checksum
     """
-    try:
-        record = json.loads(path.read_bytes().decode())
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(record, dict):
-        raise ValueError("it is not a JSON object")
+    record = read_object(path, MAX_BYTES)
     if SEAL in record and record[SEAL] != seal(record):
         raise ValueError("it does not match its own checksum")
     return record

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+import warnings
 from types import TracebackType
 from typing import TextIO
 
@@ -66,11 +67,24 @@ def set_up_logging(
     datefmt: str | None = None,
     force: bool = False,
 ) -> None:
-    """Sends log records to standard error, or to the handler, and makes them and uncaught errors safe to print."""
+    """Sends log records to standard error, or to the handler; they, warnings and uncaught errors are safe to print."""
     handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(SafeFormatter(form, datefmt=datefmt))
     logging.basicConfig(level=level, handlers=[handler], force=force)
     sys.excepthook = print_failure
+    warnings.showwarning = print_warning
+
+
+def print_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Prints a warning of Python, whose text can come out of a file: matplotlib names letters that a font lacks."""
+    say(warnings.formatwarning(message, category, filename, lineno, line).rstrip(), file or sys.stderr)
 
 
 def print_failure(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

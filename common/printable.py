@@ -3,6 +3,7 @@
 printable("a\\x1b[31m\\nb")      ->  "a\\\\x1b[31m\\nb": lines and tabs stay
 one_line("a\\n  b\\x1b")         ->  "a b\\\\x1b"
 indented("a\\nERROR forged")    ->  "a\\n    ERROR forged": no line of a message looks like the start of another one
+figure_text("a $x$ b")          ->  "a \\$x\\$ b": matplotlib draws a dollar, and no formula
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ def spelled(letter: str) -> str:
 def one_line(text: str) -> str:
     """Returns the text as one printable line with single blanks."""
     return printable(" ".join(text.split()))
+
+
+def figure_text(text: str, longest: int = 80) -> str:
+    """Returns the text as one printable line of so many letters in which matplotlib reads no formula."""
+    line = one_line(text)
+    short = line if len(line) <= longest else f"{line[: longest - 1]}…"
+    return short.replace("$", r"\$")
 
 
 def one_line_values(values: Any) -> Any:

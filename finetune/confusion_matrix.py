@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from priorclip.common.printable import figure_text
 from priorclip.data_shards import EvalBatches
 
 
@@ -76,8 +77,9 @@ def draw(counts: Tensor, classes: list[str], path: Path) -> None:
     for row, column in counts.nonzero().tolist():
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=colour, fontsize=7)
-    axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(classes)), classes, fontsize=7)
+    names = [figure_text(name) for name in classes]
+    axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(classes)), names, fontsize=7)
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
     axes.set_title(f"{figures_of(counts)['accuracy']:.1f} % of {int(counts.sum())} images")

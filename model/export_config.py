@@ -56,6 +56,7 @@ PLACES: dict[Any, tuple[str, ...]] = {
 }
 TIMM_MODEL = re.compile(r"\w+(\.\w+)?")  # a name and its tag; timm also takes hub ids and folders, as "local-dir:/x"
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")  # of an argument of timm or transformers
+MODEL_NAME = re.compile(r"(package:\w{1,100}|[^:\0]{1,300})")  # no dotted package, because its parent is imported
 WORD = re.compile(r"[A-Za-z0-9_+-]{0,64}")  # the only text that an argument can have: no path, URL or dotted name
 
 # Arguments of timm's models, whose value is a word.
@@ -114,6 +115,22 @@ def config_from_untrusted(values: Mapping[str, Any]) -> ModelConfig | SceneConfi
     return config
 
 
+def config_of_run(values: Any) -> ModelConfig:
+    """Returns the model of a run's config.yaml, which can be somebody else's, by the same rules.
+
+    ``text.name`` is kept if there is no ``text.config``: a hub id, a folder or a package, from which sizes
+    are read. Raises
+    ValueError that names the key.
+    """
+    config: ModelConfig = from_dict(ModelConfig, check_fields(values, ModelConfig, "model."))
+    if config.text.config is None:
+        name = (values.get("text") or {}).get("name")
+        if not isinstance(name, str) or not MODEL_NAME.fullmatch(name):
+            raise ValueError(f"'model.text.name' is {describe(name)}, not a hub id, a folder or a package")
+        config.text.name = name
+    return config
+
+
 def check_fields(values: Any, cls: Any, where: str) -> dict[str, Any]:
     """Returns the values for the dataclass ``cls`` after the checks; ``where`` is the dotted prefix of their keys."""
     if not isinstance(values, dict):
@@ -121,6 +138,8 @@ def check_fields(values: Any, cls: Any, where: str) -> dict[str, Any]:
     types = get_type_hints(cls)
     known = {key: value for key, value in values.items() if key not in PLACES.get(cls, ())}
     for key in known:
+        if not isinstance(key, str):
+            raise ValueError(f"the key {describe(key)} in '{where.rstrip('.')}' is no text")
         if key not in types:
             near = difflib.get_close_matches(key, list(types), n=1, cutoff=0)
             raise ValueError(f"unknown key '{where}{key[:MAX_TEXT]}': did you mean '{where}{near[0]}'?")
@@ -131,7 +150,7 @@ def check_value(value: Any, hint: Any, where: str) -> Any:
     """Returns the value of the field ``where`` if it fits the type ``hint``. Raises ValueError that names the field."""
     if dataclasses.is_dataclass(hint):
         return check_fields(value, hint, f"{where}.")
-    if where == "text.config" and value is not None:
+    if where.endswith("text.config") and value is not None:
         return check_arguments(value, where, TEXT_WORDS, TEXT_REFUSED, TEXT_IGNORED)
     if where.endswith(".name") and not (isinstance(value, str) and TIMM_MODEL.fullmatch(value)):
         raise ValueError(f"'{where}' is {describe(value)}, not the name of a timm model")
@@ -185,10 +204,10 @@ def check_arguments(
         raise ValueError(f"'{place}' is {describe(value)}; it can be a number up to {limit:g}, true, false or null")
 
     def check_all(given: Mapping[str, Any], prefix: str, depth: int) -> dict[str, Any]:
-        kept = {key: value for key, value in given.items() if ignored is None or not ignored.fullmatch(key)}
+        kept = {key: value for key, value in given.items() if ignored is None or not ignored.fullmatch(str(key))}
         for key in kept:
-            if refused.fullmatch(key) or not NAME.fullmatch(key):
-                raise ValueError(f"'{prefix}.{key[:MAX_TEXT]}' is refused: it can name files or code")
+            if refused.fullmatch(str(key)) or not NAME.fullmatch(str(key)):
+                raise ValueError(f"'{prefix}.{str(key)[:MAX_TEXT]}' is refused: it can name files or code")
         return {key: check(value, key, f"{prefix}.{key}", depth) for key, value in kept.items()}
 
     if not isinstance(values, dict):

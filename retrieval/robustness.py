@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from priorclip.common.masking import masked
 from priorclip.common.output import get_logger
+from priorclip.common.printable import figure_text
 from priorclip.data_shards.stream.semantic_noise import SemanticNoise
 from priorclip.model.bootstrap import bootstrap_intervals
 from priorclip.model.recall import query_hits, recall_figures
@@ -263,7 +264,9 @@ def draw_plot(report: dict[str, Any], path: Path) -> None:
             low, high = zip(*(error_bar(cells, model, corruption, level) for level in points), strict=True)
             middle = [statistics.mean(values) for values in points.values()]
             bars = [[m - at for m, at in zip(middle, low)], [at - m for m, at in zip(middle, high)]]
-            axis.errorbar(list(points), middle, bars, marker="o", markersize=3, capsize=2, linewidth=1.2, label=model)
+            axis.errorbar(
+                list(points), middle, bars, marker="o", markersize=3, capsize=2, linewidth=1.2, label=figure_text(model)
+            )
         axis.set_title(f"{corruption}, % swapped" if corruption == CAPTIONS else corruption, fontsize=10)
         axis.grid(alpha=0.3)
     for axis in axes[len(panels) :]:

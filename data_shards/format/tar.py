@@ -35,8 +35,10 @@ def read_members(
     """Yields the regular members that belong to samples, with their bytes if ``read``.
 
     Calls ``damage`` with a description of each damaged place. If a member reaches past the end of the file, its bytes
-    are ``b""``. Raises ValueError for a compressed tar, because it has no random access.
+    are ``b""``. Raises ValueError for a compressed tar, because it has no random access, and for what is no file.
     """
+    if isinstance(path, Path) and path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file")
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)

@@ -95,7 +95,8 @@ def check_header(image: Image.Image, data: bytes, max_pixels: int) -> None:
     if image.format not in FORMATS:
         raise BadSample("not an image", f"the format {image.format} is not supported")
     check_pixels(image.width, image.height, max_pixels)
-    check_work(data, image.format, image.width, image.height, max_pixels)
+    parts = getattr(image, "tile", None)  # (decoder, box, offset, arguments), before the pixels are decoded
+    check_work(data, image.format, image.width, image.height, max_pixels, parts[0][0] if parts else "")
 
 
 @contextmanager

@@ -2,35 +2,44 @@
 
     check_work(data, "JPEG", 1024, 768, limit=100_000_000)      # BadSample: 5000 scans ...
 
-The number of pixels does not bound two formats. A progressive JPEG can have thousands of scans, and each visits every
+The number of pixels does not bound these formats. A progressive JPEG can have thousands of scans, and each visits every
 pixel: 3 ns a pixel and scan. A JPEG 2000 of 300 bytes can divide its pixels into blocks of 4 x 4 with 500 bytes of
 memory each, into precincts with 10 kB each, and say that each precinct has 65,535 packets, 0.6 us each. libtiff has a
-limit of its own for the scans of a JPEG inside a TIFF, which is too high for large images, so we lower it. All other
-formats take a time that their pixels bound.
+limit of its own for the scans of a JPEG inside a TIFF, which is too high for large images, so we lower it. Pillow
+decodes run-length BMPs and some PPMs in Python: 1 us a byte, and 1 MB of comments takes 20 s. All other formats take a
+time that their pixels bound, and that of rasters of many bands is bounded in rasters/.
+
+There is no limit in seconds, because the same image must be good or bad on every machine.
 """
 
 from __future__ import annotations
 
+import itertools
+import mmap
 import os
 import re
+from pathlib import Path
 
 from priorclip.data_shards.format.sample import BadSample
 
 MAX_SCANS = 100  # encoders write about ten
 SCANS_OF_LARGEST = 15  # scans of an image with as many pixels as are allowed; smaller images can have more
 MAX_BLOCKS, MAX_PRECINCTS, MAX_PACKETS = 1 << 20, 1 << 16, 1 << 21  # of a JPEG 2000: 500 MB, 700 MB, 1.5 s
+IN_PYTHON = ("bmp_rle", "ppm", "ppm_plain")  # Pillow's decoders that are written in Python
+MAX_IN_PYTHON, MAX_COMMENTS = 1 << 22, 1000  # bytes, and pixels: 4 s
 MAX_STREAMS = 16  # places where the stream of a JPEG 2000 could begin; all of them are checked
 
 SCAN, END = 0xDA, 0xD9
 ALONE = frozenset((*range(0xC0), *range(0xD0, 0xD9), 0xFF))  # markers without a length
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+JP2 = b"\0\0\0\x0cjP  "
 CODESTREAM = b"\xff\x4f\xff\x51"
 COD, COC, SOT, SOD = 0x52, 0x53, 0x90, 0x93
 
 os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(SCANS_OF_LARGEST))
 
 
-def check_work(data: bytes, kind: str | None, width: int, height: int, limit: int) -> None:
+def check_work(data: bytes, kind: str | None, width: int, height: int, limit: int, decoder: str = "") -> None:
     """Raises BadSample if decoding takes far more work than usual for the number of pixels.
 
     Args:
@@ -38,15 +47,37 @@ def check_work(data: bytes, kind: str | None, width: int, height: int, limit: in
         kind: Pillow's name of its format
         width, height: its size in pixels
         limit: pixels that an image may have
+        decoder: Pillow's name of its decoder, if Pillow reads it
     """
+    if decoder in IN_PYTHON:
+        comments = data.count(b"#") if decoder == "ppm_plain" else 0
+        if max(len(data), width * height) > MAX_IN_PYTHON or comments > MAX_COMMENTS:
+            detail = f"{kind} ({decoder}) of {len(data)} bytes, {width} x {height} pixels and {comments} comments"
+            raise BadSample("slow to decode", f"{detail}: save it as PNG")
     if kind in ("JPEG", "MPO"):
         check_scans(data, width * height, limit)
     if kind == "JPEG2000":
-        starts = [found.start() for found in re.finditer(re.escape(CODESTREAM), data)]
-        if len(starts) > MAX_STREAMS:
-            raise BadSample("unreadable image", f"a JPEG 2000 with {len(starts)} codestreams")
+        check_codestreams(data)
+
+
+def check_scene(path: Path) -> None:
+    """Raises BadSample for a JPEG 2000 file of which a tile takes far more work than usual; passes other files."""
+    if path.stat().st_size == 0:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:4] == CODESTREAM or data[: len(JP2)] == JP2:
+            check_codestreams(data, whole=False)
+
+
+def check_codestreams(data: bytes | mmap.mmap, whole: bool = True) -> None:
+    """Raises BadSample for a JPEG 2000 whose parts would take gigabytes: of the ``whole`` image, or of one tile."""
+    starts = [found.start() for found in itertools.islice(re.finditer(re.escape(CODESTREAM), data), MAX_STREAMS + 1)]
+    if len(starts) > MAX_STREAMS:
+        raise BadSample("unreadable image", f"a JPEG 2000 with more than {MAX_STREAMS} codestreams")
+    with memoryview(data) as view:
         for start in starts:
-            check_codestream(data[start:])
+            with view[start:] as stream:
+                check_codestream(stream, whole)
 
 
 def check_scans(data: bytes, pixels: int, limit: int) -> None:
@@ -70,13 +101,13 @@ def count_scans(data: bytes) -> int:
     return scans
 
 
-def check_codestream(data: bytes) -> None:
+def check_codestream(data: memoryview, whole: bool) -> None:
     """Raises BadSample for a JPEG 2000 codestream whose parts would take gigabytes, or with a damaged header."""
     try:
         size = [int.from_bytes(data[place : place + 4]) for place in range(8, 40, 4)]
         components = int.from_bytes(data[40:42])
         wide, high, left, top, tile_wide, tile_high, tile_left, tile_top = size
-        tiles = -(-(wide - tile_left) // tile_wide) * -(-(high - tile_top) // tile_high)
+        tiles = -(-(wide - tile_left) // tile_wide) * -(-(high - tile_top) // tile_high) if whole else 1
         tile = min(wide - left, tile_wide), min(high - top, tile_high)
         layers, styles = coding_styles(data)
         for style in styles:
@@ -88,7 +119,7 @@ def check_codestream(data: bytes) -> None:
         raise BadSample("unreadable image", "the header of a JPEG 2000 is damaged") from error
 
 
-def coding_styles(data: bytes) -> tuple[int, set[bytes]]:
+def coding_styles(data: memoryview) -> tuple[int, set[bytes]]:
     """Returns the largest number of layers, and the different SPcod and SPcoc parameters, of all headers.
 
     A codestream has them in its main header and in its tile-parts. Raises IndexError for an empty one.
@@ -98,7 +129,7 @@ def coding_styles(data: bytes) -> tuple[int, set[bytes]]:
     place, next_part = 2, len(data)
     while place + 4 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4])
-        body = data[place + 4 : place + 2 + length] if marker in (SOT, COD, COC) else b""
+        body = bytes(data[place + 4 : place + 2 + length]) if marker in (SOT, COD, COC) else b""
         if marker == SOT:
             part = int.from_bytes(body[2:6])
             next_part = place + part if part else len(data)

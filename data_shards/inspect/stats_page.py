@@ -6,6 +6,8 @@ import io
 import math
 from typing import TYPE_CHECKING, Any
 
+from priorclip.common.printable import figure_text
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -36,7 +38,7 @@ def draw_page(numbers: dict[str, Any]) -> bytes:
 def draw_bars(axes: Axes, counts: dict[str, int], title: str) -> None:
     axes.set_title(title)
     names = list(counts)[:BARS]
-    axes.barh([short_name(name) for name in names], [counts[name] for name in names], color=COLOUR)
+    axes.barh([figure_text(name, LONGEST) for name in names], [counts[name] for name in names], color=COLOUR)
     axes.tick_params(axis="y", labelsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("count")
@@ -118,9 +120,3 @@ def draw_summary(axes: Axes, numbers: dict[str, Any]) -> None:
     table.auto_set_font_size(False)
     table.set_fontsize(10)
     table.scale(1, 1.4)
-
-
-def short_name(name: str) -> str:
-    """Returns a name that fits, with "$" escaped so that matplotlib reads no formula."""
-    short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-    return short.replace("$", r"\$")

@@ -4,8 +4,9 @@
     with open_file(Path("scenes/a.tif")) as dataset: ...   a file below a folder of the user
 
 Only the drivers of DRIVERS are used. GDAL looks for no neighbours (.aux.xml, .ovr), and keeps CACHE bytes of blocks.
-A file whose single block would take more than BLOCK bytes is refused, because GDAL unpacks whole blocks. rasterio is an
-extra (``pip install 'priorclip-pretraining[geo]'``), and nothing here is imported before it is needed.
+A file whose single block would take more than BLOCK bytes is refused, because GDAL unpacks whole blocks; so is one with
+too many bands or too long sides. rasterio is an extra (``pip install 'priorclip-pretraining[geo]'``), and nothing here
+is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ ADVICE = "pip install 'priorclip-pretraining[geo]' reads it"
 DRIVERS = ["GTiff", "JP2OpenJPEG", "PNG"]
 CACHE = 64 << 20  # bytes of unpacked blocks that GDAL keeps
 BLOCK = 256 << 20  # bytes of one unpacked block
+MAX_SIDE = 1 << 22  # pixels; a line of the raster is in memory as a whole
+MAX_BANDS = 4096
 SETTINGS = {
     "GDAL_CACHEMAX": CACHE,
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
@@ -89,14 +92,34 @@ def open_file(path: Path) -> Iterator[Any]:
 
 
 def check_blocks(dataset: Any) -> None:
-    """Raises BadSample if a block of the file would take too much memory, or if its values are complex."""
+    """Raises BadSample if a block or a line would take too much memory, or if its values are complex."""
+    if max(dataset.width, dataset.height) > MAX_SIDE:
+        raise BadSample("too many pixels", f"{dataset.width} x {dataset.height}, limit {MAX_SIDE} on a side")
+    if dataset.count > MAX_BANDS:
+        raise BadSample("unsupported raster", f"{dataset.count} bands, limit {MAX_BANDS}")
     for (high, wide), kind in zip(dataset.block_shapes, dataset.dtypes, strict=True):
         if kind.startswith("complex"):
             bands = f"{dataset.count} {'band' if dataset.count == 1 else 'bands'} of {kind}"
             raise BadSample("unsupported raster", f"{bands}: complex values have no picture, save their magnitude")
-        together = dataset.count if dataset.interleaving is not None and dataset.interleaving.name == "pixel" else 1
-        size = high * wide * np.dtype(kind).itemsize * together
+        size = high * wide * np.dtype(kind).itemsize * bands_together(dataset)
         if size > BLOCK:
             raise BadSample(
                 "too many pixels", f"one block of {wide} x {high} takes {size >> 20} MB, limit {BLOCK >> 20}"
             )
+
+
+def bands_together(dataset: Any) -> int:
+    """Returns the number of bands that are unpacked when one is read."""
+    return dataset.count if dataset.interleaving is not None and dataset.interleaving.name == "pixel" else 1
+
+
+def work_of(dataset: Any, width: int, height: int) -> int:
+    """Returns the bytes that GDAL unpacks at most for a window of this size, for three bands."""
+    high, wide = dataset.block_shapes[0]
+    across, down = (
+        min(-(-side // block) + 1, -(-whole // block))
+        for side, block, whole in ((width, wide, dataset.width), (height, high, dataset.height))
+    )
+    together = bands_together(dataset)
+    itemsize = max(np.dtype(kind).itemsize for kind in dataset.dtypes)
+    return across * wide * down * high * itemsize * (together if together > 1 else min(3, dataset.count))

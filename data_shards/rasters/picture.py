@@ -17,11 +17,12 @@ from PIL import Image
 
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decoding_work import check_work
-from priorclip.data_shards.rasters.gdal import ADVICE, has_rasterio, open_bytes
+from priorclip.data_shards.rasters.gdal import ADVICE, BLOCK, has_rasterio, open_bytes, work_of
 from priorclip.data_shards.rasters.layout import ORIENTATION, Layout
 from priorclip.data_shards.rasters.scene import Scene
 from priorclip.data_shards.rasters.values import ValueRule, find_ranges, has_data, to_bytes
 
+WORK = 32  # bytes to unpack, for each pixel that an image may have
 SUFFIXES = {"TIFF": ".tif", "JPEG2000": ".jp2", "PNG": ".png"}
 
 
@@ -67,6 +68,9 @@ def with_rasterio(data: bytes, layout: Layout, limit: int, rule: ValueRule) -> t
         with open_bytes(data, SUFFIXES[layout.kind]) as dataset:
             if dataset.width * dataset.height > limit:
                 raise BadSample("too many pixels", f"{dataset.width} x {dataset.height}, limit {limit}")
+            most = max(WORK * limit, BLOCK)
+            if (work := work_of(dataset, dataset.width, dataset.height)) > most:
+                raise BadSample("slow to decode", f"{layout}: {work >> 20} MB to unpack, limit {most >> 20} MB")
             scene = Scene(dataset, rule)
             wide, high = scene.size
             pixels = np.empty((high, wide, 3), np.uint8)

@@ -100,7 +100,7 @@ class LocalFile:
     def pread(self, offset: int, length: int) -> bytes:
         """Reads at most ``length`` bytes, fewer at the end of the file; allocates no more. Raises OSError."""
         if self._handle is None:
-            self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # waits for no named pipe
         left = os.fstat(self._handle).st_size - offset
         return os.pread(self._handle, max(0, min(length, left)), offset)
 

@@ -14,15 +14,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+from priorclip.common.untrusted_json import read_regular
+
 KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
 SHOWN = 60  # characters of a value in a message
+MAX_SIDE_FILE = 16 << 20  # bytes
 REQUIRED: Any = object()
 
 
 def read_json(path: Path) -> Any:
     """Returns the content of a JSON file in UTF-8 or UTF-16, with or without a mark. Raises ValueError, OSError."""
+    return parse_json(path.read_bytes(), path)
+
+
+def read_side_file(path: Path) -> Any:
+    """Returns the content of a small JSON file beside an image, which nobody named. Raises ValueError, OSError."""
+    return parse_json(read_regular(path, MAX_SIDE_FILE), path)
+
+
+def parse_json(data: bytes, path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 

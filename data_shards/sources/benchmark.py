@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from priorclip.common.untrusted_json import read_regular
 from priorclip.data_shards.sources.annotation_fields import check, read_json, take
 from priorclip.data_shards.sources.names import make_labeller, sample_key
 from priorclip.data_shards.sources.record import ImageFile, Record, keep_split
@@ -41,6 +42,7 @@ UCM_WORDS = {  # a word of most captions of a scene, if the numbers are in UC Me
     "runway": "runway",
     "tenniscourt": "tennis",
 }
+MAX_LINES = 4 << 30  # bytes of a text file
 SET_NAME = re.compile(r"(?P<split>.+)_caps\.txt")
 
 
@@ -171,7 +173,9 @@ def source_name(folder: Path) -> str:
 
 def read_lines(path: Path) -> list[str]:
     """Returns the lines of a text file, split at line feeds only, because a caption may have other separators."""
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    text = (
+        read_regular(path, MAX_LINES).decode("utf-8-sig", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
+    )
     return text.removesuffix("\n").split("\n") if text else []
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decode import open_image
-from priorclip.data_shards.sources.annotation_fields import check, read_json, take
+from priorclip.data_shards.sources.annotation_fields import check, read_side_file, take
 from priorclip.data_shards.sources.folder import walk_names
 from priorclip.data_shards.sources.names import image_path
 from priorclip.data_shards.sources.record import Record, keep_split, read_file
@@ -104,7 +104,7 @@ def _version_1(root: Path, reflectance_max: int) -> list[Record]:
     records = []
     for name in names:
         where = str(root / name)
-        content = read_json(root / name)
+        content = read_side_file(root / name)
         labels = [check(label, str, f"{where}: a label") for label in take(content, "labels", list, where)]
         facts = {key: content[key] for key in FACTS_V1 if content.get(key)}
         patch = Path(name).parent.as_posix()
@@ -121,9 +121,12 @@ def _version_2(root: Path, table: Path, reflectance_max: int) -> list[Record]:
     for row in column_rows(table, ("patch_id", "labels"), ("split", *FACTS_V2)):
         patch = str(row["patch_id"])
         tile = patch.rsplit("_", 2)[0]
-        facts = {key: row[key] for key in FACTS_V2 if row.get(key)}
+        facts = {key: row[key] for key in FACTS_V2 if isinstance(row.get(key), str | bool) and row[key]}
+        labels = row["labels"] if isinstance(row["labels"], list) else []
+        part = row.get("split")
         place = Bands(str(root), f"{tile}/{patch}", reflectance_max)
-        records.append(_record(place, row["labels"] or (), row.get("split"), facts))
+        names = [label for label in labels if isinstance(label, str)]
+        records.append(_record(place, names, part if isinstance(part, str) else None, facts))
     return records
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decode import open_image, upright_rgb
-from priorclip.data_shards.sources.annotation_fields import check, read_json, shown, take
+from priorclip.data_shards.sources.annotation_fields import check, read_side_file, shown, take
 from priorclip.data_shards.sources.folder import split_folder, walk_names
 from priorclip.data_shards.sources.names import sample_key
 from priorclip.data_shards.sources.record import ImageFile, Record, read_file
@@ -103,7 +103,7 @@ def annotation(path: Path) -> tuple[dict, list[dict]]:
     """Returns (facts to keep, boxes) of a picture's JSON. Raises ValueError, which names the file."""
     if not path.is_file():
         raise ValueError(f"{path} is missing: each fMoW picture needs a JSON file of its name beside it")
-    content = read_json(path)
+    content = read_side_file(path)
     found = content.get("bounding_boxes") if isinstance(content, dict) else None
     entries = [found] if isinstance(found, dict) else take(content, "bounding_boxes", list, str(path))
     boxes = [read_box(entry, f"{path}, box {number}") for number, entry in enumerate(entries, 1)]

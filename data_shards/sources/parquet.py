@@ -5,7 +5,8 @@
     label                         string, or integer with names in the Hugging Face metadata of the file
 
 Reading goes one row group at a time: first only the texts, then the images of the group that is being packed. So the
-largest row group limits the memory. A record holds (file, row group, row).
+largest row group limits the memory. A record holds (file, row group, row). How far the sizes in a file are believed is
+in parquet_limits.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.sources.names import sample_key
+from priorclip.data_shards.sources.parquet_limits import Texts, check_rows, damaged, read_images
 from priorclip.data_shards.sources.record import ImageFile, Place, Record
 from priorclip.data_shards.sources.table import CAPTION_COLUMNS, FILE_COLUMNS, LABEL_COLUMNS, first_of
 
@@ -46,9 +48,9 @@ class Cell:
         except (OSError, ValueError, IndexError) as error:
             raise BadSample("unreadable file", f"{self.file}, row group {self.group}: {error}") from error
         data = value.get("bytes") if isinstance(value, dict) else value
-        if not data:
+        if not data or not isinstance(data, bytes):
             raise BadSample("empty image", f"{self.file}, row group {self.group}, row {self.row}")
-        return replace(record, image=bytes(data))
+        return replace(record, image=data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ class Layout:
 
 @lru_cache(maxsize=2)
 def _images(file: str, group: int, column: str) -> Any:
-    return _open(file).read_row_group(group, columns=[column]).column(0)
+    return read_images(_open(file), group, column)
 
 
 def _open(file: str | Path) -> Any:
@@ -85,10 +87,10 @@ def _open(file: str | Path) -> Any:
         raise ValueError("Parquet files need pyarrow: pip install 'priorclip-pretraining[parquet]'") from error
     if not Path(file).is_file():
         raise FileNotFoundError(f"no such Parquet file: {file}")
-    try:
-        return pyarrow.parquet.ParquetFile(file)
-    except pyarrow.lib.ArrowInvalid as error:
-        raise ValueError(f"{file} is not a Parquet file: {error}") from error
+    with damaged(f"{file} is not a Parquet file"):
+        opened = pyarrow.parquet.ParquetFile(file)
+        check_rows(opened.metadata, Path(file))
+        return opened
 
 
 def parquet_files(spec: str | Path) -> list[Path]:
@@ -136,7 +138,7 @@ def parquet(
         if split is not None and "split" not in file.schema_arrow.names and not path.name.startswith(split):
             continue
         stem = path.relative_to(spec).with_suffix("").as_posix() if Path(spec).is_dir() else path.stem
-        for number, row in enumerate(_texts(file, layout)):
+        for number, row in enumerate(_texts(file, path, layout)):
             if split is None or row.get("split", split) == split:
                 records.append(_record(path, stem, number, row, layout, images))
     if not records:
@@ -153,8 +155,9 @@ def column_rows(file: Path, needed: Sequence[str], wanted: Sequence[str] = ()) -
     if missing:
         raise ValueError(f"{file} has no column {', '.join(missing)}; it has: {', '.join(found)}")
     columns = [*needed, *(name for name in wanted if name in found)]
+    texts = Texts(opened, file, columns)
     for group in range(opened.num_row_groups):
-        yield from opened.read_row_group(group, columns=columns).to_pylist()
+        yield from texts.rows(group)
 
 
 def columns_of(
@@ -198,20 +201,21 @@ def class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
     """Returns the class names in the metadata that `datasets` writes; empty if there are none."""
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        return tuple(features[label]["names"])
-    except (ValueError, KeyError, TypeError):
+        names = features[label]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ()
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
 
 
-def _texts(file: Any, layout: Layout) -> Iterator[dict[str, Any]]:
+def _texts(file: Any, path: Path, layout: Layout) -> Iterator[dict[str, Any]]:
     """Yields each row without its image; ``place`` is (row group, row)."""
     extra = ("split", "url", "key", "status", "error_message")
     columns = {*layout.captions, layout.label, *extra} & set(file.schema_arrow.names)
     columns |= set() if layout.inside else {layout.image}
+    texts = Texts(file, path, sorted(columns))
     for group in range(file.num_row_groups):
-        rows = file.read_row_group(group, columns=sorted(columns)).to_pylist()
-        for number in range(file.metadata.row_group(group).num_rows):
-            yield {**(rows[number] if rows else {}), "place": (group, number)}
+        for number, row in enumerate(texts.rows(group)):
+            yield {**row, "place": (group, number)}
 
 
 def _record(
@@ -231,9 +235,10 @@ def _record(
     texts: list[str] = []
     for name in layout.captions:
         value = row[name]
-        texts += [value] if isinstance(value, str) else [text for text in value or () if isinstance(text, str)]
+        texts += [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
     texts = [text.strip() for text in texts if text.strip()]
-    return Record(key, place, texts, label_name(path, row, layout), row.get("split"), path.stem, row.get("url"))
+    split, url = (value if isinstance(value, str) else None for value in (row.get("split"), row.get("url")))
+    return Record(key, place, texts, label_name(path, row, layout), split, path.stem, url)
 
 
 def label_name(path: Path, row: dict[str, Any], layout: Layout) -> str | None:

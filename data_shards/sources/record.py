@@ -18,7 +18,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from priorclip.common.untrusted_json import read_regular
 from priorclip.data_shards.format.class_names import unique_classes
+from priorclip.data_shards.format.member_runs import MAX_MEMBER
 from priorclip.data_shards.format.sample import BadSample, Sample, captions_of
 from priorclip.data_shards.sources.names import find_image, sample_key
 
@@ -164,12 +166,15 @@ def _placed(record: Record) -> Record:
 
 
 def read_file(path: Path) -> bytes:
-    """Returns the bytes of a file. Raises BadSample if it is missing or cannot be read."""
+    """Returns the bytes of an image file. Never waits for a named pipe, and does not read a device without end.
+
+    Raises BadSample if it is missing, cannot be read, is no regular file or larger than a sample can be.
+    """
     try:
-        return path.read_bytes()
+        return read_regular(path, MAX_MEMBER)
     except FileNotFoundError as error:
         raise BadSample("missing file", str(path)) from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise BadSample("unreadable file", str(error)) from error
 
 

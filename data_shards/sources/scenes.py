@@ -14,14 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from priorclip.common.output import get_logger
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.rasters.gdal import ADVICE, has_rasterio, open_file
+from priorclip.data_shards.images.decoding_work import check_scene
+from priorclip.data_shards.rasters.gdal import ADVICE, has_rasterio, open_file, work_of
 from priorclip.data_shards.rasters.georeference import place_of
 from priorclip.data_shards.rasters.values import ValueRule
 from priorclip.data_shards.sources.folder import walk_names
@@ -35,6 +36,8 @@ log = get_logger(__name__)
 
 SUFFIXES = (".tif", ".tiff", ".jp2")
 MIN_TILE, MAX_TILE = 16, 4096
+MAX_TILES = 1 << 20  # of a scene; each takes 600 bytes of memory
+MAX_WORK = 4 << 30  # bytes that GDAL unpacks for one tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,10 @@ def open_scene(folder: Path, name: str, rule: ValueRule) -> Iterator[Scene]:
     """Opens a scene below the folder. Raises BadSample, also for what the body reads from it."""
     from priorclip.data_shards.rasters.scene import Scene
 
-    with open_file(image_path(folder, name)) as dataset:
+    path = image_path(folder, name)
+    if path.is_file():
+        check_scene(path)
+    with open_file(path) as dataset:
         yield Scene(dataset, rule)
 
 
@@ -118,6 +124,7 @@ def tiles(root: Path, name: str, rule: ValueRule, tile: int, stride: int, qualit
     """Returns the tiles of a scene; none, with a warning, if it cannot be read."""
     try:
         with open_scene(root, name, rule) as scene:
+            check_tiles(scene.dataset, tile, stride)
             (wide, high), found = scene.size, scene.ranges
             located = "footprint" in place_of(scene.dataset, 0, 0, wide, high)
     except BadSample as error:
@@ -140,6 +147,15 @@ def tiles(root: Path, name: str, rule: ValueRule, tile: int, stride: int, qualit
         for y in starts(high, tile, stride)
         for x in starts(wide, tile, stride)
     ]
+
+
+def check_tiles(dataset: Any, tile: int, stride: int) -> None:
+    """Raises BadSample for a scene of too many tiles, or of which a tile takes too long to read."""
+    across, down = (max(0, side - tile) // stride + 1 for side in (dataset.width, dataset.height))
+    if across * down > MAX_TILES:
+        raise BadSample("too many tiles", f"{across * down}, limit {MAX_TILES}: cut the scene, or set --tile, --stride")
+    if (work := work_of(dataset, tile, tile)) > MAX_WORK:
+        raise BadSample("slow to decode", f"{work >> 20} MB to unpack for a tile, limit {MAX_WORK >> 20} MB")
 
 
 def starts(length: int, tile: int, stride: int) -> list[int]:

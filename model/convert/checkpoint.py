@@ -8,7 +8,6 @@ Read by safetensors, by ``torch.load(weights_only=True)``, or as a TorchScript a
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,12 +20,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from priorclip.common.safe_load import refuse_bomb
+from priorclip.common.untrusted_json import read_object
 from priorclip.model.convert.torchscript import is_torchscript, read_torchscript
 from priorclip.model.encoders.weights import State
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
 PREFIXES = ("module.", "_orig_mod.")
 OPEN_CLIP_CONFIG = "open_clip_config.json"
+MAX_BYTES = 4 << 20  # of a configuration
 WEIGHT_FILES = ("model.safetensors", "open_clip_model.safetensors", "pytorch_model.bin", "open_clip_pytorch_model.bin")
 
 
@@ -76,23 +77,22 @@ def read_folder(folder: Path) -> Checkpoint:
     found = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
     if not found:
         raise FileNotFoundError(f"--input {folder} holds none of {', '.join(WEIGHT_FILES)}")
-    facts = read_json(folder / "config.json") | open_clip_facts(folder)
+    facts = read_config(folder / "config.json") | open_clip_facts(folder)
     return Checkpoint(str(folder), read_checkpoint(found[0]).state, facts)
 
 
 def open_clip_facts(folder: Path) -> dict[str, Any]:
     """Returns the content of open_clip_config.json under that name; nothing if there is none."""
-    content = read_json(folder / OPEN_CLIP_CONFIG)
+    content = read_config(folder / OPEN_CLIP_CONFIG)
     return {OPEN_CLIP_CONFIG: content} if content else {}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns the JSON object in a file; an empty one if there is none, or it is no object."""
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file, an empty one if there is none. Raises ValueError that names the file."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    return content if isinstance(content, dict) else {}
+        return read_object(path, MAX_BYTES)
+    except FileNotFoundError:
+        return {}
 
 
 def load_weights_only(path: Path) -> Any:

@@ -8,20 +8,19 @@ Every run exports when it ends. This is for a run that did not end, or for an ol
 joins the shards of all ranks. Batch-norm statistics differ between ranks and are averaged, as before an evaluation. If
 the run keeps a moving average of its weights, the average is exported.
 
-A checkpoint is not trusted: a file that could run code is refused (common/safe_load.py). The tokenizer that config.yaml
-names is loaded without code of its own.
+A run is not trusted, because somebody else may have made it: a file that could run code is refused
+(common/safe_load.py), and config.yaml gives architecture and numbers only, as config.json of an export does
+(model/export_config.py). The tokenizer and the text encoder's sizes that it names are loaded without code of their own.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from priorclip.common.checkpoint_files import (
@@ -33,12 +32,17 @@ from priorclip.common.checkpoint_files import (
 )
 from priorclip.common.output import get_logger
 from priorclip.common.safe_load import load_tensors, only_safe_loads
+from priorclip.common.untrusted_json import read_object
+from priorclip.common.untrusted_yaml import read_yaml
 from priorclip.model.build import build_model
-from priorclip.model.config import ModelConfig, from_dict
+from priorclip.model.config import ModelConfig
 from priorclip.model.encoders.weights import State
 from priorclip.model.export.folder import save_pretrained
+from priorclip.model.export_config import config_of_run
 
 log = get_logger(__name__)
+
+MAX_BYTES = 4 << 20  # of config.yaml and of report.json
 
 
 def export_run(
@@ -59,7 +63,10 @@ def export_run(
     settings = read_settings(run)
     chosen = find_checkpoint(run, checkpoint)
     state = whole_state(chosen)
-    config = from_dict(ModelConfig, settings["model"])
+    try:
+        config = config_of_run(settings["model"])
+    except ValueError as error:
+        raise ValueError(f"{run / 'config.yaml'}: {error}") from error
     vocabulary = vocabulary_of(state, config)
     with torch.device("meta"):
         config.vision.weights = config.prior.weights = config.text.weights = None
@@ -69,7 +76,7 @@ def export_run(
     extra: dict[str, Any] = {"checkpoint": chosen.name}
     report = run / "report.json"
     if checkpoint is None and report.is_file():
-        extra |= json.loads(report.read_text(encoding="utf-8"))
+        extra |= read_object(report, MAX_BYTES)
     with tempfile.TemporaryDirectory() as files:
         save_tokenizer(run, settings, model.config, tokenizer, Path(files))
         return save_pretrained(state, model.config, folder, files, extra)
@@ -80,7 +87,7 @@ def read_settings(run: Path) -> Mapping[str, Any]:
     path = run / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"--input {run} is neither an export folder nor a run: it has no config.yaml")
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    settings = read_yaml(path, MAX_BYTES)
     if not isinstance(settings, Mapping) or "model" not in settings:
         raise ValueError(f"{path} configures no model with two towers")
     return settings
@@ -158,7 +165,7 @@ def save_tokenizer(
     written = run / "tokenizer"
     named = tokenizer or settings.get("tokenizer") or settings.get("init_from") or config.text.name
     name = str(written) if tokenizer is None and written.is_dir() else named
-    if name is None:
+    if not isinstance(name, str):
         raise ValueError(f"{run / 'config.yaml'} names no tokenizer: give --tokenizer")
     try:
         loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)

@@ -6,14 +6,16 @@ import ast
 import io
 import logging
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from priorclip.common.output import SafeFormatter, get_logger, print_failure, say
-from priorclip.common.printable import one_line, one_line_values, printable
+from priorclip.common.output import SafeFormatter, get_logger, print_failure, print_warning, say, set_up_logging
+from priorclip.common.printable import figure_text, one_line, one_line_values, printable
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = "common model data_shards training cluster pretrain finetune experiments retrieval demo".split()  # noqa: SIM905
@@ -98,3 +100,52 @@ def test_no_module_prints_or_logs_in_another_way() -> None:
             if bare_print or (bare_log and name != "common/output.py"):
                 found.append(f"{name}: {call}")
     assert found == []
+
+
+def test_warnings_of_python_are_safe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(warnings, "showwarning", None)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    set_up_logging("%(message)s", handler=logging.NullHandler())
+    assert warnings.showwarning is print_warning
+    print_warning(UserWarning(f"Glyph 27 ({EVIL}) missing"), UserWarning, "a.py", 3)
+    said = capsys.readouterr().err
+    assert "a.py:3: UserWarning: Glyph 27 (\\x1b]0;pwned" in said
+    assert not set(said) & set(EVIL) - set(printable(EVIL))
+
+
+FORMULA = r"a $\frac{ $ pond"
+
+
+def draw_stats(name: str, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from priorclip.data_shards.inspect.stats_page import draw_bars
+
+    figure = Figure()
+    draw_bars(figure.subplots(), {name: 3}, "classes")
+    figure.savefig(path)
+
+
+def draw_confusion(name: str, path: Path) -> None:
+    import torch
+
+    from priorclip.finetune.confusion_matrix import draw
+
+    draw(torch.ones(2, 2, dtype=torch.int64), [name, "pond"], path)
+
+
+def draw_robustness(name: str, path: Path) -> None:
+    from priorclip.retrieval.robustness import draw_plot
+
+    cell = {"model": name, "corruption": "none", "severity": 0, "mean_recall": 20.0}
+    draw_plot({"cells": [cell]}, path)
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("name", [FORMULA, EVIL, "$" * 3, "\ud800", "x" * 10_000])
+@pytest.mark.parametrize("draw", [draw_stats, draw_confusion, draw_robustness])
+def test_a_name_in_a_figure_is_no_formula(draw: Callable[[str, Path], None], name: str, tmp_path: Path) -> None:
+    """matplotlib ends with an error for half a formula, and for half of a surrogate pair."""
+    draw(name, tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    assert len(figure_text(name, 80)) <= 160

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +15,17 @@ from PIL import Image
 
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decode import MAX_PIXELS, open_image, upright_rgb
-from priorclip.data_shards.images.decoding_work import MAX_SCANS, SCANS_OF_LARGEST, count_parts, count_scans
+from priorclip.data_shards.images.decoding_work import (
+    MAX_SCANS,
+    SCANS_OF_LARGEST,
+    check_codestreams,
+    check_scene,
+    count_parts,
+    count_scans,
+)
 from priorclip.data_shards.images.transforms import eval_transform
+from priorclip.data_shards.rasters.values import DEFAULT
+from priorclip.data_shards.sources.scenes import open_scene
 
 ORDINARY = 10  # scans of a progressive colour JPEG of libjpeg
 
@@ -124,7 +134,8 @@ def jpeg_2000(side: int, layers: int = 1, boxed: bool = False, **options: object
     data = bytearray(encoded(Image.new("RGB", (256, 256)), "JPEG2000", no_jp2=not boxed, **options))
     size = data.index(b"\xff\x51")
     struct.pack_into(">II", data, size + 6, side, side)
-    struct.pack_into(">II", data, size + 22, side, side)
+    if "tile_size" not in options:
+        struct.pack_into(">II", data, size + 22, side, side)
     struct.pack_into(">H", data, data.index(b"\xff\x52") + 6, layers)
     if boxed:
         struct.pack_into(">II", data, data.index(b"ihdr") + 4, side, side)
@@ -145,6 +156,19 @@ def test_a_small_jpeg_2000_takes_no_gigabytes(side: int, layers: int, options: d
     assert len(data) < 5000
     assert side**2 < MAX_PIXELS
     assert reason(data) == "too many parts"
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+def test_a_scene_is_bounded_by_its_tiles(boxed: bool, tmp_path: Path) -> None:
+    """A scene may be large, and is read tile by tile."""
+    path = tmp_path / "a.jp2"
+    path.write_bytes(jpeg_2000(8192, boxed=boxed, codeblock_size=(4, 4)))
+    with pytest.raises(BadSample, match="too many parts: a JPEG 2000 of"), open_scene(tmp_path, path.name, DEFAULT):
+        pass
+    path.write_bytes(jpeg_2000(60_000, boxed=boxed, codeblock_size=(16, 16), tile_size=(256, 256)))
+    check_scene(path)
+    with pytest.raises(BadSample, match="too many parts"):
+        check_codestreams(path.read_bytes())
 
 
 @pytest.mark.parametrize("boxed", [False, True])
@@ -182,3 +206,35 @@ def test_damaged_codestreams_are_refused_by_name(tail: bytes) -> None:
         "too many parts",
         "too many pixels",
     )
+
+
+def run_length_bmp(wide: int, high: int, body: bytes) -> bytes:
+    start = 14 + 40 + 4 * 256
+    header = struct.pack("<IiiHHIIiiII", 40, wide, high, 1, 8, 1, len(body), 0, 0, 0, 0)
+    return b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start) + header + bytes(4 * 256) + body
+
+
+SLOW_IN_PYTHON = {
+    "a line of ten million pixels, of 4 bytes": run_length_bmp(10_000_000, 1, b"\1\1\0\0\0\1"),
+    "150,000 comments": b"P3\n1000 1000\n255\n" + b"#\n" * 150_000,
+    "text of 6 MB": b"P3\n1000 1000\n255\n" + b"0 " * 3_000_000,
+    "another white than 255": b"P6\n2000 1000\n254\n" + bytes(6_000_000),
+}
+
+
+@pytest.mark.parametrize("name", SLOW_IN_PYTHON)
+def test_what_pillow_decodes_slowly_is_refused_at_once(name: str) -> None:
+    assert reason(SLOW_IN_PYTHON[name]) == "slow to decode"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        run_length_bmp(2, 2, b"\2\7\0\0\2\7\0\1"),
+        b"P3\n# a comment\n2 2\n255\n" + b"0 " * 12,
+        b"P6\n2 2\n254\n" + bytes(12),
+        b"P6\n3000 2000\n255\n" + bytes(18_000_000),  # decoded in C
+    ],
+)
+def test_other_images_of_these_formats_are_read(data: bytes) -> None:
+    assert reason(data) == ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import resource
 import zipfile
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from json_fuzz import fuzz
+from safetensors.torch import save_file
 
 from priorclip.common.safe_load import load_tensors, refuse_bomb
 from priorclip.model.convert.checkpoint import read_checkpoint
@@ -179,3 +182,18 @@ def test_a_damaged_archive_is_tensors_or_an_error(tmp_path: Path, place: int, da
     changed.write_bytes(content[:start] + data + content[start + len(data) :])
     with contextlib.suppress(ValueError):
         read_checkpoint(changed)
+
+
+@pytest.mark.parametrize("name", ["config.json", "open_clip_config.json"])
+@pytest.mark.parametrize("content", [b"[1]", b"[" * 100_000, b"\xff\xfe\x00", b" " * (5 << 20), None], ids=range(5))
+def test_a_configuration_beside_weights_that_is_none_is_an_error(
+    name: str, content: bytes | None, tmp_path: Path
+) -> None:
+    """The last one is a named pipe, which is not waited for."""
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    if content is None:
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / name))):
+        read_checkpoint(tmp_path)

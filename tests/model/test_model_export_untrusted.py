@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -17,15 +18,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from json_fuzz import DIGITS, NESTED, fuzz, replaced
 from tiny_models import BERT, tiny
 
+from priorclip.common.checkpoint_record import CHECKSUMS, write_record
 from priorclip.model import from_pretrained, save_pretrained
 from priorclip.model.build import build_model
 from priorclip.model.config import EncoderConfig, SceneConfig
-from priorclip.model.export_config import MAX_NUMBER, read_export_config, starting_architecture
+from priorclip.model.export.from_checkpoint import export_run
+from priorclip.model.export_config import FOR_READERS, MAX_NUMBER, read_export_config, starting_architecture
 from priorclip.model.networks.scene_classifier import SceneClassifier
 
 CODE = "import pathlib; pathlib.Path(__file__).with_name('executed').touch()\n"
@@ -178,6 +182,51 @@ def test_other_keys_and_values_are_refused_by_name(key: str, folder: Path) -> No
     assert key.strip().rpartition(".")[2] in str(error.value)
     with pytest.raises(ValueError, match=r"config\.json"):
         starting_architecture(str(folder), "")
+    check_untouched(folder)
+
+
+@pytest.mark.parametrize("key", [key for key in REFUSED if key != "text.config"] + ["text.name"])
+def test_a_runs_configuration_is_read_as_safely(key: str, folder: Path) -> None:
+    """By `model export --input RUN`: config.yaml has the keys of config.json under ``model``."""
+    if key == "text.name":
+        change(folder, "text.config", None)
+    change(folder, key, "package:evil.x" if key == "text.name" else REFUSED[key])
+    values = json.loads((folder / "config.json").read_text())
+    model = {name: value for name, value in values.items() if name not in FOR_READERS}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": model}))
+    (folder / "checkpoints" / "step_00000001").mkdir(parents=True)
+    write_record(folder / "checkpoints" / "step_00000001" / CHECKSUMS, {"step": 1, "world_size": 1, "sha256": {}})
+    torch.save({"module": {}}, folder / "checkpoints" / "step_00000001" / "mp_rank_00_model_states.pt")
+    with pytest.raises(ValueError, match=rf"config\.yaml: .*{re.escape(key.strip().rpartition('.')[2])}"):
+        export_run(folder, folder / "out")
+    check_untouched(folder)
+
+
+ALIASES = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9))
+MERGES = "a0: &a0 {k: v}\n" + "".join(f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}\n" for n in range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (ALIASES, "line 2: the alias '*a0' is refused"),
+        (MERGES, "line 2: the alias '*a0' is refused"),
+        ("model: " + "[" * 1_200, "recursion"),
+        ("model: !!python/object/apply:os.system [touch executed]", "could not determine a constructor"),
+        ("model: !!timestamp x", "NoneType"),
+        ("model: {1: {}}", "the key 1 in 'model' is no text"),
+        ("model: []", "'model' must be a JSON object"),
+        ("a: " + "x" * (5 << 20), "has more than 4194304 bytes"),
+    ],
+)
+def test_a_runs_configuration_of_any_content_is_an_error(content: str, said: str, folder: Path) -> None:
+    (folder / "config.yaml").write_text(content)
+    (folder / "checkpoints" / "step_00000001").mkdir(parents=True)
+    write_record(folder / "checkpoints" / "step_00000001" / CHECKSUMS, {"step": 1, "world_size": 1, "sha256": {}})
+    torch.save({"module": {}}, folder / "checkpoints" / "step_00000001" / "mp_rank_00_model_states.pt")
+    with pytest.raises(ValueError, match=re.escape(said)) as error:
+        export_run(folder, folder / "out")
+    assert str(error.value).startswith(str(folder / "config.yaml"))
     check_untouched(folder)
 
 
