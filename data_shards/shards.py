@@ -223,7 +223,7 @@ class ShardSet:
         )
 
     def member(self, sample: int, extension: str) -> bytes:
-        """Reads a file of one sample that streaming leaves alone, such as ``mask.png``. Raises BadSample if it lacks."""
+        """Reads a file of one sample that streaming leaves alone, such as ``mask.png``. Raises BadSample without it."""
         shard, row = self.locate(sample)
         members = self._members(shard, row, frozenset((extension,)))
         return self._pread(shard, members)[extension]

@@ -19,8 +19,8 @@ from test_data_synthetic import COUNTED
 from priorclip.data_shards import ShardSet, ShardStream
 from priorclip.data_shards.__main__ import main
 from priorclip.data_shards.config import DataConfig
-from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.format.manifest import Manifest
+from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.inspect.verify import verify_folder
 from priorclip.data_shards.synthetic import render as renderer
 from priorclip.data_shards.synthetic.dice import generator
