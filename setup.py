@@ -69,6 +69,7 @@ setup(
         "imagehash>=4.3",
         "matplotlib>=3.9",
         "scikit-learn>=1.5",
+        "scipy>=1.11",
         "psutil>=5.9",
         "py-cpuinfo>=9",
         "tqdm>=4.66",

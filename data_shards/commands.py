@@ -41,6 +41,8 @@ class PackConfig:
         size: side of a drawn scene in pixels (source synthetic)
         captions: fine, coarse, or both: fine in `captions`, coarse in `coarse_captions` (source synthetic)
         first_index: index of the first scene, so that sets with the same seed need not overlap (source synthetic)
+        masks: also write KEY.mask.png, the pixels of what the captions name first, and KEY.boxes.json, a box around
+            each piece of it (source synthetic)
         seed: seed of drawing, shuffling and template captions
         caption_from: template makes captions for images that have only a label; none leaves them without captions;
             relabel makes captions for all labelled images, also for those with captions
@@ -100,6 +102,7 @@ class PackConfig:
     size: int = 128
     captions: str = "both"
     first_index: int = 0
+    masks: bool = False
     seed: int = 0
     caption_from: str = "template"
     captions_per_image: int = 1

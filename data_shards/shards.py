@@ -222,6 +222,12 @@ class ShardSet:
             self._index(shard).key(row), b"", *parse_text(parts, self._layouts[shard]), str(self.files[shard])
         )
 
+    def member(self, sample: int, extension: str) -> bytes:
+        """Reads a file of one sample that streaming leaves alone, such as ``mask.png``. Raises BadSample without it."""
+        shard, row = self.locate(sample)
+        members = self._members(shard, row, frozenset((extension,)))
+        return self._pread(shard, members)[extension]
+
     def captions(self, sample: int, caption_field: str = "captions") -> list[str]:
         """Reads the captions of one sample, not its image. Raises BadSample if it has none."""
         return self.text(sample).texts(caption_field)
@@ -249,14 +255,16 @@ class ShardSet:
                     needs += [(file, *byte_range(run)) for run in adjacent_runs(chosen)]
         self._ahead.plan(needs)
 
-    def _members(self, shard: int, row: int) -> list[Member]:
+    def _members(self, shard: int, row: int, used: frozenset[str] = USED_MEMBERS) -> list[Member]:
         index = self._index(shard)
         if row >= len(index):
             raise BadSample("index does not fit", f"the index of {self.files[shard]} has {len(index)} samples")
         try:
-            members = [member for member in index.members(row) if member.extension in USED_MEMBERS]
+            members = [member for member in index.members(row) if member.extension in used]
         except (OSError, ValueError) as error:
             raise BadSample("index cannot be read", str(error)) from error
+        if not members and used is not USED_MEMBERS:
+            raise BadSample("no member", f"the sample has no .{', .'.join(sorted(used))}")
         if not members:
             raise BadSample("no image", "no member has a known extension")
         return members

@@ -1,4 +1,4 @@
-"""``python -m retrieval evaluate|robustness|pictures|index|search|serve``. Each command has its own --help."""
+"""``python -m retrieval evaluate|robustness|pictures|belief-truth|index|search|serve``. Each has its own --help."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from priorclip.common.options import parse_command
 from priorclip.common.output import say, set_up_logging
 from priorclip.retrieval.commands import (
     COMMANDS,
+    BeliefTruthConfig,
     EvaluateConfig,
     IndexConfig,
     PicturesConfig,
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": run_evaluate,
         "robustness": run_robustness,
         "pictures": run_pictures,
+        "belief-truth": run_belief_truth,
         "index": run_index,
         "search": run_search,
         "serve": run_serve,
@@ -81,6 +83,13 @@ def run_pictures(config: PicturesConfig) -> None:
         say(f"{name}: {config.output}/{name}.png")
     for name, reason in report["left_out"].items():
         say(f"{name} is left out: {reason}")
+
+
+def run_belief_truth(config: BeliefTruthConfig) -> None:
+    from priorclip.retrieval.localization.belief_truth import belief_truth_table, measure_belief_truth
+
+    say(belief_truth_table(measure_belief_truth(config)))
+    say(f"report and picture: {config.output}")
 
 
 def run_evaluate(config: EvaluateConfig) -> None:

@@ -169,6 +169,49 @@ class PicturesConfig(GalleryConfig):
         return list(PICTURES) if self.only is None else listed(self.only)
 
 
+INTERVENTIONS = ("mask", "complement", "noise")
+
+
+@dataclass(kw_only=True)
+class BeliefTruthConfig(GalleryConfig):
+    """Measure whether a model's belief lies on what the captions name, and what the true place would be worth.
+
+    The data are drawn scenes with masks: `data_shards pack --source synthetic --masks true`.
+
+    Args:
+        output: folder for belief-truth.json, belief-truth.md and belief-truth.png
+        caption_field: list in KEY.json that holds the captions: captions or coarse_captions
+        replace: what takes the place of the belief when recall is measured again: some of mask, complement and noise,
+            separated by commas; "none" leaves recall out
+        bootstrap: resamples for the 95 % intervals, over images with their captions; 0 for none
+        seed: of the resamples, of the noise and of the drawn images
+        count: images in belief-truth.png
+    """
+
+    output: str
+    caption_field: str = "captions"
+    replace: str = ",".join(INTERVENTIONS)
+    bootstrap: int = 1000
+    seed: int = 0
+    count: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.replace != "none":
+            refuse_unknown("--replace", self.replace, "belief", INTERVENTIONS)
+        for name, value, least, most in (
+            ("bootstrap", self.bootstrap, 0, 1_000_000),
+            ("seed", self.seed, 0, 2**32 - 1),
+            ("count", self.count, 1, 100),
+        ):
+            if not least <= value <= most:
+                raise ValueError(f"--{name} must be between {least} and {most}, not {value}")
+
+    @property
+    def chosen(self) -> list[str]:
+        return [] if self.replace == "none" else listed(self.replace)
+
+
 @dataclass(kw_only=True)
 class IndexConfig(GalleryConfig):
     """Encode images into an index that `search` and `serve` read. It needs no captions.
@@ -250,6 +293,7 @@ COMMANDS = {
     "evaluate": EvaluateConfig,
     "robustness": RobustnessConfig,
     "pictures": PicturesConfig,
+    "belief-truth": BeliefTruthConfig,
     "index": IndexConfig,
     "search": SearchConfig,
     "serve": ServeConfig,

@@ -300,6 +300,7 @@ def make_members(record: Record, plan: PackPlan) -> tuple[str, dict[str, bytes],
         members = {extension: data, "json": text}
         if captions:
             members[CAPTION_MEMBER] = captions[0].encode("utf-8")
+        members |= record.members or {}
     except UnicodeEncodeError as error:
         raise BadSample("text is not UTF-8", str(error)) from error
     return record.key, members, info

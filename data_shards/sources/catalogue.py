@@ -50,8 +50,13 @@ class Source:
 
 
 def _drawn(config: PackConfig) -> list[Record]:
+    if config.masks and config.max_side is not None and config.max_side < config.size:
+        raise ValueError(
+            f"--max-side {config.max_side} would shrink the images and not their masks: draw them with --size "
+            f"{config.max_side}"
+        )
     quality = config.quality or DRAWN_QUALITY
-    return synthetic(config.count, config.seed, config.size, config.captions, config.first_index, quality)
+    return synthetic(config.count, config.seed, config.size, config.captions, config.first_index, quality, config.masks)
 
 
 def _tiles(config: PackConfig) -> list[Record]:
@@ -106,7 +111,7 @@ def _parquet(config: PackConfig) -> list[Record]:
 
 
 SOURCES: dict[str, Source] = {
-    "synthetic": Source(_drawn, takes=("count", "size", "captions", "first_index")),
+    "synthetic": Source(_drawn, takes=("count", "size", "captions", "first_index", "masks")),
     "csv": Source(_csv, ("csv", "images"), ("split", "caption_field")),
     "rs5m": Source(_rs5m, ("csv", "images"), ("split", "caption_field")),
     "karpathy": Source(_karpathy, ("json", "images"), ("split", "labels")),

@@ -1,6 +1,7 @@
 """Drawn scenes: `--source synthetic` (see data_shards.synthetic).
 
 synthetic(100, seed=3, size=128)      scene-00000000 ... scene-00000099, drawn when read
+synthetic(100, seed=3, size=128, masks=True)       with KEY.mask.png and KEY.boxes.json, see synthetic/truth.py
 """
 
 from __future__ import annotations
@@ -38,8 +39,26 @@ class Drawing:
         return replace(record, image=buffer.getvalue(), captions=captions, label=scene.label, extra=extra)
 
 
+@dataclass(frozen=True, slots=True)
+class DrawingWithTruth(Drawing):
+    """A synthetic scene with the pixels and boxes of what its captions name."""
+
+    def load(self, record: Record) -> Record:
+        from priorclip.data_shards.synthetic.truth import draw_truth
+
+        truth = draw_truth(self.seed, self.index, self.size)
+        members = {"mask.png": truth.png(), "boxes.json": truth.json()}
+        return replace(Drawing.load(self, record), members=members)
+
+
 def synthetic(
-    count: int, seed: int, size: int, captions: str = "both", first_index: int = 0, quality: int = 90
+    count: int,
+    seed: int,
+    size: int,
+    captions: str = "both",
+    first_index: int = 0,
+    quality: int = 90,
+    masks: bool = False,
 ) -> list[Record]:
     """Returns records of drawn scenes. Reading a record draws the picture and makes its captions.
 
@@ -50,10 +69,12 @@ def synthetic(
         captions: fine, coarse, or both (fine in ``captions``, coarse in ``coarse_captions``)
         first_index: index of the first scene, so that sets with the same seed need not overlap
         quality: JPEG quality
+        masks: also make the members ``mask.png`` and ``boxes.json``
     """
     if captions not in ("fine", "coarse", "both"):
         raise ValueError(f"--captions must be fine, coarse or both, not {captions!r}")
+    kind = DrawingWithTruth if masks else Drawing
     return [
-        Record(f"scene-{index:08d}", Drawing(seed, index, size, captions, quality), source="synthetic")
+        Record(f"scene-{index:08d}", kind(seed, index, size, captions, quality), source="synthetic")
         for index in range(first_index, first_index + count)
     ]

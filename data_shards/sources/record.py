@@ -71,6 +71,7 @@ class Record:
         source: name of the data set
         url: source of the image, if known
         extra: other fields of KEY.json; ``labels`` lists the scenes of a multi-label image
+        members: further files of the sample by extension, which streaming does not read: ``mask.png``
     """
 
     key: str
@@ -81,6 +82,7 @@ class Record:
     source: str = ""
     url: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    members: dict[str, bytes] | None = None
 
     @property
     def path(self) -> Path | None:

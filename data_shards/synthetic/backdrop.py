@@ -9,7 +9,7 @@ import numpy as np
 from priorclip.data_shards.synthetic.dice import Rng, between, chance, count, pick
 from priorclip.data_shards.synthetic.objects import bush
 from priorclip.data_shards.synthetic.regions import band, blob
-from priorclip.data_shards.synthetic.sketch import Grid, Sketch
+from priorclip.data_shards.synthetic.sketch import DETAIL, Grid, Sketch
 
 # Materials that show through a worn ground.
 WORN: dict[str, tuple[str, ...]] = {
@@ -64,10 +64,10 @@ def _hedge(sketch: Sketch, rng: Rng) -> None:
     margin = 0.03
     open_ground = np.ones((1, number), bool)
     for area in sketch.areas:
-        if area.opacity == 1:
+        if area.opacity == 1 and area.material is not None:
             open_ground &= area.distance(spot) > margin
     for mark in sketch.marks:
-        if mark.part:  # courts, pools, infields; shrubs may cover plain lines
+        if mark.part and not mark.part.endswith(DETAIL):  # courts, pools, infields; shrubs may cover plain lines
             corners = np.array(mark.points, np.float32)
             u, v = corners.mean(axis=0)
             reach = mark.radius + np.hypot(*(corners - (u, v)).T).max()

@@ -1,6 +1,7 @@
 """Draws things seen from above into a `Sketch`. Each function takes the place, the heading and the paint.
 
-Sizes are in scene sides. `part` names the pixels that have the colour in the captions.
+Sizes are in scene sides. `part` names the pixels that have the colour in the captions, and `detail(part)` the others of
+the thing, such as the windows of a car.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from itertools import pairwise
 
 from priorclip.data_shards.synthetic.dice import Rng, between, pick
 from priorclip.data_shards.synthetic.palette import PAINT, Rgb, blend, shade
-from priorclip.data_shards.synthetic.sketch import Point, Sketch, box, line, oval, place
+from priorclip.data_shards.synthetic.sketch import Point, Sketch, box, detail, line, oval, place
 
 GLASS: Rgb = (44, 54, 66)
 WHITE: Rgb = (236, 237, 235)
@@ -38,7 +39,7 @@ def plane(sketch: Sketch, u: float, v: float, heading: float, length: float, col
         sketch.body(box(cu, cv, 0.10 * length, 0.045 * length, heading), shade(colour, 0.62), 0, "main")
     sketch.body(place(TAIL, u, v, heading, length), wing, 0.03, "main")
     sketch.body(place(FUSELAGE, u, v, heading, length), colour, 0.035, "main")
-    sketch.body(place(((0.43, 0.022), (0.46, 0), (0.43, -0.022), (0.41, 0)), u, v, heading, length), GLASS)
+    sketch.body(place(((0.43, 0.022), (0.46, 0), (0.43, -0.022), (0.41, 0)), u, v, heading, length), GLASS, 0, "main+")
 
 
 def ship(
@@ -61,10 +62,10 @@ def ship(
     sketch.body(place(hull, u, v, heading, length * 0.80), shade(colour, 0.86), 0, part)
     pale = WHITE if sum(colour) < 620 else (120, 122, 126)
     cu, cv = place(((-0.30, 0),), u, v, heading, length)[0]
-    sketch.body(box(cu, cv, 0.15 * length, 0.20 * length, heading), pale)
+    sketch.body(box(cu, cv, 0.15 * length, 0.20 * length, heading), pale, 0, detail(part))
     for x in (0.0, 0.16):
         cu, cv = place(((x, 0),), u, v, heading, length)[0]
-        sketch.body(box(cu, cv, 0.09 * length, 0.15 * length, heading), shade(colour, 0.66))
+        sketch.body(box(cu, cv, 0.09 * length, 0.15 * length, heading), shade(colour, 0.66), 0, detail(part))
 
 
 def car(sketch: Sketch, u: float, v: float, heading: float, length: float, colour: Rgb, part: str = "") -> None:
@@ -72,7 +73,7 @@ def car(sketch: Sketch, u: float, v: float, heading: float, length: float, colou
     sketch.body(box(u, v, length, length * 0.48, heading), colour, 0.010, part)
     for x, size in ((0.16, 0.13), (-0.30, 0.09)):
         cu, cv = place(((x, 0),), u, v, heading, length)[0]
-        sketch.body(box(cu, cv, size * length, 0.34 * length, heading), GLASS)
+        sketch.body(box(cu, cv, size * length, 0.34 * length, heading), GLASS, 0, detail(part))
 
 
 def truck(sketch: Sketch, u: float, v: float, heading: float, length: float, colour: Rgb, part: str = "") -> None:
@@ -90,13 +91,13 @@ def tank(sketch: Sketch, u: float, v: float, radius: float, colour: Rgb, rng: Rn
     sketch.disc(u, v, radius * 0.93, colour, 0, "main")
     lee_u, lee_v = sketch.lee
     sketch.disc(u - lee_u * radius * 0.10, v - lee_v * radius * 0.10, radius * 0.74, shade(colour, 1.06), 0, "main")
-    sketch.disc(u, v, radius * 0.10, shade(colour, 0.7))
+    sketch.disc(u, v, radius * 0.10, shade(colour, 0.7), 0, "main+")
     turn = between(rng, 0, 2 * math.pi)
     stair = [
         (u + math.cos(turn + i * 0.3) * radius * 0.97, v + math.sin(turn + i * 0.3) * radius * 0.97) for i in range(5)
     ]
     for start, end in pairwise(stair):
-        sketch.body(line(start, end, radius * 0.09), shade(colour, 0.60))
+        sketch.body(line(start, end, radius * 0.09), shade(colour, 0.60), 0, "main+")
 
 
 def gable(
@@ -148,7 +149,7 @@ def flat_roof(
     for _ in range(2):
         x, y = between(rng, -0.32, 0.32) * length, between(rng, -0.3, 0.3) * width
         cu, cv = place(((x, y),), u, v, heading)[0]
-        sketch.body(box(cu, cv, 0.022, 0.016, heading), (196, 198, 200), 0.008)
+        sketch.body(box(cu, cv, 0.022, 0.016, heading), (196, 198, 200), 0.008, detail(part))
 
 
 def tree(sketch: Sketch, u: float, v: float, radius: float, rng: Rng, colour: Rgb | None = None) -> None:
@@ -196,7 +197,7 @@ def train(sketch: Sketch, u: float, v: float, wagons: int, heading: float, colou
         cu, cv = place((((i - (wagons - 1) / 2) * pitch, 0),), u, v, heading)[0]
         sketch.body(box(cu, cv, length, width, heading), shade(colour, 0.80), 0.022, part)
         sketch.body(box(cu, cv, length - 0.008, width * 0.62, heading), shade(colour, 1.04), 0, part)
-        sketch.body(box(cu, cv, length * 0.16, width * 0.34, heading), shade(colour, 0.70))
+        sketch.body(box(cu, cv, length * 0.16, width * 0.34, heading), shade(colour, 0.70), 0, detail(part))
 
 
 def rails(sketch: Sketch, v: float, heading: float = 0.0, reach: float = 1.6) -> None:
@@ -234,13 +235,13 @@ def court(sketch: Sketch, u: float, v: float, length: float, heading: float, col
     """A tennis court: playing surface, lines, net."""
     width = length * 0.5
     sketch.mark(box(u, v, length * 1.36, width * 1.5, heading), apron, "apron")
-    sketch.mark(box(u, v, length, width, heading), WHITE)
+    sketch.mark(box(u, v, length, width, heading), WHITE, "main+")
     sketch.mark(box(u, v, length - 0.010, width - 0.010, heading), colour, "main")
     stroke = 0.004 + 0.008 * length
 
     def stripe(a: tuple[float, float], b: tuple[float, float], tone: Rgb, thick: float) -> None:
         ends = place((a, b), u, v, heading)
-        sketch.mark(line(ends[0], ends[1], thick), tone)
+        sketch.mark(line(ends[0], ends[1], thick), tone, "main+")
 
     for side in (-0.37, 0.37):
         stripe((-length / 2, side * width), (length / 2, side * width), WHITE, stroke)
@@ -248,19 +249,19 @@ def court(sketch: Sketch, u: float, v: float, length: float, heading: float, col
         stripe((side * length, -0.37 * width), (side * length, 0.37 * width), WHITE, stroke)
     stripe((-0.27 * length, 0), (0.27 * length, 0), WHITE, stroke)
     net = place(((0.0, -0.54 * width), (0.0, 0.54 * width)), u, v, heading)
-    sketch.body(line(net[0], net[1], 0.007), (60, 62, 64), 0.012)
+    sketch.body(line(net[0], net[1], 0.007), (60, 62, 64), 0.012, "main+")
 
 
 def panel_row(sketch: Sketch, u: float, v: float, length: float, width: float, heading: float) -> None:
     """A row of solar panels: dark blue glass between pale frames."""
     glass: Rgb = (34, 48, 92)
-    sketch.body(box(u, v, length, width, heading), (176, 182, 196), 0.016)
+    sketch.body(box(u, v, length, width, heading), (176, 182, 196), 0.016, "main+")
     sketch.body(box(u, v, length - 0.006, width - 0.006, heading), glass, 0, "main")
     cells = max(3, round(length / 0.05))
     for i in range(1, cells):
         cu, cv = place(((length * (i / cells - 0.5), 0),), u, v, heading)[0]
-        sketch.body(box(cu, cv, 0.0025, width - 0.006, heading), (96, 108, 146))
-    sketch.body(box(u, v, length - 0.006, 0.0025, heading), (96, 108, 146))
+        sketch.body(box(cu, cv, 0.0025, width - 0.006, heading), (96, 108, 146), 0, "main+")
+    sketch.body(box(u, v, length - 0.006, 0.0025, heading), (96, 108, 146), 0, "main+")
 
 
 def boulder(sketch: Sketch, u: float, v: float, radius: float, rng: Rng, tone: Rgb = (112, 98, 86)) -> None:
@@ -271,9 +272,9 @@ def boulder(sketch: Sketch, u: float, v: float, radius: float, rng: Rng, tone: R
     ]
     heading = between(rng, 0, 2 * math.pi)
     lee_u, lee_v = sketch.lee
-    sketch.body(place(outline, u, v, heading, radius), shade(tone, 0.8), radius * 0.8, "main")
+    sketch.body(place(outline, u, v, heading, radius), shade(tone, 0.8), radius * 0.8, "rock")
     top = place(outline, u - lee_u * radius * 0.18, v - lee_v * radius * 0.18, heading, radius * 0.66)
-    sketch.body(top, shade(tone, 1.12), 0, "main")
+    sketch.body(top, shade(tone, 1.12), 0, "rock")
 
 
 def stands(
@@ -283,7 +284,7 @@ def stands(
     tiers = ((1.0, (206, 206, 208)), (0.93, shade(colour, 0.82)), (0.84, colour), (0.75, shade(colour, 0.9)))
     for i, (scale, tone) in enumerate(tiers):
         height = 0.09 if i == 0 else 0.0
-        part = "" if i == 0 else "main"
+        part = "main+" if i == 0 else "main"
         if corners:
             sketch.body(oval(u, v, length * scale, width * scale, heading, corners), tone, height, part)
         else:
@@ -295,4 +296,4 @@ def stands(
         b = (math.cos(angle) * length * outer, math.sin(angle) * width * outer)
         if corners:
             ends = place((a, b), u, v, heading)
-            sketch.body(line(ends[0], ends[1], 0.005), blend(colour, (220, 220, 220), 0.5))
+            sketch.body(line(ends[0], ends[1], 0.005), blend(colour, (220, 220, 220), 0.5), 0, "main+")

@@ -35,12 +35,26 @@ def grid_of(sketch: Sketch, size: int) -> Grid:
 def _ground(sketch: Sketch, grid: Grid, rng: Rng) -> Picture:
     picture = texture(sketch.ground, grid, rng)
     for area in sketch.areas:
+        if area.material is None:
+            continue
         cover = _cover(area.distance(grid), area.rough, area.soft, grid, rng) * np.float32(area.opacity)
         material = texture(area.material, grid, rng)
         material -= picture
         material *= cover[..., None]
         picture += material
     return picture
+
+
+def _part_of_ground(sketch: Sketch, grid: Grid, parts: Sequence[str], rng: Rng) -> Plane:
+    """Returns the share of each pixel's ground that belongs to the parts; ``rng`` as that which drew the ground."""
+    texture(sketch.ground, grid, rng)  # makes the draws that the edges of the areas come after
+    share = np.full((grid.size, grid.size), sketch.ground_part in parts, np.float32)
+    for area in sketch.areas:
+        cover = _cover(area.distance(grid), area.rough, area.soft, grid, rng) * np.float32(area.opacity)
+        if area.material is not None:
+            texture(area.material, grid, rng)
+        share += ((area.part in parts) - share) * cover
+    return share
 
 
 def _cover(distance: Plane, rough: float, soft: float, grid: Grid, rng: Rng) -> Plane:
@@ -127,12 +141,24 @@ def _shadows(sketch: Sketch, level: Sequence[Shape], laid: Sequence[Shape], scal
     return mask.point(lambda value: int(value * SHADOW_DEPTH))
 
 
-def part_mask(sketch: Sketch, size: int, part: str) -> Plane:
-    """Returns the share of each pixel that shows the named part, ``(size, size)`` in 0..1."""
-    scale = size * OVERSAMPLE
-    mask = Image.new("L", (scale, scale))
+def part_mask(sketch: Sketch, size: int, part: str | Sequence[str], rng: Rng | None = None) -> Plane:
+    """Returns the share of each pixel that shows the named part, or parts, ``(size, size)`` in 0..1.
+
+    Args:
+        sketch: the scene
+        size: side in pixels
+        part: name of the part, or of several
+        rng: a generator in the state of that which ``render`` took, so that areas of the ground have the same edges;
+            None leaves them out and takes only marks and bodies
+    """
+    scale, parts = size * OVERSAMPLE, (part,) if isinstance(part, str) else part
+    if rng is None:
+        mask = Image.new("L", (scale, scale))
+    else:
+        ground = np.round(255 * _part_of_ground(sketch, grid_of(sketch, size), parts, rng)).astype(np.uint8)
+        mask = Image.fromarray(ground).resize((scale, scale), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(mask)
     for shapes in (sketch.marks, *sketch.levels):
         for shape, at in _to_pixels(sketch, shapes, scale):
-            _draw(pen, shape, at, shape.radius * scale, 255 if shape.part == part else 0)
+            _draw(pen, shape, at, shape.radius * scale, 255 if shape.part in parts else 0)
     return np.asarray(mask.reduce(OVERSAMPLE), np.float32) / 255

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from priorclip.data_shards.synthetic.noise_tiles import Plane
 from priorclip.data_shards.synthetic.palette import Rgb
 
+DETAIL = "+"  # end of the name of a part that belongs to a thing and has another colour than captions say
+
 Picture = NDArray[np.floating[Any]]
 Point = tuple[float, float]
 
@@ -47,13 +49,17 @@ Texture = Callable[[Grid, np.random.Generator], Picture]  # (n, n, 3) in 0..255
 
 
 class Area(NamedTuple):
-    """A material over a region; ``rough`` frays its edge by noise, ``soft`` blurs it (both in scene sides)."""
+    """A material over a region; ``rough`` frays its edge by noise, ``soft`` blurs it (both in scene sides).
+
+    Without a material it paints nothing, and only names the part that the ground there belongs to.
+    """
 
     distance: Distance
-    material: str | Texture
+    material: str | Texture | None
     rough: float
     soft: float
     opacity: float
+    part: str = ""
 
 
 class Shape(NamedTuple):
@@ -75,6 +81,7 @@ class Sketch:
         sun: direction of shadows in picture axes, radians
         shadow_length: length of the shadow of an object of height 1
         ground: material below everything
+        ground_part: the part that the ground belongs to
         marks: shapes on the ground
         shadows: outlines of shadows on the ground, for things high above it
         levels: bodies by level; shadows of the first level fall on the ground, those of the second on the first, ...
@@ -84,6 +91,7 @@ class Sketch:
     sun: float
     shadow_length: float = 1.0
     ground: str | Texture = "grass"
+    ground_part: str = ""
     areas: list[Area] = field(default_factory=list)
     marks: list[Shape] = field(default_factory=list)
     shadows: list[Shape] = field(default_factory=list)
@@ -101,9 +109,14 @@ class Sketch:
         rough: float = 0.0,
         soft: float = 0.0,
         opacity: float = 1.0,
+        part: str = "",
     ) -> None:
         """Covers the region with negative ``distance`` with a material."""
-        self.areas.append(Area(distance, material, rough, soft, opacity))
+        self.areas.append(Area(distance, material, rough, soft, opacity, part))
+
+    def name(self, distance: Distance, part: str) -> None:
+        """Says that the region with negative ``distance`` belongs to a part, and paints nothing."""
+        self.areas.append(Area(distance, None, 0.0, 0.0, 1.0, part))
 
     def mark(self, points: Sequence[Point], colour: Rgb, part: str = "") -> None:
         """Paints a polygon on the ground; shadows fall on it."""
@@ -128,6 +141,11 @@ class Sketch:
     def disc(self, u: float, v: float, radius: float, colour: Rgb, height: float = 0.0, part: str = "") -> None:
         """Puts a disc on the ground; it casts a shadow if ``height`` is positive."""
         self.levels[-1].append(Shape(((u, v),), radius, colour, height, part))
+
+
+def detail(part: str) -> str:
+    """ "main" -> "main+", the details of a thing; "" stays."""
+    return part and part + DETAIL
 
 
 def box(u: float, v: float, length: float, width: float, heading: float = 0.0) -> list[Point]:

@@ -78,6 +78,8 @@ def token_weights(
         instruction: f, (B, d)
         rival: computes the factors in place of soft belief (`rivals.build_rival`)
     """
+    if config.mode == "hard":
+        return None
     if rival is not None:
         return rival(tokens, instruction)
     return soft_weights(tokens, instruction, config.compat) if config.mode == "soft" else None
@@ -89,14 +91,14 @@ def apply_belief(tokens: Tensor, instruction: Tensor, config: BeliefConfig, riva
     Args:
         tokens: F, (B, L, d)
         instruction: f, (B, d)
-        rival: computes the factors in place of soft belief
+        rival: computes the factors in place of soft belief; for hard, the scores whose k highest are kept
     Returns:
         (B, L, d) for soft, its rivals and none, (B, k, d) for hard
     Raises:
         ValueError: hard belief must keep more tokens than there are
     """
     if config.mode == "hard":
-        return keep_top(tokens, instruction, config.k or 0)
+        return keep_top(tokens, instruction, config.k or 0, rival)
     weights = token_weights(tokens, instruction, config, rival)
     return tokens if weights is None else weight_tokens(tokens, weights, config.compat)
 
@@ -108,9 +110,10 @@ def weight_tokens(tokens: Tensor, weights: Tensor, compat: str = "paper") -> Ten
     return F.normalize(weighted, dim=1) if compat == "released" else weighted
 
 
-def keep_top(tokens: Tensor, instruction: Tensor, k: int) -> Tensor:
-    """Returns the k tokens of highest belief, highest first, (B, k, d)."""
+def keep_top(tokens: Tensor, instruction: Tensor, k: int, rival: nn.Module | None = None) -> Tensor:
+    """Returns the k tokens of highest belief, or of the highest factor of a rival, highest first, (B, k, d)."""
     if not 1 <= k <= tokens.shape[1]:
         raise ValueError(f"belief.k is {k}, but the visual encoder gives {tokens.shape[1]} tokens")
-    order = order_descending(affinity(tokens, instruction))[:, :k]
+    scores = affinity(tokens, instruction) if rival is None else rival(tokens, instruction)
+    order = order_descending(scores)[:, :k]
     return tokens.gather(1, order.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

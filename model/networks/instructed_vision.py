@@ -145,7 +145,7 @@ class InstructedBackbone(nn.Module):
         instruction, tokens = self.instruction(prior), self.narrow(self.encoder.tokens(images).tokens)
         mode, compat = self.belief.mode, self.belief.compat
         weights = token_weights(tokens, instruction, self.belief, self.rival)
-        kept = keep_top(tokens, instruction, self.belief.k or 0) if mode == "hard" else tokens
+        kept = keep_top(tokens, instruction, self.belief.k or 0, self.rival) if mode == "hard" else tokens
         x = torch.cat([instruction.unsqueeze(1), kept], dim=1)
         for layer in self.layers:
             # After the last layer only the first token is read, so that layer computes no other: a third of the work.

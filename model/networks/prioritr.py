@@ -92,7 +92,7 @@ class PriorITR(TwoTowers):
         """Projected tokens (B, L, d), instruction (B, d) -> the read-out of the local tokens, (B, d)."""
         belief = self.config.belief
         if belief.mode == "hard":
-            return self.spatial(keep_top(tokens, instruction, belief.k or 0), instruction)[:, 0]
+            return self.spatial(keep_top(tokens, instruction, belief.k or 0, self.rival), instruction)[:, 0]
         weights = token_weights(tokens, instruction, belief, self.rival)
         if weights is None:
             return self.spatial(tokens, instruction).mean(1)
@@ -100,7 +100,7 @@ class PriorITR(TwoTowers):
         if belief.mode == "uniform":
             return local.mean(1)
         # Soft belief reads by <F, f>, because the released factor does not follow it.
-        return read_highest(local, affinity(tokens, instruction) if belief.mode == "soft" else weights)
+        return read_highest(local, affinity(tokens, instruction) if self.rival is None else weights)
 
     def project(self, images: Tensor) -> tuple[VisualTokens, Tensor]:
         """Returns projected visual tokens and the instruction f (B, d)."""

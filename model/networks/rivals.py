@@ -166,6 +166,40 @@ class UniformBelief(nn.Module):
         return torch.full(tokens.shape[:2], mean, dtype=float32_at_least(tokens), device=tokens.device)
 
 
+class GivenBelief(nn.Module):
+    """Soft belief of a map that is known from elsewhere, such as the true mask: an experiment, not a mode to train.
+
+        M_l = s_l / sum of s        factor: M_l + mean of 1/sqrt(R) over the ranks that the tokens of equal s share
+
+    ``shares`` is set before each batch. Tokens of equal s have nearly the same factor: the difference of 1e-6 lets hard
+    belief, which must choose, take them from all over the image.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shares = torch.zeros(0)
+
+    def forward(self, tokens: Tensor, instruction: Tensor) -> Tensor:
+        """tokens (B, L, d) -> (B, L). Raises ValueError if ``shares`` is not (B, L)."""
+        if self.shares.shape != tokens.shape[:2]:
+            raise ValueError(f"a belief of shape {(*self.shares.shape,)} is given to tokens {(*tokens.shape[:2],)}")
+        shares = self.shares.to(tokens.device, float32_at_least(tokens))
+        length = shares.shape[1]
+        total = shares.sum(dim=-1, keepdim=True)
+        belief = torch.where(total > 0, shares / total.clamp(min=1e-12), 1 / length)
+        places = torch.tensor(scattered(length), device=shares.device).argsort() / length
+        return belief + shared_ranks(shares) + 1e-6 * places
+
+
+def shared_ranks(scores: Tensor) -> Tensor:
+    """Returns 1/sqrt(R), R the rank in each row of scores (B, L); equal scores share the mean over their ranks."""
+    higher = (scores[:, None, :] > scores[:, :, None]).sum(-1)
+    equal = (scores[:, None, :] == scores[:, :, None]).sum(-1)
+    ranks = torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=scores.dtype)
+    sums = torch.cat([ranks.new_zeros(1), ranks.rsqrt().cumsum(0)])
+    return (sums[higher + equal] - sums[higher]) / equal
+
+
 def scattered(length: int) -> list[int]:
     """Returns the numbers below ``length`` in an order that looks random and is always the same (Knuth's hash)."""
     return sorted(range(length), key=lambda place: (place + 1) * 2654435761 % 2**32)

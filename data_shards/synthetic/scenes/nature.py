@@ -10,7 +10,7 @@ from priorclip.data_shards.synthetic.ground import canopy, dunes, mountains
 from priorclip.data_shards.synthetic.objects import boulder, car, gable, ship, tree, umbrella
 from priorclip.data_shards.synthetic.palette import Rgb, colour_on, paint
 from priorclip.data_shards.synthetic.placement import MAIN, Room, along, extent_for, layout_for, spots
-from priorclip.data_shards.synthetic.regions import band, before, beyond, blob, grown, union
+from priorclip.data_shards.synthetic.regions import band, before, beyond, blob, disc, grown, union
 from priorclip.data_shards.synthetic.sketch import Sketch
 
 TREES: dict[str, tuple[Rgb, Rgb]] = {
@@ -29,7 +29,7 @@ def river(sketch: Sketch, rng: Rng) -> Facts:
     bend, wave = (0.0, 1.0) if kind == "straight" else (between(rng, 0.11, 0.15), between(rng, 0.75, 0.95))
     phase = between(rng, 0, 6.3)
     sketch.fill(band(0, half + 0.03, bend, wave, phase), "sand" if bank != "sand" else "soil", 0.012, 0.03)
-    sketch.fill(band(0, half, bend, wave, phase), "water", 0.010)
+    sketch.fill(band(0, half, bend, wave, phase), "water", 0.010, part="main")
     number, colour = count(rng, 0, 5), pick(rng, ("white", "red", "orange", "yellow"))
     length = 0.155 if number <= 3 else 0.115
     for u in along(number, Room(0, 0, 0.78, 0)) if number else []:
@@ -71,7 +71,7 @@ def lake(sketch: Sketch, rng: Rng) -> Facts:
     length, width = (0.72, 0.68) if kind == "round" else (0.86, 0.44)
     lake_shape = blob(rng, 0, 0, length, width)
     sketch.fill(grown(lake_shape, 0.02), "sand" if shore != "sand" else "grass", 0.006, 0.03)
-    sketch.fill(lake_shape, "water", 0.006)
+    sketch.fill(lake_shape, "water", 0.006, part="main")
     islands, boats = count(rng, 0, 3), count(rng, 0, 4)
     rows = (-0.15, 0.15) if kind == "round" else (-0.07, 0.07)
     places = shuffled(rng, [(u, v) for u in (-0.18, 0.0, 0.18) for v in rows])
@@ -123,7 +123,7 @@ def beach(sketch: Sketch, rng: Rng) -> Facts:
 def forest(sketch: Sketch, rng: Rng) -> Facts:
     """A closed canopy of one colour with tracks, streams or clearings."""
     colour = pick(rng, tuple(TREES))
-    sketch.ground = canopy(*TREES[colour])
+    sketch.ground, sketch.ground_part = canopy(*TREES[colour]), "main"
     clearings = count(rng, 0, 4)
     paths = ("dirt track", "stream", "road", "none")
     path = pick(rng, paths if clearings else paths[:3])
@@ -169,7 +169,7 @@ def desert(sketch: Sketch, rng: Rng) -> Facts:
     """Dunes of one colour, with rocks, palms or a track."""
     colour = pick(rng, tuple(SANDS))
     heading = between(rng, 0, math.pi)
-    sketch.ground = dunes(*SANDS[colour], heading, between(rng, 4, 9))
+    sketch.ground, sketch.ground_part = dunes(*SANDS[colour], heading, between(rng, 4, 9)), "main"
     rocks, oases = count(rng, 1, 8), count(rng, 0, 2)
     company = []
     if chance(rng, 0.5):
@@ -221,6 +221,7 @@ def mountain(sketch: Sketch, rng: Rng) -> Facts:
     radius = {1: 0.36, 2: 0.25, 3: 0.20, 4: 0.18}[number]
     peaks = [(u, v, radius * between(rng, 0.92, 1.08)) for u, v, _ in spots(rng, number, layout, MAIN, radius * 1.3)]
     sketch.ground = mountains(peaks, (162, 152, 142), tones[foot], 0.45 if snow else None)
+    sketch.name(union([disc(*peak) for peak in peaks]), "main")
     lakes = count(rng, 0, 1)
     if lakes:
         sketch.fill(blob(rng, 0.28, 0.34, 0.16, 0.11, between(rng, 0, 3)), "water", 0.02)

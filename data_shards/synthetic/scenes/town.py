@@ -146,14 +146,15 @@ def baseball_field(sketch: Sketch, rng: Rng) -> Facts:
         sketch.mark(
             place([(0.06 + x * 0.82, y * 0.82) for x, y in diamond], home_u, home_v, turn, size),
             (98, 146, 72),
+            "main+",
         )
-        sketch.mark_disc(*place(((size * 0.29, 0),), home_u, home_v, turn)[0], size * 0.055, (182, 112, 74))
+        sketch.mark_disc(*place(((size * 0.29, 0),), home_u, home_v, turn)[0], size * 0.055, (182, 112, 74), "main+")
         for side in (-1, 1):
             far = place(((math.cos(math.pi / 4) * size, side * math.sin(math.pi / 4) * size),), home_u, home_v, turn)[0]
             sketch.mark(line((home_u, home_v), far, 0.007), WHITE)
         for x, y in diamond:
             cu, cv = place(((x, y),), home_u, home_v, turn, size)[0]
-            sketch.mark(box(cu, cv, 0.014, 0.014, turn + math.pi / 4), WHITE)
+            sketch.mark(box(cu, cv, 0.014, 0.014, turn + math.pi / 4), WHITE, "main+")
     company = neighbour(sketch, rng, ground, ("river", "road", "trees", "houses", "pond", "railway", "woods"))
     return Facts(Thing("diamond", number, None, layout), ground, [company])
 
@@ -197,6 +198,7 @@ def golf_course(sketch: Sketch, rng: Rng) -> Facts:
         blob(rng, green_u, green_v, 0.26, 0.20, between(rng, 0, 3)),
         mown((132, 186, 92), (142, 196, 100), 0.5, 30),
         0.01,
+        part="main",
     )
     sketch.mark_disc(green_u, green_v, 0.008, (250, 250, 250))
     if ponds:

@@ -104,10 +104,11 @@ def bridge(sketch: Sketch, rng: Rng) -> Facts:
     for u in places:
         sketch.fill(band(-u, deck, angle=math.pi / 2), "asphalt")
         for side in (-1, 1):
-            sketch.body(box(u + side * deck, 0, 0.014, 2 * half + 0.05), (214, 212, 206), 0.045)
-        sketch.body(box(u, 0, 2 * deck - 0.01, 2 * half + 0.05), (104, 105, 108), 0.045)
+            sketch.body(box(u + side * deck, 0, 0.014, 2 * half + 0.05), (214, 212, 206), 0.045, "main")
+        sketch.body(box(u, 0, 2 * deck - 0.01, 2 * half + 0.05), (104, 105, 108), 0.045, "main")
         for i in range(14):
-            sketch.body(box(u, (i - 6.5) * 0.1, 0.007, 0.05), WHITE)
+            where = (i - 6.5) * 0.1
+            sketch.body(box(u, where, 0.007, 0.05), WHITE, part="main" if abs(where) < half else "")
     slots = [
         (u + side * 0.03, v, side) for u in places for v in (-0.3, -0.18, -0.06, 0.06, 0.18, 0.3) for side in (-1, 1)
     ]
@@ -145,7 +146,7 @@ def overpass(sketch: Sketch, rng: Rng) -> Facts:
     if ramps:
         _loops(sketch, turns[1], half)
     for turn, offset in zip(turns, offsets, strict=True):
-        sketch.fill(band(offset, half, angle=turn), "asphalt")
+        sketch.fill(band(offset, half, angle=turn), "asphalt", part="main")
     for level, (turn, offset) in enumerate(zip(turns, offsets, strict=True)):
         _highway(sketch, turn, offset, half, level)
     number, lorry, colour = count(rng, 1, 8), chance(rng, 0.3), pick(rng, ("white", "red", "blue", "yellow"))
@@ -168,14 +169,14 @@ def _highway(sketch: Sketch, turn: float, offset: float, half: float, level: int
     u, v = place(((0.0, offset),), 0, 0, turn)[0]
     if level:
         sketch.rise()
-        sketch.body(box(u, v, 1.7, 2 * half + 0.02, turn), (196, 194, 188), 0.02 + 0.03 * level)
-        sketch.body(box(u, v, 1.7, 2 * half, turn), (102, 103, 106))
+        sketch.body(box(u, v, 1.7, 2 * half + 0.02, turn), (196, 194, 188), 0.02 + 0.03 * level, "main")
+        sketch.body(box(u, v, 1.7, 2 * half, turn), (102, 103, 106), part="main")
     pen = sketch.body if level else sketch.mark
-    pen(box(u, v, 1.7, 0.014, turn), (188, 184, 170))
+    pen(box(u, v, 1.7, 0.014, turn), (188, 184, 170), part="main+")
     for side in (-0.5, 0.5):
         for i in range(14):
             at_u, at_v = place((((i - 6.5) * 0.11, side * half),), u, v, turn)[0]
-            pen(box(at_u, at_v, 0.05, 0.006, turn), WHITE)
+            pen(box(at_u, at_v, 0.05, 0.006, turn), WHITE, part="main+")
 
 
 def _loops(sketch: Sketch, turn: float, half: float) -> None:
@@ -202,6 +203,7 @@ def roundabout(sketch: Sketch, rng: Rng) -> Facts:
     headings = [2 * math.pi * i / arms + between(rng, -0.06, 0.06) for i in range(arms)]
     arms_and_ring = [*(ray(0, 0, heading, half) for heading in headings), disc(0, 0, radius + half)]
     sketch.fill(union(arms_and_ring), "asphalt")
+    sketch.name(disc(0, 0, radius + half), "main")
     island = pick(rng, [name for name in ("grass", "sand", "water") if name != ground])
     sketch.fill(disc(0, 0, radius - half + 0.012), "concrete")
     sketch.fill(disc(0, 0, radius - half), island)

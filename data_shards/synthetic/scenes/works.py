@@ -110,7 +110,7 @@ def farmland(sketch: Sketch, rng: Rng) -> Facts:
         room = WHOLE._replace(v=-0.06)
         radius = extent_for(number, layout, room, radius * 2.05) / 2.05
         for u, v, heading in spots(rng, number, layout, room, radius * 2.05):
-            sketch.fill(disc(u, v, radius), field_of(rng, colour, heading))
+            sketch.fill(disc(u, v, radius), field_of(rng, colour, heading), part="main")
             rim = (u + radius * math.cos(heading), v + radius * math.sin(heading))
             sketch.mark(line((u, v), rim, 0.008), (206, 202, 190))
         main = Thing("circle", number, colour, layout)
@@ -121,7 +121,7 @@ def farmland(sketch: Sketch, rng: Rng) -> Facts:
         main = Thing("field", number, colour, "strips" if number > 1 else None)
         mixed = [Company("with", Thing("field", others, other))]
         edges = _edges(rng, len(strips))
-        sketch.ground = field_of(rng, colour, math.pi / 2)
+        sketch.ground, sketch.ground_part = field_of(rng, colour, math.pi / 2), "main"
         second = [edges[i : i + 2] for i, first in enumerate(strips) if not first]
         sketch.fill(_stripes(second), field_of(rng, other, math.pi / 2))
         for edge in edges:
