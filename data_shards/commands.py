@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from priorclip.data_shards.corpus import Shards
 
@@ -127,6 +128,39 @@ class PackConfig:
     workers: int | None = None
     array: bool = True
     overwrite: bool = False
+
+
+@dataclass
+class SyntheticConfig:
+    """Draws large scenes as GeoTIFFs with coordinates, and a GeoJSON of what is where. It needs rasterio.
+
+    Args:
+        output: folder to write: scene-000.tif, ... and places.geojson
+        count: number of scenes
+        size: side of a scene in pixels, a multiple of cell
+        cell: side in pixels of the drawn scenes that a large one is made of
+        bands: rgb, or rgbn with near infrared, in which plants are bright and water is dark
+        type: uint8, or uint16 with reflectance x 10,000
+        crs: projected coordinates in metres; scenes stand side by side from left and top
+        left: x of the upper left corner of the first scene
+        top: y of the upper edge of all scenes
+        gsd: metres a pixel
+        seed: seed of drawing
+        first_index: index of the first drawn scene, so that sets with the same seed need not overlap
+    """
+
+    output: str
+    count: int = 3
+    size: int = 4000
+    cell: int = 250
+    bands: Literal["rgb", "rgbn"] = "rgbn"
+    type: Literal["uint8", "uint16"] = "uint16"
+    crs: str = "EPSG:32632"
+    left: float = 500_000
+    top: float = 5_400_000
+    gsd: float = 1.0
+    seed: int = 0
+    first_index: int = 0
 
 
 @dataclass
