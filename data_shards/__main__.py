@@ -112,7 +112,7 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
         duplicates=config.duplicates,
         near_duplicates=config.near_duplicates,
         values=values,
-        needs_text=config.source != "raster",
+        needs_text=config.source != "raster" or (gives_texts(config) and not config.keep_unlabelled),
     )
     evaluation = read_excluded_images(config, pool) if config.exclude else None
     folder = Path(config.output)
@@ -135,6 +135,11 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
         counts = ", ".join(f"{count} x {kind}" for kind, count in manifest.excluded.items())
         say(f"  excluded as images of the evaluation: {counts or 'none'} (see {folder / 'excluded.jsonl'})")
     return 0
+
+
+def gives_texts(config: PackConfig) -> bool:
+    """Tells whether the tiles of scenes get classes or texts."""
+    return config.vector is not None or config.csv is not None
 
 
 def run_synthetic(config: SyntheticConfig) -> int:

@@ -20,7 +20,8 @@ class PackConfig:
             files under this folder. If --json, --csv, --precomp or --parquet name several files, comma-separated or as
             a YAML list, give one folder for each or one for all; keys then begin with the name of the data set
         csv: table with columns for the file name, caption or label, and split (source csv); or the metadata CSV of
-            RS5M's image-only release: img_name or file_name, caption or text, url, country, month, meta_caption (rs5m)
+            RS5M's image-only release: img_name or file_name, caption or text, url, country, month, meta_caption (rs5m);
+            or texts of windows: scene, x, y, width, height, label or caption (raster)
         json: Karpathy JSON: RSICD, RSITMD, UCM, Sydney (source karpathy)
         precomp: folder of SPLIT_caps.txt and SPLIT_filename.txt (source precomp)
         shards: folder, pattern or URL of tars: RS5M's published shards, img2dataset's output (source webdataset)
@@ -30,9 +31,9 @@ class PackConfig:
             annotation or the stem of the file name (sources karpathy, precomp)
         caption_field: columns with captions, comma-separated or a list; all captions that are not blank count. null
             takes the first existing one of caption, captions, raw, text, title, sentence (sources csv, rs5m, parquet;
-            webdataset: lists in KEY.json)
+            webdataset: lists in KEY.json; raster: fields of --vector)
         image_field: column of the images; null searches it (source parquet)
-        label_field: column of the scene; null searches it (source parquet)
+        label_field: column of the scene, or field of --vector; null searches it (sources parquet, raster)
         fmow_kind: rgb, msrgb or both (source fmow)
         crop_margin: crop each bounding box with this share of its longer side around it; null keeps the whole picture
             (source fmow)
@@ -60,6 +61,14 @@ class PackConfig:
         fill: grey level of pixels without data, 0 to 255
         min_valid: leave out a raster image with a smaller share of valid pixels; null takes 0.5 for tiles of scenes,
             and leaves out other images only if they have no valid pixel
+        vector: GeoJSON, GeoPackage or Shapefile with polygons or points that have a class or a text, which become
+            those of the tiles that they cover; --label-field and --caption-field name the fields (source raster)
+        layer: layer of --vector, if it has several (source raster)
+        min_share: share of a tile that a polygon must cover, or share of the polygon that must lie in the tile, so that
+            its class or text is the tile's (source raster)
+        keep_unlabelled: with --vector or --csv, also pack tiles without class and text, for an index; without these
+            two all tiles are packed (source raster)
+        max_bad_share: give up if a larger share of the scenes cannot be read (source raster)
         tile: side in pixels of the tiles that scenes are cut into (source raster)
         stride: pixels from a tile to the next; null takes --tile (source raster)
         shard_size: samples per shard
@@ -113,6 +122,11 @@ class PackConfig:
     bands: str | None = None
     fill: int = 0
     min_valid: float | None = None
+    vector: str | None = None
+    layer: str | None = None
+    min_share: float = 0.5
+    keep_unlabelled: bool = False
+    max_bad_share: float = 0.5
     tile: int = 256
     stride: int | None = None
     shard_size: int = 1000
