@@ -242,7 +242,8 @@ class StatsConfig:
 
     Args:
         shards: folder, pattern, or a mix of them, in which each sample counts once
-        output: folder for stats.txt, stats.json, stats.png and contact_sheet.png; null takes the current folder
+        output: folder for stats.txt, stats.json, stats.png and contact_sheet.png, and for tiles of scenes rasters.png,
+            a map of their footprints with the values of each band; null takes the current folder
         caption_field: captions or coarse_captions
         tokenizer: name or folder of a tokenizer, to count tokens of captions too
         limit: count this many random samples; null counts all

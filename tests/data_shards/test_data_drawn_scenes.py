@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from PIL import Image
 from rasterio.warp import transform_geom
 from shapely.geometry import box, shape
+from small_data import write_tar
 
+from priorclip.data_shards import ShardSet
 from priorclip.data_shards.__main__ import main
 from priorclip.data_shards.synthetic import draw_scene, label_of
 
@@ -97,6 +100,70 @@ def test_eight_bits_without_infrared_are_the_same_every_time(tmp_path: Path) -> 
     assert np.array_equal(middle, draw_scene(0, 0, 96).image[16:80, 16:80])
     for name in ("scene-000.tif", "places.geojson"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def tiles(deep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiles") / "out"
+    words = ["pack", "--source", "raster", "--images", str(deep), "--tile", str(CELL), "--workers", "1"]
+    words += ["--vector", str(deep / "places.geojson"), "--value-range", "0,3000", "--bands", "nir,red,green"]
+    assert main([*words, "--output", str(folder)]) == 0
+    return folder
+
+
+def test_stats_has_a_map_and_the_values_of_each_band(deep: Path, tiles: Path, tmp_path: Path) -> None:
+    assert main(["stats", str(tiles), "--output", str(tmp_path), "--workers", "1"]) == 0
+    found = json.loads((tmp_path / "stats.json").read_text())["rasters"]
+    assert (found["tiles"], found["footprints"]) == (50, 50)
+    assert found["scenes"] == {"scene-000.tif": 25, "scene-001.tif": 25}
+    assert found["acquired"] == ["2024-06-01T10:30:00", "2024-06-02T10:30:00"]
+    assert found["gsd"] == pytest.approx([0.5, 0.5], rel=1e-3)
+    assert list(found["bands"]) == ["nir", "red", "green"]
+    values = []
+    for number in range(2):
+        with rasterio.open(deep / f"scene-{number:03d}.tif") as file:
+            values.append(np.clip(file.read([4, 1, 2]), 0, 3000))
+    whole = np.concatenate([each.reshape(3, -1) for each in values], axis=1).astype(float)
+    for place, name in enumerate(("nir", "red", "green")):
+        band = found["bands"][name]
+        assert band["mean"] == pytest.approx(whole[place].mean(), rel=0.02)
+        assert band["deviation"] == pytest.approx(whole[place].std(), rel=0.05)
+        assert sum(band["counts"]) == 50 * (CELL // 2) ** 2
+        assert len(band["edges"]) == len(band["counts"]) + 1
+    assert "band             nir (uint16): mean" in (tmp_path / "stats.txt").read_text()
+    with Image.open(tmp_path / "rasters.png") as picture:
+        assert picture.size == (1300, 600)
+        left, right = (np.asarray(picture.convert("RGB"))[:, side] for side in (slice(0, 650), slice(650, 1300)))
+    for half in (left, right):  # each panel has coloured footprints or lines
+        assert (np.ptp(half.astype(int), axis=2) > 60).sum() > 200
+
+
+def test_verify_knows_the_place_of_a_tile(tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(tiles), "--workers", "1"]) == 0
+    good = ShardSet(str(tiles)).text(0).info
+    for change, message in (
+        ({"window": [0, 0, 80]}, "'window' must be left, top, width and height"),
+        ({"window": [0, 0, 0, 80]}, "'window' must be"),
+        ({"gsd": 0}, "'gsd' must be metres above 0"),
+        ({"transform": [1, 0, 0, 0, 1]}, "'transform' must be six finite numbers"),
+        ({"acquired": "yesterday"}, "'acquired' must be a date"),
+        ({"footprint": {"type": "Point", "coordinates": [0, 0]}}, "'footprint' must be a GeoJSON Polygon"),
+        ({"footprint": {"type": "Polygon", "coordinates": [[[0, 0], [0, 1], [1, 1]]]}}, "a ring that is not closed"),
+        ({"footprint": {"type": "Polygon", "coordinates": [[[0, 95]] * 4]}}, "a latitude outside of -90 to 90"),
+        ({"footprint": {"type": "Polygon", "coordinates": [[[190, 5]] * 4]}}, "a longitude outside of -180 to 180"),
+        ({"footprint": {"type": "Polygon", "coordinates": [[[0, 1, 2]] * 4]}}, "points of two numbers"),
+        ({"footprint": {"type": "Polygon", "coordinates": 5}}, "must have coordinates as GeoJSON has them"),
+    ):
+        image = ShardSet(str(tiles)).read(0).image
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        write_tar(folder / "a.tar", {"a.jpg": image, "a.json": json.dumps(good | change).encode()})
+        assert main(["index", str(folder), "--workers", "1"]) == 0
+        capsys.readouterr()
+        assert main(["verify", str(folder), "--workers", "1"]) == 1
+        said = capsys.readouterr().out
+        assert "BAD a.tar: member a.json: '" in said
+        assert message in said
 
 
 def test_wrong_options(deep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
