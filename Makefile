@@ -1,4 +1,5 @@
-# make demo [SOURCE=ucmerced DATA=folder] | make rsicd DATA=folder | make test [PYTEST=words] | make lint | make format | make clean
+# make demo [SOURCE=raster, or SOURCE=ucmerced DATA=folder] | make rsicd DATA=folder
+# make test [PYTEST=words] | make lint | make format | make clean
 # A fresh machine needs Python 3.11, gcc and make. Everything else is installed below.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

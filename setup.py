@@ -8,10 +8,11 @@ PEERS = ["open_clip_torch>=3.2,<4"]  # what the benchmarks and parity tests comp
 S3 = ["obstore>=0.8"]  # signs the requests
 S3_SERVER = ["moto[s3]>=5.1", "boto3", "flask", "flask-cors"]  # a real one, for the tests
 PARQUET = ["pyarrow>=18"]  # only for packing Parquet files and BigEarthNet v2
-GEO = [
+GEO = [  # rasters that Pillow cannot read right: many bands, floats, scenes with coordinates; their vector files
     "rasterio>=1.4,<2",
-    "shapely>=2",
-]  # rasters that Pillow cannot read right: many bands, floats, scenes with coordinates
+    "shapely>=2.1,<3",
+    "pyogrio>=0.10,<1",
+]
 PROMETHEUS = ["prometheus_client>=0.20"]  # the endpoint of a run
 COMPLETION = ["argcomplete>=3"]  # Tab completes `priorclip`
 # Programs that read our shards and exports, and whose shards we read: the tests run them.

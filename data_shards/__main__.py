@@ -1,4 +1,4 @@
-"""`python -m data_shards pack|leakage|index|verify|stats|tokenizer|bench`. Each command has its own --help."""
+"""`python -m data_shards pack|synthetic|leakage|index|verify|stats|tokenizer|bench`. Each has its own --help."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from priorclip.data_shards.commands import (
     LeakageConfig,
     PackConfig,
     StatsConfig,
+    SyntheticConfig,
     TokenizerConfig,
     VerifyConfig,
 )
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "pack": PackConfig,
+    "synthetic": SyntheticConfig,
     "leakage": LeakageConfig,
     "index": IndexConfig,
     "verify": VerifyConfig,
@@ -52,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     run: dict[str, Callable[[Any], int]] = {
         "pack": run_pack,
+        "synthetic": run_synthetic,
         "leakage": run_leakage,
         "index": run_index,
         "verify": run_verify,
@@ -109,7 +112,7 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
         duplicates=config.duplicates,
         near_duplicates=config.near_duplicates,
         values=values,
-        needs_text=config.source != "raster",
+        needs_text=config.source != "raster" or (gives_texts(config) and not config.keep_unlabelled),
     )
     evaluation = read_excluded_images(config, pool) if config.exclude else None
     folder = Path(config.output)
@@ -131,6 +134,21 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
     if config.exclude:
         counts = ", ".join(f"{count} x {kind}" for kind, count in manifest.excluded.items())
         say(f"  excluded as images of the evaluation: {counts or 'none'} (see {folder / 'excluded.jsonl'})")
+    return 0
+
+
+def gives_texts(config: PackConfig) -> bool:
+    """Tells whether the tiles of scenes get classes or texts."""
+    return config.vector is not None or config.csv is not None
+
+
+def run_synthetic(config: SyntheticConfig) -> int:
+    from priorclip.data_shards.rasters.drawn_scenes import PLACES, write_drawn_scenes
+
+    paths = write_drawn_scenes(config)
+    cells = len(paths) * (config.size // config.cell) ** 2
+    say(f"{config.output}: {len(paths)} scenes of {config.size} x {config.size} {config.type} pixels in {config.crs}")
+    say(f"  what is where: {cells} places in {Path(config.output) / PLACES}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from priorclip.data_shards.corpus import Shards
 
@@ -19,7 +20,8 @@ class PackConfig:
             files under this folder. If --json, --csv, --precomp or --parquet name several files, comma-separated or as
             a YAML list, give one folder for each or one for all; keys then begin with the name of the data set
         csv: table with columns for the file name, caption or label, and split (source csv); or the metadata CSV of
-            RS5M's image-only release: img_name or file_name, caption or text, url, country, month, meta_caption (rs5m)
+            RS5M's image-only release: img_name or file_name, caption or text, url, country, month, meta_caption (rs5m);
+            or texts of windows: scene, x, y, width, height, label or caption (raster)
         json: Karpathy JSON: RSICD, RSITMD, UCM, Sydney (source karpathy)
         precomp: folder of SPLIT_caps.txt and SPLIT_filename.txt (source precomp)
         shards: folder, pattern or URL of tars: RS5M's published shards, img2dataset's output (source webdataset)
@@ -29,9 +31,9 @@ class PackConfig:
             annotation or the stem of the file name (sources karpathy, precomp)
         caption_field: columns with captions, comma-separated or a list; all captions that are not blank count. null
             takes the first existing one of caption, captions, raw, text, title, sentence (sources csv, rs5m, parquet;
-            webdataset: lists in KEY.json)
+            webdataset: lists in KEY.json; raster: fields of --vector)
         image_field: column of the images; null searches it (source parquet)
-        label_field: column of the scene; null searches it (source parquet)
+        label_field: column of the scene, or field of --vector; null searches it (sources parquet, raster)
         fmow_kind: rgb, msrgb or both (source fmow)
         crop_margin: crop each bounding box with this share of its longer side around it; null keeps the whole picture
             (source fmow)
@@ -61,6 +63,14 @@ class PackConfig:
         fill: grey level of pixels without data, 0 to 255
         min_valid: leave out a raster image with a smaller share of valid pixels; null takes 0.5 for tiles of scenes,
             and leaves out other images only if they have no valid pixel
+        vector: GeoJSON, GeoPackage or Shapefile with polygons or points that have a class or a text, which become
+            those of the tiles that they cover; --label-field and --caption-field name the fields (source raster)
+        layer: layer of --vector, if it has several (source raster)
+        min_share: share of a tile that a polygon must cover, or share of the polygon that must lie in the tile, so that
+            its class or text is the tile's (source raster)
+        keep_unlabelled: with --vector or --csv, also pack tiles without class and text, for an index; without these
+            two all tiles are packed (source raster)
+        max_bad_share: give up if a larger share of the scenes cannot be read (source raster)
         tile: side in pixels of the tiles that scenes are cut into (source raster)
         stride: pixels from a tile to the next; null takes --tile (source raster)
         shard_size: samples per shard
@@ -115,6 +125,11 @@ class PackConfig:
     bands: str | None = None
     fill: int = 0
     min_valid: float | None = None
+    vector: str | None = None
+    layer: str | None = None
+    min_share: float = 0.5
+    keep_unlabelled: bool = False
+    max_bad_share: float = 0.5
     tile: int = 256
     stride: int | None = None
     shard_size: int = 1000
@@ -130,6 +145,39 @@ class PackConfig:
     workers: int | None = None
     array: bool = True
     overwrite: bool = False
+
+
+@dataclass
+class SyntheticConfig:
+    """Draws large scenes as GeoTIFFs with coordinates, and a GeoJSON of what is where. It needs rasterio.
+
+    Args:
+        output: folder to write: scene-000.tif, ... and places.geojson
+        count: number of scenes
+        size: side of a scene in pixels, a multiple of cell
+        cell: side in pixels of the drawn scenes that a large one is made of
+        bands: rgb, or rgbn with near infrared, in which plants are bright and water is dark
+        type: uint8, or uint16 with reflectance x 10,000
+        crs: projected coordinates in metres; scenes stand side by side from left and top
+        left: x of the upper left corner of the first scene
+        top: y of the upper edge of all scenes
+        gsd: metres a pixel
+        seed: seed of drawing
+        first_index: index of the first drawn scene, so that sets with the same seed need not overlap
+    """
+
+    output: str
+    count: int = 3
+    size: int = 4000
+    cell: int = 250
+    bands: Literal["rgb", "rgbn"] = "rgbn"
+    type: Literal["uint8", "uint16"] = "uint16"
+    crs: str = "EPSG:32632"
+    left: float = 500_000
+    top: float = 5_400_000
+    gsd: float = 1.0
+    seed: int = 0
+    first_index: int = 0
 
 
 @dataclass
@@ -197,7 +245,8 @@ class StatsConfig:
 
     Args:
         shards: folder, pattern, or a mix of them, in which each sample counts once
-        output: folder for stats.txt, stats.json, stats.png and contact_sheet.png; null takes the current folder
+        output: folder for stats.txt, stats.json, stats.png and contact_sheet.png, and for tiles of scenes rasters.png,
+            a map of their footprints with the values of each band; null takes the current folder
         caption_field: captions or coarse_captions
         tokenizer: name or folder of a tokenizer, to count tokens of captions too
         limit: count this many random samples; null counts all

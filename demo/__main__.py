@@ -1,6 +1,7 @@
 """Runs the whole system: shards, scene prior, stage one under ZeRO on several ranks, stage two, recall.
 
     python -m demo                                                      # synthetic aerial scenes
+    python -m demo --source raster                                      # georeferenced scenes, found by words
     python -m demo --source ucmerced --data path/to/ucmerced             # real photographs
     python -m demo --source rsicd --data path/to/rsicd                   # the benchmark: scene prior and one training
 
@@ -18,7 +19,15 @@ from pathlib import Path
 
 from demo.config import DemoConfig
 from demo.plans import synthetic_plan, ucmerced_plan
-from demo.reports import benchmark_report, benchmark_summary, stages_report, stages_summary
+from demo.raster_plan import raster_plan
+from demo.reports import (
+    benchmark_report,
+    benchmark_summary,
+    places_report,
+    places_summary,
+    stages_report,
+    stages_summary,
+)
 from demo.rsicd_plan import rsicd_plan
 from demo.steps import StepFailed, run_steps
 from priorclip.common.command_line import run_command
@@ -27,6 +36,7 @@ from priorclip.common.output import say
 
 SOURCES = {  # folder, plan, report, summary
     "synthetic": ("runs/demo", synthetic_plan, stages_report, stages_summary),
+    "raster": ("runs/demo-raster", raster_plan, places_report, places_summary),
     "ucmerced": ("runs/demo-ucmerced", ucmerced_plan, stages_report, stages_summary),
     "rsicd": ("runs/rsicd", rsicd_plan, benchmark_report, benchmark_summary),
 }

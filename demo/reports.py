@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from demo.config import DemoConfig
+from demo.raster_plan import WANTED
+from demo.steps import StepFailed
 
 Report = dict[str, Any]
+SEEN = 0.25  # share of a tile that must be a place of the class, so that the tile shows it
+ENOUGH = 0.7  # share of the ten best tiles
 
 
 def stages_report(folder: Path, config: DemoConfig, seconds: float) -> Report:
@@ -116,5 +120,60 @@ def benchmark_summary(folder: Path, report: Report) -> str:
         "",
         f"report       {folder / 'report.json'}",
         f"model        {folder / 'export'}",
+    ]
+    return "\n".join(lines)
+
+
+def places_report(folder: Path, config: DemoConfig, seconds: float) -> Report:
+    """Returns the report of the search for places: which of the ten best tiles show what was drawn there.
+
+    Raises StepFailed if fewer than ENOUGH of them do.
+    """
+    places = read(folder / "scenes" / "places.geojson")["features"]
+    hits = read(folder / "found.geojson")["features"]
+    shares = [share_of(hit, places, WANTED) for hit in hits]
+    right = sum(share >= SEEN for share in shares)
+    named = sum(place["properties"]["label"] == WANTED for place in places)
+    if right < ENOUGH * len(hits):
+        raise StepFailed(f"only {right} of the {len(hits)} best tiles show {WANTED}: see {folder / 'found.geojson'}")
+    return {
+        "source": config.source,
+        "seed": config.seed,
+        "query": WANTED,
+        "places": len(places),
+        "places_of_it": named,
+        "tiles": read(folder / "tiles" / "manifest.json")["samples"],
+        "precision_at_10": right / len(hits),
+        "chance": named / len(places),
+        "shares": [round(share, 3) for share in shares],
+        "seconds": round(seconds, 1),
+    }
+
+
+def share_of(hit: dict[str, Any], places: list[dict[str, Any]], label: str) -> float:
+    """Returns the share of a hit's footprint that is a place of this class, both GeoJSON features in lon/lat."""
+    from shapely.geometry import shape
+
+    tile = shape(hit["geometry"])
+    wanted = (shape(place["geometry"]) for place in places if place["properties"]["label"] == label)
+    return float(sum(tile.intersection(place).area for place in wanted) / tile.area)
+
+
+def places_summary(folder: Path, report: Report) -> str:
+    """Returns the last output of the search for places."""
+    python, index = ".venv/bin/python -m", folder / "index"
+    lines = [
+        "",
+        f"{report['query']!r}: {report['precision_at_10']:.0%} of the 10 best of {report['tiles']} tiles show it; "
+        f"chance {report['chance']:.1%} ({report['places_of_it']} of {report['places']} places)",
+        f"total time: {report['seconds']:.0f} s",
+        "",
+        f"report       {folder / 'report.json'}",
+        f"answers      {folder / 'found.geojson'} (QGIS opens it, with the scenes in {folder / 'scenes'})",
+        f"map          {folder / 'stats' / 'rasters.png'}",
+        "",
+        "Try next:",
+        f'  {python} retrieval search --index {index} --text "a lake" --format geojson --output lakes.geojson',
+        f'  {python} retrieval search --index {index} --text "planes" --scene scene-001.tif --time 2024-06-02',
     ]
     return "\n".join(lines)

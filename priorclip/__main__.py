@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "pretrain": (),
     "finetune": ("prior", "instruct", "closed"),
     "experiments": ("sweep", "resplit", "collect", "tables"),
-    "data_shards": ("pack", "leakage", "index", "verify", "stats", "tokenizer", "bench"),
+    "data_shards": ("pack", "synthetic", "leakage", "index", "verify", "stats", "tokenizer", "bench"),
     "model": ("convert", "export", "summary", "bench"),
     "retrieval": ("evaluate", "robustness", "pictures", "index", "search", "serve"),
     "cluster": ("check", "launch", "sbatch", "faults", "plan", "simulate"),

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that the terminal cannot print
     words = list(sys.argv[1:] if argv is None else argv)
+    words = join_box(words)
     words = join_list_values(words, INDEX_LISTS if words[:1] in (["search"], ["serve"]) else LISTS)
     name, config = parse_command(COMMANDS, words, prog="retrieval", description="Evaluate and use a trained model.")
     return run_command(f"retrieval {name}", lambda: run[name](config))
@@ -64,6 +65,14 @@ def join_list_values(words: Sequence[str], lists: Sequence[str]) -> list[str]:
             while rest and not rest[0].startswith("--"):
                 values.append(rest.pop(0))
             found.append(json.dumps(values))
+    return found
+
+
+def join_box(words: Sequence[str]) -> list[str]:
+    """Turns ``--bbox -10,40,0,50`` into ``--bbox=-10,40,0,50``, because a word with a minus looks like an option."""
+    found: list[str] = []
+    for word in words:
+        found[-1:] = [f"--bbox={word}"] if found[-1:] == ["--bbox"] else [*found[-1:], word]
     return found
 
 
@@ -115,15 +124,26 @@ def run_index(config: IndexConfig) -> None:
 def run_search(config: SearchConfig) -> None:
     from pathlib import Path
 
-    from priorclip.retrieval.text_tables import hit_table
+    from priorclip.common.files import write_text
+    from priorclip.retrieval.hit_formats import format_hits
+    from priorclip.retrieval.places import Within
 
+    within = Within.parse(config.bbox, config.time, config.scene)
     data = Path(config.image).read_bytes() if config.image is not None else None
     searcher = open_searcher(config)
+    if within is not None:
+        within.rows(searcher.index.columns)  # an index without places is no fault of the query
+    text, k = config.text or "", config.k
     try:
-        hits = searcher.by_text(config.text or "", config.k) if data is None else searcher.by_image(data, config.k)
+        hits = searcher.by_text(text, k, within) if data is None else searcher.by_image(data, k, within)
     except ValueError as error:
         raise ValueError(f"--image {config.image}: {error}" if data is not None else f"--text: {error}") from error
-    say(hit_table(hits))
+    found = format_hits(hits, config.format)
+    if config.output is None:
+        say(found)
+        return
+    write_text(Path(config.output), found + "\n")
+    say(f"{config.output}: {len(hits)} results")
 
 
 def run_serve(config: ServeConfig) -> None:

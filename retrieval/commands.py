@@ -236,6 +236,11 @@ class SearchConfig:
         text: text to search for
         image: image file; search finds similar images
         k: number of results
+        format: table to read, or json, geojson or csv for other programs; geojson has the footprints of tiles
+        output: file to write; null prints the result
+        bbox: only images that touch WEST,SOUTH,EAST,NORTH in degrees; west above east goes across the dateline
+        time: only images acquired in 2024, 2024-06, 2024-06-30, or FROM/TO of these (UTC)
+        scene: only images of this scene; * and ? stand for any characters
         model: export folder; null takes the one that the index names
         data: further folders, files and shards that hold images of the index, separated by blanks; those in the working
             directory and in the folder that holds the index need no option
@@ -247,6 +252,11 @@ class SearchConfig:
     text: str | None = None
     image: str | None = None
     k: int = 10
+    format: Literal["table", "json", "geojson", "csv"] = "table"
+    output: str | None = None
+    bbox: str | None = None
+    time: str | None = None
+    scene: str | None = None
     model: str | None = None
     data: list[str] = field(default_factory=list)
     device: Device = "auto"

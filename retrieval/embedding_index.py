@@ -2,11 +2,14 @@
 
     INDEX/index.json              format, model and its SHA-256, data, number of images, width
           embeddings.safetensors  "embeddings" (N, d) float16 or float32, L2-normalised
-          images.jsonl            a line for each image: {"key", "label", "path"} or {"key", "label", "shard", "sample"}
+          images.jsonl            a line an image: {"key", "label", "path"} or {"key", "label", "shard", "sample"},
+                                  of a tile also "place" (data_shards/format/place.py) and "caption"
+          places.safetensors      of tiles: where and when they are, to search in a part of them (places.py)
 
     index = EmbeddingIndex.load("runs/index")
     scores, rows = index.nearest(encoder.text("a river"), k=10)
     index.entry(rows[0]), index.read_image(rows[0])
+    index.nearest(query, k=10, rows=Within.parse(bbox="8,48,9,49").rows(index.columns))
 
 Embeddings and lines are memory-mapped, so an index of millions of images opens at once. Scores are exact: the search
 compares every embedding (nearest_rows.py). The folder is written beside its place and then renamed. Somebody else may
@@ -25,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -33,20 +37,38 @@ from priorclip.common.masking import masked
 from priorclip.common.output import get_logger
 from priorclip.common.safe_paths import UnsafePath
 from priorclip.common.untrusted_json import check_object, null_or, parse_object, read_object, text, whole
+from priorclip.data_shards.format.place import check_place, place_of_info
+from priorclip.data_shards.shards import ShardSet
+from priorclip.data_shards.stream.batch_fetcher import prefetch_samples
+from priorclip.data_shards.stream.evaluation_batches import READ_TOGETHER
 from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reasons
 from priorclip.retrieval.gallery import Gallery, open_gallery, refuse_too_many
 from priorclip.retrieval.image_places import ImagePlaces
-from priorclip.retrieval.nearest_rows import nearest_rows
+from priorclip.retrieval.nearest_rows import nearest_of, nearest_rows
+from priorclip.retrieval.places import PlaceColumns
 
 log = get_logger(__name__)
+
+
+def check_told_place(value: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} must be an object")
+    try:
+        check_place(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
 
 FORMAT, VERSION = "priorclip-image-index", 1
 ABOUT, EMBEDDINGS, IMAGES = "index.json", "embeddings.safetensors", "images.jsonl"
 MAX_ABOUT, MAX_LINE = 1 << 26, 1 << 16  # bytes of index.json, and of a line of images.jsonl
+KEPT = ("scene", "window", "footprint", "gsd", "acquired")  # of a tile's place; the rest is in its KEY.json
+MAX_CAPTION = 1000  # characters of a caption that an index keeps
 KEY = {"key": text(MAX_LINE), "label": null_or(text(MAX_LINE))}
 IN_FILE = {"path": text(MAX_LINE)}
 IN_SHARD = {"shard": text(MAX_LINE), "sample": whole(1 << 40)}
+TOLD = {"caption": null_or(text(MAX_LINE)), "place": check_told_place}
 VERSIONED = {"format": text(), "version": whole(1 << 31)}
 ABOUT_FIELDS = {
     "images": whole(1 << 40),
@@ -65,6 +87,7 @@ class EmbeddingIndex:
         about: the content of index.json
         embeddings: (N, d), mapped from the file
         places: the files that the index may name
+        columns: where and when the images are; None if they have no place
     """
 
     def __init__(
@@ -74,9 +97,10 @@ class EmbeddingIndex:
         embeddings: Tensor,
         lines: bytes | mmap.mmap,
         places: ImagePlaces | None = None,
+        columns: PlaceColumns | None = None,
     ) -> None:
         self.folder, self.about, self.embeddings, self._lines = folder, about, embeddings, lines
-        self.places = places or ImagePlaces(folder)
+        self.places, self.columns = places or ImagePlaces(folder), columns
         self._ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n"))
 
     @classmethod
@@ -103,7 +127,8 @@ class EmbeddingIndex:
             raise ValueError(f"{folder / EMBEDDINGS} cannot be read: {error}") from error
         with open(folder / IMAGES, "rb") as handle:
             lines = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(handle.fileno()).st_size else b""
-        index = cls(folder, about, embeddings, lines, ImagePlaces(folder, data))
+        columns = PlaceColumns.load(folder, about["images"])
+        index = cls(folder, about, embeddings, lines, ImagePlaces(folder, data), columns)
         if not len(embeddings) == len(index._ends) == about["images"] or embeddings.shape[1] != about["width"]:
             raise ValueError(
                 f"{folder} is damaged: index.json has {about['images']} images of width {about['width']}, but the "
@@ -135,17 +160,22 @@ class EmbeddingIndex:
         line = self._lines[start : min(int(self._ends[row]), start + MAX_LINE)]
         return check_entry(line, f"{self.folder / IMAGES}, line {row + 1}")
 
-    def nearest(self, query: Tensor, k: int) -> tuple[list[float], list[int]]:
+    def nearest(self, query: Tensor, k: int, rows: NDArray[np.int64] | None = None) -> tuple[list[float], list[int]]:
         """Returns cosine similarities and rows of the k embeddings most similar to ``query`` (d,), best first.
 
         Equal scores are in the order of the rows. Raises ValueError if the query has another width.
+
+        Args:
+            query: (d,)
+            k: number of results
+            rows: compare only these rows, in ascending order; None compares all
         """
         if query.shape != self.embeddings.shape[1:]:
             raise ValueError(
                 f"the query has {query.numel()} values, but the embeddings in {self.folder} have "
                 f"{self.embeddings.shape[1]}: they come from different models"
             )
-        return nearest_rows(self.embeddings, query, k)
+        return nearest_rows(self.embeddings, query, k) if rows is None else nearest_of(self.embeddings, query, k, rows)
 
     def read_image(self, row: int) -> bytes:
         """Returns the encoded bytes of an image from its place in the index.
@@ -162,6 +192,7 @@ def check_entry(line: bytes, source: str) -> dict[str, Any]:
     try:
         entry = parse_object(line, source)
         check_object(entry, KEY | (IN_FILE if "path" in entry else IN_SHARD), source, others=True)
+        check_object(entry, TOLD, source, optional=TOLD, others=True)
     except ValueError as error:
         raise ValueError(f"{error}: make the index again with `retrieval index`") from error
     return entry
@@ -220,21 +251,50 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
 
 
 def write_folder(output: Path, about: dict[str, Any], embeddings: Tensor, entries: Iterable[dict[str, Any]]) -> None:
-    """Writes the three files into a temporary folder, calls fsync, and renames the folder."""
+    """Writes the files into a temporary folder, calls fsync, and renames the folder."""
     with folder_aside(output) as aside:
         content = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
         (aside / ABOUT).write_text(content, encoding="utf-8", errors="backslashreplace")
         save_file({"embeddings": embeddings.contiguous()}, aside / EMBEDDINGS)
+        places = []
         with open(aside / IMAGES, "w", encoding="utf-8") as handle:
-            handle.writelines(json.dumps(entry) + "\n" for entry in entries)
+            for entry in entries:
+                handle.write(json.dumps(entry) + "\n")
+                places.append(entry.get("place", {}))
+        columns = PlaceColumns.of(places)
+        if columns is not None:
+            columns.save(aside)
 
 
 def image_entries(gallery: Gallery, images: EncodedImages, classes: list[str]) -> Iterator[dict[str, Any]]:
     """Yields key, scene and place of each usable image."""
-    for sample in images.usable.nonzero().flatten().tolist():
+    usable = images.usable.nonzero().flatten().tolist()
+    packed, lost = isinstance(gallery.origin, ShardSet), 0
+    for number, sample in enumerate(usable):
+        if packed and number % READ_TOGETHER == 0:
+            prefetch_samples(gallery.source, usable[number : number + READ_TOGETHER], images=False)
         label = int(images.labels[sample])
         scene = classes[label] if label >= 0 else None
-        yield {"key": gallery.source.name(sample)[1], "label": scene, **gallery.location(sample)}
+        entry = {"key": gallery.source.name(sample)[1], "label": scene, **gallery.location(sample)}
+        told = told_of(gallery, sample) if packed else {}
+        lost += told is None
+        yield entry | (told or {})
+    if lost:
+        log.warning("%d images have a malformed place in KEY.json, so the index has no place for them", lost)
+
+
+def told_of(gallery: Gallery, sample: int) -> dict[str, Any] | None:
+    """Returns "place" and "caption" of a tile, nothing for other images, and None if its place is malformed."""
+    try:
+        text = gallery.source.text(sample)
+        place = place_of_info(text.info)
+    except ValueError:  # BadSample too
+        return None
+    if not place:
+        return {}
+    caption = text.captions[0][:MAX_CAPTION] if text.captions else None
+    told = {"place": {name: place[name] for name in place if name in KEPT}, "caption": caption}
+    return told if len(json.dumps(told)) < MAX_LINE // 2 else None
 
 
 def model_hash(folder: Path) -> str:

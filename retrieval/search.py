@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
@@ -13,6 +13,7 @@ from torch import Tensor
 from priorclip.retrieval.embedding_index import EmbeddingIndex, model_hash
 from priorclip.retrieval.encoder import Encoder
 from priorclip.retrieval.image_gate import ImageGate
+from priorclip.retrieval.places import Within
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Hit:
         key: key of the sample
         label: scene class or None
         where: file, or tar and row
+        caption: first caption of a tile, or None
+        place: of a tile: scene, window, footprint, gsd, acquired, as far as they are known
     """
 
     rank: int
@@ -34,6 +37,8 @@ class Hit:
     key: str
     label: str | None
     where: str
+    caption: str | None = None
+    place: dict[str, Any] = field(default_factory=dict)
 
 
 class Searcher:
@@ -53,24 +58,27 @@ class Searcher:
         self.gate = ImageGate()
         self._lock = threading.Lock()  # of the model; images are decoded and embeddings are compared outside of it
 
-    def by_text(self, text: str, k: int) -> list[Hit]:
-        """Returns the k images most similar to a text. Raises ValueError for a blank text."""
+    def by_text(self, text: str, k: int, within: Within | None = None) -> list[Hit]:
+        """Returns the k images most similar to a text, within the limits.
+
+        Raises ValueError for a blank text, and for limits if the index has no places.
+        """
         with self._lock:
             query = self.encoder.text(text)
-        return self._hits(query, k)
+        return self._hits(query, k, within)
 
-    def by_image(self, data: bytes, k: int) -> list[Hit]:
+    def by_image(self, data: bytes, k: int, within: Within | None = None) -> list[Hit]:
         """Returns the k images most similar to an encoded image. Raises BadSample if it cannot be read."""
         with self.gate.reading(lambda: data):
             pixels = self.encoder.decode(data)
         with self._lock:
             query = self.encoder.feature(pixels)
-        return self._hits(query, k)
+        return self._hits(query, k, within)
 
-    def by_row(self, row: int, k: int) -> list[Hit]:
+    def by_row(self, row: int, k: int, within: Within | None = None) -> list[Hit]:
         """Returns the k images most similar to an image of the index, itself included. Raises IndexError."""
         self.index.entry(row)
-        return self._hits(self.index.embeddings[row].float(), k)
+        return self._hits(self.index.embeddings[row].float(), k, within)
 
     def belief(self, row: int, side: int) -> Image.Image:
         """Returns the belief map of an image of the index over its centred square. Raises IndexError."""
@@ -86,13 +94,15 @@ class Searcher:
         """
         return self.gate.reading(lambda: self.index.read_image(row))
 
-    def _hits(self, query: Tensor, k: int) -> list[Hit]:
-        found = zip(*self.index.nearest(query, k), strict=True)
+    def _hits(self, query: Tensor, k: int, within: Within | None) -> list[Hit]:
+        rows = None if within is None else within.rows(self.index.columns)
+        found = zip(*self.index.nearest(query, k, rows), strict=True)
         return [self._hit(rank, score, row) for rank, (score, row) in enumerate(found, 1)]
 
     def _hit(self, rank: int, score: float, row: int) -> Hit:
         entry = self.index.entry(row)
-        return Hit(rank, score, row, entry["key"], entry["label"], format_location(entry))
+        where = format_location(entry)
+        return Hit(rank, score, row, entry["key"], entry["label"], where, entry.get("caption"), entry.get("place", {}))
 
 
 def format_location(entry: dict[str, Any]) -> str:

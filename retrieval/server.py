@@ -35,6 +35,7 @@ from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decode import open_image, upright_rgb
 from priorclip.data_shards.images.transforms import eval_transform
 from priorclip.retrieval.guarded_requests import GuardedHandler, RefusedRequest, allowed_names
+from priorclip.retrieval.places import Within
 from priorclip.retrieval.search import Searcher
 
 log = get_logger(__name__)
@@ -193,15 +194,21 @@ class RequestHandler(GuardedHandler):
 def answer_search(searcher: Searcher, query: dict[str, list[str]]) -> dict[str, Any]:
     """Returns the answer to /search. Raises BadRequest."""
     k = max(1, parse_number(query, "k", HITS, MOST_HITS))
+    try:
+        within = Within.parse(*(query.get(name, [None])[0] for name in ("bbox", "time", "scene")))
+        if within is not None:
+            within.rows(searcher.index.columns)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
     if ("text" in query) == ("image" in query):
         raise BadRequest("a search takes either text= or image=")
     if "image" in query:
         row = check_row(searcher, parse_number(query, "image", 0, len(searcher.index)))
-        return {"query": {"image": row}, "hits": [asdict(hit) for hit in searcher.by_row(row, k)]}
+        return {"query": {"image": row}, "hits": [asdict(hit) for hit in searcher.by_row(row, k, within)]}
     text = query["text"][0].strip()
     if not text or len(text) > LONGEST_TEXT:
         raise BadRequest(f"text must have 1 to {LONGEST_TEXT} characters")
-    return {"query": {"text": text}, "hits": [asdict(hit) for hit in searcher.by_text(text, k)]}
+    return {"query": {"text": text}, "hits": [asdict(hit) for hit in searcher.by_text(text, k, within)]}
 
 
 def answer_image(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[str, bytes]:

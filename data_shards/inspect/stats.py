@@ -2,6 +2,7 @@
 
 shards -> counts of CHUNK samples each, by --workers processes -> their sum -> stats.json -> stats.txt, stats.png
                                                                                contact_sheet.png
+tiles of scenes also give rasters.png, see raster_stats.py
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from priorclip.data_shards.inspect.counters import (
     is_concept,
     text_hash,
 )
+from priorclip.data_shards.inspect.raster_stats import draw_rasters, format_rasters, raster_figures
 from priorclip.data_shards.inspect.stats_page import FITTED, draw_page
 from priorclip.data_shards.shards import ShardSet
 
@@ -58,6 +60,10 @@ def write_stats(config: StatsConfig) -> str:
             bar.update(part.samples)
     numbers = make_figures(total.join())
     text = format_stats(numbers, len(shards.files), len(shards))
+    rasters = raster_figures(shards, chosen, config.seed)
+    if rasters is not None:
+        text = "\n".join([text, *format_rasters(rasters)])
+        numbers["rasters"] = {name: value for name, value in rasters.items() if name != "outlines"}
     folder = Path(config.output or ".")
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "stats.txt", text.encode() + b"\n")
@@ -66,7 +72,11 @@ def write_stats(config: StatsConfig) -> str:
     sheet = io.BytesIO()
     draw_contact_sheet(shards, config).save(sheet, "PNG")
     write_bytes(folder / "contact_sheet.png", sheet.getvalue())
-    return f"{text}\npage of plots: {folder / 'stats.png'}\ncontact sheet: {folder / 'contact_sheet.png'}"
+    done = f"{text}\npage of plots: {folder / 'stats.png'}\ncontact sheet: {folder / 'contact_sheet.png'}"
+    if rasters is None:
+        return done
+    write_bytes(folder / "rasters.png", draw_rasters(rasters))
+    return f"{done}\nmap and bands: {folder / 'rasters.png'}"
 
 
 def choose_samples(samples: int, config: StatsConfig) -> Sequence[int]:

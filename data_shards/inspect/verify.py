@@ -1,7 +1,8 @@
 """`data_shards verify`: checks that each byte is the byte that packing wrote.
 
 For each shard of the manifest it checks that the tar and its .idx exist and have their size and SHA-256, that the .idx
-has the true place of each member, that each member has its SHA-256, and that KEY.json has the SHA-256 of its image.
+has the true place of each member, that each member has its SHA-256, and that KEY.json has the SHA-256 of its image
+and, of a tile, a footprint, window, CRS, transform and time that can be.
 sizes.json and wids.json, which other programs read, must say the same as the indices; older packs have neither.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from priorclip.common.files import sha256_of
 from priorclip.data_shards.format.client_files import LAYOUT, client_contents, count_captioned
 from priorclip.data_shards.format.manifest import Manifest, ShardEntry
+from priorclip.data_shards.format.place import place_of_info
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS, JSON_MEMBER, split_name
 from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_path
 from priorclip.data_shards.format.tar import read_members
@@ -110,7 +112,7 @@ def verify_members(path: Path, index: ShardIndex) -> list[str]:
         if extension in IMAGE_MEMBERS:
             images = {key: digest.hexdigest()}
         elif extension == JSON_MEMBER and key in images:
-            problems += [f"{place}: {text}" for text in compare_json_hash(data, images[key])]
+            problems += [f"{place}: {text}" for text in compare_json(data, images[key])]
     problems += [f"{path.name}: {text}" for text in damage]
     lost = [member for members in rows.values() for member in members]
     if lost:
@@ -131,9 +133,16 @@ def compare_member(found: Member, row: Member | None) -> list[str]:
     return problems
 
 
-def compare_json_hash(data: bytes, image_sha256: str) -> list[str]:
+def compare_json(data: bytes, image_sha256: str) -> list[str]:
+    """Returns the problems of KEY.json: another image's hash, or a place on the Earth that cannot be."""
     try:
-        recorded = json.loads(data).get("sha256")
+        info = json.loads(data)
+        recorded = info.get("sha256")
     except (ValueError, AttributeError):
         return ["not a JSON object"]
-    return ["its sha256 is not that of the image"] if recorded not in (None, image_sha256) else []
+    problems = [] if recorded in (None, image_sha256) else ["its sha256 is not that of the image"]
+    try:
+        place_of_info(info)
+    except ValueError as error:
+        problems.append(str(error))
+    return problems

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 EDGE = 16  # points on each edge of a window, because straight edges of a projection bend on the globe
 DEGREES, GRID = 7, 1e-7  # decimals of a footprint: 1 cm
 AXIS, SQUEEZE = 6_378_137.0, 0.00669437999014  # of WGS 84: half of the equatorial axis in metres, eccentricity squared
+DEGREE = 111_320.0  # metres of a degree of the equator: no degree is longer
 TIMES = ("ACQUISITIONDATETIME", "ACQUISITION_DATE", "DATE_ACQUIRED", "SENSING_TIME", "datetime", "TIFFTAG_DATETIME")
 TIME = re.compile(r"(\d{4})[-:/]?(\d\d)[-:/]?(\d\d)(?:[T ]?(\d\d):?(\d\d):?(\d\d))?")
 
@@ -42,7 +43,8 @@ def place_of(dataset: Any, x: int, y: int, width: int, height: int) -> dict[str,
         ring = edge_of(own, width, height)
         points = to_lon_lat(crs, ring)
         if points is not None:
-            facts |= {"footprint": footprint(points), "gsd": ground_distance(crs, own, width, height)}
+            facts["gsd"] = ground_distance(crs, own, width, height)
+            facts["footprint"] = footprint(points, facts["gsd"])
     return {name: value for name, value in facts.items() if value is not None}
 
 
@@ -89,8 +91,11 @@ def to_lon_lat(crs: Any, points: NDArray[np.float64]) -> NDArray[np.float64] | N
     return found if inside else None
 
 
-def footprint(points: NDArray[np.float64]) -> dict[str, Any]:
-    """Returns the GeoJSON polygon of a closed outline (N, 2) in lon/lat, cut at the dateline, with a pole inside it."""
+def footprint(points: NDArray[np.float64], gsd: float | None = None) -> dict[str, Any]:
+    """Returns the GeoJSON polygon of a closed outline (N, 2) in lon/lat, cut at the dateline, with a pole inside it.
+
+    Points without which the outline moves by less than a tenth of a pixel of ``gsd`` metres are left out.
+    """
     from shapely import affinity, box, set_precision, union_all
     from shapely.geometry import MultiPolygon, Polygon, mapping
     from shapely.geometry.polygon import orient
@@ -114,6 +119,7 @@ def footprint(points: NDArray[np.float64]) -> dict[str, Any]:
     if abs(turns) > 180:
         joined = union_all(parts, grid_size=GRID)  # the two sides of the meridian where the outline begins
         parts = list(getattr(joined, "geoms", [joined]))
+    parts = [part.simplify((gsd or 0) / DEGREE / 10) for part in parts]
     whole = set_precision(MultiPolygon(parts), GRID)
     parts = [orient(part) for part in getattr(whole, "geoms", [whole])]
     shape = mapping(parts[0] if len(parts) == 1 else MultiPolygon(parts))

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from priorclip.data_shards.format.class_names import normalized, unique_classes
 from priorclip.data_shards.order.hashing import hash_integers, permutation
 from priorclip.data_shards.rasters.values import ValueRule, value_rule
+from priorclip.data_shards.rasters.vector import read_vector
 from priorclip.data_shards.sources.benchmark import karpathy, precomp
 from priorclip.data_shards.sources.bigearthnet import bigearthnet
 from priorclip.data_shards.sources.drawing import synthetic
@@ -26,11 +28,13 @@ from priorclip.data_shards.sources.record import Record, join_sets
 from priorclip.data_shards.sources.scenes import raster
 from priorclip.data_shards.sources.table import csv, rs5m
 from priorclip.data_shards.sources.tars import webdataset
+from priorclip.data_shards.sources.tile_texts import TextSource, read_windows
 
 if TYPE_CHECKING:
     from priorclip.data_shards.commands import PackConfig
 
 DRAWN_QUALITY = 90
+RASTER_TEXTS = ("label_field", "caption_field", "min_share", "keep_unlabelled", "max_bad_share")
 TILE_VALID = 0.5  # share of valid pixels of a tile, without --min-valid
 
 
@@ -60,7 +64,31 @@ def _drawn(config: PackConfig) -> list[Record]:
 
 
 def _tiles(config: PackConfig) -> list[Record]:
-    return raster(str(config.images), rule_of(config), config.tile, config.stride, config.quality or DRAWN_QUALITY)
+    rule, quality = rule_of(config), config.quality or DRAWN_QUALITY
+    if not 0 <= config.max_bad_share <= 1:
+        raise ValueError(f"--max-bad-share must be a share, 0 to 1, not {config.max_bad_share}")
+    texts = tile_texts(config)
+    return raster(str(config.images), rule, config.tile, config.stride, quality, texts, config.max_bad_share)
+
+
+def tile_texts(config: PackConfig) -> TextSource:
+    """Returns where the classes and texts of tiles come from. Raises ValueError for options that contradict."""
+    tables = split_paths(config.csv)
+    fields_named = config.label_field, caption_fields(config)
+    if config.vector is not None and tables:
+        raise ValueError("--vector and --csv both give texts to tiles: take one")
+    if len(tables) > 1:
+        raise ValueError("--source raster takes one --csv")
+    if config.layer is not None and config.vector is None:
+        raise ValueError("--layer needs --vector")
+    if config.vector is not None:
+        layer = read_vector(Path(config.vector), config.layer, *fields_named)
+        return TextSource(layer, min_share=config.min_share)
+    if tables:
+        return TextSource(windows=read_windows(Path(tables[0]), *fields_named), min_share=config.min_share)
+    if any(fields_named):
+        raise ValueError("--label-field and --caption-field need --vector or --csv, because scenes have no texts")
+    return TextSource(min_share=config.min_share)
 
 
 def rule_of(config: PackConfig) -> ValueRule:
@@ -121,7 +149,7 @@ SOURCES: dict[str, Source] = {
     ),
     "parquet": Source(_parquet, ("parquet",), ("images", "split", "image_field", "caption_field", "label_field")),
     "imagefolder": Source(lambda config: imagefolder(str(config.images), config.split), ("images",), ("split",)),
-    "raster": Source(_tiles, ("images",), ("tile", "stride")),
+    "raster": Source(_tiles, ("images",), ("tile", "stride", "vector", "layer", "csv", *RASTER_TEXTS)),
     "millionaid": Source(lambda config: millionaid(str(config.images), config.split), ("images",), ("split",)),
     "fmow": Source(
         lambda config: fmow(str(config.images), config.split, config.fmow_kind, config.crop_margin),

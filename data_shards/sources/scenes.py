@@ -4,7 +4,8 @@
 
 Reading the source reads each scene's header and the range of its values. A tile is read, scaled and encoded when it is
 packed, so that memory holds one tile. Tiles follow each other every ``stride`` pixels; the last ones of a row or column
-move back, so that they end with the scene. A scene smaller than a tile is one tile.
+move back, so that they end with the scene. A scene smaller than a tile is one tile. A scene that cannot be read is one
+record too, which packing leaves out, counts and lists in quarantine.jsonl. tile_texts.py gives classes and texts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from priorclip.data_shards.rasters.values import ValueRule
 from priorclip.data_shards.sources.folder import walk_names
 from priorclip.data_shards.sources.names import image_path, sample_key
 from priorclip.data_shards.sources.record import Record
+from priorclip.data_shards.sources.tile_texts import TextSource
 
 if TYPE_CHECKING:
     from priorclip.data_shards.rasters.scene import Scene
@@ -72,6 +75,17 @@ class Tile:
         return replace(record, image=buffer.getvalue(), extra={**record.extra, **facts})
 
 
+@dataclass(frozen=True, slots=True)
+class BadScene:
+    """A scene that cannot be read: loading it says why."""
+
+    reason: str
+    detail: str
+
+    def load(self, record: Record) -> Record:
+        raise BadSample(self.reason, self.detail)
+
+
 @contextmanager
 def open_scene(folder: Path, name: str, rule: ValueRule) -> Iterator[Scene]:
     """Opens a scene below the folder. Raises BadSample, also for what the body reads from it."""
@@ -85,7 +99,13 @@ def open_scene(folder: Path, name: str, rule: ValueRule) -> Iterator[Scene]:
 
 
 def raster(
-    images: str | Path, rule: ValueRule, tile: int = 256, stride: int | None = None, quality: int = 90
+    images: str | Path,
+    rule: ValueRule,
+    tile: int = 256,
+    stride: int | None = None,
+    quality: int = 90,
+    texts: TextSource | None = None,
+    max_bad_share: float = 0.5,
 ) -> list[Record]:
     """Cuts the scenes below a folder into tiles.
 
@@ -95,9 +115,12 @@ def raster(
         tile: side of a tile in pixels
         stride: pixels from a tile to the next; None takes ``tile``, so that tiles do not overlap
         quality: JPEG quality of the tiles
+        texts: where classes and texts come from; None gives none
+        max_bad_share: largest share of scenes that may be unreadable
 
     Raises:
-        ValueError, FileNotFoundError: an option is wrong, rasterio is missing, or no scene can be read
+        ValueError, FileNotFoundError: an option is wrong, rasterio is missing, too many scenes cannot be read, or no
+            tile has a text where texts are given
     """
     stride = tile if stride is None else stride
     if not MIN_TILE <= tile <= MAX_TILE:
@@ -112,41 +135,55 @@ def raster(
     names = walk_names(root, lambda name: name.lower().endswith(SUFFIXES))
     if not names:
         raise FileNotFoundError(f"no scene ({', '.join(SUFFIXES)}) below {root}")
+    texts = texts or TextSource()
     records: list[Record] = []
     for name in names:
-        records += tiles(root, name, rule, tile, stride, quality)
-    if not records:
+        records += tiles(root, name, rule, tile, stride, quality, texts)
+    bad = [record for record in records if isinstance(record.image, BadScene)]
+    if len(bad) == len(records):
         raise ValueError(f"none of {len(names)} scenes below {root} can be read, see the warnings above")
+    if len(bad) > max_bad_share * len(names):
+        raise ValueError(
+            f"{len(bad)} of {len(names)} scenes below {root} cannot be read, see the warnings above: "
+            f"more than --max-bad-share {max_bad_share:g} allows"
+        )
+    texts.warn_of_unused()
+    if texts and not any(record.captions or record.label for record in records):
+        raise ValueError("no tile has a class or a text: do the coordinates, or the names of the scenes, fit?")
     return records
 
 
-def tiles(root: Path, name: str, rule: ValueRule, tile: int, stride: int, quality: int) -> list[Record]:
-    """Returns the tiles of a scene; none, with a warning, if it cannot be read."""
+def tiles(
+    root: Path, name: str, rule: ValueRule, tile: int, stride: int, quality: int, texts: TextSource
+) -> list[Record]:
+    """Returns the tiles of a scene; one record that says why, with a warning, if it cannot be read."""
+    key, folder = sample_key(name), str(root)
     try:
         with open_scene(root, name, rule) as scene:
             check_tiles(scene.dataset, tile, stride)
             (wide, high), found = scene.size, scene.ranges
             located = "footprint" in place_of(scene.dataset, 0, 0, wide, high)
+            notes = texts.scene(name, scene) if texts else None
     except BadSample as error:
         log.warning("%s is left out: %s", name, error)
-        return []
+        return [Record(key, BadScene(error.reason, f"{name}: {error.detail}"), source=root.name)]
     ranges = None if found is None else tuple(found)
     if ranges is not None:
         shown = ", ".join(f"{low:g} to {high:g}" for low, high in ranges)
         log.info("%s: black to white is %s (%s)", name, shown, rule.how)
     if not located:
         log.warning("%s has no coordinates on the Earth, so its tiles have no footprint", name)
-    key, folder = sample_key(name), str(root)
-    return [
-        Record(
-            f"{key}/{y:06d}-{x:06d}",
-            Tile(folder, name, (x, y, min(tile, wide), min(tile, high)), rule, ranges, quality),
-            source=root.name,
-            extra={"scene": name, "window": [x, y, min(tile, wide), min(tile, high)]},
-        )
-        for y in starts(high, tile, stride)
-        for x in starts(wide, tile, stride)
-    ]
+    records = []
+    for y, x in product(starts(high, tile, stride), starts(wide, tile, stride)):
+        window = x, y, min(tile, wide), min(tile, high)
+        record = Record(f"{key}/{y:06d}-{x:06d}", Tile(folder, name, window, rule, ranges, quality), source=root.name)
+        record.extra = {"scene": name, "window": list(window)}
+        if notes is not None:
+            note, shares = notes.of(window)
+            record.label, record.captions = note.label, note.captions
+            record.extra |= {"shares": shares} if shares else {}
+        records.append(record)
+    return records
 
 
 def check_tiles(dataset: Any, tile: int, stride: int) -> None:

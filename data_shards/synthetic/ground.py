@@ -10,6 +10,7 @@ Materials with a structure (water, canopy, dunes, crop rows, mountains) are the 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -47,6 +48,35 @@ MATERIALS: dict[str, Material] = {
 }
 
 
+@dataclass(frozen=True)
+class Fill:
+    """A texture that knows how much near infrared it reflects, as a share of the light, on average."""
+
+    paint: Texture
+    infrared: float
+
+    def __call__(self, grid: Grid, rng: Rng) -> Picture:
+        return self.paint(grid, rng)
+
+
+# Share of near infrared that a material reflects: leaves much, water almost none.
+INFRARED: dict[str, float] = {
+    "grass": 0.42,
+    "lawn": 0.46,
+    "dry grass": 0.30,
+    "soil": 0.25,
+    "sand": 0.38,
+    "concrete": 0.30,
+    "asphalt": 0.12,
+    "gravel": 0.24,
+    "rock": 0.24,
+    "snow": 0.75,
+    "clay": 0.30,
+    "desert": 0.40,
+}
+WATER, LEAVES, TURF, DUNES, SLOPES = 0.02, 0.44, 0.46, 0.40, 0.25
+
+
 def _speckled(tone: Rgb, other: Rgb, mix: Plane, light: Plane) -> Picture:
     picture = np.empty((*mix.shape, 3), np.float32)
     for channel in range(3):
@@ -81,7 +111,7 @@ def water(deep: Rgb = (44, 74, 88), shallow: Rgb = (66, 104, 108)) -> Texture:
         drift = 9
         return _speckled(_drifted(deep, rng, drift), _drifted(shallow, rng, drift), mix, light)
 
-    return fill
+    return Fill(fill, WATER)
 
 
 def canopy(dark: Rgb = (40, 66, 36), light: Rgb = (88, 118, 58), jitter: float = 0.8) -> Texture:
@@ -94,7 +124,7 @@ def canopy(dark: Rgb = (40, 66, 36), light: Rgb = (88, 118, 58), jitter: float =
         level *= 1 + 0.07 * patch("grain", grid.size, rng)
         return _speckled(_drifted(dark, rng, 6), _drifted(light, rng, 8), 0.25 + 0.6 * tone, level)
 
-    return fill
+    return Fill(fill, LEAVES)
 
 
 def _relief(height: Plane, grid: Grid) -> Plane:
@@ -107,7 +137,9 @@ def _relief(height: Plane, grid: Grid) -> Plane:
     return du * grid.sun[0] + dv * grid.sun[1]
 
 
-def crop(tone: Rgb, other: Rgb, heading: float, rows: float = 40.0, depth: float = 0.09) -> Texture:
+def crop(
+    tone: Rgb, other: Rgb, heading: float, rows: float = 40.0, depth: float = 0.09, infrared: float = LEAVES
+) -> Texture:
     """Returns a ploughed or planted field with furrows along ``heading``, with ``rows`` furrows per scene side."""
 
     def fill(grid: Grid, rng: Rng) -> Picture:
@@ -119,7 +151,7 @@ def crop(tone: Rgb, other: Rgb, heading: float, rows: float = 40.0, depth: float
         light = 1 + depth * furrow - 0.10 * tractor + 0.04 * patch("grain", grid.size, rng)
         return _speckled(_drifted(tone, rng, 7), _drifted(other, rng, 7), mix, light)
 
-    return fill
+    return Fill(fill, infrared)
 
 
 def mown(tone: Rgb, other: Rgb, heading: float, stripes: float = 18.0) -> Texture:
@@ -131,7 +163,7 @@ def mown(tone: Rgb, other: Rgb, heading: float, stripes: float = 18.0) -> Textur
         light = 1 + 0.03 * patch("mottle", grid.size, rng) + 0.03 * patch("grain", grid.size, rng)
         return _speckled(_drifted(tone, rng, 5), _drifted(other, rng, 5), mix, light)
 
-    return fill
+    return Fill(fill, TURF)
 
 
 def dunes(tone: Rgb, other: Rgb, heading: float, ridges: float = 7.0) -> Texture:
@@ -149,7 +181,7 @@ def dunes(tone: Rgb, other: Rgb, heading: float, ridges: float = 7.0) -> Texture
         mix = np.clip(0.5 + 0.3 * patch("broad", grid.size, rng), 0, 1)
         return _speckled(_drifted(tone, rng, 6), _drifted(other, rng, 6), mix, light)
 
-    return fill
+    return Fill(fill, DUNES)
 
 
 def mountains(peaks: list[tuple[float, float, float]], slope: Rgb, foot: Rgb, snow_line: float | None) -> Texture:
@@ -177,7 +209,7 @@ def mountains(peaks: list[tuple[float, float, float]], slope: Rgb, foot: Rgb, sn
             picture += (np.array((244, 247, 252), np.float32) - picture) * cover
         return picture * (0.94 + lit)[..., None]
 
-    return fill
+    return Fill(fill, SLOPES)
 
 
 CROPS: dict[str, tuple[Rgb, Rgb]] = {
@@ -187,11 +219,15 @@ CROPS: dict[str, tuple[Rgb, Rgb]] = {
 }
 
 
+CROP_INFRARED = {"green": 0.42, "yellow": 0.33, "brown": 0.24}
+
+
 def field_of(rng: Rng, colour: str, heading: float) -> Texture:
     """Returns a field of the named crop colour with its own furrow spacing."""
     tone, other = CROPS[colour]
     shift = between(rng, 0, 0.3)
-    return crop(blend(tone, other, shift), other, heading, between(rng, 18, 36), 0.04 + 0.05 * chance(rng, 0.6))
+    rows, depth = between(rng, 18, 36), 0.04 + 0.05 * chance(rng, 0.6)
+    return crop(blend(tone, other, shift), other, heading, rows, depth, CROP_INFRARED[colour])
 
 
 NAMED: dict[str, Texture] = {
@@ -210,3 +246,11 @@ def texture(material: str | Texture, grid: Grid, rng: Rng) -> Picture:
     if material in NAMED:
         return NAMED[material](grid, rng)
     return plain(MATERIALS[material], grid, rng)
+
+
+def infrared_of(material: str | Texture) -> float:
+    """Returns the share of near infrared that a material reflects, on average."""
+    fill = NAMED.get(material, material) if isinstance(material, str) else material
+    if isinstance(fill, Fill):
+        return fill.infrared
+    return INFRARED[str(fill)]

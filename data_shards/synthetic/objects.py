@@ -164,7 +164,7 @@ def tree(sketch: Sketch, u: float, v: float, radius: float, rng: Rng, colour: Rg
 
 def bush(sketch: Sketch, u: float, v: float, radius: float, rng: Rng) -> None:
     """A shrub that no caption mentions: one crown and its shadow."""
-    sketch.disc(u, v, radius, shade(pick(rng, TRUNKS), between(rng, 0.95, 1.3)), radius * 0.7)
+    sketch.disc(u, v, radius, shade(pick(rng, TRUNKS), between(rng, 0.95, 1.3)), radius * 0.7, "bush")
 
 
 def pool(sketch: Sketch, u: float, v: float, length: float, heading: float) -> None:

@@ -9,17 +9,19 @@ sensor (see `camera`) adds noise per pixel, as the last step.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from priorclip.data_shards.synthetic.dice import Rng
 from priorclip.data_shards.synthetic.ground import texture
 from priorclip.data_shards.synthetic.noise_tiles import patch
-from priorclip.data_shards.synthetic.sketch import Grid, Picture, Plane, Shape, Sketch
+from priorclip.data_shards.synthetic.sketch import Grid, Picture, Plane, Shape, Sketch, Texture
 
 OVERSAMPLE = 3
+Ink = int | tuple[int, int, int]
 SHADOW = (16, 20, 34)
 SHADOW_DEPTH = 0.58  # share of the light that a shadow removes
 
@@ -32,7 +34,10 @@ def grid_of(sketch: Sketch, size: int) -> Grid:
     return Grid(size, x * cos + y * sin, y * cos - x * sin, (math.cos(sketch.sun), math.sin(sketch.sun)))
 
 
-def _ground(sketch: Sketch, grid: Grid, rng: Rng) -> Picture:
+def cover_ground(
+    sketch: Sketch, grid: Grid, rng: Rng, texture: Callable[[str | Texture, Grid, Rng], Picture] = texture
+) -> Picture:
+    """Returns ground and areas, ``(n, n, bands)`` in 0..255, in the bands that ``texture`` gives."""
     picture = texture(sketch.ground, grid, rng)
     for area in sketch.areas:
         if area.material is None:
@@ -110,22 +115,38 @@ def _ink(shape: Shape) -> tuple[int, int, int]:
 
 def render(sketch: Sketch, size: int, rng: Rng) -> Picture:
     """Returns the sunlit scene, ``(size, size, 3)`` float32 in 0..255, before the camera."""
-    grid = grid_of(sketch, size)
-    scale = size * OVERSAMPLE
-    ground = np.clip(_ground(sketch, grid, rng), 0, 255).astype(np.uint8)
+    ground = np.clip(cover_ground(sketch, grid_of(sketch, size), rng), 0, 255).astype(np.uint8)
+    return weathered(build(sketch, ground, _ink, SHADOW), rng)
+
+
+def build(sketch: Sketch, ground: NDArray[np.uint8], ink: Callable[[Shape], Ink], shadow: Ink) -> Picture:
+    """Returns the ground ``(n, n)`` or ``(n, n, 3)``, uint8, with marks, shadows and bodies on it, as float32.
+
+    Args:
+        sketch: the drawing list
+        ground: ground and areas
+        ink: gives the colour of a shape
+        shadow: colour of a full shadow
+    """
+    scale = len(ground) * OVERSAMPLE
     canvas = Image.fromarray(ground).resize((scale, scale), Image.Resampling.NEAREST)
     pen = ImageDraw.Draw(canvas)
     for shape, at in _to_pixels(sketch, sketch.marks, scale):
-        _draw(pen, shape, at, shape.radius * scale, _ink(shape))
+        _draw(pen, shape, at, shape.radius * scale, ink(shape))
     for number, level in enumerate(sketch.levels):
         laid = sketch.shadows if number == 0 else []
         if laid or any(shape.height for shape in level):
-            canvas.paste(SHADOW, mask=_shadows(sketch, level, laid, scale))
+            canvas.paste(shadow, mask=_shadows(sketch, level, laid, scale))
         for shape, at in _to_pixels(sketch, level, scale):
-            _draw(pen, shape, at, shape.radius * scale, _ink(shape))
-    picture = np.asarray(canvas.reduce(OVERSAMPLE), np.float32)
-    weathered = 1 + 0.024 * patch("grain", size, rng) + 0.025 * patch("mottle", size, rng)
-    return picture * weathered[..., None]
+            _draw(pen, shape, at, shape.radius * scale, ink(shape))
+    return np.asarray(canvas.reduce(OVERSAMPLE), np.float32)
+
+
+def weathered(picture: Picture, rng: Rng) -> Picture:
+    """Returns the picture with fine noise of brightness, as no surface is even."""
+    size = len(picture)
+    light = 1 + 0.024 * patch("grain", size, rng) + 0.025 * patch("mottle", size, rng)
+    return picture * (light if picture.ndim == 2 else light[..., None])
 
 
 def _shadows(sketch: Sketch, level: Sequence[Shape], laid: Sequence[Shape], scale: int) -> Image.Image:

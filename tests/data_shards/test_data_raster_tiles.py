@@ -84,9 +84,11 @@ def test_a_tile_has_the_pixels_of_its_window_and_the_contrast_of_its_scene(scene
     assert set(found) == expected
     left_out = rows(packed / "quarantine.jsonl")
     assert {(row["key"], row["reason"]) for row in left_out} == {
-        (f"T33/a/000136-{x:06d}", "too few valid pixels") for x in (0, 48, 96, 136)
+        *((f"T33/a/000136-{x:06d}", "too few valid pixels") for x in (0, 48, 96, 136)),
+        ("broken", "unreadable image"),
     }
-    assert json.loads((packed / "manifest.json").read_text())["skipped"] == {"too few valid pixels": 4}
+    skipped = json.loads((packed / "manifest.json").read_text())["skipped"]
+    assert skipped == {"too few valid pixels": 4, "unreadable image": 1}
     black, white = (np.percentile(whole[:, valid], share, axis=1)[:, None, None] for share in (2, 98))
     scaled = np.clip((whole - black) / (white - black) * 255, 0, 255) * valid
     for key in expected - {"b/000000-000000"}:
@@ -137,7 +139,9 @@ def test_wrong_options(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
         (("--stride", "65"), "--stride must be 1 to the side of a tile (64)"),
         (("--tile", "8"), "--tile must be a side in pixels"),
         (("--bands", "swir1"), "none of 3 scenes"),
-        (("--csv", "x.csv"), "--source raster does not take --csv"),
+        (("--json", "x.json"), "--source raster does not take --json"),
+        (("--max-bad-share", "0.2"), "1 of 3 scenes below"),
+        (("--max-bad-share", "2"), "--max-bad-share must be a share"),
     ):
         assert main(options(scenes, tmp_path / "o", *more)) == 2
         assert message in capsys.readouterr().err

@@ -37,7 +37,14 @@ def running_server(
         )
     )
     (folder / "gone.png").unlink()
-    served = create_server(Searcher(index, Encoder.load(test_set.export, "cpu")), names=names)
+    with serving(Searcher(index, Encoder.load(test_set.export, "cpu")), names) as served:
+        yield served
+
+
+@contextmanager
+def serving(searcher: Searcher, names: Sequence[str] = ()) -> Iterator[SearchServer]:
+    """Serves an index. Closing it ends the server."""
+    served = create_server(searcher, names=names)
     thread = threading.Thread(target=served.serve_forever, daemon=True)
     thread.start()
     try:

@@ -98,7 +98,7 @@ def stadium(sketch: Sketch, rng: Rng) -> Facts:
     stripes = 8
     for i in range(stripes):
         x = (i + 0.5) / stripes - 0.5
-        sketch.body(box(u + x * pitch_l, v, pitch_l / stripes, pitch_w), LAWN[i % 2])
+        sketch.body(box(u + x * pitch_l, v, pitch_l / stripes, pitch_w), LAWN[i % 2], part="turf")
     _pitch_lines(sketch, u, v, pitch_l, pitch_w)
     company = [Company("around", Thing("pitch", kind="track" if track else None))]
     company.append(neighbour(sketch, rng, ground, ("river", "road", "railway", "trees", "houses", "pond")))
