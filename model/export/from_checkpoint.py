@@ -20,7 +20,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
@@ -37,6 +36,7 @@ from priorclip.model.build import build_model
 from priorclip.model.config import ModelConfig, from_dict
 from priorclip.model.encoders.weights import State
 from priorclip.model.export.folder import save_pretrained
+from priorclip.model.without_memory import without_memory
 
 log = get_logger(__name__)
 
@@ -61,7 +61,7 @@ def export_run(
     state = whole_state(chosen)
     config = from_dict(ModelConfig, settings["model"])
     vocabulary = vocabulary_of(state, config)
-    with torch.device("meta"):
+    with without_memory():
         config.vision.weights = config.prior.weights = config.text.weights = None
         model = build_model(config, vocabulary)
         own = model.state_dict()
