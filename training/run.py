@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 import deepspeed
 import torch
 from PIL import Image
-from timm.utils.distributed import distribute_bn
 
 from priorclip.common.checkpoint_files import step_of
 from priorclip.common.masking import masked_command
@@ -28,6 +27,7 @@ from priorclip.training.bad_steps import BadSteps, is_finite_norm
 from priorclip.training.checkpoints.load import NoGoodCheckpoint, find_newest_good, load_checkpoint, set_all_aside
 from priorclip.training.checkpoints.writer import Writer
 from priorclip.training.config import RunConfig
+from priorclip.training.engine.buffers import average_batch_norms
 from priorclip.training.model_selection import ModelSelection
 from priorclip.training.monitoring.clock import Clock
 from priorclip.training.monitoring.measure import MetricCollector
@@ -270,8 +270,7 @@ class Run:
             if any_rank(self.stop_signal.received, self.rank.device):
                 raise EvaluationInterrupted
 
-        if self.rank.world_size > 1:
-            distribute_bn(self.engine.module, self.rank.world_size, reduce=True)
+        average_batch_norms(self.engine.module, self.rank.world_size)
         self.engine.eval()
         hook = self.engine.register_forward_pre_hook(check_stop)
         try:

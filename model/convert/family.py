@@ -17,6 +17,7 @@ from priorclip.model.config import EncoderConfig, ModelConfig, TextConfig
 from priorclip.model.convert.checkpoint import Checkpoint
 from priorclip.model.convert.rules import Rule, fill
 from priorclip.model.encoders.weights import State
+from priorclip.model.without_memory import without_memory
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
@@ -76,7 +77,7 @@ def assemble(
     checkpoint: Checkpoint, config: ModelConfig, rules: list[Rule], given: State, tokenizer: str, notes: list[str]
 ) -> Converted:
     """Builds the model on the meta device and makes its tensors from those of the checkpoint."""
-    with torch.device("meta"):
+    with without_memory():
         model = build_model(config)
     state, unused = fill(model.state_dict(), rules, checkpoint.state, checkpoint.source, given)
     return Converted(model.config, state, unused, tokenizer, notes)

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from priorclip.model.build import build_model
 from priorclip.model.config import ModelConfig
+from priorclip.model.without_memory import without_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STEPS = 10  # points of the curve
@@ -108,7 +109,7 @@ def pass_peaks(
     config: ModelConfig, precision: str, grad_checkpointing: bool, batches: Sequence[int]
 ) -> list[list[int]]:
     """Returns the most activation bytes at each share of the gradients, for each of the ``batches``."""
-    with torch.device("meta"):
+    with without_memory():
         model = build_model(config).train()
     model.set_grad_checkpointing(grad_checkpointing)
     with FakeTensorMode():

@@ -23,6 +23,7 @@ from priorclip.model.cost.activation_memory import Point, activation_curve
 from priorclip.model.cost.flops import count_flops, module_flops, total_flops, training_flops
 from priorclip.model.cost.peak_tflops import PEAKS
 from priorclip.model.presets import load_preset
+from priorclip.model.without_memory import without_memory
 
 if TYPE_CHECKING:
     from priorclip.model.commands import SummaryConfig
@@ -75,7 +76,7 @@ def summarise(config: ModelConfig) -> list[Row]:
 
     Raises ValueError if the configuration cannot be built, or a parameter belongs to no part.
     """
-    with torch.device("meta"):
+    with without_memory():
         model = build_model(without_weights(config)).eval()
     rows: dict[str, Row] = {}
     whole = Row("all")
@@ -183,7 +184,7 @@ def activation_curves(config: SummaryConfig) -> dict[str, list[Point]]:
 def plan_inputs(config: SummaryConfig, curves: dict[str, list[Point]]) -> dict[str, Any]:
     """Returns the values that ``python -m cluster plan`` reads besides the parts."""
     architecture = without_weights(load_preset(config.preset))
-    with torch.device("meta"):
+    with without_memory():
         model = build_model(architecture)
     return {
         "precision": config.precision,

@@ -48,6 +48,7 @@ from priorclip.model.export.start_from_clip import is_plain_clip, parts_beside_c
 from priorclip.model.export_config import FORMAT, MAX_BYTES, MODEL_TYPE, read_export_config
 from priorclip.model.networks.priorclip import PriorCLIP
 from priorclip.model.networks.scene_classifier import SceneClassifier
+from priorclip.model.without_memory import without_memory
 
 log = get_logger(__name__)
 
@@ -243,7 +244,7 @@ def portable(config: ModelConfig | SceneConfig) -> ModelConfig | SceneConfig:
 
 def check_fit(state_dict: Mapping[str, Tensor], config: ModelConfig | SceneConfig) -> None:
     """Compares names and shapes with a model on the meta device, so that every written folder can be read."""
-    with torch.device("meta"):
+    with without_memory():
         model = create_model(config)
         load_exactly(model, {name: torch.empty(value.shape) for name, value in state_dict.items()}, "the state dict")
 

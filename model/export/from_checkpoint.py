@@ -39,6 +39,7 @@ from priorclip.model.config import ModelConfig
 from priorclip.model.encoders.weights import State
 from priorclip.model.export.folder import save_pretrained
 from priorclip.model.export_config import config_of_run
+from priorclip.model.without_memory import without_memory
 
 log = get_logger(__name__)
 
@@ -68,7 +69,7 @@ def export_run(
     except ValueError as error:
         raise ValueError(f"{run / 'config.yaml'}: {error}") from error
     vocabulary = vocabulary_of(state, config)
-    with torch.device("meta"):
+    with without_memory():
         config.vision.weights = config.prior.weights = config.text.weights = None
         model = build_model(config, vocabulary)
         own = model.state_dict()

@@ -12,6 +12,7 @@ from priorclip.model.build import build_model, parameter_groups, undecayed
 from priorclip.model.config import BeliefConfig, EncoderConfig, TextConfig, from_dict, to_dict
 from priorclip.model.losses.retrieval_loss import RetrievalLoss
 from priorclip.model.presets import load_preset, preset_names
+from priorclip.model.without_memory import without_memory
 
 KINDS = [("priorclip", vision) for vision in VISION] + [("prioritr", vision) for vision in ("vit", "swin", "resnet")]
 
@@ -307,3 +308,24 @@ def test_tiny_presets_learn_a_batch(name: str):
 def test_configuration_loads_without_torch():
     code = "import sys; import model; model.load_preset('priorclip-tiny'); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kind", KINDS, ids="-".join)
+def test_a_model_without_memory_has_the_same_tensors(kind: tuple[str, str]) -> None:
+    def tensors(model: torch.nn.Module) -> dict[str, tuple[torch.Size, torch.dtype, bool]]:
+        trained = {name for name, each in model.named_parameters() if each.requires_grad}
+        return {name: (each.shape, each.dtype, name in trained) for name, each in model.state_dict().items()}
+
+    with without_memory():
+        empty = build_model(tiny(*kind))
+        made = torch.ones(2).add_(1)
+    assert {each.device.type for each in empty.state_dict().values()} | {made.device.type} == {"meta"}
+    assert tensors(empty) == tensors(build_model(tiny(*kind)))
+
+
+def test_weights_are_drawn_where_there_is_memory() -> None:
+    with without_memory():
+        drawn = torch.empty(4, device="cpu").fill_(2.0).add_(torch.ones(4, device="cpu"))
+        torch.nn.init.constant_(other := torch.empty(3, device="cpu"), 5.0)
+    assert drawn.tolist() == [3.0] * 4
+    assert other.tolist() == [5.0] * 3

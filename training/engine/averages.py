@@ -26,10 +26,10 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 from deepspeed.utils import safe_get_local_fp32_param, safe_set_local_fp32_param
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from priorclip.common.checkpoint_files import join_pieces, load_ranks
+from priorclip.common.late_imports import late_imports
 from priorclip.training.config import AverageConfig
 from priorclip.training.engine.build import full_state_dict
 
@@ -43,6 +43,9 @@ class Averages:
     """
 
     def __init__(self, engine: deepspeed.DeepSpeedEngine, config: AverageConfig) -> None:
+        with late_imports():  # here, because few runs need it and timm takes seconds to import
+            from timm.utils import ModelEmaV3
+
         self.engine = engine
         trained = {name: each for name, each in engine.module.named_parameters() if each.requires_grad}
         self.names, self.parameters = list(trained), list(trained.values())

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from priorclip.common.cpu_features import has_bfloat16
 from priorclip.common.output import get_logger
 from priorclip.training.config import EngineConfig, OptimizerConfig, RunConfig
+from priorclip.training.engine.late_compiler import compile_muon_late, make_optimizer
 from priorclip.training.engine.offload import check_offload, offload_devices, prepare_nvme
 
 logger = get_logger(__name__)
@@ -50,6 +51,7 @@ def build_engine(
     settings = deepspeed_settings(run.engine, run.optimizer, world_size)
     warn_of_emulation(run.engine.precision)
     prepare_nvme(settings, run.dir)
+    compile_muon_late()
     optimizer = build_optimizer(groups, run.optimizer)
     shape = schedule_shape(run.optimizer, total_steps)
     engine, _, _, _ = deepspeed.initialize(
@@ -191,7 +193,8 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
+    betas = (config.betas[0], config.betas[1])
+    return make_optimizer(torch.optim.AdamW, groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
 
 
 def schedule_shape(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:

@@ -145,10 +145,11 @@ def disable_shared_memory_op() -> None:
     """Keeps DeepSpeed from compiling its CPU inference collective, which training does not use.
 
     It needs a compiler, a lock that all runs of this user wait for, and 69 MB of /dev/shm for each rank, which it
-    never removes.
+    never removes. DeepSpeed reads its table of the operators that it could build for this one only. It fills the table
+    when it is read, by asking the compiler in each rank for all of them: so the table is given before.
     """
     if get_accelerator().device_name() == "cpu":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
 
 
 def leave_mpi() -> None:
@@ -240,7 +241,8 @@ def seed_everything(seed: int, deterministic: bool) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(deterministic)
+    # Unlike use_deterministic_algorithms, this does not import torch's compiler to tell it.
+    torch.set_deterministic_debug_mode("error" if deterministic else "default")
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

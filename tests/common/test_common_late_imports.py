@@ -1,0 +1,72 @@
+"""timm and transformers are imported without torch's compiler, which still works when it is asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPILER = ("torch._dynamo", "torch._inductor", "scipy.optimize")
+
+# The stand-ins' functions are compared with the real ones after the real modules were imported.
+WHOLE = f"""
+import sys
+import priorclip.model.encoders
+assert not [name for name in {COMPILER} if name in sys.modules], "imported"
+
+import numpy, torch
+import torchvision
+import transformers.masking_utils as masking
+import transformers.loss.loss_for_object_detection as detection
+from timm.models.naflexvit import NaFlexRopeIterator
+
+assert detection.linear_sum_assignment(numpy.array([[3.0, 1.0], [1.0, 3.0]]))[1].tolist() == [1, 0]
+roi_align = sys.modules["torchvision.ops.roi_align"]
+assert roi_align.is_compile_supported("cpu") is torch._dynamo.utils.is_compile_supported("cpu")
+from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+assert isinstance(masking.TransformGetItemToIndex(), TransformGetItemToIndex)
+values = torch.arange(4.0)
+assert torch.equal(torch.compile(lambda x: 2 * x + 1, backend="eager", fullgraph=True)(values), 2 * values + 1)
+print("well")
+"""
+
+# Modules and names without a stand-in are the real ones, and the same as after the block.
+OTHER = """
+import sys
+from priorclip.common.late_imports import late_imports
+import torch
+with late_imports():
+    import torch._dynamo
+    stand_in = sys.modules["torch._dynamo"]
+    {ask}
+assert sys.modules["torch._dynamo"] is not stand_in, "still a stand-in"
+assert sys.modules["torch._dynamo"] is torch._dynamo
+assert found is {real}
+import torch._dynamo.config
+assert torch._dynamo.config.__spec__.loader is not None
+print("well")
+"""
+
+
+def output_of(program: str) -> str:
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_encoders_do_not_import_the_compiler_and_can_call_it() -> None:
+    assert output_of(WHOLE) == "well"
+
+
+@pytest.mark.parametrize(
+    ("ask", "real"),
+    [
+        ("found = stand_in.optimize", "torch._dynamo.optimize"),
+        ("from torch._dynamo import config as found", "torch._dynamo.config"),
+    ],
+)
+def test_what_has_no_stand_in_is_real(ask: str, real: str) -> None:
+    assert output_of(OTHER.format(ask=ask, real=real)) == "well"
