@@ -16,7 +16,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
@@ -28,6 +27,7 @@ from priorclip.model.encoders.weights import State
 from priorclip.model.export import modelling_priorclip
 from priorclip.model.export.folder import preprocessor, save_pretrained, write_json
 from priorclip.model.export.to_open_clip import read_text_ids
+from priorclip.model.without_memory import without_memory
 
 log = get_logger(__name__)
 
@@ -56,7 +56,7 @@ def export_transformers(model: Any, folder: str | Path, source: str | Path) -> s
     if config is None:
         write_with_code(model, folder, source)
         return f"{folder}: for AutoModel.from_pretrained(folder, trust_remote_code=True)"
-    with torch.device("meta"):
+    with without_memory():
         clip = CLIPModel(config)
     clip.load_state_dict(clip_state(model), strict=True, assign=True)
     values = preprocessor(model.config) | {"do_normalize": True}
