@@ -114,12 +114,38 @@ class TablesConfig:
     less: list[str] | None = None
 
 
+@dataclass
+class FitConfig:
+    """Fit a power law to the levels of a study; write table, JSON and a plot with the prediction for ten times more.
+
+    Args:
+        file: table of a study as 'sweep STUDY' wrote it: OUTPUT/STUDY.json
+        output: files are named OUTPUT.fit.json, .md and .png; null takes the name of the file without .json
+        floor: fit a part of the error that stays for any level
+        bootstrap: resamples of the seeds for the 95 % band
+        seed: of the resamples
+    """
+
+    file: str
+    output: str | None = None
+    floor: bool = False
+    bootstrap: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bootstrap <= 100_000:
+            raise ValueError(f"--bootstrap must be between 1 and 100000, not {self.bootstrap}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative, not {self.seed}")
+
+
 COMMANDS: dict[str, type[Any]] = {
     "sweep": SweepConfig,
     "resplit": ResplitConfig,
     "collect": CollectConfig,
     "tables": TablesConfig,
+    "fit": FitConfig,
 }
-POSITIONAL = {"sweep": "name", "collect": "folders", "tables": "file"}
+POSITIONAL = {"sweep": "name", "collect": "folders", "tables": "file", "fit": "file"}
 # Commands that `python -m finetune` has too, by their older names.
 OF_FINETUNE = {name: COMMANDS[name] for name in ("sweep", "resplit")}
