@@ -1,4 +1,4 @@
-"""``python -m experiments sweep|resplit|collect|tables|fit [--a.b value ...]``.
+"""``python -m experiments sweep|resplit|collect|tables|fit|shift [--a.b value ...]``.
 
 ``python -m finetune sweep|resplit`` is the same as the first two.
 """
@@ -19,6 +19,7 @@ from priorclip.experiments.commands import (
     CollectConfig,
     FitConfig,
     ResplitConfig,
+    ShiftConfig,
     TablesConfig,
 )
 
@@ -56,6 +57,11 @@ def work(config: Any) -> int:
         from priorclip.experiments.power_law import fit_study, fit_table
 
         say(fit_table(fit_study(config)))
+        return 0
+    if isinstance(config, ShiftConfig):
+        from priorclip.experiments.shift import measure_shift, shift_table
+
+        say(shift_table(measure_shift(config)))
         return 0
     from priorclip.experiments.sweep import sweep
 

@@ -19,7 +19,7 @@ FOLDERS = {
     "captions-per-image": "captions",
 }
 SIZE = 7803  # RSICD's training images
-SIZES = {"scaling-images": None, "scaling-scenes": 1000, "long-tail": 500, "captions-per-image": SIZE}
+SIZES = {"scaling-images": None, "scaling-scenes": 750, "long-tail": 500, "captions-per-image": SIZE}
 
 
 def data_options(study: Study, level: float, tmp_path: Path, row: int = 0) -> dict[str, Any]:
