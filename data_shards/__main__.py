@@ -200,7 +200,8 @@ def run_leakage(config: LeakageConfig) -> int:
 
 
 def choose_records(records: list[Record], config: PackConfig) -> list[Record]:
-    """Returns the records of --classes, shuffled, and at most --limit of them."""
+    """Returns the records of --classes and --scenes, shuffled, at most --limit of them, with --captions-kept."""
+    from priorclip.data_shards.pack.subset import first_scenes, keep_captions, keep_sizes
     from priorclip.data_shards.sources.catalogue import shuffled
 
     if config.classes is not None:
@@ -209,9 +210,18 @@ def choose_records(records: list[Record], config: PackConfig) -> list[Record]:
             raise ValueError(f"--classes: no record has the label {', '.join(sorted(unknown))}")
         wanted = set(config.classes)
         records = [record for record in records if wanted.intersection(record.scenes)]
+    if config.scenes is not None:
+        records = first_scenes(records, config.scenes, config.seed)
     if config.shuffle and config.source != "synthetic":
         records = shuffled(records, config.seed)
-    return records[: config.limit]
+    if config.zipf is not None or (config.scenes is not None and config.limit is not None):
+        if config.limit is None:
+            raise ValueError(f"--zipf {config.zipf} needs --limit, the number of images of all scenes")
+        records = keep_sizes(records, config.limit, config.zipf or 0.0, config.seed)
+    records = records[: config.limit]
+    if config.captions_kept is not None:
+        keep_captions(records, config.captions_kept, config.seed)
+    return records
 
 
 def run_index(config: IndexConfig) -> int:

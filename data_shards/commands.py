@@ -77,6 +77,10 @@ class PackConfig:
         prefix: shards are named PREFIX-000000.tar; null takes the split or "shard"
         shuffle: pack in random order, so that each shard mixes the classes; Parquet's row groups stay together
         limit: pack at most this many records of the shuffled order
+        scenes: keep this number of scenes, drawn by --seed; with --limit each has the same number of images
+        zipf: give the scenes sizes that fall with their rank to the power of this exponent, --limit images in all; 0
+            gives all the same size
+        captions_kept: keep at most this many captions of each image, drawn by --seed
         duplicates: for records with the same image: keep all, drop all except the first, or merge their captions into
             the first; duplicates.jsonl lists them
         near_duplicates: images are duplicates too if at most this many of 64 bits of their perceptual hashes differ
@@ -136,6 +140,9 @@ class PackConfig:
     prefix: str | None = None
     shuffle: bool = True
     limit: int | None = None
+    scenes: int | None = None
+    zipf: float | None = None
+    captions_kept: int | None = None
     duplicates: str = "keep"
     near_duplicates: int | None = None
     exclude: str | None = None
@@ -145,6 +152,10 @@ class PackConfig:
     workers: int | None = None
     array: bool = True
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.zipf is not None and not 0 <= self.zipf <= 10:
+            raise ValueError(f"--zipf must be between 0 and 10, not {self.zipf}")
 
 
 @dataclass

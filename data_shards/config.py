@@ -47,6 +47,8 @@ class DataConfig:
         captions: one draws a random caption of each image, so an epoch has each image once; all makes every pair of an
             image and a caption a sample of the epoch, so an image with 5 captions comes 5 times. all reads every text
             once at the start and needs local shards
+        balance: none gives each sample once an epoch; scenes gives each scene as many samples as any other, so those
+            of a small scene come more often. scenes reads every text once at the start and needs local shards
         image_size: side of the square image given to the model, in pixels; null takes the model's
         scale: smallest share of the image area that a random crop keeps (1.0: no random crop)
         hflip: mirror left to right with probability 0.5
@@ -84,6 +86,7 @@ class DataConfig:
     shards: Shards
     caption_field: str = "captions"
     captions: str = "one"
+    balance: str = "none"
     image_size: int | None = None
     scale: float = 0.5
     hflip: bool = True
@@ -118,6 +121,12 @@ class DataConfig:
         if self.captions not in ("one", "all"):
             raise ValueError(
                 f"data.captions must be one or all, not {self.captions!r}; data.caption_field names the field"
+            )
+        if self.balance not in ("none", "scenes"):
+            raise ValueError(f"data.balance must be none or scenes, not {self.balance!r}")
+        if self.balance == "scenes" and self.captions == "all":
+            raise ValueError(
+                "data.balance: scenes needs data.captions: one, because all gives each caption once an epoch"
             )
         if not 0 < self.scale <= 1:
             raise ValueError(f"data.scale must be above 0 and at most 1, not {self.scale} (share of the image area)")

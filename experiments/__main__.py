@@ -1,4 +1,4 @@
-"""``python -m experiments sweep|resplit|collect|tables [--a.b value ...]``.
+"""``python -m experiments sweep|resplit|collect|tables|fit|shift [--a.b value ...]``.
 
 ``python -m finetune sweep|resplit`` is the same as the first two.
 """
@@ -13,7 +13,15 @@ from typing import Any
 from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
 from priorclip.common.output import say
-from priorclip.experiments.commands import COMMANDS, POSITIONAL, CollectConfig, ResplitConfig, TablesConfig
+from priorclip.experiments.commands import (
+    COMMANDS,
+    POSITIONAL,
+    CollectConfig,
+    FitConfig,
+    ResplitConfig,
+    ShiftConfig,
+    TablesConfig,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +52,16 @@ def work(config: Any) -> int:
         from priorclip.experiments.collected import named_tables
 
         say("\n".join(named_tables(config.file, config.names, config.less)))
+        return 0
+    if isinstance(config, FitConfig):
+        from priorclip.experiments.power_law import fit_study, fit_table
+
+        say(fit_table(fit_study(config)))
+        return 0
+    if isinstance(config, ShiftConfig):
+        from priorclip.experiments.shift import measure_shift, shift_table
+
+        say(shift_table(measure_shift(config)))
         return 0
     from priorclip.experiments.sweep import sweep
 

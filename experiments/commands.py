@@ -114,12 +114,70 @@ class TablesConfig:
     less: list[str] | None = None
 
 
+@dataclass
+class FitConfig:
+    """Fit a power law to the levels of a study; write table, JSON and a plot with the prediction for ten times more.
+
+    Args:
+        file: table of a study as 'sweep STUDY' wrote it: OUTPUT/STUDY.json
+        output: files are named OUTPUT.fit.json, .md and .png; null takes the name of the file without .json
+        floor: fit a part of the error that stays for any level
+        bootstrap: resamples of the seeds for the 95 % band
+        seed: of the resamples
+    """
+
+    file: str
+    output: str | None = None
+    floor: bool = False
+    bootstrap: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bootstrap <= 100_000:
+            raise ValueError(f"--bootstrap must be between 1 and 100000, not {self.bootstrap}")
+        if self.seed < 0:
+            raise ValueError(f"--seed must not be negative, not {self.seed}")
+
+
+@dataclass
+class ShiftConfig:
+    """Evaluate the exports of a sweep on other data: what a shift of the domain costs each row.
+
+    The sweep has kept its exports (--keep export). Each figure stands in a JSON file of its own, so the same command
+    goes on after an interruption and takes new runs in.
+
+    Args:
+        folder: folder of the sweep, the --output of 'sweep FAMILY'
+        retrieval: test sets with captions by name, in the forms of `retrieval evaluate --data`:
+            '{ucm: runs/ucm/shards/test}'
+        scenes: labelled images by name, for zero-shot classification and a linear probe: '{ucm: ..., rsscn7: RSSCN7}'
+        output: folder of the figures and of shift.md and shift.json; null takes FOLDER/shift
+        options: further options of `retrieval evaluate`, as JSON or YAML: '{batch_size: 128}'
+    """
+
+    folder: str
+    retrieval: dict[str, str] = field(default_factory=dict)
+    scenes: dict[str, str] = field(default_factory=dict)
+    output: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = {*self.retrieval, *self.scenes}
+        if not names:
+            raise ValueError("name other data by --retrieval '{NAME: SHARDS}', --scenes '{NAME: IMAGES}' or both")
+        for name in names:
+            if not name or not all(letter.isalnum() or letter in "-_" for letter in name):
+                raise ValueError(f"--retrieval and --scenes: the name {name!r} may have letters, digits, - and _ only")
+
+
 COMMANDS: dict[str, type[Any]] = {
     "sweep": SweepConfig,
     "resplit": ResplitConfig,
     "collect": CollectConfig,
     "tables": TablesConfig,
+    "fit": FitConfig,
+    "shift": ShiftConfig,
 }
-POSITIONAL = {"sweep": "name", "collect": "folders", "tables": "file"}
+POSITIONAL = {"sweep": "name", "collect": "folders", "tables": "file", "fit": "file", "shift": "folder"}
 # Commands that `python -m finetune` has too, by their older names.
 OF_FINETUNE = {name: COMMANDS[name] for name in ("sweep", "resplit")}

@@ -8,9 +8,11 @@
     options: {data: {caption_noise: "{level}"}}                            # override the experiment's
 
 ``python -m experiments sweep STUDY`` runs a study like a family. Level 0 is the experiment without ``options`` and
-``first``. Its runs are in OUTPUT/clean, which all studies of one output folder share. Two more names can stand in
-braces: ``{level}``, and ``{at_level}``, the folder of that level. ``first`` is a training that all runs of a level
-share: ``{command: prior, config: FILE.yaml, options: {...}}``. Its folder is ``{at_level}/COMMAND``.
+``first``. Its runs are in OUTPUT/clean, which all studies of one output folder share. ``clean: null`` treats 0 as any
+other level. Two more names can stand in braces: ``{level}``, and ``{at_level}``, the folder of that level. ``at`` gives
+names whose value depends on the level: ``at: {passes: {"250": "31.212", "500": "15.606"}}``. ``first`` is a training
+that all runs of a level share: ``{command: prior, config: FILE.yaml, options: {...}}``. Its folder is
+``{at_level}/COMMAND``.
 """
 
 from __future__ import annotations
@@ -50,6 +52,8 @@ class Study:
     Args:
         constant: rows that do not depend on the level; their runs are those of level 0
         places: default values of names in braces that a data file can leave out
+        at: name in braces -> level -> value
+        clean: the level without ``options`` and ``first``; None if there is none
     """
 
     asks: str
@@ -60,6 +64,8 @@ class Study:
     options: Options
     constant: list[str] = field(default_factory=list)
     places: dict[str, str] = field(default_factory=dict)
+    at: dict[str, dict[str, str]] = field(default_factory=dict)
+    clean: float | None = 0
     first: Any = None
     name: str = ""
 
@@ -70,6 +76,10 @@ class Study:
             raise ValueError(f"rows must map experiments to labels, not {self.rows!r}")
         if not all(isinstance(level, int | float) for level in self.levels):
             raise ValueError(f"levels must be numbers, not {self.levels}")
+        self.at = {
+            name: {f"{float(level):g}": str(value) for level, value in values.items()}
+            for name, values in self.at.items()
+        }
         unknown = [row for row in [*self.against, *self.constant] if row not in self.rows]
         if unknown or not self.levels:
             raise ValueError(f"levels are missing, or 'against' and 'constant' name no rows: {unknown}")
@@ -122,10 +132,18 @@ def row_at_level(
     Raises:
         ValueError: neither the study nor the data file gives a value for a name in braces.
     """
-    if not level or row.name in study.constant:
+    if level == study.clean or row.name in study.constant:
         return RowAtLevel(row, output / "clean", data, extra)
     folder = output / f"{study.name}-{level:g}"
-    places = {**study.places, **data.places, "level": f"{level:g}", "at_level": str(folder)}
+    own = {"level": f"{level:g}", "at_level": str(folder)}
+    for name, values in study.at.items():
+        if own["level"] not in values and name not in data.places:
+            raise ValueError(
+                f"study {study.name}: '{name}' has values for the levels {', '.join(values)}, not for {level:g}: give "
+                f"one for all levels as a place of the data file, or take other --levels"
+            )
+        own |= {name: values[own["level"]]} if own["level"] in values else {}
+    places = {**study.places, **data.places, **own}
     first = None
     if study.first is not None:
         run = folder / study.first.command

@@ -23,10 +23,12 @@ from priorclip.data_shards.format.class_names import ClassIds
 from priorclip.data_shards.format.sample import BadSample, Sample
 from priorclip.data_shards.images.randaugment import rand_augment
 from priorclip.data_shards.images.transforms import eval_transform, flip_and_turn, random_crop
+from priorclip.data_shards.order.balanced_scenes import BalancedScenes
 from priorclip.data_shards.order.caption_pairs import CaptionPairs
 from priorclip.data_shards.order.hashing import hash_integers
 from priorclip.data_shards.order.mixture import MixedOrder, Mixture, MixturePart
 from priorclip.data_shards.stream.count_captions import count_pairs
+from priorclip.data_shards.stream.group_scenes import group_scenes
 from priorclip.data_shards.stream.kept_samples import DecodedSample, KeptSamples
 from priorclip.data_shards.stream.semantic_noise import SemanticNoise
 
@@ -81,9 +83,12 @@ class BatchFetcher(Dataset):
         self.class_ids = ClassIds(classes)
         parts = getattr(source, "parts", None) or [MixturePart(source.sizes)]
         self.pairs = self.count_pairs() if config.captions == "all" else None
-        self.mixture = Mixture(
-            self.pairs.parts(parts) if self.pairs else parts, seed, config.block_size, config.window_blocks
-        )
+        self.balanced = self.balance_scenes(parts) if config.balance == "scenes" else None
+        if self.pairs:
+            parts = self.pairs.parts(parts)
+        elif self.balanced:
+            parts = self.balanced.parts(parts[0].weight)
+        self.mixture = Mixture(parts, seed, config.block_size, config.window_blocks)
         shares = (config.caption_noise, config.label_noise) if train else (0, 0)
         self.noise = SemanticNoise(seed, len(source), *shares)
         self.kept = KeptSamples(byte_count(config.keep_pixels, "keep_pixels"))
@@ -94,12 +99,23 @@ class BatchFetcher(Dataset):
             raise ValueError("data.captions: all makes a sample of each caption, but this training reads no captions")
         return count_pairs(self.source, self.config.caption_field)
 
+    def balance_scenes(self, parts: Sequence[MixturePart]) -> BalancedScenes:
+        """Returns the samples by scene for data.balance: scenes. Raises ValueError if that is impossible."""
+        if len(parts) > 1:
+            raise ValueError(
+                "data.balance: scenes decides how often a sample comes, and so do the weights of several corpora in "
+                "data.shards: list their shards as one corpus"
+            )
+        return group_scenes(self.source, self.class_ids)
+
     def order(self, epoch: int) -> MixedOrder:
         """Returns the place at each position of an epoch: a sample index, or a pair with data.captions: all."""
         return MixedOrder(self.mixture, epoch)
 
     def image_of(self, place: int) -> int:
         """Returns the sample index of a place."""
+        if self.balanced:
+            return self.balanced.locate(place)
         return self.pairs.locate(place)[0] if self.pairs else place
 
     def __getitems__(self, positions: Sequence[Position]) -> dict[str, Any]:
@@ -149,7 +165,7 @@ class BatchFetcher(Dataset):
         """Returns pixels, label id and caption of a place, which depend on (seed, pass of its corpus, place)."""
         rng = random.Random(hash_integers(self.seed, pass_number, AUGMENTATION, place))
         draw = rng.random() if self.train else 0.0
-        index, number = self.pairs.locate(place) if self.pairs else (place, None)
+        index, number = self.pairs.locate(place) if self.pairs else (self.image_of(place), None)
         sample = self.kept.get(index) or self.load(index, rng)
         caption = choose_caption(sample.texts, draw, number)
         pixels = self.augment(sample.pixels, rng) if self.train else sample.pixels

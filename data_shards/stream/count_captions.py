@@ -26,7 +26,7 @@ def count_pairs(source: Any, caption_field: str) -> CaptionPairs:
     Raises:
         ValueError: a shard is remote, so that the pass would be one request for each sample
     """
-    refuse_remote(source)
+    refuse_remote(source, "data.captions: all counts the captions")
     start = time.monotonic()
     counts = np.array([caption_count(source, index, caption_field) for index in range(len(source))], np.int64)
     pairs = CaptionPairs(counts)
@@ -41,11 +41,11 @@ def caption_count(source: Any, index: int, caption_field: str) -> int:
         return 1
 
 
-def refuse_remote(source: Any) -> None:
+def refuse_remote(source: Any, work: str) -> None:
+    """Raises ValueError if a shard is remote; ``work`` is the option and what it does with each sample."""
     remote = [file for file in getattr(source, "files", []) if file.remote]
     if remote:
         raise ValueError(
-            f"data.captions: all counts the captions of every sample at the start, and {remote[0]} is remote: that "
-            f"would be one request for each of the {len(source)} samples. Copy the shards to a local folder, or set "
-            "data.captions to one"
+            f"{work} of every sample at the start, and {remote[0]} is remote: that would be one request for each of "
+            f"the {len(source)} samples. Copy the shards to a local folder, or leave out {work.split(':')[0]}"
         )

@@ -83,7 +83,7 @@ class ShardStream:
         source, global_batch = self.source, self.global_batch
         mixture = self.fetcher.mixture
         for part, quota in zip(mixture.parts, mixture.quotas, strict=True):
-            if quota != self.samples or part.weight != 1:
+            if self.fetcher.balanced is None and (quota != self.samples or part.weight != 1):
                 form = "%s: weight %s, %d samples, %d (%.1f %%) of the %d samples of an epoch"
                 log.info(form, part.name, part.weight, part.samples, quota, 100 * quota / self.samples, self.samples)
         if self.config.caption_noise or self.config.label_noise:
@@ -95,6 +95,9 @@ class ShardStream:
         self._log_kept()
         if self.fetcher.pairs:
             log.info("an epoch has %d pairs of an image and a caption (data.captions: all)", self.samples)
+        if self.fetcher.balanced:
+            form = "an epoch has %d samples, %d of each of %d scenes (data.balance: scenes)"
+            log.info(form, self.samples, mixture.quotas[0], len(mixture.parts))
         dropped = self.samples % global_batch
         if dropped:
             log.info(
@@ -138,9 +141,9 @@ class ShardStream:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what decides the order of an epoch: shards, weights and, with data.captions: all, their counts."""
-        pairs = self.fetcher.pairs
-        return f"{self.source.fingerprint} {pairs.fingerprint}" if pairs else self.source.fingerprint
+        """A hash of what decides the order of an epoch: shards, weights, and counts of captions or scenes if used."""
+        more = self.fetcher.pairs or self.fetcher.balanced
+        return f"{self.source.fingerprint} {more.fingerprint}" if more else self.source.fingerprint
 
     @property
     def _order(self) -> str:
@@ -150,7 +153,8 @@ class ShardStream:
             f", {name} {getattr(config, name)}" for name in ("caption_noise", "label_noise") if getattr(config, name)
         ]
         captions = ", every caption" if config.captions == "all" else ""
-        return order + captions + "".join(noise)
+        balance = ", scenes alike" if config.balance == "scenes" else ""
+        return order + captions + balance + "".join(noise)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a state, which may come from another world size and number of workers.
@@ -162,7 +166,7 @@ class ShardStream:
             raise ValueError(
                 f"the checkpoint was written with {order}, and this run has {self._order}: samples would repeat or be "
                 "skipped. Set the old values (run.seed, data.block_size, data.window_blocks, data.captions, "
-                "data.caption_noise, data.label_noise), or train anew in another run.dir"
+                "data.balance, data.caption_noise, data.label_noise), or train anew in another run.dir"
             )
         data = state.get("data", self.fingerprint)
         if data != self.fingerprint:
