@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from priorclip.common.output import get_logger
 from priorclip.common.packages import PACKAGE, package_folder
+from priorclip.common.safe_tokenizer import open_tokenizer
 from priorclip.data_shards.format.sample import BadSample
 
 if TYPE_CHECKING:
@@ -40,19 +41,16 @@ def load_tokenizer(spec: str | None, context_length: int) -> PreTrainedTokenizer
         context_length: tokens to which a text is padded or cut
 
     Raises:
-        ValueError: no tokenizer is named, or it needs code of its own
+        ValueError: no tokenizer is named, or it is damaged or needs code of its own
         FileNotFoundError: the package is not installed, or has no tokenizer
         OSError: transformers cannot find the folder or hub id
     """
-    from transformers import AutoTokenizer
-
     if spec is None:
         raise ValueError("no tokenizer is named: set --tokenizer to a hub id, a folder or package:NAME")
     if context_length < 3:
         raise ValueError(f"a context of {context_length} tokens has no room for words between {START} and {END}")
     with without_configuration_warnings():
-        # A tokenizer folder may name code of its own (auto_map): without False, transformers offers to run it.
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder(spec), trust_remote_code=False)
+        tokenizer = open_tokenizer(tokenizer_folder(spec))
     tokenizer.model_max_length = context_length
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -98,6 +98,13 @@ def csv_rows(path: Path, caption_field: Sequence[str] | None = None) -> Iterator
     Bytes that are not UTF-8 become surrogates, so that packing leaves out only that sample and reports it.
     """
     csv_module.field_size_limit(MAX_FIELD)
+    try:
+        yield from _rows(path, caption_field)
+    except UnicodeDecodeError as error:  # of UTF-16, where a damaged byte moves all that follow
+        raise ValueError(f"{path} is damaged: {error}. Save it as UTF-8") from error
+
+
+def _rows(path: Path, caption_field: Sequence[str] | None) -> Iterator[tuple[dict[str, str], Columns]]:
     with open(path, newline="", encoding=encoding_of(path), errors="surrogateescape") as handle:
         separator = find_separator(handle.readline(MAX_FIELD), caption_field)
         handle.seek(0)

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 from priorclip.common.output import get_logger
+from priorclip.common.safe_tokenizer import open_tokenizer
 from priorclip.model.commands import ConvertConfig
 from priorclip.model.config import ModelConfig
 from priorclip.model.convert import open_clip, pir, priorclip_release, transformers_clip
@@ -119,11 +120,9 @@ def write_tokenizer(config: ConvertConfig, converted: Converted, folder: Path) -
             f"--input {config.input} does not have CLIP's tokenizer, and its own is not beside the weights: name it by "
             "--tokenizer"
         )
-    from transformers import AutoTokenizer
-
     name = config.tokenizer or converted.tokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = open_tokenizer(name)
     except (OSError, ValueError) as error:
         raise OSError(
             f"the tokenizer '{name}' is no folder, and the hub does not give it: name another by --tokenizer ({error})"

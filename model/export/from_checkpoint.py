@@ -31,6 +31,7 @@ from priorclip.common.checkpoint_files import (
 )
 from priorclip.common.output import get_logger
 from priorclip.common.safe_load import load_tensors, only_safe_loads
+from priorclip.common.safe_tokenizer import open_tokenizer
 from priorclip.common.untrusted_json import read_object
 from priorclip.common.untrusted_yaml import read_yaml
 from priorclip.model.build import build_model
@@ -160,15 +161,13 @@ def save_tokenizer(
     run: Path, settings: Mapping[str, Any], config: ModelConfig, tokenizer: str | None, files: Path
 ) -> None:
     """Saves ``tokenizer``, or else the one that the run wrote at its end, or else the one that config.yaml names."""
-    from transformers import AutoTokenizer
-
     written = run / "tokenizer"
     named = tokenizer or settings.get("tokenizer") or settings.get("init_from") or config.text.name
     name = str(written) if tokenizer is None and written.is_dir() else named
     if not isinstance(name, str):
         raise ValueError(f"{run / 'config.yaml'} names no tokenizer: give --tokenizer")
     try:
-        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        loaded = open_tokenizer(name)
     except (OSError, ValueError) as error:
         raise OSError(f"the tokenizer '{name}' of the run cannot be loaded: give --tokenizer ({error})") from error
     loaded.model_max_length = config.text.context_length

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from priorclip.common.files import folder_aside
 from priorclip.common.output import get_logger
+from priorclip.common.safe_tokenizer import open_tokenizer
 from priorclip.model.convert.clip_tokenizer import CLIP_ENTRIES
 from priorclip.model.convert.open_clip import text_rules, vision_rules
 from priorclip.model.convert.rules import Take, their_names, transposed
@@ -101,9 +102,7 @@ def read_text_ids(source: Path, text: Mapping[str, Any]) -> TextIds:
             )
         largest = end is None or end == size - 1
         return TextIds({} if largest else {"pool_type": "eos", "eos_id": end})
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    tokenizer = open_tokenizer(str(source))
     if is_clips(tokenizer) and size == CLIP_ENTRIES:
         return TextIds({})
     first, second = (tokenizer(words)["input_ids"] for words in ("a river", "forest"))

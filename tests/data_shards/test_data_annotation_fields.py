@@ -118,6 +118,15 @@ def test_tables_of_other_programs_are_read(tmp_path: Path, encoding: str, separa
     assert [(record.key, record.captions) for record in found] == [("a_0", [texts[0]]), ("a_1", [texts[1]])]
 
 
+@pytest.mark.parametrize("end", [b"x", b"\x00\xd8\n\x00"])
+def test_a_damaged_table_in_utf_16_is_named(end: bytes, tmp_path: Path) -> None:
+    """Cut amid a letter, and half of a surrogate pair."""
+    path = tmp_path / "a.csv"
+    path.write_bytes("filename,caption\na.png,a pond\nb.png,".encode("utf-16") + end)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is damaged: .*Save it as UTF-8"):
+        csv(path, tmp_path)
+
+
 def test_a_named_column_decides_the_separator(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("filepath;words, all of them\na.png;a pond\n")
     assert csv(tmp_path / "a.csv", tmp_path, caption_field=["words, all of them"])[0].captions == ["a pond"]

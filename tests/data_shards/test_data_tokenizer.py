@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from priorclip.common.safe_tokenizer import open_tokenizer
 from priorclip.data_shards import ShardSet, load_tokenizer, train_tokenizer
 from priorclip.data_shards.__main__ import main
 from priorclip.data_shards.stream.batch_fetcher import tokenize
@@ -72,3 +74,20 @@ def test_a_package_with_a_model_folder(tokenizer_folder: Path, tmp_path: Path, m
     shutil.copytree(tokenizer_folder, tmp_path / "made_weights" / "model")
     monkeypatch.syspath_prepend(tmp_path)
     assert load_tokenizer("package:made_weights", 9).model_max_length == 9
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff\xfe\x8b", b"{}", b"[1]", b"", None], ids=range(6))
+def test_a_damaged_tokenizer_is_named(name: str, content: bytes | None, tokenizer_folder: Path, tmp_path: Path) -> None:
+    """The last one is a named pipe. A configuration may be empty: it then says nothing."""
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "tokenizer")
+    (folder / name).unlink()
+    if content is None:
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).write_bytes(content)
+    if (name, content) == ("tokenizer_config.json", b"{}"):
+        assert len(open_tokenizer(str(folder))) == len(open_tokenizer(str(tokenizer_folder)))
+        return
+    with pytest.raises(ValueError, match=f"the tokenizer '{folder}' cannot be loaded"):
+        load_tokenizer(str(folder), 8)

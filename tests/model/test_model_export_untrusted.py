@@ -25,11 +25,17 @@ from json_fuzz import DIGITS, NESTED, fuzz, replaced
 from tiny_models import BERT, tiny
 
 from priorclip.common.checkpoint_record import CHECKSUMS, write_record
-from priorclip.model import from_pretrained, save_pretrained
+from priorclip.model import from_pretrained, presets, save_pretrained
 from priorclip.model.build import build_model
-from priorclip.model.config import EncoderConfig, SceneConfig
+from priorclip.model.config import EncoderConfig, SceneConfig, to_dict
 from priorclip.model.export.from_checkpoint import export_run
-from priorclip.model.export_config import FOR_READERS, MAX_NUMBER, read_export_config, starting_architecture
+from priorclip.model.export_config import (
+    FOR_READERS,
+    MAX_NUMBER,
+    config_of_run,
+    read_export_config,
+    starting_architecture,
+)
 from priorclip.model.networks.scene_classifier import SceneClassifier
 
 CODE = "import pathlib; pathlib.Path(__file__).with_name('executed').touch()\n"
@@ -343,3 +349,12 @@ def test_a_config_of_no_use_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"config\.json (is not JSON|must be a JSON object)"):
         read_export_config(tmp_path)
+
+
+def test_the_configuration_of_a_run_of_each_preset_is_read() -> None:
+    for path in Path(presets.__file__).parent.glob("*.yaml"):
+        own = presets.load_preset(path.stem)
+        found = config_of_run(yaml.safe_load(yaml.safe_dump(to_dict(own))))
+        assert found.text.config is not None or found.text.name == own.text.name
+        assert found.vision.name == own.vision.name
+        assert found.belief == own.belief

@@ -1,0 +1,36 @@
+"""Loads a tokenizer of transformers that somebody else may have made, without code of its own.
+
+    tokenizer = open_tokenizer("runs/demo/export")          # a folder, or a hub id
+
+    ValueError: the tokenizer 'x' cannot be loaded (RecursionError: maximum recursion depth exceeded)
+
+transformers is imported when the function runs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def open_tokenizer(source: str) -> Any:
+    """Returns the tokenizer of a folder or a hub id.
+
+    Raises:
+        OSError: transformers cannot find it
+        ValueError: its files are damaged, or no regular files, or it needs code of its own; names the source
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(source)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise ValueError(f"the tokenizer '{source}' cannot be loaded ({path.name} is no regular file)")
+    try:
+        # A tokenizer folder may name code of its own (auto_map): without False, transformers offers to run it.
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the tokenizers library raises its own, some of them beside Exception
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"the tokenizer '{source}' cannot be loaded ({reason})") from error
