@@ -23,7 +23,9 @@ Opening = Callable[[Path], AbstractContextManager[Any]]
 LARGEST = 16 << 20  # bytes of a VRT
 SOURCES = ("SimpleSource", "ComplexSource")
 KNOWN: dict[str, tuple[str, ...]] = {  # element -> what it may hold
-    "VRTDataset": ("SRS", "GeoTransform", "Metadata", "VRTRasterBand", "BlockXSize", "BlockYSize"),
+    "VRTDataset": ("SRS", "GeoTransform", "GCPList", "Metadata", "VRTRasterBand", "BlockXSize", "BlockYSize",
+                   "OverviewList"),
+    "GCPList": ("GCP",),
     "VRTRasterBand": ("Description", "NoDataValue", "ColorInterp", "ColorTable", "Metadata", "HideNoDataValue",
                       "UnitType", "Offset", "Scale", *SOURCES),
     "ColorTable": ("Entry",),

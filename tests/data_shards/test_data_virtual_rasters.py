@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rasterio.shutil import copy
 from rasterio.transform import from_origin
 from small_data import rows
 from small_rasters import reflectance, write_raster
@@ -60,6 +61,13 @@ def test_a_mosaic_is_one_scene(folder: Path, values: np.ndarray, tmp_path: Path)
     assert {shards.key(row) for row in range(len(shards))} == {f"all/000000-{x:06d}" for x in (0, 32, 64)}
     seam = shards.read([shards.key(row) for row in range(3)].index("all/000000-000032")).info
     assert (seam["scene"], seam["crs"], seam["transform"][2]) == ("all.vrt", "EPSG:32633", 500_320)
+
+
+def test_what_gdal_writes_is_read(folder: Path, values: np.ndarray) -> None:
+    copy(folder / "parts/west.tif", folder / "west.vrt", driver="VRT")
+    with open_file(folder / "west.vrt") as dataset:
+        assert np.array_equal(dataset.read(), values[:, :, :SIDE])
+        assert dataset.crs.to_epsg() == 32633
 
 
 @pytest.fixture
