@@ -11,7 +11,7 @@ from demo.steps import Step
 
 HERE = Path(os.path.relpath(Path(__file__).parent))
 SCENES, TILE, STRIDE = 3, 250, 125
-WANTED = "storage tanks"
+WANTED = "forest"
 SMALL = 96  # side in pixels of the pictures that the model trains on
 
 

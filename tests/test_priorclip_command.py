@@ -167,7 +167,7 @@ def completions(line: str, folder: Path) -> list[str]:
     ("line", "expected"),
     [
         ("priorclip pret", ["pretrain"]),
-        ("priorclip data_shards s", ["stats"]),
+        ("priorclip data_shards s", ["synthetic", "stats"]),
         ("priorclip data_shards pack --shar", ["--shards", "--shards+", "--shard_size"]),
         ("priorclip pack --shar", ["--shards", "--shards+", "--shard_size"]),
         ("/opt/priorclip prior --backbone.ima", ["--backbone.image_size"]),

@@ -27,7 +27,7 @@ from priorclip.data_shards.shards import ShardSet
 LOOK, MAP, PIXELS = 64, 5000, 300  # samples that tell whether there are rasters, that the map shows, that are decoded
 BINS = 64
 COLOURS = {"red": "#c0392b", "green": "#27834a", "blue": "#2a6f97", "nir": "#7d3c98"}
-OTHERS = ("#444444", "#b9770e", "#117a65")
+OTHERS = ("#444444", "#b9770e", "#117a65", "#7f8c8d", "#6e2c00", "#1f618d", "#d68fb1")
 
 
 def raster_figures(shards: ShardSet, chosen: Sequence[int], seed: int = 0) -> dict[str, Any] | None:
@@ -77,9 +77,11 @@ def known_place(text: Sample) -> dict[str, Any]:
 
 
 def band_figures(shards: ShardSet, samples: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """Returns for each band: type, mean, deviation and a histogram of the measured values of the samples."""
-    values: defaultdict[str, list[NDArray[np.floating]]] = defaultdict(list)
-    types: dict[str, str] = {}
+    """Returns for each band: type, mean, deviation and a histogram of the measured values of the samples.
+
+    Bands of one name and several types, such as reflectance and grey levels, are kept apart.
+    """
+    values: defaultdict[tuple[str, str], list[NDArray[np.floating]]] = defaultdict(list)
     for sample in samples:
         try:
             entry = shards.read(sample)
@@ -90,14 +92,14 @@ def band_figures(shards: ShardSet, samples: Sequence[int]) -> dict[str, dict[str
             continue
         for channel, name in enumerate(names):
             low, high = ranges[channel]
-            values[name].append((low + pixels[..., channel] / 255 * (high - low)).ravel())
-            types[name] = kind
+            values[name, kind].append((low + pixels[..., channel] / 255 * (high - low)).ravel())
+    types = Counter(name for name, _ in values)
     found = {}
-    for name, parts in values.items():
+    for (name, kind), parts in values.items():
         together = np.concatenate(parts)
         counts, edges = np.histogram(together, BINS)
-        found[name] = {
-            "type": types[name],
+        found[name if types[name] == 1 else f"{name}, {kind}"] = {
+            "type": kind,
             "mean": float(together.mean(dtype=np.float64)),
             "deviation": float(together.std(dtype=np.float64)),
             "edges": edges.tolist(),
@@ -149,7 +151,7 @@ def draw_rasters(figures: Mapping[str, Any]) -> bytes:
     draw_map(left, figures["outlines"])
     right.set_title("Values of the bands")
     for number, (name, band) in enumerate(figures["bands"].items()):
-        colour = COLOURS.get(name, OTHERS[number % len(OTHERS)])
+        colour = COLOURS.get(name.split(",")[0], OTHERS[number % len(OTHERS)])
         right.stairs(band["counts"], band["edges"], color=colour, label=name.replace("$", r"\$"))
     right.set_xlabel("measured value")
     right.set_ylabel("pixels")
@@ -181,6 +183,6 @@ def draw_map(axes: Any, outlines: Sequence[tuple[str, Mapping[str, Any]]]) -> No
             axes.add_patch(Polygon(ring, alpha=0.35, color=colours[scenes[scene] % len(colours)]))
     axes.autoscale_view()
     south, north = axes.get_ylim()
-    axes.set_aspect(1 / max(0.05, float(np.cos(np.radians((south + north) / 2)))), adjustable="datalim")
+    axes.set_aspect(1 / max(0.05, float(np.cos(np.radians((south + north) / 2)))), adjustable="box")
     if not outlines:
         axes.text(0.5, 0.5, "none", ha="center", transform=axes.transAxes)

@@ -3,10 +3,10 @@
     with open_bytes(data) as dataset: ...            a TIFF, JPEG 2000 or PNG in memory
     with open_file(Path("scenes/a.tif")) as dataset: ...   a file below a folder of the user
 
-Only the drivers of DRIVERS are used. GDAL looks for no neighbours (.aux.xml, .ovr), and keeps CACHE bytes of blocks.
-A file whose single block would take more than BLOCK bytes is refused, because GDAL unpacks whole blocks; so is one with
-too many bands or too long sides. rasterio is an extra (``pip install 'priorclip-pretraining[geo]'``), and nothing here
-is imported before it is needed.
+Only the drivers of DRIVERS are used, and VRT after virtual.py has checked what it names. GDAL looks for no neighbours
+(.aux.xml, .ovr), and keeps CACHE bytes of blocks. A file whose single block would take more than BLOCK bytes is
+refused, because GDAL unpacks whole blocks; so is one with too many bands or too long sides. rasterio is an extra
+(``pip install 'priorclip-pretraining[geo]'``), and nothing here is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.rasters.virtual import checked_vrt
 
 ADVICE = "pip install 'priorclip-pretraining[geo]' reads it"
 DRIVERS = ["GTiff", "JP2OpenJPEG", "PNG"]
@@ -81,7 +82,22 @@ def open_bytes(data: bytes, suffix: str = ".tif") -> Iterator[Any]:
 
 @contextmanager
 def open_file(path: Path) -> Iterator[Any]:
-    """Opens a raster file. Raises BadSample, also for what the body reads from it."""
+    """Opens a raster file, also a virtual one (.vrt). Raises BadSample, also for what the body reads from it."""
+    if path.suffix.lower() != ".vrt":
+        with open_plain(path) as dataset:
+            yield dataset
+        return
+    from rasterio.io import MemoryFile
+
+    text = checked_vrt(path, open_plain)[0]
+    with gdal_errors(path.name), MemoryFile(text.encode(), ext=".vrt") as file, file.open(driver=["VRT"]) as dataset:
+        check_blocks(dataset)
+        yield dataset
+
+
+@contextmanager
+def open_plain(path: Path) -> Iterator[Any]:
+    """Opens a raster file of the formats that name no other file. Raises BadSample, as ``open_file``."""
     from rasterio.io import DatasetReader
 
     if not path.is_file():

@@ -11,8 +11,8 @@ record too, which packing leaves out, counts and lists in quarantine.jsonl. tile
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -24,9 +24,10 @@ from PIL import Image
 from priorclip.common.output import get_logger
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decoding_work import check_scene
-from priorclip.data_shards.rasters.gdal import ADVICE, has_rasterio, open_file, work_of
+from priorclip.data_shards.rasters.gdal import ADVICE, has_rasterio, open_file, open_plain, work_of
 from priorclip.data_shards.rasters.georeference import place_of
 from priorclip.data_shards.rasters.values import ValueRule
+from priorclip.data_shards.rasters.virtual import checked_vrt
 from priorclip.data_shards.sources.folder import walk_names
 from priorclip.data_shards.sources.names import image_path, sample_key
 from priorclip.data_shards.sources.record import Record
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-SUFFIXES = (".tif", ".tiff", ".jp2")
+SUFFIXES = (".tif", ".tiff", ".jp2", ".vrt")
 MIN_TILE, MAX_TILE = 16, 4096
 MAX_TILES = 1 << 20  # of a scene; each takes 600 bytes of memory
 MAX_WORK = 4 << 30  # bytes that GDAL unpacks for one tile
@@ -135,6 +136,8 @@ def raster(
     names = walk_names(root, lambda name: name.lower().endswith(SUFFIXES))
     if not names:
         raise FileNotFoundError(f"no scene ({', '.join(SUFFIXES)}) below {root}")
+    parts = virtual_parts(root, names)
+    names = [name for name in names if name not in parts]
     texts = texts or TextSource()
     records: list[Record] = []
     for name in names:
@@ -151,6 +154,19 @@ def raster(
     if texts and not any(record.captions or record.label for record in records):
         raise ValueError("no tile has a class or a text: do the coordinates, or the names of the scenes, fit?")
     return records
+
+
+def virtual_parts(root: Path, names: Sequence[str]) -> set[str]:
+    """Returns the scenes that a virtual raster of the folder joins, so that their ground is not cut twice."""
+    files = {str((root / name).absolute()): name for name in names}
+    parts: set[str] = set()
+    for name in names:
+        if name.lower().endswith(".vrt"):
+            with suppress(BadSample):  # ``tiles`` says why
+                found = {files.get(str(path)) for path in checked_vrt(root / name, open_plain)[1]} - {None}
+                parts |= {each for each in found if each is not None}
+                log.info("%s joins %d scenes of the folder, which are not cut by themselves", name, len(found))
+    return parts
 
 
 def tiles(

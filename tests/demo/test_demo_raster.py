@@ -23,7 +23,7 @@ SIDE = 2 * TILE
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a demo up to its tiles: scenes of four places, cut."""
     folder = tmp_path_factory.mktemp("run")
-    config = DemoConfig(source="raster", scene_size=SIDE, model="export", seed=2, train_images=38, test_images=0)
+    config = DemoConfig(source="raster", scene_size=SIDE, model="export", seed=2, train_images=23, test_images=0)
     steps = {step.name: step for step in raster_plan(config, folder)}
     assert list(steps) == ["scenes", "pack-tiles", "stats", "index", "search"]
     assert data_shards([*steps["scenes"].arguments, "--bands", "rgb"]) == 0
@@ -69,5 +69,5 @@ def test_precision_counts_the_tiles_that_show_what_was_drawn(run: Path) -> None:
 
 def test_too_few_right_answers_end_the_demo(run: Path) -> None:
     answers(run, 6, 4)
-    with pytest.raises(StepFailed, match="only 6 of the 10 best tiles show storage tanks"):
+    with pytest.raises(StepFailed, match="only 6 of the 10 best tiles show forest"):
         places_report(run, DemoConfig(source="raster"), 1.0)

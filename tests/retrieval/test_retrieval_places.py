@@ -13,6 +13,7 @@ import numpy as np
 import pyogrio
 import pytest
 import rasterio
+import torch
 from rasterio.transform import from_origin
 from running_server import serving
 from shapely.geometry import MultiPolygon, box, shape
@@ -21,7 +22,7 @@ from small_galleries import TestSet
 from priorclip.data_shards import ShardSet
 from priorclip.data_shards.__main__ import main as data_shards
 from priorclip.data_shards.format.place import bounds, place_of_info
-from priorclip.retrieval import EmbeddingIndex, Encoder, Searcher
+from priorclip.retrieval import EmbeddingIndex, Encoder, Searcher, nearest_rows
 from priorclip.retrieval.__main__ import main
 from priorclip.retrieval.places import Within, moment, touches
 
@@ -135,6 +136,21 @@ def test_limits_give_the_ranking_of_all_without_the_others(index: Path, searcher
         assert [hit.score for hit in found] == pytest.approx([score for _, score in expected], abs=1e-6)
         assert [hit.rank for hit in found] == list(range(1, len(found) + 1))
         assert [hit.key for hit in searcher.by_text("a river", 2, within)] == [key for key, _ in expected[:2]]
+
+
+def test_many_rows_within_limits_are_ranked_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest_rows, "GATHERED", 7)
+    draw = torch.Generator().manual_seed(3)
+    embeddings = torch.nn.functional.normalize(torch.randn(60, 8, generator=draw), dim=1)
+    embeddings[40] = embeddings[10]  # equal scores are in the order of the rows
+    rows, query = np.arange(0, 60, 2), embeddings[10]
+    exact = (embeddings[rows] @ query).tolist()
+    expected = sorted(range(30), key=lambda place: (-round(exact[place], 6), place))[:12]
+    scores, found = nearest_rows.nearest_of(embeddings, query, 12, rows)
+    assert found == [int(rows[place]) for place in expected]
+    assert found[:2] == [10, 40]
+    assert scores == pytest.approx([exact[place] for place in expected], abs=1e-6)
+    assert nearest_rows.nearest_of(embeddings, query, 5, rows[:0]) == ([], [])
 
 
 def test_boxes_meet_as_shapes_on_the_globe_do() -> None:
