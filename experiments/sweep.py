@@ -42,7 +42,7 @@ from priorclip.experiments.sweep_table import write_table
 
 logger = get_logger(__name__)
 
-PRELOAD = ["deepspeed", "timm", "transformers", "torch.utils.tensorboard", "priorclip.pretrain.train_retrieval",
+PRELOAD = ["deepspeed", "priorclip.model.encoders", "torch.utils.tensorboard", "priorclip.pretrain.train_retrieval",
            "priorclip.finetune.train_prior"]  # fmt: skip
 COMMAND_FILE = "sweep.json"  # the command line of a run, beside its report
 TEST_OPTIONS = {

@@ -14,7 +14,6 @@ import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -116,5 +115,7 @@ def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
     there = targets.sum(0) > 0
     if not there.any():
         return float("nan")
+    from sklearn.metrics import average_precision_score  # here, because only tags need it: 2 s to import
+
     each = average_precision_score(targets[:, there].numpy(), scores[:, there].numpy(), average=None)
     return 100 * float(np.mean(each))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from timm.data import Mixup
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
@@ -30,6 +29,8 @@ class SceneTargets:
         self.classes, self.smoothing = classes, smoothing
         self.mix = None
         if mixup > 0 or cutmix > 0:
+            from timm.data import Mixup  # few trainings mix, and the encoders import timm without the compiler first
+
             self.mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

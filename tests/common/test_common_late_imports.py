@@ -14,7 +14,9 @@ COMPILER = ("torch._dynamo", "torch._inductor", "scipy.optimize")
 # The stand-ins' functions are compared with the real ones after the real modules were imported.
 WHOLE = f"""
 import sys
-import priorclip.model.encoders
+import priorclip.finetune.train_prior
+import priorclip.pretrain.train_retrieval
+import priorclip.retrieval.encoder
 assert not [name for name in {COMPILER} if name in sys.modules], "imported"
 
 import numpy, torch
@@ -54,10 +56,10 @@ print("well")
 def output_of(program: str) -> str:
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return done.stdout.splitlines()[-1]  # DeepSpeed may warn before it
 
 
-def test_encoders_do_not_import_the_compiler_and_can_call_it() -> None:
+def test_trainings_do_not_import_the_compiler_and_can_call_it() -> None:
     assert output_of(WHOLE) == "well"
 
 
