@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
 from priorclip.common.files import folder_aside
 from priorclip.common.output import get_logger
+from priorclip.common.safe_tokenizer import open_tokenizer
 from priorclip.model.convert.rules import stacked, their_names
 from priorclip.model.convert.transformers_clip import rules
 from priorclip.model.encoders.weights import State
@@ -69,7 +70,7 @@ def export_transformers(model: Any, folder: str | Path, source: str | Path) -> s
 
 def read_tokenizer(model: Any, source: Path) -> Any:
     """Returns the tokenizer of the export folder, which cuts texts where the model's texts end."""
-    tokenizer = AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+    tokenizer = open_tokenizer(str(source))
     tokenizer.model_max_length = model.config.text.context_length
     return tokenizer
 
