@@ -22,7 +22,8 @@ from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decode import open_image, upright_rgb
 from priorclip.data_shards.rasters.values import DEFAULT
 from priorclip.data_shards.sources.record import load
-from priorclip.data_shards.sources.scenes import open_scene, raster, tiles
+from priorclip.data_shards.sources.scenes import BadScene, open_scene, raster, tiles
+from priorclip.data_shards.sources.tile_texts import TextSource
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -60,7 +61,8 @@ def test_a_scene_that_would_take_hours_or_all_memory_is_left_out(
     options, said = BOMBS[name]
     path = sparse(tmp_path / "a.tif", **options)
     begun = time.thread_time()
-    assert tiles(tmp_path, path.name, DEFAULT, 256, 256, 90) == []
+    (left_out,) = tiles(tmp_path, path.name, DEFAULT, 256, 256, 90, TextSource())
+    assert isinstance(left_out.image, BadScene)
     assert time.thread_time() - begun < 3
     assert caplog.records[-1].getMessage().startswith("a.tif is left out: ")
     assert re.search(said, caplog.text)
