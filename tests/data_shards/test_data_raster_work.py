@@ -160,7 +160,10 @@ def test_neither_a_scene_nor_its_neighbours_name_another_place(
         (beside / name).write_text(text)
     (beside / "b.tif").write_text(text)
     (beside / "c.jp2").write_text(text)
-    found = [raster(folder, DEFAULT, tile=64) for folder in (alone, beside)]
+    every = [raster(folder, DEFAULT, tile=64, max_bad_share=1) for folder in (alone, beside)]
+    left_out = [record.key for record in every[1] if isinstance(record.image, BadScene)]
+    assert sorted(left_out) == ["a", "a_tif", "b", "c"], "two virtual rasters, and two files that are no rasters"
+    found = [[record for record in records if not isinstance(record.image, BadScene)] for records in every]
     assert [record.key for record in found[1]] == [record.key for record in found[0]]
     pictures = [[load(record).image for record in records] for records in found]
     assert pictures[0] == pictures[1]
