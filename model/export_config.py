@@ -32,14 +32,14 @@ from priorclip.model.presets import load_preset
 
 FORMAT = 1
 MODEL_TYPE = "priorclip"  # the name of our models in transformers
-FOR_READERS = (
-    "format",
-    "model_type",
-    "architectures",
-    "transformers_version",
-    "dtype",
-    "auto_map",
-)  # top-level keys that we skip
+FOR_READERS = ("format", "model_type", "architectures", "transformers_version", "dtype")  # top-level keys that we skip
+# What `model export --format transformers` writes for other programs. We skip it too; another auto_map is refused.
+CODE = "modelling_priorclip"
+AUTO_MAP = {
+    "AutoConfig": f"{CODE}.PriorCLIPConfig",
+    "AutoModel": f"{CODE}.PriorCLIPModel",
+    "AutoModelForZeroShotImageClassification": f"{CODE}.PriorCLIPModel",
+}
 MAX_BYTES = 4 << 20  # of config.json
 MAX_NUMBER = 1e12
 MAX_ITEMS = 100_000  # of a list
@@ -107,9 +107,8 @@ def config_from_untrusted(values: Mapping[str, Any]) -> ModelConfig | SceneConfi
     kind: Any = SceneConfig if values.get("kind") == "scene" else ModelConfig
     if "kind" not in values:
         raise ValueError("it has no 'kind', such as 'priorclip'")
-    config: Any = from_dict(
-        kind, check_fields({key: values[key] for key in values if key not in FOR_READERS}, kind, "")
-    )
+    skipped = {*FOR_READERS, *(["auto_map"] if values.get("auto_map") == AUTO_MAP else [])}
+    config: Any = from_dict(kind, check_fields({key: values[key] for key in values if key not in skipped}, kind, ""))
     if kind is ModelConfig and config.text.config is None:
         raise ValueError("it has no 'text.config', the architecture of the text encoder")
     return config

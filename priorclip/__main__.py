@@ -28,10 +28,10 @@ from typing import Literal, get_args, get_origin
 COMMANDS: dict[str, tuple[str, ...]] = {
     "pretrain": (),
     "finetune": ("prior", "instruct", "closed"),
-    "experiments": ("sweep", "resplit", "collect", "tables"),
+    "experiments": ("sweep", "resplit", "collect", "tables", "fit", "shift"),
     "data_shards": ("pack", "synthetic", "leakage", "index", "verify", "stats", "tokenizer", "bench"),
     "model": ("convert", "export", "summary", "bench"),
-    "retrieval": ("evaluate", "robustness", "pictures", "index", "search", "serve"),
+    "retrieval": ("evaluate", "robustness", "pictures", "belief-truth", "index", "search", "serve"),
     "cluster": ("check", "launch", "sbatch", "faults", "plan", "simulate"),
 }
 # Sub-command -> the packages that have it.

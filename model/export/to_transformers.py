@@ -28,16 +28,12 @@ from priorclip.model.encoders.weights import State
 from priorclip.model.export import modelling_priorclip
 from priorclip.model.export.folder import preprocessor, save_pretrained, write_json
 from priorclip.model.export.to_open_clip import read_text_ids
+from priorclip.model.export_config import AUTO_MAP
 from priorclip.model.without_memory import without_memory
 
 log = get_logger(__name__)
 
 CODE = Path(modelling_priorclip.__file__)
-AUTO_MAP = {
-    "AutoConfig": f"{CODE.stem}.PriorCLIPConfig",
-    "AutoModel": f"{CODE.stem}.PriorCLIPModel",
-    "AutoModelForZeroShotImageClassification": f"{CODE.stem}.PriorCLIPModel",
-}
 OUR_OWN = ("logit_bias", "attribution_scale")  # not in a CLIPModel
 OLD_END = 2  # for an end token with this id transformers takes the largest id of a text as its end
 

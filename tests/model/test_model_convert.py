@@ -85,12 +85,12 @@ def test_half_precision_becomes_float32(theirs, words, tmp_path):
 
 
 def test_command_lists_what_it_did_not_use(theirs, words, tmp_path, capsys):
-    state = theirs.state_dict() | {"logit_bias": torch.zeros(()), "decoder.weight": torch.zeros(2)}
+    state = theirs.state_dict() | {"decoder.bias": torch.zeros(()), "decoder.weight": torch.zeros(2)}
     torch.save(state, tmp_path / "more.pt")
     arguments = ["convert", "--input", str(tmp_path / "more.pt"), "--output", str(tmp_path / "out")]
     assert main([*arguments, "--tokenizer", words]) == 0
     told = capsys.readouterr().out
-    assert "not used: 2\n    decoder.weight\n    logit_bias\n" in told
+    assert "not used: 2\n    decoder.bias\n    decoder.weight\n" in told
     assert "activation gelu" in told
     assert "more.pt" in (tmp_path / "out" / "README.md").read_text()
     assert json.loads((tmp_path / "out" / "config.json").read_text())["kind"] == "clip"
