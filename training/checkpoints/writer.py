@@ -311,7 +311,8 @@ class HashingFile:
             return self.file.write(data)
 
     def flush(self) -> None:
-        self.file.flush()
+        with naming(self.file.name):
+            self.file.flush()
 
 
 def first_cause(error: Exception) -> str:
