@@ -28,8 +28,8 @@ def scenes_in_order(records: Sequence[Record], seed: int) -> list[str]:
     bare = next((record for record in records if record.label is None), None)
     if bare is not None:
         raise ValueError(
-            f"the scene of {bare.key} is not known, and a subset by scenes needs it of all: if packing finds it out, pack the "
-            "images first, and take the subset of the shards with --source webdataset"
+            f"the scene of {bare.key} is not known, and a subset by scenes needs it of all: if packing finds it out, "
+            "pack the images first, and take the subset of the shards with --source webdataset"
         )
     names = sorted({record.label for record in records if record.label is not None})
     return [names[place] for place in permutation(hash_integers(seed, SCENE_ORDER), len(names))]
