@@ -117,9 +117,8 @@ def config_from_untrusted(values: Mapping[str, Any]) -> ModelConfig | SceneConfi
 def config_of_run(values: Any) -> ModelConfig:
     """Returns the model of a run's config.yaml, which can be somebody else's, by the same rules.
 
-    ``text.name`` is kept if there is no ``text.config``: a hub id, a folder or a package, from which sizes
-    are read. Raises
-    ValueError that names the key.
+    ``text.name`` is kept if there is no ``text.config``: a hub id, a folder or a package, from which sizes are read.
+    Raises ValueError that names the key.
     """
     config: ModelConfig = from_dict(ModelConfig, check_fields(values, ModelConfig, "model."))
     if config.text.config is None:

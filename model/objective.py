@@ -52,7 +52,7 @@ class RetrievalObjective:
     def losses(self, features: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Second half of a step: returns the loss of features, with image_ids, labels and input_ids of the batch."""
         image_ids, labels = (batch[name].to(self.device, non_blocking=True) for name in ("image_ids", "labels"))
-        total, parts = self.loss(features, image_ids, labels, batch["input_ids"].to(self.device, non_blocking=True))
+        total, parts = self.loss(features, image_ids, labels, batch["input_ids"])
         learned = {name: features[name].detach() for name in ("logit_scale", "logit_bias") if name in features}
         return total, {**parts, **learned}
 

@@ -12,6 +12,7 @@ Source: arXiv 2010.04592 (Robinson et al., equation 4 with tau+ = 0), as HN-NCE 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -49,20 +50,21 @@ class LogSums:
             total[place] = torch.logaddexp(total[place], log_sum(chosen, dim, spare))
         self.count[place] += negative.sum(dim)
 
-    def over_ranks(self) -> LogSums:
+    def over_ranks(self) -> None:
         """Adds the sums of all ranks. A NaN of one rank reaches all."""
         self.positive, self.hard, self.weights = map(log_sum_over_ranks, (self.positive, self.hard, self.weights))
         self.count = sum_over_ranks(self.count)
-        return self
 
+    @cached_property
     def negatives(self) -> Tensor:
-        """Returns log(n exp(H - Z)); very low without negatives."""
+        """log(n exp(H - Z)), once all blocks are added; very low without negatives."""
         none = self.count == 0
         return (self.count.log() + self.hard - self.weights).masked_fill(none, torch.finfo(self.hard.dtype).min)
 
+    @cached_property
     def total(self) -> Tensor:
-        """Returns the log of the sum over positives and weighted negatives."""
-        return torch.logaddexp(self.positive, self.negatives())
+        """The log of the sum over positives and weighted negatives, once all blocks are added."""
+        return torch.logaddexp(self.positive, self.negatives)
 
     def slope(self, place: slice, dim: int, logits: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
         """Returns the derivative of ``total`` in the logits of a block, (b, n)."""
@@ -70,9 +72,8 @@ class LogSums:
         def spread(x: Tensor) -> Tensor:
             return x[place].unsqueeze(dim)
 
-        total = self.total()
-        share = spread((self.negatives() - total).exp())
-        slope = (logits - spread(total)).exp_().masked_fill_(~positive, 0)
+        share = (spread(self.negatives) - spread(self.total)).exp_()
+        slope = (logits - spread(self.total)).exp_().masked_fill_(~positive, 0)
         hard = ((1 + self.beta) * logits - spread(self.hard)).exp_().mul_(1 + self.beta)
         hard -= (self.beta * logits - spread(self.weights)).exp_().mul_(self.beta)
         return slope.add_(hard.mul_(share).masked_fill_(~negative, 0))
@@ -99,7 +100,7 @@ class HardNegativeCrossEntropy(torch.autograd.Function):
         row_positive, column_positive = positive_means(scaled, columns, pairs)
         ctx.save_for_backward(rows, columns, scale)
         ctx.of_rows, ctx.of_columns, ctx.pairs, ctx.side = of_rows, of_columns, pairs, side
-        return of_rows.total() - row_positive, own_share(of_columns.total() - column_positive)
+        return of_rows.total - row_positive, own_share(of_columns.total - column_positive)
 
     @staticmethod
     @once_differentiable

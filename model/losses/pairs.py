@@ -28,16 +28,16 @@ class Pairs:
     """Groups and captions of this rank's B pairs and of the N pairs of all ranks.
 
     Args:
-        rows: (B,) the image of each pair of this rank, integers in [0, count)
+        rows: (B,) the image of each pair of this rank, integers in [0, U)
         columns: (N,) the image of each pair of all ranks
-        count: number of distinct images in the global batch
+        counts: (U,) pairs of each of the U images in the global batch
         row_captions: (B,) equal integers for equal captions; None: pairs with equal captions are negatives
         column_captions: (N,)
     """
 
     rows: Tensor
     columns: Tensor
-    count: int
+    counts: Tensor
     row_captions: Tensor | None = None
     column_captions: Tensor | None = None
 
@@ -54,8 +54,8 @@ class Pairs:
 
 def pairs_of(image_ids: Tensor, caption_ids: Tensor | None = None) -> Pairs:
     """Returns the pairs of all ranks from the ids of this rank, each (B,). B is the same on all ranks."""
-    unique, columns = gather_integers(image_ids).unique(return_inverse=True)
-    pairs = Pairs(own_share(columns), columns, len(unique))
+    _, columns, counts = gather_integers(image_ids).unique(return_inverse=True, return_counts=True)
+    pairs = Pairs(own_share(columns), columns, counts)
     if caption_ids is not None:
         pairs.row_captions, pairs.column_captions = caption_ids, gather_integers(caption_ids)
     return pairs
@@ -70,13 +70,13 @@ def leave_out(logits: Tensor, ignored: Tensor | None) -> None:
 def positive_means(scaled: Tensor, columns: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Returns the mean logit over the positives of each row (B,) and, over all ranks, of each column (N,).
 
-    The mean is linear in the features. So it needs sums by image (count, d) and not the matrix.
+    The mean is linear in the features. So it needs sums by image (U, d) and not the matrix.
     """
-    counts = pairs.columns.bincount(minlength=pairs.count).to(scaled.dtype)
-    means = sum_by_group(pairs.columns, columns, pairs.count) / counts[:, None]
+    counts = pairs.counts.to(scaled.dtype)[:, None]
+    means = sum_by_group(pairs.columns, columns, len(counts)) / counts
     of_rows = (means[pairs.rows].mul_(scaled)).sum(1)
     del means
-    means = sum_by_group(pairs.rows, scaled, pairs.count) / counts[:, None]  # of this rank
+    means = sum_by_group(pairs.rows, scaled, len(counts)) / counts  # of this rank
     return of_rows, sum_over_ranks((means[pairs.columns].mul_(columns)).sum(1))
 
 
@@ -90,8 +90,7 @@ def subtract_positives(
     by_column: Tensor,
 ) -> None:
     """Subtracts the gradient of `positive_means`, times by_row (B,) and by_column (N,), in place."""
-    count = pairs.count
-    share = (1 / pairs.columns.bincount(minlength=count).to(scaled.dtype))[:, None]
+    count, share = len(pairs.counts), (1 / pairs.counts.to(scaled.dtype))[:, None]
     into_rows -= (sum_by_group(pairs.columns, columns, count) * share)[pairs.rows].mul_(by_row[:, None])
     into_rows -= (sum_by_group(pairs.columns, columns * by_column[:, None], count) * share)[pairs.rows]
     into_columns -= (sum_by_group(pairs.rows, scaled, count) * share)[pairs.columns].mul_(by_column[:, None])

@@ -72,7 +72,7 @@ class RetrievalLoss(nn.Module):
             outputs: the model's outputs for images and texts
             image_ids: (B,) integers, equal for captions of one image on all ranks
             labels: (B,) scene class, -1 if unknown; None: all unknown
-            input_ids: (B, T) padded token ids; ``equal_captions: ignored`` needs them to know equal captions
+            input_ids: (B, T) padded token ids on any device; only ``equal_captions: ignored`` reads them
         Raises:
             ValueError: the outputs lack one of the two modalities or the bias, or input_ids are missing
         """
@@ -103,7 +103,7 @@ class RetrievalLoss(nn.Module):
         if self.ignores_equal_captions:
             if input_ids is None:
                 raise ValueError("equal_captions 'ignored' needs the input_ids of the captions")
-            captions = hash_tokens(input_ids)
+            captions = hash_tokens(input_ids).to(image.device, non_blocking=True)
         ids, scale = image_ids if self.shared_captions else pair_ids(image_ids), outputs["logit_scale"]
         if isinstance(self.contrastive, ContrastiveLoss):
             return self.contrastive(image, text, scale, ids, captions)  # type: ignore[no-any-return]
