@@ -14,15 +14,16 @@ from __future__ import annotations
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.images.decoding_work import check_scene
 from priorclip.data_shards.rasters.virtual import checked_vrt
 
 ADVICE = "pip install 'priorclip-pretraining[geo]' reads it"
@@ -89,7 +90,7 @@ def open_file(path: Path) -> Iterator[Any]:
         return
     from rasterio.io import MemoryFile
 
-    text = checked_vrt(path, open_plain)[0]
+    text = checked_vrt(path, check_plain)[0]
     with gdal_errors(path.name), MemoryFile(text.encode(), ext=".vrt") as file, file.open(driver=["VRT"]) as dataset:
         check_blocks(dataset)
         yield dataset
@@ -102,9 +103,31 @@ def open_plain(path: Path) -> Iterator[Any]:
 
     if not path.is_file():
         raise BadSample("missing file", str(path))
+    check_work_of_tiles(path)
     with gdal_errors(path.name), DatasetReader(str(path.absolute()), driver=DRIVERS, sharing=False) as dataset:
         check_blocks(dataset)
         yield dataset
+
+
+def once_a_file(check: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Returns a check that runs again only if the file has another size or time, because each tile opens its scene."""
+    remembered = lru_cache(maxsize=4096)(lambda path, size, changed: check(path))
+
+    def call(path: Path) -> None:
+        about = path.stat()
+        remembered(path, about.st_size, about.st_mtime_ns)
+
+    return call
+
+
+@once_a_file
+def check_plain(path: Path) -> None:
+    """Raises BadSample if ``open_plain`` cannot open the file."""
+    with open_plain(path):
+        pass
+
+
+check_work_of_tiles = once_a_file(check_scene)
 
 
 def check_blocks(dataset: Any) -> None:

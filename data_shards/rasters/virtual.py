@@ -1,6 +1,6 @@
 """Virtual rasters (VRT, as gdalbuildvrt writes them) of files that lie below the VRT's own folder, and of nothing else.
 
-    text, files = checked_vrt(Path("scenes/mosaic.vrt"), open_plain)     # its XML with full paths, and these paths
+    text, files = checked_vrt(Path("scenes/mosaic.vrt"), check_plain)    # its XML with full paths, and these paths
 
 A VRT can name any file, URL, database, or code to run. So its XML is read here, by a list of known elements, and GDAL
 gets what is left. Each source must be a regular file below the folder that the drivers of gdal.py open. Derived, warped
@@ -10,16 +10,14 @@ and raw bands, pixel functions, options and further VRTs are refused.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from priorclip.common.safe_paths import UnsafePath, join_under
 from priorclip.data_shards.format.sample import BadSample
 
-Opening = Callable[[Path], AbstractContextManager[Any]]
+Check = Callable[[Path], None]
 LARGEST = 16 << 20  # bytes of a VRT
 SOURCES = ("SimpleSource", "ComplexSource")
 KNOWN: dict[str, tuple[str, ...]] = {  # element -> what it may hold
@@ -36,12 +34,12 @@ KNOWN: dict[str, tuple[str, ...]] = {  # element -> what it may hold
 REFUSED = "refused virtual raster"
 
 
-def checked_vrt(path: Path, opening: Opening) -> tuple[str, list[Path]]:
+def checked_vrt(path: Path, check: Check) -> tuple[str, list[Path]]:
     """Returns the XML of a VRT, in which each source is a full path, and these paths.
 
     Args:
         path: the VRT
-        opening: opens a source by drivers that name no other file
+        check: raises BadSample or OSError for a source that is no raster of a format that names no other file
 
     Raises BadSample for a file that is no such VRT, or that names what it must not.
     """
@@ -63,7 +61,7 @@ def checked_vrt(path: Path, opening: Opening) -> tuple[str, list[Path]]:
         if len(names) != 1:
             raise BadSample(REFUSED, f"{path.name}: a source needs one SourceFilename")
         name = (names[0].text or "").strip()
-        files[name] = files.get(name) or source_file(path, name, opening)
+        files[name] = files.get(name) or source_file(path, name, check)
         names[0].text, names[0].attrib = str(files[name]), {"relativeToVRT": "0"}
     return ElementTree.tostring(root, encoding="unicode"), list(files.values())
 
@@ -80,13 +78,13 @@ def check_element(element: Element, path: Path) -> None:
         check_element(child, path)
 
 
-def source_file(path: Path, name: str, opening: Opening) -> Path:
+def source_file(path: Path, name: str, check: Check) -> Path:
     """Returns the file of a source. Raises BadSample if it is not one below the VRT's folder that may be opened."""
     folder = path.parent.absolute()
     try:
         inside = str(Path(name).relative_to(folder)) if Path(name).is_relative_to(folder) else name
         found = join_under(folder, inside, path.name)
-        with opening(found):
-            return found
+        check(found)
+        return found
     except (BadSample, UnsafePath, ValueError, OSError) as error:
         raise BadSample(REFUSED, f"{path.name} names {name[:80]!r}: {error}") from error

@@ -21,7 +21,7 @@ from typing import Any
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.sources.names import sample_key
 from priorclip.data_shards.sources.parquet_limits import Texts, check_rows, damaged, read_images
-from priorclip.data_shards.sources.record import ImageFile, Place, Record
+from priorclip.data_shards.sources.record import ImageFile, Missing, Place, Record
 from priorclip.data_shards.sources.table import CAPTION_COLUMNS, FILE_COLUMNS, LABEL_COLUMNS, first_of
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "img_content", "image_bytes", "bytes")
@@ -51,17 +51,6 @@ class Cell:
         if not data or not isinstance(data, bytes):
             raise BadSample("empty image", f"{self.file}, row group {self.group}, row {self.row}")
         return replace(record, image=data)
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """The place of an image that is known to be missing, with the reason."""
-
-    reason: str
-    detail: str
-
-    def load(self, record: Record) -> Record:
-        raise BadSample(self.reason, self.detail)
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,17 @@ class ImageFile:
         return os.path.join(self.folder, self.name)
 
 
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """The place of an image that is known to be missing or unreadable, with the reason."""
+
+    reason: str
+    detail: str
+
+    def load(self, record: Record) -> Record:
+        raise BadSample(self.reason, self.detail)
+
+
 @dataclass(slots=True)
 class Record:
     """One image before packing.

@@ -23,14 +23,13 @@ from PIL import Image
 
 from priorclip.common.output import get_logger
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.images.decoding_work import check_scene
-from priorclip.data_shards.rasters.gdal import ADVICE, has_rasterio, open_file, open_plain, work_of
+from priorclip.data_shards.rasters.gdal import ADVICE, check_plain, has_rasterio, open_file, work_of
 from priorclip.data_shards.rasters.georeference import place_of
 from priorclip.data_shards.rasters.values import ValueRule
 from priorclip.data_shards.rasters.virtual import checked_vrt
 from priorclip.data_shards.sources.folder import walk_names
 from priorclip.data_shards.sources.names import image_path, sample_key
-from priorclip.data_shards.sources.record import Record
+from priorclip.data_shards.sources.record import Missing, Record
 from priorclip.data_shards.sources.tile_texts import TextSource
 
 if TYPE_CHECKING:
@@ -76,26 +75,12 @@ class Tile:
         return replace(record, image=buffer.getvalue(), extra={**record.extra, **facts})
 
 
-@dataclass(frozen=True, slots=True)
-class BadScene:
-    """A scene that cannot be read: loading it says why."""
-
-    reason: str
-    detail: str
-
-    def load(self, record: Record) -> Record:
-        raise BadSample(self.reason, self.detail)
-
-
 @contextmanager
 def open_scene(folder: Path, name: str, rule: ValueRule) -> Iterator[Scene]:
     """Opens a scene below the folder. Raises BadSample, also for what the body reads from it."""
     from priorclip.data_shards.rasters.scene import Scene
 
-    path = image_path(folder, name)
-    if path.is_file():
-        check_scene(path)
-    with open_file(path) as dataset:
+    with open_file(image_path(folder, name)) as dataset:
         yield Scene(dataset, rule)
 
 
@@ -142,7 +127,7 @@ def raster(
     records: list[Record] = []
     for name in names:
         records += tiles(root, name, rule, tile, stride, quality, texts)
-    bad = [record for record in records if isinstance(record.image, BadScene)]
+    bad = [record for record in records if isinstance(record.image, Missing)]
     if len(bad) == len(records):
         raise ValueError(f"none of {len(names)} scenes below {root} can be read, see the warnings above")
     if len(bad) > max_bad_share * len(names):
@@ -163,7 +148,7 @@ def virtual_parts(root: Path, names: Sequence[str]) -> set[str]:
     for name in names:
         if name.lower().endswith(".vrt"):
             with suppress(BadSample):  # ``tiles`` says why
-                found = {files.get(str(path)) for path in checked_vrt(root / name, open_plain)[1]} - {None}
+                found = {files.get(str(path)) for path in checked_vrt(root / name, check_plain)[1]} - {None}
                 parts |= {each for each in found if each is not None}
                 log.info("%s joins %d scenes of the folder, which are not cut by themselves", name, len(found))
     return parts
@@ -182,7 +167,7 @@ def tiles(
             notes = texts.scene(name, scene) if texts else None
     except BadSample as error:
         log.warning("%s is left out: %s", name, error)
-        return [Record(key, BadScene(error.reason, f"{name}: {error.detail}"), source=root.name)]
+        return [Record(key, Missing(error.reason, f"{name}: {error.detail}"), source=root.name)]
     ranges = None if found is None else tuple(found)
     if ranges is not None:
         shown = ", ".join(f"{low:g} to {high:g}" for low, high in ranges)

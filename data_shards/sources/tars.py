@@ -23,8 +23,8 @@ from priorclip.data_shards.format.sample import BadSample, Sample, captions_of
 from priorclip.data_shards.remote.shard_files import LocalFile
 from priorclip.data_shards.shards import ShardSet
 from priorclip.data_shards.sources.names import safe_key
-from priorclip.data_shards.sources.parquet import SUCCESS, Missing, column_rows
-from priorclip.data_shards.sources.record import Place, Record
+from priorclip.data_shards.sources.parquet import SUCCESS, column_rows
+from priorclip.data_shards.sources.record import Missing, Place, Record
 
 log = get_logger(__name__)
 

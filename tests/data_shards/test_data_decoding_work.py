@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.images import decoding_work
 from priorclip.data_shards.images.decode import MAX_PIXELS, open_image, upright_rgb
 from priorclip.data_shards.images.decoding_work import (
     MAX_SCANS,
@@ -169,6 +170,30 @@ def test_a_scene_is_bounded_by_its_tiles(boxed: bool, tmp_path: Path) -> None:
     check_scene(path)
     with pytest.raises(BadSample, match="too many parts"):
         check_codestreams(path.read_bytes())
+
+
+def test_a_virtual_raster_brings_no_such_scene_in(tmp_path: Path) -> None:
+    (tmp_path / "a.jp2").write_bytes(jpeg_2000(8192, codeblock_size=(4, 4)))
+    source = '<SourceFilename relativeToVRT="1">a.jp2</SourceFilename><SourceBand>1</SourceBand>'
+    band = f'<VRTRasterBand dataType="Byte" band="1"><SimpleSource>{source}</SimpleSource></VRTRasterBand>'
+    (tmp_path / "a.vrt").write_text(f'<VRTDataset rasterXSize="64" rasterYSize="64">{band}</VRTDataset>')
+    with (
+        pytest.raises(BadSample, match=r"a\.vrt names 'a\.jp2': .*too many parts"),
+        open_scene(tmp_path, "a.vrt", DEFAULT),
+    ):
+        pass
+
+
+def test_a_scene_is_looked_through_once_and_not_for_each_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(decoding_work, "check_codestreams", lambda data, **_: seen.append(len(data)))
+    path = tmp_path / "a.jp2"
+    for side in (64, 96):  # another file in its place
+        path.write_bytes(encoded(photo(side, side), "JPEG2000"))
+        for _ in range(3):
+            with open_scene(tmp_path, path.name, DEFAULT):
+                pass
+    assert len(seen) == len(set(seen)) == 2
 
 
 @pytest.mark.parametrize("boxed", [False, True])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import http.server
 import re
 import struct
-import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -15,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+from remote_server import noting_server
 from small_rasters import reflectance, write_raster
 
 from priorclip.data_shards.__main__ import main
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decode import open_image, upright_rgb
 from priorclip.data_shards.rasters.values import DEFAULT
-from priorclip.data_shards.sources.record import load
-from priorclip.data_shards.sources.scenes import BadScene, open_scene, raster, tiles
+from priorclip.data_shards.sources.record import Missing, load
+from priorclip.data_shards.sources.scenes import open_scene, raster, tiles
 from priorclip.data_shards.sources.tile_texts import TextSource
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -62,7 +61,7 @@ def test_a_scene_that_would_take_hours_or_all_memory_is_left_out(
     path = sparse(tmp_path / "a.tif", **options)
     begun = time.thread_time()
     (left_out,) = tiles(tmp_path, path.name, DEFAULT, 256, 256, 90, TextSource())
-    assert isinstance(left_out.image, BadScene)
+    assert isinstance(left_out.image, Missing)
     assert time.thread_time() - begun < 3
     assert caplog.records[-1].getMessage().startswith("a.tif is left out: ")
     assert re.search(said, caplog.text)
@@ -98,23 +97,8 @@ def test_an_image_of_many_bands_is_refused_before_they_are_unpacked() -> None:
 @pytest.fixture
 def asked() -> Iterator[tuple[str, list[str]]]:
     """An address, and the requests that came to it."""
-    found: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            found.append(self.path)
-            self.send_error(404)
-
-        do_HEAD = do_GET
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", found
-    server.shutdown()
-    server.server_close()
+    with noting_server() as found:
+        yield found
 
 
 def virtual(source: str) -> str:
@@ -161,9 +145,9 @@ def test_neither_a_scene_nor_its_neighbours_name_another_place(
     (beside / "b.tif").write_text(text)
     (beside / "c.jp2").write_text(text)
     every = [raster(folder, DEFAULT, tile=64, max_bad_share=1) for folder in (alone, beside)]
-    left_out = [record.key for record in every[1] if isinstance(record.image, BadScene)]
+    left_out = [record.key for record in every[1] if isinstance(record.image, Missing)]
     assert sorted(left_out) == ["a", "a_tif", "b", "c"], "two virtual rasters, and two files that are no rasters"
-    found = [[record for record in records if not isinstance(record.image, BadScene)] for records in every]
+    found = [[record for record in records if not isinstance(record.image, Missing)] for records in every]
     assert [record.key for record in found[1]] == [record.key for record in found[0]]
     pictures = [[load(record).image for record in records] for records in found]
     assert pictures[0] == pictures[1]

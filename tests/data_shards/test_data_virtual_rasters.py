@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from rasterio.shutil import copy
 from rasterio.transform import from_origin
+from remote_server import noting_server
 from small_data import rows
 from small_rasters import reflectance, write_raster
 
@@ -71,27 +70,10 @@ def test_what_gdal_writes_is_read(folder: Path, values: np.ndarray) -> None:
 
 
 @pytest.fixture
-def asked(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """A server with the secret, and the paths that it was asked for."""
-    paths: list[str] = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            paths.append(self.path)
-            self.send_error(404)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *words: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/secret.tif", paths
-    server.shutdown()
-    server.server_close()
-    thread.join(10)
+def asked() -> Iterator[tuple[str, list[str]]]:
+    """The address of a secret, and the paths that its server was asked for."""
+    with noting_server() as (url, paths):
+        yield f"{url}/secret.tif", paths
 
 
 def test_a_hostile_one_opens_nothing_else(folder: Path, asked: tuple[str, list[str]], tmp_path: Path) -> None:
