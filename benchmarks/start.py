@@ -1,6 +1,6 @@
 """From the command to the first step, compared with open_clip's trainer on the same shards, in one run.
 
-    python benchmarks/start.py --rounds 3
+    python -m benchmarks.start --rounds 3
 
 Each trainer starts as a process of its own with tiny models, one data worker and one thread, and is ended when its
 log has the first step. Measured are wall-clock time and the processor time of all its processes until then. They take
@@ -23,18 +23,13 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.open_clip_trainer import TRAINER
+
 TINY = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 48, "layers": 2, "width": 64, "patch_size": 12},
     "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
 }
-# open_clip wants webdataset up to 0.2.86, without the marks at the end of a shard that later versions send.
-OPEN_CLIP = """
-import functools, runpy, open_clip, webdataset.tariterators as tars
-tars.tar_file_expander = functools.partial(tars.tar_file_expander, eof_value=None)
-open_clip.add_model_config({model!r})
-runpy.run_module("open_clip_train.main", run_name="__main__", alter_sys=True)
-"""
 SAMPLES, SHARD, BATCH = 128, 32, 32
 POLL_SECONDS = 0.02
 LIMIT_SECONDS = 600
@@ -69,7 +64,7 @@ def open_clip(folder: Path, run: Path) -> tuple[list[str], Path]:
              "--train-num-samples", SAMPLES, "--model", "tiny", "--batch-size", BATCH, "--workers", 1,
              "--device", "cpu", "--precision", "fp32", "--logs", run.parent, "--name", run.name,
              "--log-every-n-steps", 1]  # fmt: skip
-    code = OPEN_CLIP.format(model=str(model))
+    code = TRAINER.format(model=str(model))
     return [sys.executable, "-c", code, *map(str, words)], run / "out.log"
 
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from priorclip.common.files import write_bytes
+from priorclip.common.files import write_text
 from priorclip.experiments.commands import FitConfig
 from priorclip.experiments.sweep_table import plus_minus
 
@@ -172,8 +172,8 @@ def fit_study(config: FitConfig) -> dict[str, Any]:
     }
     stem = Path(config.output) if config.output else path.with_suffix("")
     stem.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(stem.with_name(f"{stem.name}.fit.json"), (json.dumps(report, indent=2) + "\n").encode())
-    write_bytes(stem.with_name(f"{stem.name}.fit.md"), (fit_table(report) + "\n").encode())
+    write_text(stem.with_name(f"{stem.name}.fit.json"), json.dumps(report, indent=2) + "\n")
+    write_text(stem.with_name(f"{stem.name}.fit.md"), fit_table(report) + "\n")
     draw_fit(report, runs, stem.with_name(f"{stem.name}.fit.png"))
     return report
 

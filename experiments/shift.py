@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from priorclip.common.command_names import module_of
-from priorclip.common.files import write_bytes
+from priorclip.common.files import write_text
 from priorclip.common.launching import launch_command, run_logged
 from priorclip.experiments.commands import ShiftConfig
 from priorclip.experiments.experiment import experiment_names, load_experiment
@@ -78,8 +78,8 @@ def measure_shift(config: ShiftConfig) -> dict[str, Any]:
         "less_first": less_first(rows),
     }
     output.mkdir(parents=True, exist_ok=True)
-    write_bytes(output / "shift.json", (json.dumps(table, indent=2) + "\n").encode())
-    write_bytes(output / "shift.md", (shift_table(table) + "\n").encode())
+    write_text(output / "shift.json", json.dumps(table, indent=2) + "\n")
+    write_text(output / "shift.md", shift_table(table) + "\n")
     return table
 
 
@@ -128,7 +128,7 @@ def evaluate(run: ExportedRun, data: str, tasks: str, path: Path, config: ShiftC
         if code != 0:
             last = log.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
             raise ValueError(f"the evaluation of {run.export} on {data} failed, see {log}: {last[-300:]}")
-        write_bytes(record, json.dumps(words).encode())
+        write_text(record, json.dumps(words))
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from priorclip.common.printable import one_line
+from priorclip.common.printable import figure_text, one_line
 from priorclip.data_shards.format.place import bounds, place_of_info, polygons
 from priorclip.data_shards.format.sample import BadSample, Sample
 from priorclip.data_shards.images.decode import open_image, upright_rgb
@@ -152,7 +152,7 @@ def draw_rasters(figures: Mapping[str, Any]) -> bytes:
     right.set_title("Values of the bands")
     for number, (name, band) in enumerate(figures["bands"].items()):
         colour = COLOURS.get(name.split(",")[0], OTHERS[number % len(OTHERS)])
-        right.stairs(band["counts"], band["edges"], color=colour, label=name.replace("$", r"\$"))
+        right.stairs(band["counts"], band["edges"], color=colour, label=figure_text(name))
     right.set_xlabel("measured value")
     right.set_ylabel("pixels")
     right.grid(alpha=0.3)

@@ -13,6 +13,7 @@ same for every exponent, so that only the sizes differ.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -65,7 +66,7 @@ def keep_sizes(records: list[Record], total: int, exponent: float, seed: int) ->
     """
     names = scenes_in_order(records, seed)
     sizes = zipf_sizes(total, len(names), exponent)
-    there = {name: sum(record.label == name for record in records) for name in names}
+    there = Counter(record.label for record in records)
     for name, size in zip(names, sizes, strict=True):
         if not 1 <= size <= there[name]:
             raise ValueError(

@@ -16,6 +16,7 @@ from remote_data import open_shards
 from remote_server import serving
 from small_data import encoded, picture, records, write_tar
 
+from benchmarks.open_clip_trainer import TRAINER
 from priorclip.data_shards import ShardSet
 from priorclip.data_shards.__main__ import main
 from priorclip.data_shards.format.manifest import Manifest
@@ -28,15 +29,6 @@ TINY = {  # a model of open_clip for the trainer
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1},
 }
-
-# `python -m open_clip_train.main`, with a tiny model. open_clip wants webdataset up to 0.2.86, without the marks at the
-# end of a shard that later versions send.
-TRAINER = """
-import functools, runpy, open_clip, webdataset.tariterators as tars
-tars.tar_file_expander = functools.partial(tars.tar_file_expander, eof_value=None)
-open_clip.add_model_config({tiny!r})
-runpy.run_module("open_clip_train.main", run_name="__main__", alter_sys=True)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +68,7 @@ def test_open_clips_trainer_trains_on_a_pack(packed: Path, tmp_path: Path) -> No
         "shard-000000.tar": 3, "shard-000001.tar": 4, "shard-000002.tar": 2,
     }  # fmt: skip
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
-    code = TRAINER.format(tiny=str(tmp_path / "tiny.json"))
+    code = TRAINER.format(model=str(tmp_path / "tiny.json"))
     words = [
         "--train-data",
         f"{packed}/shard-{{000000..000002}}.tar",

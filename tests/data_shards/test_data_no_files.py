@@ -14,6 +14,7 @@ from small_data import encoded, picture, rows, write_tar
 from priorclip.data_shards.__main__ import main
 from priorclip.data_shards.format.manifest import Manifest
 
+Source = Callable[[Path], tuple[list[str], Path]]  # folder -> words of `pack`, and a path for what is no file
 SECONDS = 20  # after which a reader counts as waiting for ever
 
 
@@ -75,16 +76,20 @@ def fmow_crop(root: Path) -> tuple[list[str], Path]:
     return [*words, "--crop-margin", "0.1"], bad
 
 
+def packed_with(source: Source, make: Callable[[Path], None], folder: Path) -> tuple[int, Path]:
+    """Packs a good image beside something that is no file. Returns the exit code, and the path that is no file."""
+    (folder / "images").mkdir()
+    (folder / "images" / "good.jpg").write_bytes(encoded(picture(1)))
+    words, bad = source(folder / "images")
+    make(bad)
+    return main(["pack", *words, "--output", str(folder / "out"), "--workers", "1"]), bad
+
+
 @pytest.mark.parametrize("make", [pipe, device])
 @pytest.mark.parametrize("source", [karpathy, csv, imagefolder, millionaid, fmow, fmow_crop])
-def test_an_image_that_is_no_file_is_a_bad_sample(
-    source: Callable[[Path], tuple[list[str], Path]], make: Callable[[Path], None], tmp_path: Path
-) -> None:
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "good.jpg").write_bytes(encoded(picture(1)))
-    words, bad = source(tmp_path / "images")
-    make(bad)
-    assert main(["pack", *words, "--output", str(tmp_path / "out"), "--workers", "1"]) == 0
+def test_an_image_that_is_no_file_is_a_bad_sample(source: Source, make: Callable[[Path], None], tmp_path: Path) -> None:
+    code, bad = packed_with(source, make, tmp_path)
+    assert code == 0
     manifest = Manifest.load(tmp_path / "out")
     assert manifest is not None
     assert manifest.samples == 1
@@ -120,16 +125,10 @@ def scene(root: Path) -> tuple[list[str], Path]:
 @pytest.mark.parametrize("make", [pipe, device])
 @pytest.mark.parametrize("source", [fmow_facts, bigearthnet_facts, precomp_captions, tar, scene])
 def test_a_file_beside_the_images_that_is_none_is_an_error(
-    source: Callable[[Path], tuple[list[str], Path]],
-    make: Callable[[Path], None],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    source: Source, make: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A scene that cannot be read is left out, and here none is left."""
-    (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "good.jpg").write_bytes(encoded(picture(1)))
-    words, bad = source(tmp_path / "images")
-    make(bad)
-    assert main(["pack", *words, "--output", str(tmp_path / "out"), "--workers", "1"]) == 2
+    code, bad = packed_with(source, make, tmp_path)
+    assert code == 2
     said = capsys.readouterr().err
     assert "none of 1 scenes" in said if bad.suffix == ".tif" else bad.name in said
