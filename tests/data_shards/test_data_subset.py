@@ -12,7 +12,7 @@ from small_data import encoded, picture
 
 from priorclip.data_shards import ShardSet
 from priorclip.data_shards.__main__ import main
-from priorclip.data_shards.pack.subset import zipf_sizes
+from priorclip.data_shards.pack.subset import scenes_in_order, zipf_sizes
 from priorclip.data_shards.pack.write_shards import PackPlan, pack
 from priorclip.data_shards.sources import Record
 
@@ -70,6 +70,11 @@ def test_scenes_at_equal_size(whole: Path, tmp_path: Path) -> None:
     assert sizes[2].keys() < sizes[3].keys() < sizes[5].keys()
     every = subset(whole, tmp_path / "all", "--scenes", 2, "--seed", 4)
     assert Counter(label for label, _ in every.values()) == dict.fromkeys(sizes[2], 12)
+
+
+def test_the_seed_draws_the_scenes() -> None:
+    records = [Record(str(number), b"", [], name) for number, name in enumerate(SCENES)]
+    assert {scenes_in_order(records, seed)[0] for seed in range(40)} == set(SCENES)
 
 
 def test_a_long_tail_at_equal_size(whole: Path, tmp_path: Path) -> None:

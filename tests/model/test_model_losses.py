@@ -100,6 +100,13 @@ def test_equal_captions_of_other_images_get_no_gradient_from_each_other():
             loss, _ = RetrievalLoss(kind=kind, equal_captions=equal)(outputs, ids, None, words)
             (pushed[equal],) = gradients(loss, text)
         assert not torch.allclose(pushed["negative"], pushed["ignored"])
+        bias, captions = torch.tensor(-2.0), torch.tensor([1, 1, 2])  # the third shares its first two tokens only
+        slow = (
+            reference.sigmoid(image, text, scale, bias, ids, captions)
+            if kind == "sigmoid"
+            else reference.weighted_contrastive(image, text, scale, ids, captions, 0.0)
+        )
+        torch.testing.assert_close(pushed["ignored"], gradients(slow, text)[0], rtol=1e-6, atol=1e-8)
         # Without the third pair, nothing is left to push.
         alone = outputs_of(image[:2], text[:2], scale) | {"logit_bias": torch.tensor(-2.0)}
         loss, _ = RetrievalLoss(kind=kind, equal_captions="ignored")(alone, ids[:2], None, words[:2])
