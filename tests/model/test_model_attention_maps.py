@@ -73,6 +73,27 @@ def test_attention_lies_on_the_grid_and_sums_to_one(name: str) -> None:
     assert not torch.allclose(found[0], found[1], atol=1e-6)
 
 
+def test_the_attention_of_a_vit_is_that_of_its_first_token() -> None:
+    """One product of the first token's query and a patch's key at a time, before their softmax."""
+    model = exact_copy(model_of("vit"))
+    block: Any = model.visual.encoder.model.blocks[-1]  # type: ignore[union-attr]
+    seen: list[torch.Tensor] = []
+    hook = block.attn.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        model(images(1))
+        hook.remove()
+        qkv = block.attn.qkv(seen[0][0]).unflatten(-1, (3, block.attn.num_heads, -1))
+        found = attention_map(model, images(1))
+    assert found is not None
+    rows = []
+    for head in range(block.attn.num_heads):
+        query = block.attn.q_norm(qkv[0, 0, head])
+        scores = torch.stack([query @ block.attn.k_norm(each) * block.attn.scale for each in qkv[:, 1, head]])
+        rows.append(scores.softmax(0)[-found.numel() :])
+    mean = torch.stack(rows).mean(0)
+    torch.testing.assert_close(found.flatten(), mean / mean.sum(), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_dropped_tokens_have_no_attention(name: str) -> None:
     model = exact_copy(model_of(name, belief=BeliefConfig(mode="hard", k=3)))

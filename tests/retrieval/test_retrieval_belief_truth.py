@@ -22,6 +22,7 @@ from priorclip.model import BeliefConfig, from_pretrained
 from priorclip.model.networks.rivals import GivenBelief
 from priorclip.retrieval.__main__ import main
 from priorclip.retrieval.encoder import Encoder
+from priorclip.retrieval.localization import interventions
 from priorclip.retrieval.localization.interventions import believing
 
 COUNT, SIDE = 16, 64
@@ -102,6 +103,30 @@ def test_the_models_own_recall_is_that_of_evaluate(
         row = report["recalls"][name]
         assert row["less_own"]["mean"] == pytest.approx(row["mean_recall"]["mean"] - own["mean_recall"]["mean"])
         assert row["less_own"]["interval"][0] <= row["less_own"]["mean"] <= row["less_own"]["interval"][1]
+
+
+def test_what_takes_the_place_of_belief(
+    model: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The true mask as drawn, what it leaves, and noise that is neither."""
+    given: list[torch.Tensor | None] = []
+    measure = interventions.hits_of
+
+    def note(encoder: Any, batches: Any, texts: torch.Tensor, shares: torch.Tensor | None) -> Any:
+        given.append(shares)
+        return measure(encoder, batches, texts, shares)
+
+    monkeypatch.setattr(interventions, "hits_of", note)
+    run(model, scenes, tmp_path / "out", "--bootstrap", "0")
+    own, mask, complement, noise = given
+    assert own is None
+    assert mask is not None
+    drawn = [np.round(draw_truth(0, number, SIDE).mask * 255).astype(np.float64) / 255 for number in range(COUNT)]
+    cells = [each.reshape(4, 16, 4, 16).mean((1, 3)).ravel() for each in drawn]
+    assert mask.numpy() == pytest.approx(np.stack(cells), abs=1e-9)
+    assert torch.equal(complement, 1 - mask)
+    assert not torch.allclose(noise, mask, atol=0.1)
+    assert len(noise.unique()) == noise.numel()
 
 
 def test_belief_is_replaced_for_as_long_as_asked(model: Path, scenes: Path) -> None:
