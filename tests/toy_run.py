@@ -29,7 +29,7 @@ from priorclip.training.loop import train
 from priorclip.training.monitoring.measure import ModelFacts
 from priorclip.training.monitoring.report import set_up_logging, write_report
 from priorclip.training.progress import total_steps
-from priorclip.training.ranks.distributed import seed_everything, start
+from priorclip.training.ranks.distributed import leave_at_exit, seed_everything, start
 from priorclip.training.run import Run
 from priorclip.training.run_folder import prepare_folder
 from priorclip.training.task import Task
@@ -214,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if rank.is_first:
         torch.save(state, folder / "weights.pt")
         write_report(folder, report)
+    leave_at_exit(engine)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import ctypes
 import datetime
+import gc
 import logging
 import os
 import random
@@ -114,20 +115,23 @@ def join(timeout: datetime.timedelta, hint: str = "") -> None:
     leave_mpi()
 
 
-def leave_at_exit() -> None:
-    """Destroys the process group when this process exits. Call it after a successful run only.
+def leave_at_exit(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Destroys the engine now, and the process group when this process exits. Call it after a successful run only.
 
     Without it, a gloo thread that still holds the tensors of a finished collective asks for Python's lock after the
     interpreter has ended, and the process aborts with SIGABRT. A failed rank must not call it, because collectives of
     other ranks wait for it.
     """
+    engine.destroy()  # otherwise its hooks keep it, and it keeps the process group and gloo's threads
     atexit.unregister(leave)
     atexit.register(leave)
 
 
 def leave() -> None:
+    """Destroys the process group. Gloo's threads end with the last reference to it, which may be in a cycle."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        deepspeed.comm.destroy_process_group()
+        gc.collect()
 
 
 def keep_freed_memory() -> None:
