@@ -239,7 +239,7 @@ def run_verify(config: VerifyConfig) -> int:
         return run_sizes(config)
     if config.json:
         raise ValueError("--json needs --sizes")
-    problems, samples = verify_folder(Path(config.shards), config.workers or os.cpu_count() or 1)
+    problems, samples = verify_folder(Path(config.shards), config.workers or os.cpu_count() or 1, config.decode)
     for problem in problems:
         say(f"BAD {one_line(problem)}")
     say(f"{config.shards}: {samples} samples checked, {len(problems)} problems")

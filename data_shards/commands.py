@@ -240,12 +240,14 @@ class VerifyConfig:
     Args:
         shards: folder with a manifest; with --sizes any shards, also remote ones
         workers: number of processes; null takes one per core
+        decode: also decode each image, as streaming does, which finds damaged pixels
         sizes: check only that each shard exists, has the manifest's size and can be read at both ends
         json: print the result of --sizes as JSON
     """
 
     shards: str
     workers: int | None = None
+    decode: bool = False
     sizes: bool = False
     json: bool = False
 

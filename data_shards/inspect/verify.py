@@ -2,7 +2,8 @@
 
 For each shard of the manifest it checks that the tar and its .idx exist and have their size and SHA-256, that the .idx
 has the true place of each member, that each member has its SHA-256, and that KEY.json has the SHA-256 of its image
-and, of a tile, a footprint, window, CRS, transform and time that can be.
+and, of a tile, a footprint, window, CRS, transform and time that can be. Samples that streaming would skip are problems
+too, even if packing wrote them so: those without an image, with a damaged text, or with bytes that are no image.
 sizes.json and wids.json, which other programs read, must say the same as the indices; older packs have neither.
 """
 
@@ -12,23 +13,34 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from priorclip.common.files import sha256_of
 from priorclip.data_shards.format.client_files import LAYOUT, client_contents, count_captioned
 from priorclip.data_shards.format.manifest import Manifest, ShardEntry
 from priorclip.data_shards.format.place import place_of_info
-from priorclip.data_shards.format.sample import IMAGE_MEMBERS, JSON_MEMBER, split_name
+from priorclip.data_shards.format.sample import IMAGE_MEMBERS, JSON_MEMBER, BadSample, split_name
 from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_path
 from priorclip.data_shards.format.tar import read_members
-from priorclip.data_shards.pack.index_tars import parallel
+from priorclip.data_shards.images.decode import count_pixels, open_image, upright_rgb
+from priorclip.data_shards.images.jpeg import check_complete
+from priorclip.data_shards.pack.index_tars import layout_of, parallel, sample_text
 
 
-def verify_folder(folder: Path, workers: int = 1) -> tuple[list[str], int]:
-    """Returns (problems, samples checked); a problem names shard and member. Raises FileNotFoundError: no manifest."""
+def verify_folder(folder: Path, workers: int = 1, decode: bool = False) -> tuple[list[str], int]:
+    """Checks the shards of a manifest, and with ``decode`` the pixels of each image.
+
+    Returns:
+        (problems, samples checked); a problem names the shard, and the member or the first sample
+
+    Raises:
+        FileNotFoundError: no manifest
+        ValueError: a file beside the shards that says how to read them is damaged
+    """
     manifest = Manifest.load(folder)
     if manifest is None:
         raise FileNotFoundError(f"{folder} has no manifest.json: `data_shards index` writes one")
-    found = parallel(partial(verify_shard, folder), manifest.shards, workers, "verify")
+    found = parallel(partial(verify_shard, folder, decode=decode), manifest.shards, workers, "verify")
     problems = [problem for part in found for problem in part]
     listed = {entry.name for entry in manifest.shards}
     problems += [f"{tar.name}: not in the manifest" for tar in sorted(folder.glob("*.tar")) if tar.name not in listed]
@@ -57,7 +69,7 @@ def check_client_files(folder: Path, manifest: Manifest) -> list[str]:
     return problems
 
 
-def verify_shard(folder: Path, entry: ShardEntry) -> list[str]:
+def verify_shard(folder: Path, entry: ShardEntry, decode: bool = False) -> list[str]:
     """Returns the problems of one shard; each begins with the shard's name."""
     path = folder / entry.name
     if not path.is_file():
@@ -72,7 +84,46 @@ def verify_shard(folder: Path, entry: ShardEntry) -> list[str]:
     problems += found
     if index is not None:
         problems += verify_members(path, index)
+    if index is not None and not problems:  # otherwise the index may lead to other bytes
+        problems += find_bad_samples(path, index, decode)
     return problems
+
+
+def find_bad_samples(path: Path, index: ShardIndex, decode: bool) -> list[str]:
+    """Returns a problem for each reason for which streaming would skip samples, with their number and the first."""
+    layout = layout_of(path, index)
+    bad: dict[str, list[str]] = {}
+    with open(path, "rb") as file:
+        for sample in range(len(index)):
+            try:
+                sample_text(file, index, sample, layout)
+                check_image(read_image(file, index, sample), decode)
+            except BadSample as error:
+                bad.setdefault(error.reason, []).append(f"{index.key(sample)} {error.detail}".rstrip())
+    return [
+        f"{path.name}: streaming skips {len(samples)} samples: {reason}, the first is {samples[0]}"
+        for reason, samples in bad.items()
+    ]
+
+
+def read_image(file: BinaryIO, index: ShardIndex, sample: int) -> bytes:
+    """Returns the image that streaming takes, the first by IMAGE_MEMBERS. The sample has one."""
+    members = {member.extension: member for member in index.members(sample)}
+    image = next(members[name] for name in IMAGE_MEMBERS if name in members)
+    file.seek(image.offset)
+    return file.read(image.size)
+
+
+def check_image(data: bytes, decode: bool) -> None:
+    """Raises BadSample if the header is not that of an image that we read, or with ``decode`` if a pixel is damaged."""
+    if not data:
+        raise BadSample("empty image", "zero bytes")
+    if decode:
+        with open_image(data) as image:
+            check_complete(data)
+            upright_rgb(image).load()
+    else:
+        count_pixels(data)
 
 
 def check_index(path: Path, entry: ShardEntry) -> tuple[ShardIndex | None, list[str]]:

@@ -66,7 +66,7 @@ def has_client_files(folder: Path) -> bool:
 def index_shard(path: Path) -> ShardContent:
     """Writes the .idx of one tar. Returns its part of the manifest. Bad samples stay in, with a warning."""
     index = scan(path, hashes=True)
-    layout = PLAIN if JSON_MEMBER in index.extensions else find_layout(path.parent)
+    layout = layout_of(path, index)
     digest = index.save(index_path(path)).hex()
     classes: Counter[str] = Counter()
     fields: set[str] = set()
@@ -86,6 +86,11 @@ def index_shard(path: Path) -> ShardContent:
         log.warning("%s: %d samples are bad (%s); streaming skips them", path, count, reason)
     entry = ShardEntry(path.name, len(index), path.stat().st_size, sha256_of(path), digest)
     return ShardContent(entry, captions, dict(classes), sorted(fields), [], count_captioned(index))
+
+
+def layout_of(path: Path, index: ShardIndex) -> Layout:
+    """Returns how the texts of a shard are meant: as our JSON says, or as the other files of its folder say."""
+    return PLAIN if JSON_MEMBER in index.extensions else find_layout(path.parent)
 
 
 def sample_text(

@@ -159,7 +159,9 @@ class BatchFetcher(Dataset):
             place = self.mixture.substitute(corpus, hash_integers(self.seed, epoch, REPLACEMENT, position, attempt))
         shards = ", ".join(sorted({row["shard"] for row in bad_rows})[:5])
         reason = bad_rows[-1]["reason"]
-        raise RuntimeError(f"{ATTEMPTS} samples in a row are bad ({reason}): run `data_shards verify` on {shards}")
+        raise RuntimeError(
+            f"{ATTEMPTS} samples in a row are bad ({reason}): run `data_shards verify --decode true` on {shards}"
+        )
 
     def prepare(self, pass_number: int, place: int) -> tuple[NDArray[np.uint8], int, str]:
         """Returns pixels, label id and caption of a place, which depend on (seed, pass of its corpus, place)."""

@@ -89,8 +89,8 @@ class Quarantine:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in self.skipped.most_common())
         return (
             f"{self._shards.total()} bad samples in epoch {self._epoch}, more than data.max_bad_share allows "
-            f"({allowed:g} on this rank), in {worst}. Reasons: {reasons}. Run `python -m data_shards verify` on the "
-            f"shards{f', see {self.path}' if self.path else ''}."
+            f"({allowed:g} on this rank), in {worst}. Reasons: {reasons}. Run `python -m data_shards verify "
+            f"--decode true` on the shards{f', see {self.path}' if self.path else ''}."
         )
 
 

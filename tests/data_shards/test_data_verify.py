@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,9 @@ from PIL import Image
 from remote_server import serving
 from small_data import encoded, picture, write_tar
 
-from priorclip.data_shards import ShardSet
+from priorclip.data_shards import ShardSet, ShardStream
 from priorclip.data_shards.__main__ import main
+from priorclip.data_shards.config import DataConfig
 from priorclip.data_shards.format.manifest import Manifest
 from priorclip.data_shards.format.sample import split_name
 from priorclip.data_shards.format.shard_index import Member, ShardIndex, scan
@@ -210,6 +212,43 @@ def test_index_of_foreign_tars(tmp_path: Path) -> None:
     assert shards.key(3) == "deep/er.x/3"
     assert shards.captions(3) == ["a field"]
     assert Manifest.load(tmp_path).captions == 5
+
+
+def test_verify_counts_the_samples_that_streaming_skips(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Foreign tars can hold what packing refuses. verify has the reasons and numbers of an epoch of the stream."""
+    image, text = encoded(picture(1)), json.dumps({"captions": ["a field"]}).encode()
+    cut = bytearray(encoded(picture(2), "PNG"))
+    cut[len(cut) // 2 :] = b""
+    samples = {
+        **{f"good{number}": {"jpg": encoded(picture(number)), "json": text} for number in range(8)},
+        "alone": {"json": text}, "beside": {"json": text}, "empty": {"jpg": b"", "json": text},
+        "page": {"jpg": b"<html>not found</html>", "json": text}, "cut": {"png": bytes(cut), "json": text},
+        "broken": {"jpg": image, "json": b'{"captions": 3}'},
+    }  # fmt: skip
+    members = {f"{key}.{kind}": data for key, files in samples.items() for kind, data in files.items()}
+    write_tar(tmp_path / "s.tar", members)
+    assert main(["index", str(tmp_path), "--workers", "1"]) == 0
+    config = DataConfig(
+        str(tmp_path), image_size=16, workers=0, max_bad_share=1.0, quarantine=str(tmp_path / "bad.jsonl")
+    )
+    stream = ShardStream(ShardSet(str(tmp_path)), None, config, global_batch=14, epochs=1)
+    assert sum(1 for _ in stream) == 1
+    skipped = Counter(json.loads(line)["reason"] for line in (tmp_path / "bad.jsonl").read_text().splitlines())
+
+    found = {}
+    for words, name in ((["--decode", "true"], "decoded"), ([], "headers")):
+        capsys.readouterr()
+        assert main(["verify", str(tmp_path), "--workers", "1", *words]) == 1
+        lines = re.findall(
+            r"BAD s\.tar: streaming skips (\d+) samples: ([^,]+), the first is (\w+)", capsys.readouterr().out
+        )
+        found[name] = {reason: (int(count), first) for count, reason, first in lines}
+    assert found["decoded"] == {
+        "no image": (2, "alone"), "empty image": (1, "empty"), "not an image": (1, "page"), "bad json": (1, "broken"),
+        "unreadable image": (1, "cut"),
+    }  # fmt: skip
+    assert {reason: count for reason, (count, _) in found["decoded"].items()} == skipped
+    assert found["headers"] == {name: value for name, value in found["decoded"].items() if name != "unreadable image"}
 
 
 @settings(deadline=None)
