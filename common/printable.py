@@ -31,7 +31,7 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
-def figure_text(text: str, longest: int = 80) -> str:
+def figure_text(text: str, longest: int = 40) -> str:
     """Returns the text as one printable line of so many letters in which matplotlib reads no formula."""
     line = one_line(text)
     short = line if len(line) <= longest else f"{line[: longest - 1]}…"

@@ -70,14 +70,14 @@ def draw(counts: Tensor, classes: list[str], path: Path) -> None:
     from matplotlib.figure import Figure
 
     shares = (counts / counts.sum(1, keepdim=True).clamp(min=1)).numpy()
-    side = 2.5 + 0.32 * len(classes)
+    names = [figure_text(name) for name in classes]
+    side = 0.32 * len(classes) + max(2.5, 1 + 0.06 * max(map(len, names)))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in counts.nonzero().tolist():
         colour = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(int(counts[row, column])), ha="center", va="center", color=colour, fontsize=7)
-    names = [figure_text(name) for name in classes]
     axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=7)
     axes.set_yticks(range(len(classes)), names, fontsize=7)
     axes.set_xlabel("predicted")

@@ -141,7 +141,7 @@ def draw_robustness(name: str, path: Path) -> None:
     draw_plot({"cells": [cell]}, path)
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.filterwarnings("ignore:Glyph", "error:constrained_layout")
 @pytest.mark.parametrize("name", [FORMULA, EVIL, "$" * 3, "\ud800", "x" * 10_000])
 @pytest.mark.parametrize("draw", [draw_stats, draw_confusion, draw_robustness])
 def test_a_name_in_a_figure_is_no_formula(draw: Callable[[str, Path], None], name: str, tmp_path: Path) -> None:
