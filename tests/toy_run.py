@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if rank.is_first:
         torch.save(state, folder / "weights.pt")
         write_report(folder, report)
-    leave_at_exit(engine)
+    leave_at_exit()
 
 
 if __name__ == "__main__":

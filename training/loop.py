@@ -44,7 +44,7 @@ def run_task(config: Any, run_config: RunConfig, prepare: Callable[[Rank], Task]
     run = Run(run_config, rank, engine, task)
     report = train(run)
     export(run, report, folder)
-    leave_at_exit(run.engine)
+    leave_at_exit()
     return report
 
 
@@ -88,7 +88,7 @@ def export(run: Run, report: dict[str, Any], folder: Path) -> None:
     if run.task.test is not None:
         report["test"] = run.metrics_of(run.task.test)
         if report["test"] is None:
-            stop_process(run.engine, report["steps"])
+            stop_process(report["steps"], report["steps"])
     if run.rank.is_first:
         run.task.export(weights, report, folder)
         write_report(folder, report)

@@ -316,7 +316,7 @@ class Run:
     def stop(self) -> NoReturn:
         """Closes the run and ends the process, so that the same command continues it."""
         self.finish(is_complete=False)
-        stop_process(self.engine, self.last_step)
+        stop_process(self.engine.global_steps, self.last_step)
 
     def finish(self, is_complete: bool = True) -> None:
         """Waits for the last checkpoint and closes the log. A collective.
@@ -350,10 +350,10 @@ class Run:
         }
 
 
-def stop_process(engine: deepspeed.DeepSpeedEngine, last_step: int) -> NoReturn:
+def stop_process(step: int, last_step: int) -> NoReturn:
     """Ends the process with the exit code at which the batch script requeues the job."""
-    logger.warning("stopped at step %d of %d: run the same command again to continue", engine.global_steps, last_step)
-    leave_at_exit(engine)
+    logger.warning("stopped at step %d of %d: run the same command again to continue", step, last_step)
+    leave_at_exit()
     sys.exit(REQUEUE_EXIT_CODE)
 
 

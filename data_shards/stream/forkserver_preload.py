@@ -13,6 +13,7 @@ import os
 # Imported once here, with torch, so that workers start fast.
 from transformers import PreTrainedTokenizerFast  # noqa: F401
 
+import priorclip.common.forkserver_guard
 import priorclip.data_shards.stream.batch_fetcher  # noqa: F401
 from priorclip.data_shards.stream.workers import ignore_preemption_signals
 

@@ -10,8 +10,6 @@ import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from multiprocessing import forkserver
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from priorclip.common.files import naming
-from priorclip.common.processes import SHARED_MEMORY, end_with_asker, replace_environment
+from priorclip.common.processes import SHARED_MEMORY, end_with_asker, replace_environment, start_forkserver
 
 SMALL = 1 << 18  # bytes; smaller tensors go through the pipe
 # What torch says in a worker, and of a worker that the kernel ended because it wrote to memory that is not there.
@@ -46,7 +44,7 @@ def load_batches(
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are parallel already
         context = multiprocessing.get_context(start_method)
         if start_method == "forkserver":
-            start_forkserver()
+            start_data_forkserver()
         options = {
             "prefetch_factor": prefetch,
             "multiprocessing_context": context,
@@ -92,24 +90,14 @@ def receive(iterator: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield arrays_to_tensors(batch)
 
 
-def start_forkserver() -> None:
-    """Starts the fork server with our module imported, also if only sys.path finds the package.
-
-    Python 3.11 gives the fork server the environment but not sys.path, and ignores modules that it cannot import.
-    """
-    multiprocessing.set_forkserver_preload(["priorclip.data_shards.stream.forkserver_preload"])
-    root, before = str(Path(__file__).parents[3]), os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = root if not before else f"{root}{os.pathsep}{before}"
+def start_data_forkserver() -> None:
+    """Starts the fork server with our module and torch imported."""
     # The new process inherits blocked signals. It ignores them itself only after it has imported torch.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, PREEMPTION_SIGNALS)
     try:
-        forkserver.ensure_running()
+        start_forkserver(["priorclip.data_shards.stream.forkserver_preload"])
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
 
 
 def begin_worker(environment: Mapping[str, str], worker: int) -> None:

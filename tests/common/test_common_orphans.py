@@ -67,9 +67,12 @@ def family(mark: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_killed_process_leaves_no_worker(tmp_path: Path, name: str) -> None:
-    """Nor a fork server, nor a resource tracker."""
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [*((name, False) for name in PROGRAMS), *((name, True) for name in ("busy loader", "pool"))],
+)
+def test_killed_process_leaves_no_worker(tmp_path: Path, name: str, frozen: bool) -> None:
+    """Nor a fork server, nor a resource tracker. A ``frozen`` worker was stopped, so that it cannot end by itself."""
     program, mark = tmp_path / "program.py", uuid.uuid4().hex
     program.write_text(PROGRAMS[name])
     environment = {**os.environ, MARK: mark, "PYTHONPATH": str(ROOT)}
@@ -78,6 +81,10 @@ def test_killed_process_leaves_no_worker(tmp_path: Path, name: str) -> None:
         assert asker.stdout
         assert asker.stdout.readline() == b"ready\n"
         assert len(family(mark)) >= 3
+        if frozen:
+            (server,) = [each for each in psutil.Process(asker.pid).children() if "forkserver" in each.cmdline()[-1]]
+            for worker in server.children():
+                worker.suspend()
         asker.send_signal(signal.SIGKILL)
         asker.wait()
         deadline = time.monotonic() + END_SECONDS

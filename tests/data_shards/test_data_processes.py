@@ -10,7 +10,7 @@ import pytest
 from priorclip.common.processes import pool
 from priorclip.data_shards.pack.index_tars import parallel
 from priorclip.data_shards.pack.worker_pool import WorkerPool
-from priorclip.data_shards.stream.workers import load_batches, start_forkserver
+from priorclip.data_shards.stream.workers import load_batches, start_data_forkserver
 
 NAMES = ("AWS_ENDPOINT_URL", "HF_TOKEN", "https_proxy", "GONE")
 
@@ -31,7 +31,7 @@ class Seen:
 
 def test_every_process_sees_the_environment_of_its_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GONE", "when they start")
-    start_forkserver()
+    start_data_forkserver()
     with pool(1) as early:
         early.submit(seen).result()  # now the fork server runs
         monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

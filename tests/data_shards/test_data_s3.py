@@ -12,7 +12,7 @@ from moto.server import ThreadedMotoServer
 
 from priorclip.data_shards import DataConfig, ShardSet, ShardStream
 from priorclip.data_shards.inspect.sizes import check_sizes
-from priorclip.data_shards.stream.workers import start_forkserver
+from priorclip.data_shards.stream.workers import start_data_forkserver
 
 BUCKET = "rs5m"
 
@@ -20,7 +20,7 @@ BUCKET = "rs5m"
 @pytest.fixture
 def s3(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Uploads the packed shards to s3://rs5m/train/ and returns that URL."""
-    start_forkserver()  # before the credentials exist: workers must see those that are set when they start
+    start_data_forkserver()  # before the credentials exist: workers must see those that are set when they start
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

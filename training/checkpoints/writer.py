@@ -133,6 +133,7 @@ class Writer:
         self.copy_scripts = engine._copy_recovery_script
         self.thread: threading.Thread | None = None
         self.leaving = threading.Event()
+        atexit.register(self.leave)
         self.problem = ""  # of the last save; the same on every rank
         self.failures = 0
         self.stalls: list[float] = []  # seconds that each save took from the training
@@ -175,7 +176,6 @@ class Writer:
         number = next(SAVES)
         arguments = (partial, {**record, "evaluation": evaluation}, number)
         self.thread = threading.Thread(target=self.write, args=arguments, name="checkpoint", daemon=True)
-        atexit.register(self.leave)  # only while the thread runs, because it keeps the engine and its process group
         self.thread.start()
         if not self.config.background:
             self.finish()
@@ -207,7 +207,6 @@ class Writer:
             return
         self.thread.join()
         self.thread = None
-        atexit.unregister(self.leave)
         self.failures = self.failures + 1 if self.problem else 0
         if self.failures and self.failures >= self.config.failures:
             raise CheckpointError(

@@ -13,15 +13,16 @@ import atexit
 import contextlib
 import ctypes
 import datetime
-import gc
 import logging
 import os
 import random
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import deepspeed
 import numpy as np
@@ -115,23 +116,38 @@ def join(timeout: datetime.timedelta, hint: str = "") -> None:
     leave_mpi()
 
 
-def leave_at_exit(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Destroys the engine now, and the process group when this process exits. Call it after a successful run only.
+def leave_at_exit() -> None:
+    """Destroys the process group when this process exits. Call it after a successful run only.
 
     Without it, a gloo thread that still holds the tensors of a finished collective asks for Python's lock after the
     interpreter has ended, and the process aborts with SIGABRT. A failed rank must not call it, because collectives of
     other ranks wait for it.
     """
-    engine.destroy()  # otherwise its hooks keep it, and it keeps the process group and gloo's threads
     atexit.unregister(leave)
     atexit.register(leave)
 
 
 def leave() -> None:
-    """Destroys the process group. Gloo's threads end with the last reference to it, which may be in a cycle."""
     if dist.is_initialized():
-        deepspeed.comm.destroy_process_group()
-        gc.collect()
+        wait_for_gloo()  # its threads outlive the group if an engine keeps the group
+        dist.destroy_process_group()
+
+
+def wait_for_gloo(limit_seconds: float = 5.0) -> None:
+    """Waits until each thread of gloo sleeps twice in a row, while it could have Python's lock. Needs Linux's /proc."""
+    calm, end = 0, time.monotonic() + limit_seconds
+    while calm < 2 and time.monotonic() < end:
+        time.sleep(0.005)
+        calm = calm + 1 if set(gloo_thread_states()) <= {"S"} else 0
+
+
+def gloo_thread_states() -> Iterator[str]:
+    """State of each thread that gloo started: S is asleep, R runs or wants to."""
+    for path in Path("/proc/self/task").glob("*/stat"):
+        with contextlib.suppress(OSError):  # the thread has ended
+            name, _, rest = path.read_text().partition("(")[2].rpartition(") ")
+            if "gloo" in name:
+                yield rest[0]
 
 
 def keep_freed_memory() -> None:
