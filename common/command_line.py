@@ -65,9 +65,9 @@ def print_error(prog: str, message: str) -> None:
 
 
 def this_rank() -> str:
-    """Returns ``"rank 3 of 8 on HOST: "`` if this process is one of several ranks, otherwise nothing."""
+    """Returns ``"rank 3 of 8 on HOST fails: "`` if this process is one of several ranks, otherwise nothing."""
     rank, ranks = os.environ.get("RANK"), os.environ.get("WORLD_SIZE", "1")
-    return "" if rank is None or ranks == "1" else f"rank {rank} of {ranks} on {socket.gethostname()}: "
+    return "" if rank is None or ranks == "1" else f"rank {rank} of {ranks} on {socket.gethostname()} fails: "
 
 
 def raised_by_library(error: BaseException) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_one_of_several_ranks_names_itself(capsys: pytest.CaptureFixture[str], m
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert run_command("x", lambda: raises(OSError("no space"))) == 2
-    assert capsys.readouterr().err.startswith("x: error: rank 3 of 8 on ")
+    assert capsys.readouterr().err.startswith(f"x: error: rank 3 of 8 on {socket.gethostname()} fails: ")
 
 
 def test_one_line_prints_every_character() -> None:
