@@ -34,6 +34,10 @@ class PackConfig:
             webdataset: lists in KEY.json; raster: fields of --vector)
         image_field: column of the images; null searches it (source parquet)
         label_field: column of the scene, or field of --vector; null searches it (sources parquet, raster)
+        keep_columns: columns that KEY.json keeps, comma-separated or a list; NAME=COLUMN keeps one under another name.
+            lat and lon, or box (west, south, east, north), become the place of the image, time becomes when it was
+            acquired, and gsd its metres a pixel, so that a search can be limited to a place and a time. An image with
+            a bad value is left out (sources csv, rs5m, parquet; webdataset: fields of KEY.json)
         fmow_kind: rgb, msrgb or both (source fmow)
         crop_margin: crop each bounding box with this share of its longer side around it; null keeps the whole picture
             (source fmow)
@@ -108,6 +112,7 @@ class PackConfig:
     caption_field: str | list[str] | None = None
     image_field: str | None = None
     label_field: str | None = None
+    keep_columns: str | list[str] | None = None
     fmow_kind: str = "rgb"
     crop_margin: float | None = None
     reflectance_max: int = 2000
