@@ -27,6 +27,7 @@ from priorclip.data_shards.sources.names import pair_paths, split_paths
 from priorclip.data_shards.sources.parquet import parquet
 from priorclip.data_shards.sources.record import Record, join_sets
 from priorclip.data_shards.sources.scenes import raster
+from priorclip.data_shards.sources.skyscript import skyscript
 from priorclip.data_shards.sources.table import csv, rs5m
 from priorclip.data_shards.sources.tars import webdataset
 from priorclip.data_shards.sources.tile_texts import TextSource, read_windows
@@ -118,6 +119,11 @@ def _rs5m(config: PackConfig) -> list[Record]:
     return _annotated(config, "csv", lambda file, images, _: rs5m(file, images, config.split, texts, kept))
 
 
+def _skyscript(config: PackConfig) -> list[Record]:
+    texts, kept = caption_fields(config), kept_columns(config.keep_columns)
+    return _annotated(config, "csv", lambda file, images, _: skyscript(file, images, texts, kept))
+
+
 def _annotated(config: PackConfig, option: str, read: Callable[..., list[Record]]) -> list[Record]:
     """Reads each annotation file with its image folder and its labels."""
     files = split_paths(getattr(config, option))
@@ -145,6 +151,7 @@ SOURCES: dict[str, Source] = {
     "synthetic": Source(_drawn, takes=("count", "size", "captions", "first_index", "masks")),
     "csv": Source(_csv, ("csv", "images"), ("split", "caption_field", "keep_columns")),
     "rs5m": Source(_rs5m, ("csv", "images"), ("split", "caption_field", "keep_columns")),
+    "skyscript": Source(_skyscript, ("csv", "images"), ("caption_field", "keep_columns")),
     "karpathy": Source(_karpathy, ("json", "images"), ("split", "labels")),
     "precomp": Source(_precomp, ("precomp", "images"), ("split", "labels")),
     "webdataset": Source(
