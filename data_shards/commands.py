@@ -13,7 +13,7 @@ class PackConfig:
     """Packs images with captions or scene labels into shards.
 
     Args:
-        source: synthetic, csv, rs5m, karpathy, precomp, webdataset, parquet, imagefolder, millionaid, fmow,
+        source: synthetic, csv, rs5m, skyscript, karpathy, precomp, webdataset, parquet, imagefolder, millionaid, fmow,
             bigearthnet, raster
         output: folder to write; new, or left unfinished by the same command
         images: folder of the images (all sources except synthetic and webdataset). File names in annotations are
@@ -21,6 +21,8 @@ class PackConfig:
             a YAML list, give one folder for each or one for all; keys then begin with the name of the data set
         csv: table with columns for the file name, caption or label, and split (source csv); or the metadata CSV of
             RS5M's image-only release: img_name or file_name, caption or text, url, country, month, meta_caption (rs5m);
+            or a CSV of SkyScript: filepath, title, title_multi_objects (skyscript; --images is the folder of images2
+            to images7, and of meta2 to meta7, which give box, time and tags);
             or texts of windows: scene, x, y, width, height, label or caption (raster)
         json: Karpathy JSON: RSICD, RSITMD, UCM, Sydney (source karpathy)
         precomp: folder of SPLIT_caps.txt and SPLIT_filename.txt (source precomp)
@@ -31,9 +33,13 @@ class PackConfig:
             annotation or the stem of the file name (sources karpathy, precomp)
         caption_field: columns with captions, comma-separated or a list; all captions that are not blank count. null
             takes the first existing one of caption, captions, raw, text, title, sentence (sources csv, rs5m, parquet;
-            webdataset: lists in KEY.json; raster: fields of --vector)
+            skyscript takes title and title_multi_objects; webdataset: lists in KEY.json; raster: fields of --vector)
         image_field: column of the images; null searches it (source parquet)
         label_field: column of the scene, or field of --vector; null searches it (sources parquet, raster)
+        keep_columns: columns that KEY.json keeps, comma-separated or a list; NAME=COLUMN keeps one under another name.
+            lat and lon, or box (west, south, east, north), become the place of the image, time becomes when it was
+            acquired, and gsd its metres a pixel, so that a search can be limited to a place and a time. An image with
+            a bad value is left out (sources csv, rs5m, skyscript, parquet; webdataset: fields of KEY.json)
         fmow_kind: rgb, msrgb or both (source fmow)
         crop_margin: crop each bounding box with this share of its longer side around it; null keeps the whole picture
             (source fmow)
@@ -108,6 +114,7 @@ class PackConfig:
     caption_field: str | list[str] | None = None
     image_field: str | None = None
     label_field: str | None = None
+    keep_columns: str | list[str] | None = None
     fmow_kind: str = "rgb"
     crop_margin: float | None = None
     reflectance_max: int = 2000

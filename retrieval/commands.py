@@ -236,7 +236,8 @@ class SearchConfig:
         text: text to search for
         image: image file; search finds similar images
         k: number of results
-        format: table to read, or json, geojson or csv for other programs; geojson has the footprints of tiles
+        format: table to read, or json, geojson or csv for other programs; geojson has the places of tiles, and of
+            images whose pack kept lat and lon, or a box
         output: file to write; null prints the result
         bbox: only images that touch WEST,SOUTH,EAST,NORTH in degrees; west above east goes across the dateline
         time: only images acquired in 2024, 2024-06, 2024-06-30, or FROM/TO of these (UTC)

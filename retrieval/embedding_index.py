@@ -3,8 +3,9 @@
     INDEX/index.json              format, model and its SHA-256, data, number of images, width
           embeddings.safetensors  "embeddings" (N, d) float16 or float32, L2-normalised
           images.jsonl            a line an image: {"key", "label", "path"} or {"key", "label", "shard", "sample"},
-                                  of a tile also "place" (data_shards/format/place.py) and "caption"
-          places.safetensors      of tiles: where and when they are, to search in a part of them (places.py)
+                                  of a tile, or an image whose pack kept columns, also "place", "kept_columns"
+                                  (data_shards/format/place.py) and "caption"
+          places.safetensors      of these: where and when they are, to search in a part of them (places.py)
 
     index = EmbeddingIndex.load("runs/index")
     scores, rows = index.nearest(encoder.text("a river"), k=10)
@@ -37,7 +38,7 @@ from priorclip.common.masking import masked
 from priorclip.common.output import get_logger
 from priorclip.common.safe_paths import UnsafePath
 from priorclip.common.untrusted_json import check_object, null_or, parse_object, read_object, text, whole
-from priorclip.data_shards.format.place import check_place, place_of_info
+from priorclip.data_shards.format.place import COLUMNS, check_columns, check_place, columns_of_info, place_of_info
 from priorclip.data_shards.shards import ShardSet
 from priorclip.data_shards.stream.batch_fetcher import prefetch_samples
 from priorclip.data_shards.stream.evaluation_batches import READ_TOGETHER
@@ -60,15 +61,22 @@ def check_told_place(value: Any, where: str) -> None:
         raise ValueError(f"{where}: {error}") from error
 
 
+def check_told_columns(value: Any, where: str) -> None:
+    try:
+        check_columns(value)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
 FORMAT, VERSION = "priorclip-image-index", 1
 ABOUT, EMBEDDINGS, IMAGES = "index.json", "embeddings.safetensors", "images.jsonl"
 MAX_ABOUT, MAX_LINE = 1 << 26, 1 << 16  # bytes of index.json, and of a line of images.jsonl
-KEPT = ("scene", "window", "footprint", "gsd", "acquired")  # of a tile's place; the rest is in its KEY.json
+KEPT = ("scene", "window", "footprint", "gsd", "acquired")  # of an image's place; the rest is in its KEY.json
 MAX_CAPTION = 1000  # characters of a caption that an index keeps
 KEY = {"key": text(MAX_LINE), "label": null_or(text(MAX_LINE))}
 IN_FILE = {"path": text(MAX_LINE)}
 IN_SHARD = {"shard": text(MAX_LINE), "sample": whole(1 << 40)}
-TOLD = {"caption": null_or(text(MAX_LINE)), "place": check_told_place}
+TOLD = {"caption": null_or(text(MAX_LINE)), "place": check_told_place, COLUMNS: check_told_columns}
 VERSIONED = {"format": text(), "version": whole(1 << 31)}
 ABOUT_FIELDS = {
     "images": whole(1 << 40),
@@ -280,20 +288,27 @@ def image_entries(gallery: Gallery, images: EncodedImages, classes: list[str]) -
         lost += told is None
         yield entry | (told or {})
     if lost:
-        log.warning("%d images have a malformed place in KEY.json, so the index has no place for them", lost)
+        log.warning(
+            "%d images have a malformed place or malformed kept columns in KEY.json, so the index has neither for them",
+            lost,
+        )
 
 
 def told_of(gallery: Gallery, sample: int) -> dict[str, Any] | None:
-    """Returns "place" and "caption" of a tile, nothing for other images, and None if its place is malformed."""
+    """Returns "place", "kept_columns" and "caption" of an image.
+
+    Returns nothing for an image without place and kept columns, and None if they are malformed.
+    """
     try:
         text = gallery.source.text(sample)
-        place = place_of_info(text.info)
+        place, columns = place_of_info(text.info), columns_of_info(text.info)
     except ValueError:  # BadSample too
         return None
-    if not place:
+    if not (place or columns):
         return {}
     caption = text.captions[0][:MAX_CAPTION] if text.captions else None
     told = {"place": {name: place[name] for name in place if name in KEPT}, "caption": caption}
+    told |= {COLUMNS: columns} if columns else {}
     return told if len(json.dumps(told)) < MAX_LINE // 2 else None
 
 

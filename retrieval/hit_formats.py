@@ -2,7 +2,8 @@
 
     format_hits(hits, "geojson")     a FeatureCollection (RFC 7946), as QGIS opens it
 
-A footprint is in lon/lat; across the dateline it has a part on each side. A hit without one has the geometry null.
+A footprint is in lon/lat: a polygon, a part on each side of the dateline, or a point. A hit without one has the
+geometry null. Kept columns stand beside the other facts of a hit. One that has the name of a fact is left out.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("rank", "score", "label", "key", "caption", "scene", "window", "acquired", "gsd")
 EDGES = ("west", "south", "east", "north")
+NAMES = frozenset((*COLUMNS, *EDGES, "where", "footprint"))
 
 
 def format_hits(hits: Sequence[Hit], kind: str) -> str:
@@ -33,7 +35,8 @@ def facts_of(hit: Hit) -> dict[str, Any]:
     """Returns what is known of a hit, without its footprint."""
     place = {name: value for name, value in hit.place.items() if name != "footprint"}
     facts = {"rank": hit.rank, "score": round(hit.score, 6), "key": hit.key, "label": hit.label}
-    return {**facts, "caption": hit.caption, **place, "where": hit.where}
+    facts |= {"caption": hit.caption, **place, "where": hit.where}
+    return {**facts, **{name: value for name, value in hit.columns.items() if name not in NAMES}}
 
 
 def hits_json(hits: Sequence[Hit]) -> str:
@@ -52,11 +55,12 @@ def hits_geojson(hits: Sequence[Hit]) -> str:
 def hits_csv(hits: Sequence[Hit]) -> str:
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*COLUMNS, *EDGES, "where"])
+    kept = list(dict.fromkeys(name for hit in hits for name in hit.columns if name not in NAMES))
+    writer.writerow([*COLUMNS, *EDGES, "where", *map(one_line, kept)])
     for hit in hits:
         facts = facts_of(hit)
         edges = bounds(hit.place["footprint"]) if "footprint" in hit.place else ("",) * 4
-        values = [*(facts.get(name) for name in COLUMNS), *edges, hit.where]
+        values = [*(facts.get(name) for name in COLUMNS), *edges, hit.where, *(facts.get(name) for name in kept)]
         writer.writerow([one_line(value) if isinstance(value, str) else value for value in values])
     return buffer.getvalue().rstrip("\n")
 

@@ -109,7 +109,10 @@ class Within:
     def rows(self, columns: PlaceColumns | None) -> NDArray[np.int64]:
         """Returns the rows of the images within the limits. Raises ValueError for an index without places."""
         if columns is None:
-            raise ValueError("this index has no places: make it from tiles of scenes (pack --source raster)")
+            raise ValueError(
+                "this index has no places: make it from tiles of scenes (pack --source raster), or from a table with "
+                "places (pack --keep-columns lat,lon,time)"
+            )
         kept = np.ones(len(columns.scene), bool)
         if self.bbox is not None:
             kept &= touches(columns.bounds, self.bbox)

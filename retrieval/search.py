@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from priorclip.data_shards.format.place import COLUMNS
 from priorclip.retrieval.embedding_index import EmbeddingIndex, model_hash
 from priorclip.retrieval.encoder import Encoder
 from priorclip.retrieval.image_gate import ImageGate
@@ -27,8 +28,9 @@ class Hit:
         key: key of the sample
         label: scene class or None
         where: file, or tar and row
-        caption: first caption of a tile, or None
-        place: of a tile: scene, window, footprint, gsd, acquired, as far as they are known
+        caption: first caption of an image with a place or kept columns, or None
+        place: scene, window, footprint, gsd, acquired, as far as they are known
+        columns: what the image's row of a table had in the columns that `data_shards pack --keep-columns` named
     """
 
     rank: int
@@ -39,6 +41,7 @@ class Hit:
     where: str
     caption: str | None = None
     place: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
 
 
 class Searcher:
@@ -101,8 +104,8 @@ class Searcher:
 
     def _hit(self, rank: int, score: float, row: int) -> Hit:
         entry = self.index.entry(row)
-        where = format_location(entry)
-        return Hit(rank, score, row, entry["key"], entry["label"], where, entry.get("caption"), entry.get("place", {}))
+        told = entry.get("caption"), entry.get("place", {}), entry.get(COLUMNS, {})
+        return Hit(rank, score, row, entry["key"], entry["label"], format_location(entry), *told)
 
 
 def format_location(entry: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
-"""What `data_shards stats` says of tiles: how many scenes, where and when, and the values of each band.
+"""What `data_shards stats` says of images with a place: how many scenes, where and when, the values of each band.
 
-    figures = raster_figures(shards, chosen)     # None if no sample is a tile of a scene or a scaled raster
+    figures = raster_figures(shards, chosen)     # None if no sample has a place or is a scaled raster
     draw_rasters(figures)                        # PNG: a map of the footprints, and a histogram for each band
 
 Values are measured ones: a pixel p of a tile whose black and white are low and high stands for
@@ -31,7 +31,7 @@ OTHERS = ("#444444", "#b9770e", "#117a65", "#7f8c8d", "#6e2c00", "#1f618d", "#d6
 
 
 def raster_figures(shards: ShardSet, chosen: Sequence[int], seed: int = 0) -> dict[str, Any] | None:
-    """Returns the figures of the tiles among the chosen samples; None if there are none.
+    """Returns the figures of the samples with a place or measured values among the chosen; None if there are none.
 
     It draws MAP samples for places and PIXELS of them for values, so that millions take no longer.
     """
@@ -45,8 +45,9 @@ def raster_figures(shards: ShardSet, chosen: Sequence[int], seed: int = 0) -> di
     sides = sorted(place["gsd"] for place in places if "gsd" in place)
     return {
         "samples": len(drawn),
-        "tiles": len(places),
-        "scenes": dict(sorted(Counter(place.get("scene", "(none)") for place in places).items())),
+        "places": len(places),
+        "tiles": sum("window" in place for place in places),
+        "scenes": dict(sorted(Counter(place["scene"] for place in places if "scene" in place).items())),
         "footprints": len(found),
         "acquired": [times[0], times[-1]] if times else None,
         "gsd": [sides[0], sides[-1]] if sides else None,
@@ -125,8 +126,8 @@ def bands_of(raster: Any) -> tuple[list[str], list[tuple[float, float]], str]:
 
 def format_rasters(figures: Mapping[str, Any]) -> list[str]:
     """Returns lines for stats.txt."""
-    lines = [f"tiles            {figures['tiles']} of {figures['samples']} samples, {len(figures['scenes'])} scenes, "
-             f"{figures['footprints']} with a footprint"]  # fmt: skip
+    lines = [f"places           {figures['places']} of {figures['samples']} samples, {figures['footprints']} with a "
+             f"footprint; {figures['tiles']} tiles of {len(figures['scenes'])} scenes"]  # fmt: skip
     if figures["gsd"]:
         low, high = figures["gsd"]
         lines.append(
@@ -176,11 +177,15 @@ def draw_map(axes: Any, outlines: Sequence[tuple[str, Mapping[str, Any]]]) -> No
     colours = colormaps["tab20"].colors  # type: ignore[attr-defined]
     across = any(west > east for west, _, east, _ in (bounds(shape) for _, shape in outlines))
     for scene, shape in outlines:
+        colour = colours[scenes[scene] % len(colours)]
+        if shape["type"] == "Point":
+            lon, lat = shape["coordinates"]
+            axes.plot(lon + 360 * (across and lon <= 0), lat, ".", color=colour)
         for polygon in polygons(shape):
             ring = np.array(polygon[0], float)
             if across and ring[:, 0].max() <= 0:
                 ring[:, 0] += 360
-            axes.add_patch(Polygon(ring, alpha=0.35, color=colours[scenes[scene] % len(colours)]))
+            axes.add_patch(Polygon(ring, alpha=0.35, color=colour))
     axes.autoscale_view()
     south, north = axes.get_ylim()
     axes.set_aspect(1 / max(0.05, float(np.cos(np.radians((south + north) / 2)))), adjustable="box")

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from priorclip.common.files import sha256_of
 from priorclip.data_shards.format.client_files import LAYOUT, client_contents, count_captioned
 from priorclip.data_shards.format.manifest import Manifest, ShardEntry
-from priorclip.data_shards.format.place import place_of_info
+from priorclip.data_shards.format.place import columns_of_info, place_of_info
 from priorclip.data_shards.format.sample import IMAGE_MEMBERS, JSON_MEMBER, BadSample, split_name
 from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_path
 from priorclip.data_shards.format.tar import read_members
@@ -185,7 +185,7 @@ def compare_member(found: Member, row: Member | None) -> list[str]:
 
 
 def compare_json(data: bytes, image_sha256: str) -> list[str]:
-    """Returns the problems of KEY.json: another image's hash, or a place on the Earth that cannot be."""
+    """Returns the problems of KEY.json: another image's hash, or a place or kept columns that cannot be."""
     try:
         info = json.loads(data)
         recorded = info.get("sha256")
@@ -194,6 +194,7 @@ def compare_json(data: bytes, image_sha256: str) -> list[str]:
     problems = [] if recorded in (None, image_sha256) else ["its sha256 is not that of the image"]
     try:
         place_of_info(info)
+        columns_of_info(info)
     except ValueError as error:
         problems.append(str(error))
     return problems

@@ -4,7 +4,8 @@ read_source(config)          the records of `data_shards pack --source NAME` (ca
 Record, RecordSet, load      the records of a source (record.py); RecordSet evaluates and trains without packing
 
 csv rs5m                     table.py        imagefolder millionaid    folder.py
-karpathy precomp             benchmark.py    fmow                      fmow.py
+skyscript                    skyscript.py    fmow                      fmow.py
+karpathy precomp             benchmark.py
 webdataset                   tars.py         bigearthnet               bigearthnet.py
 parquet                      parquet.py      synthetic                 drawing.py
 raster                       scenes.py

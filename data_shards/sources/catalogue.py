@@ -22,10 +22,12 @@ from priorclip.data_shards.sources.bigearthnet import bigearthnet
 from priorclip.data_shards.sources.drawing import synthetic
 from priorclip.data_shards.sources.fmow import fmow
 from priorclip.data_shards.sources.folder import imagefolder, millionaid
+from priorclip.data_shards.sources.kept_columns import kept_columns
 from priorclip.data_shards.sources.names import pair_paths, split_paths
 from priorclip.data_shards.sources.parquet import parquet
 from priorclip.data_shards.sources.record import Record, join_sets
 from priorclip.data_shards.sources.scenes import raster
+from priorclip.data_shards.sources.skyscript import skyscript
 from priorclip.data_shards.sources.table import csv, rs5m
 from priorclip.data_shards.sources.tars import webdataset
 from priorclip.data_shards.sources.tile_texts import TextSource, read_windows
@@ -108,11 +110,18 @@ def _precomp(config: PackConfig) -> list[Record]:
 
 
 def _csv(config: PackConfig) -> list[Record]:
-    return _annotated(config, "csv", lambda file, images, _: csv(file, images, config.split, caption_fields(config)))
+    texts, kept = caption_fields(config), kept_columns(config.keep_columns)
+    return _annotated(config, "csv", lambda file, images, _: csv(file, images, config.split, texts, kept=kept))
 
 
 def _rs5m(config: PackConfig) -> list[Record]:
-    return _annotated(config, "csv", lambda file, images, _: rs5m(file, images, config.split, caption_fields(config)))
+    texts, kept = caption_fields(config), kept_columns(config.keep_columns)
+    return _annotated(config, "csv", lambda file, images, _: rs5m(file, images, config.split, texts, kept))
+
+
+def _skyscript(config: PackConfig) -> list[Record]:
+    texts, kept = caption_fields(config), kept_columns(config.keep_columns)
+    return _annotated(config, "csv", lambda file, images, _: skyscript(file, images, texts, kept))
 
 
 def _annotated(config: PackConfig, option: str, read: Callable[..., list[Record]]) -> list[Record]:
@@ -132,7 +141,7 @@ def _annotated(config: PackConfig, option: str, read: Callable[..., list[Record]
 def _parquet(config: PackConfig) -> list[Record]:
     files = split_paths(config.parquet)
     images = pair_paths("images", config.images, "parquet", len(files)) if config.images else [""] * len(files)
-    fields_named = config.image_field, caption_fields(config), config.label_field
+    fields_named = config.image_field, caption_fields(config), config.label_field, kept_columns(config.keep_columns)
     return join_sets(
         [parquet(file, folder or None, config.split, *fields_named) for file, folder in zip(files, images, strict=True)]
     )
@@ -140,14 +149,19 @@ def _parquet(config: PackConfig) -> list[Record]:
 
 SOURCES: dict[str, Source] = {
     "synthetic": Source(_drawn, takes=("count", "size", "captions", "first_index", "masks")),
-    "csv": Source(_csv, ("csv", "images"), ("split", "caption_field")),
-    "rs5m": Source(_rs5m, ("csv", "images"), ("split", "caption_field")),
+    "csv": Source(_csv, ("csv", "images"), ("split", "caption_field", "keep_columns")),
+    "rs5m": Source(_rs5m, ("csv", "images"), ("split", "caption_field", "keep_columns")),
+    "skyscript": Source(_skyscript, ("csv", "images"), ("caption_field", "keep_columns")),
     "karpathy": Source(_karpathy, ("json", "images"), ("split", "labels")),
     "precomp": Source(_precomp, ("precomp", "images"), ("split", "labels")),
     "webdataset": Source(
-        lambda config: webdataset(config.shards or "", caption_fields(config)), ("shards",), ("caption_field",)
+        lambda config: webdataset(config.shards or "", caption_fields(config), kept_columns(config.keep_columns)),
+        ("shards",),
+        ("caption_field", "keep_columns"),
     ),
-    "parquet": Source(_parquet, ("parquet",), ("images", "split", "image_field", "caption_field", "label_field")),
+    "parquet": Source(
+        _parquet, ("parquet",), ("images", "split", "image_field", "caption_field", "label_field", "keep_columns")
+    ),
     "imagefolder": Source(lambda config: imagefolder(str(config.images), config.split), ("images",), ("split",)),
     "raster": Source(_tiles, ("images",), ("tile", "stride", "vector", "layer", "csv", *RASTER_TEXTS)),
     "millionaid": Source(lambda config: millionaid(str(config.images), config.split), ("images",), ("split",)),

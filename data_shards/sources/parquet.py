@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.sources.kept_columns import KeptColumns
 from priorclip.data_shards.sources.names import sample_key
 from priorclip.data_shards.sources.parquet_limits import Texts, check_rows, damaged, read_images
 from priorclip.data_shards.sources.record import ImageFile, Missing, Place, Record
@@ -55,13 +56,23 @@ class Cell:
 
 @dataclass(frozen=True)
 class Layout:
-    """The columns of a file; ``inside`` if it holds the images, ``names`` are the classes of an integer label."""
+    """The columns of a file.
+
+    Args:
+        image: of the images or their paths
+        inside: the file holds the images
+        captions: of the captions
+        label: of the scene, or ""
+        names: classes of an integer label
+        kept: columns that KEY.json keeps
+    """
 
     image: str
     inside: bool
     captions: tuple[str, ...]
     label: str
     names: tuple[str, ...] = ()
+    kept: KeptColumns | None = None
 
 
 @lru_cache(maxsize=2)
@@ -103,6 +114,7 @@ def parquet(
     image_field: str | None = None,
     caption_field: Sequence[str] | None = None,
     label_field: str | None = None,
+    kept: KeptColumns | None = None,
 ) -> list[Record]:
     """Reads Parquet files.
 
@@ -113,6 +125,7 @@ def parquet(
         image_field: column of the images; None takes the first known name, or the only column with image bytes
         caption_field: columns of the captions; None takes the first known name
         label_field: column of the scene; None takes the first known name
+        kept: further columns that KEY.json keeps, such as place and time. A row with a bad value is left out
 
     Raises:
         ValueError: a column is missing; it lists the columns of the file
@@ -121,7 +134,10 @@ def parquet(
     files = parquet_files(spec)
     for path in files:
         file = _open(path)
-        layout = columns_of(file, path, image_field, caption_field, label_field)
+        layout = replace(columns_of(file, path, image_field, caption_field, label_field), kept=kept)
+        if kept is not None:
+            others = [name for name in file.schema_arrow.names if not (layout.inside and name == layout.image)]
+            kept.require(others, path)
         if not layout.inside and images is None:
             raise ValueError(f"{path}: the column '{layout.image}' has paths: set --images to the folder of the images")
         if split is not None and "split" not in file.schema_arrow.names and not path.name.startswith(split):
@@ -199,7 +215,8 @@ def class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
 def _texts(file: Any, path: Path, layout: Layout) -> Iterator[dict[str, Any]]:
     """Yields each row without its image; ``place`` is (row group, row)."""
     extra = ("split", "url", "key", "status", "error_message")
-    columns = {*layout.captions, layout.label, *extra} & set(file.schema_arrow.names)
+    more = layout.kept.columns if layout.kept else ()
+    columns = {*layout.captions, layout.label, *extra, *more} & set(file.schema_arrow.names)
     columns |= set() if layout.inside else {layout.image}
     texts = Texts(file, path, sorted(columns))
     for group in range(file.num_row_groups):
@@ -227,7 +244,12 @@ def _record(
         texts += [text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str)]
     texts = [text.strip() for text in texts if text.strip()]
     split, url = (value if isinstance(value, str) else None for value in (row.get("split"), row.get("url")))
-    return Record(key, place, texts, label_name(path, row, layout), split, path.stem, url)
+    facts: dict[str, Any] = {}
+    try:
+        facts = layout.kept.facts(row) if layout.kept else {}
+    except BadSample as error:
+        place = Missing(error.reason, f"{path.name}, row {number}: {error.detail}")
+    return Record(key, place, texts, label_name(path, row, layout), split, path.stem, url, facts)
 
 
 def label_name(path: Path, row: dict[str, Any], layout: Layout) -> str | None:

@@ -118,7 +118,16 @@ class Texts:
 
 
 def plain_rows(piece: Any) -> list[dict[str, Any]]:
-    """Returns the rows of a record batch. Bytes that are not UTF-8 become surrogates, as in a CSV."""
+    """Returns the rows of a record batch. Bytes that are not UTF-8 become surrogates, as in a CSV.
+
+    Times of nanoseconds, which pandas writes and Python does not have, are cut to microseconds.
+    """
+    import pyarrow
+
+    for number, item in enumerate(piece.schema):
+        if pyarrow.types.is_timestamp(item.type) and item.type.unit == "ns":
+            kind = pyarrow.timestamp("us", item.type.tz)
+            piece = piece.set_column(number, item.name, piece.column(number).cast(kind, safe=False))
     try:
         return piece.to_pylist()
     except UnicodeDecodeError:

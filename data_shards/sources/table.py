@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
 
+from priorclip.data_shards.format.sample import BadSample
+from priorclip.data_shards.sources.kept_columns import KeptColumns
 from priorclip.data_shards.sources.names import sample_key
-from priorclip.data_shards.sources.record import ImageFile, Record, keep_split
+from priorclip.data_shards.sources.record import ImageFile, Missing, Record, keep_split
 
 FILE_COLUMNS = ("filename", "file_name", "file", "filepath", "image", "path", "img_name", "name")
 CAPTION_COLUMNS = ("caption", "captions", "raw", "text", "title", "sentence")
@@ -48,8 +50,11 @@ def csv(
     split: str | None = None,
     caption_field: Sequence[str] | None = None,
     extra: Sequence[str] = (),
+    kept: KeptColumns | None = None,
 ) -> list[Record]:
     """Reads a CSV with a header. Rows with the same file are captions of one sample, in their order.
+
+    The other columns of the sample are those of its first row.
 
     Args:
         file: the CSV
@@ -57,13 +62,17 @@ def csv(
         split: keep the rows with this value in the column ``split``; None keeps all
         caption_field: columns with captions; None takes the first column of CAPTION_COLUMNS
         extra: columns that KEY.json keeps, if they exist and are not blank
+        kept: further columns that KEY.json keeps, such as place and time. A row with a bad value is left out
 
     Raises:
-        ValueError: there is no column for the file, or none for caption or label; it lists the columns
+        ValueError: there is no column for the file, or none for caption or label, or one of ``kept`` is missing; it
+            lists the columns
     """
     path, folder = Path(file), str(images)
     records: dict[str, Record] = {}
     for row, columns in csv_rows(path, caption_field):
+        if kept is not None and not records:
+            kept.require([each for each in row if each is not None], path)
         name = row[columns.file]
         record = records.get(name)
         if record is None:
@@ -71,6 +80,10 @@ def csv(
             record.split = intern(row.get("split") or "") or None
             record.url = row.get("url") or None
             record.extra = {key: intern(row[key]) for key in extra if row.get(key)}
+            try:
+                record.extra |= kept.facts(row) if kept is not None else {}
+            except BadSample as error:
+                record.image = Missing(error.reason, f"{path.name}: {error.detail}")
             records[name] = record
         record.captions = record.captions + columns.texts(row)  # unlike +=, a list of the exact size
         record.label = record.label or intern((row.get(columns.label) or "").strip()) or None
@@ -78,7 +91,11 @@ def csv(
 
 
 def rs5m(
-    file: str | Path, images: str | Path, split: str | None = None, caption_field: Sequence[str] | None = None
+    file: str | Path,
+    images: str | Path,
+    split: str | None = None,
+    caption_field: Sequence[str] | None = None,
+    kept: KeptColumns | None = None,
 ) -> list[Record]:
     """Records of RS5M's image-only layout: a folder of images and a metadata CSV of the release.
 
@@ -89,7 +106,7 @@ def rs5m(
 
     Args and errors: as ``csv``
     """
-    return csv(file, images, split, caption_field, GEOGRAPHY)
+    return csv(file, images, split, caption_field, GEOGRAPHY, kept)
 
 
 def csv_rows(path: Path, caption_field: Sequence[str] | None = None) -> Iterator[tuple[dict[str, str], Columns]]:

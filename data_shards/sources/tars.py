@@ -19,9 +19,11 @@ from pathlib import Path
 
 from priorclip.common.output import get_logger
 from priorclip.common.safe_paths import find_danger
+from priorclip.data_shards.format.place import COLUMNS
 from priorclip.data_shards.format.sample import BadSample, Sample, captions_of
 from priorclip.data_shards.remote.shard_files import LocalFile
 from priorclip.data_shards.shards import ShardSet
+from priorclip.data_shards.sources.kept_columns import KeptColumns
 from priorclip.data_shards.sources.names import safe_key
 from priorclip.data_shards.sources.parquet import SUCCESS, column_rows
 from priorclip.data_shards.sources.record import Missing, Place, Record
@@ -33,15 +35,25 @@ OURS = ("captions", "caption", "label", "source", "url", "width", "height", "sha
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """A sample of a tar: its number in the shard set ``spec``, which each process opens once."""
+    """A sample of a tar: its number in the shard set ``spec``, which each process opens once.
+
+    ``kept`` are fields of its KEY.json that become its place and kept columns.
+    """
 
     spec: tuple[str, ...] = field(repr=False)
     key: str
     sample: int
+    kept: KeptColumns | None = None
 
     def load(self, record: Record) -> Record:
         found = opened_set(self.spec).read(self.sample)
-        return replace(record, image=found.image, extra=other_fields(found))
+        extra = other_fields(found)
+        if self.kept is not None:
+            facts = self.kept.facts(found.info)
+            before = extra.get(COLUMNS)
+            facts[COLUMNS] = {**(before if isinstance(before, dict) else {}), **facts[COLUMNS]}
+            extra |= facts
+        return replace(record, image=found.image, extra=extra)
 
 
 @lru_cache(maxsize=4)
@@ -49,28 +61,41 @@ def opened_set(spec: tuple[str, ...]) -> ShardSet:
     return ShardSet(list(spec))
 
 
-def webdataset(spec: str | Sequence[str], caption_field: Sequence[str] | None = None) -> list[Record]:
+def webdataset(
+    spec: str | Sequence[str], caption_field: Sequence[str] | None = None, kept: KeptColumns | None = None
+) -> list[Record]:
     """Reads tar shards.
 
     Args:
         spec: as in ShardSet: folder, braceexpand pattern, URL, or a list of them
         caption_field: lists in KEY.json that become the captions; None takes ``captions``, .txt or .caption
+        kept: fields of KEY.json that become the place and the kept columns; a sample may lack them
 
     Raises:
-        OSError, ValueError: as ShardSet, for example if a shard is missing
+        OSError, ValueError: as ShardSet, for example if a shard is missing; or no sample has a field of ``kept``
     """
     pieces = (spec,) if isinstance(spec, str) else tuple(spec)
     shards = opened_set(pieces)
     if not shards.manifests:
         log.warning("%s has no index, so each worker reads all its headers: run `data_shards index` first", pieces[0])
-    records = [_record(shards, pieces, sample, caption_field) for sample in range(len(shards))]
+    seen: set[str] = set()
+    records = [_record(shards, pieces, sample, caption_field, kept, seen) for sample in range(len(shards))]
+    if kept is not None and records:
+        kept.require(seen, f"KEY.json of {pieces[0]}")
     for file in shards.files:
         if isinstance(file, LocalFile):
             report_failures(file.path.with_suffix(".parquet"))
     return records
 
 
-def _record(shards: ShardSet, spec: tuple[str, ...], sample: int, caption_field: Sequence[str] | None) -> Record:
+def _record(
+    shards: ShardSet,
+    spec: tuple[str, ...],
+    sample: int,
+    caption_field: Sequence[str] | None,
+    kept: KeptColumns | None,
+    seen: set[str],
+) -> Record:
     key = shards.key(sample)
     key = safe_key(key) if find_danger(key) else key
     try:
@@ -80,7 +105,8 @@ def _record(shards: ShardSet, spec: tuple[str, ...], sample: int, caption_field:
             captions = [text for name in caption_field for text in captions_of(found.info, name)]
     except BadSample as error:
         return Record(key, Missing(error.reason, error.detail))
-    place: Place = TarMember(spec, key, sample)
+    seen.update(found.info)
+    place: Place = TarMember(spec, key, sample, kept)
     status = found.info.get("status")
     if status not in SUCCESS:
         place = Missing("not downloaded", str(found.info.get("error_message") or status))
