@@ -35,6 +35,7 @@ from torch import Tensor
 from priorclip.common.files import folder_aside, sha256_of
 from priorclip.common.masking import masked
 from priorclip.common.output import get_logger
+from priorclip.common.progress import counted
 from priorclip.common.safe_paths import UnsafePath
 from priorclip.common.untrusted_json import check_object, null_or, parse_object, read_object, text, whole
 from priorclip.data_shards.format.place import check_place, place_of_info
@@ -270,7 +271,7 @@ def image_entries(gallery: Gallery, images: EncodedImages, classes: list[str]) -
     """Yields key, scene and place of each usable image."""
     usable = images.usable.nonzero().flatten().tolist()
     packed, lost = isinstance(gallery.origin, ShardSet), 0
-    for number, sample in enumerate(usable):
+    for number, sample in enumerate(counted(usable, "index entries", "image")):
         if packed and number % READ_TOGETHER == 0:
             prefetch_samples(gallery.source, usable[number : number + READ_TOGETHER], images=False)
         label = int(images.labels[sample])
