@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from priorclip.common.hub import fetch_export
 from priorclip.data_shards import EvalBatches, eval_batches, load_tokenizer
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.transforms import MAX_PIXELS, eval_transform
@@ -80,13 +81,13 @@ class Encoder:
 
     @classmethod
     def load(cls, folder: str | Path, device: Device = "auto", precision: Precision = "fp32") -> Encoder:
-        """Loads the model of an export folder.
+        """Loads the model of an export folder, or of one on the hub: ``hf://user/name``.
 
         Raises:
             FileNotFoundError: no export folder, or one without tokenizer
             ValueError: a scene classifier, weights that do not fit, or no GPU for ``device="cuda"``
         """
-        folder = Path(folder)
+        folder = fetch_export(folder)
         where = pick_device(device)
         model = from_pretrained(folder)
         if not hasattr(model, "encode_text"):
