@@ -12,8 +12,9 @@
     config = parse(Config, ["--config", "run.yaml", "--lr", "1e-4"], prog="train")
 
 What this adds to jsonargparse: an error is one line (command_line.py), and names the nearest known key for an unknown
-key; text in a YAML file needs no quotes (``zero: 2``); ``--dry-run`` is ``--dry_run``, and alone it means true;
-``--local_rank`` of the deepspeed launcher is removed first. The module imports nothing slow, so ``--help`` is fast.
+key; text in a YAML file needs no quotes (``zero: 2``); ``--dry-run`` is ``--dry_run``, and alone it means true; ``-k``
+is ``--k``; ``--local_rank`` of the deepspeed launcher is removed first. The module imports nothing slow, so ``--help``
+is fast.
 """
 
 from __future__ import annotations
@@ -112,6 +113,8 @@ class Parser(ArgumentParser):
             some = f"known keys: {', '.join(sorted(known))}" if len(known) <= 50 else "--help lists the keys"
             hint = f"did you mean '{near}'?" if near else some
             message = f"unknown key '{unknown}': {hint}"
+            if unknown == near:  # with one dash, which argparse takes for letters
+                message = f"unknown option '-{unknown}': write '--{unknown}'"
         for pattern, plain in PLAIN_ERRORS:
             message = pattern.sub(plain, message)
         if self.command and "arguments are required" in message:
@@ -355,11 +358,16 @@ def first_line(config: type[Any]) -> str:
 
 
 def plain_words(words: Sequence[str], config: type[Any]) -> list[str]:
-    """Turns ``--dry-run`` into ``--dry_run=true``: dashes in a name become underscores, a bool may stand alone."""
+    """Turns ``--dry-run`` into ``--dry_run=true``: dashes in a name become underscores, a bool may stand alone.
+
+    An option of one letter may have one dash: ``-k`` is ``--k``.
+    """
     flags = {f"--{name}" for name in flag_keys(config)}
+    letters = {f"-{item.name}" for item in fields(config) if len(item.name) == 1}
     plain: list[str] = []
     for place, word in enumerate(words):
         name, equals, value = word.partition("=")
+        name = f"-{name}" if name in letters else name
         if name.startswith("--"):
             name = "--" + name[2:].replace("-", "_")
         alone = place + 1 == len(words) or words[place + 1].startswith("--")

@@ -9,26 +9,31 @@ transformers is imported when the function runs.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+from priorclip.common.hub import SCHEME, using_hub
 
 
 def open_tokenizer(source: str) -> Any:
     """Returns the tokenizer of a folder or a hub id.
 
     Raises:
-        OSError: transformers cannot find it
+        OSError: transformers cannot find it, or the hub cannot be reached
         ValueError: its files are damaged, or no regular files, or it needs code of its own; names the source
     """
     from transformers import AutoTokenizer
 
+    source = source.removeprefix(SCHEME)
     folder = Path(source)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.exists() and not path.is_file() and not path.is_dir():
             raise ValueError(f"the tokenizer '{source}' cannot be loaded ({path.name} is no regular file)")
     try:
         # A tokenizer folder may name code of its own (auto_map): without False, transformers offers to run it.
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        with nullcontext() if folder.exists() else using_hub(source):
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the tokenizers library raises its own, some of them beside Exception

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from priorclip.common.output import get_logger
 from priorclip.common.packages import PACKAGE, package_folder
+from priorclip.common.progress import counted
 from priorclip.common.safe_tokenizer import open_tokenizer
 from priorclip.data_shards.format.sample import BadSample
 
@@ -133,7 +134,7 @@ def all_captions(shards: ShardSet, caption_fields: Sequence[str]) -> Iterator[st
     Raises ValueError if there is no caption at all.
     """
     found = 0
-    for index in range(len(shards)):
+    for index in counted(range(len(shards)), "captions", "sample"):
         for name in caption_fields:
             try:
                 for text in shards.captions(index, name):

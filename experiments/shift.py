@@ -16,11 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from priorclip.common.command_names import module_of
 from priorclip.common.files import write_text
 from priorclip.common.launching import launch_command, run_logged
+from priorclip.common.progress import counted
 from priorclip.experiments.commands import ShiftConfig
 from priorclip.experiments.experiment import experiment_names, load_experiment
 from priorclip.experiments.sweep_table import plus_minus, spread
@@ -57,7 +56,7 @@ def measure_shift(config: ShiftConfig) -> dict[str, Any]:
     rows: dict[str, Figures] = {}
     chances: dict[str, float] = {}
     jobs = [(run, name) for run in runs for name in names]
-    for run, name in tqdm(jobs, desc="evaluations", disable=None):
+    for run, name in counted(jobs, "evaluations", "run"):
         report = evaluated(run, name, config, output / run.row / f"seed-{run.seed}")
         figures = rows.setdefault(run.row, {})
         if run.recall is not None:

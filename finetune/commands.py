@@ -57,8 +57,8 @@ class InstructConfig:
     Args:
         run: the run directory, length, optimizer, DeepSpeed and checkpoints
         data: training shards
-        init_from: export folder of stage one or of `python -m model convert`; the run starts from its architecture,
-            weights and tokenizer; with --model.kind priorclip a plain CLIP gets a fresh prior
+        init_from: export folder of stage one or of `python -m model convert`, or hf://user/name; the run starts from
+            its architecture, weights and tokenizer; with --model.kind priorclip a plain CLIP gets a fresh prior
         tokenizer: hub id, local folder or package:NAME; null takes the one of init_from
         model: the architecture, key by key; defaults to that of init_from
         loss: the objective
@@ -91,7 +91,7 @@ class ClosedConfig:
         data: training shards
         tokenizer: hub id, local folder or package:NAME; null takes the one of init_from or of the text encoder
         preset: name of an architecture in model/presets; its values are the defaults of model.*
-        init_from: export folder; the run starts from its weights and architecture
+        init_from: export folder, or hf://user/name on the hub; the run starts from its weights and architecture
         model: the architecture, key by key
         loss: the objective
         lora: trains adapters in the encoders, whose own weights stay

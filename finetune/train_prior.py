@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from priorclip.common.hub import fetched_by
 from priorclip.data_shards import ShardSet, ShardStream, eval_batches
 from priorclip.data_shards.dedupe.identical_images import warn_of_shared_images
 from priorclip.data_shards.format.class_names import ClassIds
@@ -32,7 +33,8 @@ from priorclip.training.task import Task
 
 def train_prior(config: PriorConfig) -> dict[str, Any]:
     """Trains the prior and returns the report."""
-    return run_task(config, config.run, lambda rank: scene_recognition(config, rank))
+    with fetched_by(f"--timm {config.backbone.name}"):
+        return run_task(config, config.run, lambda rank: scene_recognition(config, rank))
 
 
 def scene_recognition(config: PriorConfig, rank: Rank) -> Task:

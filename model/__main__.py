@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,15 +10,27 @@ from typing import Any
 from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
 from priorclip.common.output import say, set_up_logging
-from priorclip.model.commands import COMMANDS, BenchConfig, ConvertConfig, ExportConfig, SummaryConfig
+from priorclip.model.commands import (
+    COMMANDS,
+    BenchConfig,
+    ConvertConfig,
+    ExportConfig,
+    FetchConfig,
+    PushConfig,
+    SummaryConfig,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0 done, 2 wrong options or input."""
     set_up_logging("%(levelname)s %(message)s")
+    for noisy in ("httpx", "timm", "transformers"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     run: dict[str, Callable[[Any], None]] = {
         "convert": run_convert,
         "export": run_export,
+        "push": run_push,
+        "fetch": run_fetch,
         "summary": run_summary,
         "bench": run_bench,
     }
@@ -42,6 +55,19 @@ def run_export(config: ExportConfig) -> None:
     from priorclip.model.export.formats import export
 
     say(export(config))
+
+
+def run_push(config: PushConfig) -> None:
+    from priorclip.model.export.push import push
+
+    say(push(config))
+
+
+def run_fetch(config: FetchConfig) -> None:
+    from priorclip.model.fetch import fetch
+
+    for line in fetch(config):
+        say(line)
 
 
 def run_summary(config: SummaryConfig) -> None:

@@ -109,9 +109,65 @@ class BenchConfig:
             raise ValueError(f"--peak_tflops must be above 0, not {self.peak_tflops}")
 
 
+@dataclass
+class PushConfig:
+    """Put an export folder with its model card on the Hugging Face hub.
+
+    The token is that of HF_TOKEN, or of `hf auth login`. Only the files of an export are uploaded.
+
+    Args:
+        input: export folder
+        repo: user/name or organisation/name; it is created if it does not exist
+        format: export: the folder as it is. transformers: as `model export --format transformers` writes it
+        public: everybody may read the model; otherwise the repository is private, and a public one is refused
+        license: the hub's name of the licence, such as mit or cc-by-nc-4.0, for the card
+        training_data: a sentence about the training data, for the card
+        example: a picture that the hub's widget shows
+        labels: descriptions for the widget to choose from, comma-separated
+        message: of the commit
+    """
+
+    input: str
+    repo: str
+    format: Literal["export", "transformers"] = "export"
+    public: bool = False
+    license: str | None = None
+    training_data: str | None = None
+    example: str | None = None
+    labels: str = "storage tanks, a river, an airport, a forest"
+    message: str = "Upload a model"
+
+
+@dataclass
+class FetchConfig:
+    """Fetch from the hub into HF_HOME what a training needs, so that a node without internet can train.
+
+    With HF_HUB_OFFLINE=1 it fetches nothing and checks whether everything is there.
+
+    Several names of an option are comma-separated.
+
+    Args:
+        preset: names in model/presets
+        timm: timm models whose pretrained weights to fetch, for --model.vision.name or --backbone.name
+        transformers: hub ids of text encoders, with their tokenizers, for --model.text.name
+        init_from: exports on the hub as hf://user/name, for --init_from
+    """
+
+    preset: str = ""
+    timm: str = ""
+    transformers: str = ""
+    init_from: str = ""
+
+    def __post_init__(self) -> None:
+        if not (self.preset or self.timm or self.transformers or self.init_from):
+            raise ValueError("name what to fetch: --preset, --timm, --transformers or --init_from")
+
+
 COMMANDS: dict[str, type[Any]] = {
     "convert": ConvertConfig,
     "export": ExportConfig,
+    "push": PushConfig,
+    "fetch": FetchConfig,
     "summary": SummaryConfig,
     "bench": BenchConfig,
 }

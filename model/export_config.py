@@ -26,6 +26,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from priorclip.common.hub import fetch_export
 from priorclip.common.untrusted_json import read_object
 from priorclip.model.config import EncoderConfig, ModelConfig, SceneConfig, TextConfig, from_dict, to_dict
 from priorclip.model.presets import load_preset
@@ -231,10 +232,11 @@ def starting_architecture(export: str | None, preset: str) -> dict[str, Any]:
 
     Raises:
         ValueError: no such preset; the folder is no export, or holds a scene classifier
+        OSError: ``export`` is on the hub, which does not give it
     """
     if export is None:
         return to_dict(load_preset(preset))
-    folder = Path(export)
+    folder = fetch_export(export, ("config.json",))
     if not (folder / "config.json").is_file():
         raise ValueError(f"{export} is not an exported model: it has no config.json (a run exports to RUN/export)")
     config = read_export_config(folder)

@@ -20,7 +20,7 @@ class PretrainConfig:
         data: the training shards
         tokenizer: hub id, local folder or package:NAME; null takes the one of init_from
         preset: name of an architecture in model/presets; its values are the defaults of model.*
-        init_from: export folder; the run starts from its weights and architecture
+        init_from: export folder, or hf://user/name on the hub; the run starts from its weights and architecture
         model: the architecture, key by key
         loss: the objective
         evaluation: recall during training

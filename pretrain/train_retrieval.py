@@ -17,6 +17,7 @@ import deepspeed
 import torch
 from PIL import Image
 
+from priorclip.common.hub import fetch_export, fetched_by
 from priorclip.data_shards import EvalBatches, ShardSet, ShardStream, eval_batches, load_tokenizer
 from priorclip.data_shards.config import DataConfig, EvaluationConfig
 from priorclip.data_shards.dedupe.identical_images import warn_of_shared_images
@@ -57,7 +58,9 @@ def train_retrieval(
         lora: adapters in the encoders; None or rank 0 trains the encoders' own weights
         test: shards on which the exported weights' recall is measured once, after training
     """
-    return run_task(config, config.run, lambda rank: retrieval_task(config, rank, lora or LoraConfig(rank=0), test))
+    preset = getattr(config, "preset", None)
+    with fetched_by(f"--init_from {config.init_from}" if config.init_from else f"--preset {preset}"):
+        return run_task(config, config.run, lambda rank: retrieval_task(config, rank, lora or LoraConfig(rank=0), test))
 
 
 def retrieval_task(config: RetrievalConfig, rank: Rank, lora: LoraConfig, test: EvaluationConfig | None) -> Task:
@@ -66,14 +69,15 @@ def retrieval_task(config: RetrievalConfig, rank: Rank, lora: LoraConfig, test: 
     What each test image contributes to the recalls is written beside the report.
     """
     run, text = config.run, config.model.text
-    tokenizer = load_tokenizer(config.tokenizer or config.init_from or text.name, text.context_length)
+    start = str(fetch_export(config.init_from)) if config.init_from else None
+    tokenizer = load_tokenizer(config.tokenizer or start or text.name, text.context_length)
     stream = ShardStream(
         ShardSet(config.data.shards, **config.data.access), tokenizer, config.data,
         global_batch=run.engine.global_batch, rank=rank.rank, world_size=rank.world_size, seed=run.seed,
     )  # fmt: skip
     model = build_model(config.model, vocab_size=len(tokenizer))
-    if config.init_from:
-        load_weights(model, config.init_from)
+    if start:
+        load_weights(model, start)
     if lora.rank:
         adapt(model, lora)
     model.set_grad_checkpointing(run.engine.grad_checkpointing)

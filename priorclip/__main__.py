@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "finetune": ("prior", "instruct", "closed"),
     "experiments": ("sweep", "resplit", "collect", "tables", "fit", "shift"),
     "data_shards": ("pack", "synthetic", "leakage", "index", "verify", "stats", "tokenizer", "bench"),
-    "model": ("convert", "export", "summary", "bench"),
+    "model": ("convert", "export", "push", "fetch", "summary", "bench"),
     "retrieval": ("evaluate", "robustness", "pictures", "belief-truth", "index", "search", "serve"),
     "cluster": ("check", "launch", "sbatch", "faults", "plan", "simulate"),
 }

@@ -36,6 +36,7 @@ from torch import Tensor
 from priorclip.common.files import folder_aside, sha256_of
 from priorclip.common.masking import masked
 from priorclip.common.output import get_logger
+from priorclip.common.progress import counted
 from priorclip.common.safe_paths import UnsafePath
 from priorclip.common.untrusted_json import check_object, null_or, parse_object, read_object, text, whole
 from priorclip.data_shards.format.place import COLUMNS, check_columns, check_place, columns_of_info, place_of_info
@@ -237,8 +238,8 @@ def build_index(config: IndexConfig) -> EmbeddingIndex:
         "version": VERSION,
         "images": len(features),
         "width": features.shape[1],
-        "model": str(Path(config.model).resolve()),
-        "model_sha256": model_hash(Path(config.model)),
+        "model": str(encoder.folder.resolve()),
+        "model_sha256": model_hash(encoder.folder),
         "data": masked(config.data),
         "split": gallery.split,
         "dtype": config.dtype,
@@ -278,7 +279,7 @@ def image_entries(gallery: Gallery, images: EncodedImages, classes: list[str]) -
     """Yields key, scene and place of each usable image."""
     usable = images.usable.nonzero().flatten().tolist()
     packed, lost = isinstance(gallery.origin, ShardSet), 0
-    for number, sample in enumerate(usable):
+    for number, sample in enumerate(counted(usable, "index entries", "image")):
         if packed and number % READ_TOGETHER == 0:
             prefetch_samples(gallery.source, usable[number : number + READ_TOGETHER], images=False)
         label = int(images.labels[sample])

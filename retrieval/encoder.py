@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
+from priorclip.common.hub import fetch_export
 from priorclip.data_shards import EvalBatches, eval_batches, load_tokenizer
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.transforms import MAX_PIXELS, eval_transform
@@ -81,13 +81,13 @@ class Encoder:
 
     @classmethod
     def load(cls, folder: str | Path, device: Device = "auto", precision: Precision = "fp32") -> Encoder:
-        """Loads the model of an export folder.
+        """Loads the model of an export folder, or of one on the hub: ``hf://user/name``.
 
         Raises:
             FileNotFoundError: no export folder, or one without tokenizer
             ValueError: a scene classifier, weights that do not fit, or no GPU for ``device="cuda"``
         """
-        folder = Path(folder)
+        folder = fetch_export(folder)
         where = pick_device(device)
         model = from_pretrained(folder)
         if not hasattr(model, "encode_text"):
@@ -126,17 +126,15 @@ class Encoder:
         features = torch.zeros(0)
         usable = torch.zeros(total, dtype=torch.bool)
         labels = torch.full((total,), -1)
-        with tqdm(total=total, desc="images", unit="image", disable=None) as bar:
-            for batch in batches.images():
-                rows = self(images=batch["images"].to(self.device))["image_features"].float().cpu()
-                if not len(features):
-                    features = torch.zeros(total, rows.shape[1], dtype=dtype)
-                real = batch["index"] >= 0
-                places = batch["index"][real]
-                features[places] = rows[real].to(dtype)
-                usable[places] = True
-                labels[places] = batch["labels"][real]
-                bar.update(min(len(rows), total - int(bar.n)))
+        for batch in batches.images():
+            rows = self(images=batch["images"].to(self.device))["image_features"].float().cpu()
+            if not len(features):
+                features = torch.zeros(total, rows.shape[1], dtype=dtype)
+            real = batch["index"] >= 0
+            places = batch["index"][real]
+            features[places] = rows[real].to(dtype)
+            usable[places] = True
+            labels[places] = batch["labels"][real]
         self.check_finite(features)
         return EncodedImages(features, usable, labels)
 
@@ -145,13 +143,7 @@ class Encoder:
 
         Raises ValueError if a feature is not finite.
         """
-        with tqdm(total=batches.text_count, desc="captions", unit="caption", disable=None) as bar:
-
-            def forward(**inputs: Tensor) -> Mapping[str, Any]:
-                bar.update(min(len(inputs["input_ids"]), batches.text_count - int(bar.n)))
-                return self(**inputs)
-
-            features = encode_texts(forward, batches, self.device).cpu()
+        features = encode_texts(self, batches, self.device).cpu()
         self.check_finite(features)
         return features
 

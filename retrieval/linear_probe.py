@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from priorclip.common.progress import counted
 from priorclip.retrieval.zeroshot import classification_report, top_hits
 
 CHOICES = tuple(float(f"{10.0**power:.3g}") for power in np.arange(-1, 5.01, 0.5))
@@ -51,7 +52,7 @@ def probe_report(
         raise ValueError("the probe needs labelled training images of two or more scenes")
     inner, held_out = stratified_split(learn_labels, VALIDATION, seed)
     validation: dict[float, float] = {}
-    for strength in CHOICES if len(held_out) else ():
+    for strength in counted(CHOICES if len(held_out) else (), "probe", "fit"):
         model = fit_probe(learn[inner], learn_labels[inner], strength)
         validation[strength] = float(100 * model.score(learn[held_out], learn_labels[held_out]))
     best = max(validation, key=lambda strength: validation[strength]) if validation else 1.0

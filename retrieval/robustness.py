@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from priorclip.common.masking import masked
 from priorclip.common.output import get_logger
 from priorclip.common.printable import figure_text
+from priorclip.common.progress import Progress
 from priorclip.data_shards.stream.semantic_noise import SemanticNoise
 from priorclip.model.bootstrap import bootstrap_intervals
 from priorclip.model.recall import query_hits, recall_figures
@@ -77,7 +77,7 @@ def measure_robustness(config: RobustnessConfig) -> dict[str, Any]:
     known = {tuple(cell[name] for name in KEY): cell for cell in read_cells(output)}
     cells: list[Cell] = []
     output.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(models) * len(conditions), desc="conditions", disable=None) as bar:
+    with Progress(len(models) * len(conditions), "conditions", "condition") as progress:
         for name, export in models:
             bench = ModelTest(config, export, gallery, skipped)
             for condition in conditions:
@@ -88,7 +88,7 @@ def measure_robustness(config: RobustnessConfig) -> dict[str, Any]:
                     known[key] = {**about, **measured}
                     append_cell(output, known[key])
                 cells.append({"model": name, "export": export, **known[key]})
-                bar.update()
+                progress.update()
     report = {"data": masked(config.data), "split": gallery.split, "seed": config.seed, "cells": cells}
     report["means"] = mean_recalls(cells)
     write_report(output / "robustness.json", report)

@@ -157,7 +157,7 @@ class RunConfig:
         evaluate_every: epochs between evaluations, 0 for the end of the run only
         export: the last weights, or those of the best evaluation by checkpoint.best
         patience: stop after this number of evaluations without a better one by checkpoint.best, 0 for never
-        progress: show a progress bar on rank 0
+        progress: rank 0 shows the progress: a bar on a terminal, a line a minute in a log
         deterministic: use deterministic kernels only: every run with the same world size has the same results
     """
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from priorclip.common.files import write_bytes
+from priorclip.common.progress import Progress
 from priorclip.data_shards.dedupe.image_hashes import hash_images
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.pack.worker_pool import TaskShare, WorkerPool
@@ -91,7 +91,7 @@ def hash_records(
     paths = [folder / f"{part:06d}.npy" for part in range(count)]
     own = [part for part in range(count) if share.has(part)]
     rest = [part for part in reversed(range(count)) if not share.has(part)]
-    with tqdm(total=len(records), unit="img", desc="hash images", disable=None) as bar:
+    with Progress(len(records), "hash images", "img") as progress:
         for parts in (own, rest):
             missing = [part for part in parts if not paths[part].exists()]
             jobs = (
@@ -100,7 +100,7 @@ def hash_records(
                 if not paths[part].exists()  # another task may have written it since
             )
             for done in pool.run(hash_part, jobs, len(missing)):
-                bar.update(done)
+                progress.update(done)
     return HashColumns.of(paths)
 
 
@@ -143,8 +143,8 @@ def hash_shards(shards: ShardSet, kind: np.dtype, max_pixels: int, pool: WorkerP
     starts = range(0, len(shards), PART)
     jobs = ((shards, first, min(first + PART, len(shards)), kind, max_pixels) for first in starts)
     parts: dict[int, NDArray] = {}
-    with tqdm(total=len(shards), unit="img", desc="hash images", disable=None) as bar:
+    with Progress(len(shards), "hash images", "img") as progress:
         for first, rows in pool.run(hash_shard_range, jobs, len(starts)):
             parts[first] = rows
-            bar.update(len(rows))
+            progress.update(len(rows))
     return HashColumns.of([parts[first] for first in starts])

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from priorclip.common.progress import Progress
 from priorclip.data_shards.dedupe.hash_columns import PART, HashColumns, hash_in_memory, hash_shards
 from priorclip.data_shards.dedupe.image_hashes import (
     EXACT,
@@ -154,7 +155,11 @@ def hash_in_parts(records: Sequence[Record], kind: np.dtype, max_pixels: int, po
     """Returns the hashes of the records, shape (len(records),)."""
     starts = range(0, len(records), PART // 10)
     jobs = ((first, records[first : first + PART // 10], kind, max_pixels) for first in starts)
-    found = dict(pool.run(hash_numbered_part, jobs, len(starts)))
+    found: dict[int, NDArray] = {}
+    with Progress(len(records), "hash evaluation images", "img") as progress:
+        for first, rows in pool.run(hash_numbered_part, jobs, len(starts)):
+            found[first] = rows
+            progress.update(len(rows))
     return np.concatenate([found[first] for first in starts])
 
 

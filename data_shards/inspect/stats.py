@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from tqdm import tqdm
 
 from priorclip.common.files import write_bytes
 from priorclip.common.printable import one_line_values
 from priorclip.common.processes import pool
+from priorclip.common.progress import Progress
 from priorclip.data_shards.commands import StatsConfig
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.transforms import eval_transform
@@ -54,10 +54,10 @@ def write_stats(config: StatsConfig) -> str:
     shards = ShardSet(config.shards)
     total = SampleCounts()
     chosen = choose_samples(len(shards), config)
-    with tqdm(total=len(chosen), unit="img", desc="stats", disable=None) as bar:
+    with Progress(len(chosen), "stats", "img") as progress:
         for part in count_chunks(shards, chosen, config):
             total.merge(part)
-            bar.update(part.samples)
+            progress.update(part.samples)
     numbers = make_figures(total.join())
     text = format_stats(numbers, len(shards.files), len(shards))
     rasters = raster_figures(shards, chosen, config.seed)

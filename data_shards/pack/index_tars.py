@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from priorclip.common.files import sha256_of
 from priorclip.common.output import get_logger
 from priorclip.common.processes import pool
+from priorclip.common.progress import counted
 from priorclip.data_shards.find_shards import find_shards
 from priorclip.data_shards.format.client_files import CLIENT_FILES, LAYOUT, count_captioned, write_client_files
 from priorclip.data_shards.format.foreign_layout import PLAIN, Layout, find_layout
@@ -109,11 +108,11 @@ def sample_text(
 
 
 def parallel(work: Callable, items: Iterable, workers: int, title: str) -> list:
-    """Returns the results of ``work`` for each item, in order, and shows a progress bar."""
+    """Returns the results of ``work`` for each item, in order, and shows the progress."""
     jobs = list(items)
 
     def bar(results: Iterable) -> Iterator:
-        return iter(tqdm(results, total=len(jobs), unit="shard", desc=title, disable=None))
+        return counted(results, title, "shard", len(jobs))
 
     if workers <= 1 or len(jobs) <= 1:
         return list(bar(map(work, jobs)))

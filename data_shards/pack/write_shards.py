@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from PIL import Image
-from tqdm import tqdm
 
 from priorclip.common.files import temporary_path
 from priorclip.common.output import get_logger
+from priorclip.common.progress import Progress
 from priorclip.data_shards.dedupe.leakage import EvaluationImages
 from priorclip.data_shards.find_shards import PROGRESS
 from priorclip.data_shards.format.client_files import LAYOUT
@@ -170,10 +170,10 @@ def pack_shards(records: list[Record], folder: Path, plan: PackPlan, pool: Worke
         log.info("%d of %d shards are done already", len(own) - len(todo), len(own))
     jobs = ((folder, plan, names[number], chunk(number)) for number in todo)
     total = sum(len(chunk(number)) for number in own)
-    with tqdm(total=total, unit="img", desc="pack", disable=None) as bar:
-        bar.update(total - sum(len(chunk(number)) for number in todo))
+    before = total - sum(len(chunk(number)) for number in todo)
+    with Progress(total, "pack", "img", done=before) as progress:
         for done in pool.run(pack_shard, jobs, len(todo)):
-            bar.update(done)
+            progress.update(done)
     return names
 
 

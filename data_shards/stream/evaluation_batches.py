@@ -20,6 +20,7 @@ import torch
 from torch.utils.data import Dataset
 
 from priorclip.common.output import get_logger
+from priorclip.common.progress import Progress
 from priorclip.data_shards.format.class_names import ClassIds
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.transforms import MAX_PIXELS, eval_transform
@@ -118,12 +119,19 @@ class EvalBatches:
         """Returns the key of each image."""
         return [self.source.name(index)[1] for index in range(len(self.source))]
 
-    def images(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Yields images uint8 (b, 3, S, S), index int64 (b,), labels int64 (b,); as many batches on all ranks."""
-        yield from load_batches(self.fetcher, self._plan(range(self.image_count)), self.workers)
+    def images(self, title: str = "images") -> Iterator[dict[str, torch.Tensor]]:
+        """Yields images uint8 (b, 3, S, S), index int64 (b,), labels int64 (b,); as many batches on all ranks.
+
+        Rank 0 shows the progress of all ranks under ``title``.
+        """
+        batches = load_batches(self.fetcher, self._plan(range(self.image_count)), self.workers)
+        yield from self._counted(batches, self.image_count, title, "image")
 
     def texts(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yields input_ids and attention_mask int64 (b, T), index and image_index int64 (b,), of ``distinct``."""
+        yield from self._counted(self._texts(), self.text_count, "captions", "caption")
+
+    def _texts(self) -> Iterator[dict[str, torch.Tensor]]:
         assert self.tokenizer is not None, "texts() needs a tokenizer"
         for indices in self._plan(self.distinct):
             index = np.array(indices, dtype=np.int64)
@@ -131,6 +139,14 @@ class EvalBatches:
             owner = np.where(index == PADDING, PADDING, self.text_image[index])
             extra = {"index": torch.from_numpy(index), "image_index": torch.from_numpy(owner)}
             yield tokenize(self.tokenizer, texts) | extra
+
+    def _counted(
+        self, batches: Iterable[dict[str, torch.Tensor]], total: int, title: str, unit: str
+    ) -> Iterator[dict[str, torch.Tensor]]:
+        with Progress(total, title, unit, shown=self.rank == 0) as progress:
+            for batch in batches:
+                yield batch
+                progress.update(min(self.batch_size * self.world_size, total - progress.done))
 
     def pixels(self, images: list[int]) -> torch.Tensor:
         """Reads a few images in this process: uint8 (n, 3, S, S)."""

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from priorclip.common.output import get_logger
 from priorclip.common.packages import package_folder
+from priorclip.common.safe_tokenizer import open_tokenizer
 
 log = get_logger(__name__)
 
@@ -67,10 +68,8 @@ def installed_vocabulary() -> Path | None:
 
 
 def from_hub() -> Any:
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(HUB, trust_remote_code=False)
+        return open_tokenizer(HUB)
     except OSError as error:
         raise OSError(
             f"CLIP's vocabulary is neither in an installed open_clip_torch nor on the hub ({HUB}): "

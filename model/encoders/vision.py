@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import timm
@@ -20,6 +21,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from priorclip.common.hub import using_hub
 from priorclip.model.config import EncoderConfig
 from priorclip.model.encoders.batch_norm import keep_statistics
 from priorclip.model.encoders.feature_cache import FeatureCache
@@ -119,7 +121,7 @@ class ImageEncoder(nn.Module):
 def create_backbone(config: EncoderConfig, pool: bool) -> tuple[nn.Module, Tensor | None]:
     """Returns the timm model with its weights, without classifier, and CLIP's projection if the weights hold one.
 
-    Raises ValueError with timm's reason if the model cannot be built.
+    Raises ValueError with timm's reason if the model cannot be built, and NotFetched if the hub does not answer.
     """
     if config.projection is not None and not pool:
         raise ValueError(
@@ -134,9 +136,11 @@ def create_backbone(config: EncoderConfig, pool: bool) -> tuple[nn.Module, Tenso
     size = {"img_size": config.image_size} if known and known.fixed_input_size else {}
     head = {} if pool else {"global_pool": ""}
     try:
-        model: Any = timm.create_model(
-            config.name, pretrained=hub, num_classes=config.projection or classes, **{**size, **head, **config.kwargs}
-        )
+        with using_hub(config.name) if hub else nullcontext():
+            model: Any = timm.create_model(
+                config.name, pretrained=hub, num_classes=config.projection or classes,
+                **{**size, **head, **config.kwargs},
+            )  # fmt: skip
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"timm cannot build the encoder '{config.name}' ({config.kwargs}): {error}") from error
     projection = model.get_classifier().weight.detach() if classes else None

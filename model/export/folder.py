@@ -23,7 +23,6 @@ import contextlib
 import copy
 import json
 import math
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from priorclip.common.files import folder_aside
+from priorclip.common.hub import fetch_export
 from priorclip.common.output import get_logger
 from priorclip.common.untrusted_json import read_object
 from priorclip.model.build import build_model
@@ -52,7 +52,6 @@ from priorclip.model.without_memory import without_memory
 
 log = get_logger(__name__)
 
-HUB_SECONDS = 20  # timeout of the hub's first answer
 OWN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 NO_TOKENIZER_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".onnx", ".py", ".pyc", ".so")
 WEIGHTS = "model.safetensors"
@@ -104,13 +103,13 @@ def from_pretrained(folder: str | Path, **hub: Any) -> Any:
     see the promise at the top of this module.
 
     Args:
-        folder: folder, or ``owner/name`` on the hub if there is no such folder
+        folder: folder, ``hf://owner/name``, or ``owner/name`` on the hub if there is no folder ``owner``
         hub: options of huggingface_hub.snapshot_download: revision, cache_dir, token, local_files_only
     Raises:
         FileNotFoundError: the folder or one of its files is missing
         ValueError: config.json holds an unknown key or a bad value, or the weights do not fit; the message names keys
     """
-    folder = locate_export(folder, **hub)
+    folder = fetch_export(folder, **hub)
     for name in ("config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is no export folder: it has no {name}")
@@ -153,29 +152,6 @@ def limit_size(weights: Path) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def locate_export(folder: str | Path, **hub: Any) -> Path:
-    """Returns the folder, or the local copy of the hub's. Raises FileNotFoundError if there is neither."""
-    path = Path(folder).expanduser()
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
-        return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    files = [
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-        "README.md",
-        "*token*",
-        "*vocab*",
-        "merges.txt",
-    ]
-    try:
-        return Path(snapshot_download(str(folder), allow_patterns=files, etag_timeout=HUB_SECONDS, **hub))
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise FileNotFoundError(f"{folder} is no folder here, and the hub does not give it: {error}") from error
 
 
 def load_weights(model: nn.Module, folder: str | Path) -> None:

@@ -22,10 +22,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
+from priorclip.common.hub import fetch_export
 from priorclip.common.output import get_logger
 from priorclip.model.build import build_model
 from priorclip.model.config import ModelConfig, to_dict
-from priorclip.model.export.folder import WEIGHTS, from_pretrained, locate_export, save_pretrained
+from priorclip.model.export.folder import WEIGHTS, from_pretrained, save_pretrained
 from priorclip.model.export_config import FOR_READERS, MODEL_TYPE, config_from_untrusted
 
 log = get_logger(__name__)
@@ -106,7 +107,7 @@ class PriorCLIPModel(PreTrainedModel):
     def from_pretrained(cls, folder: str | Path, *_: Any, config: Any = None, **options: Any) -> PriorCLIPModel:  # type: ignore[override]
         """Returns the model of an export folder or a hub id, in eval mode; ``dtype`` converts its weights."""
         hub = {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
-        source = locate_export(folder, **hub)
+        source = fetch_export(folder, **hub)
         inner = from_pretrained(source)
         model = cls(PriorCLIPConfig(architecture=to_dict(inner.config)), inner)
         model.source = source

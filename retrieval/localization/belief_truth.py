@@ -21,7 +21,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
 from priorclip.common.files import write_bytes
 from priorclip.common.masking import masked
@@ -133,16 +132,14 @@ def mean_captions(texts: Tensor, batches: EvalBatches) -> Tensor:
 def maps_of_images(encoder: Encoder, batches: EvalBatches, texts: Tensor, batch_size: int) -> Iterator[Measured]:
     """Yields each image that can be read, with its maps, which are computed in float64."""
     exact = exact_copy(encoder.model)
-    with tqdm(total=batches.image_count, desc="maps", unit="image", disable=None) as bar:
-        for batch in batches.images():
-            real = batch["index"] >= 0
-            images, index = batch["images"][real], batch["index"][real]
-            bar.update(len(real))
-            if not len(index):
-                continue
-            maps = maps_of_batch(exact, images.to(encoder.device), texts[index].to(encoder.device))
-            for row, image in enumerate(index.tolist()):
-                yield Measured(image, images[row], {name: each[row] for name, each in maps.items()})
+    for batch in batches.images("maps"):
+        real = batch["index"] >= 0
+        images, index = batch["images"][real], batch["index"][real]
+        if not len(index):
+            continue
+        maps = maps_of_batch(exact, images.to(encoder.device), texts[index].to(encoder.device))
+        for row, image in enumerate(index.tolist()):
+            yield Measured(image, images[row], {name: each[row] for name, each in maps.items()})
 
 
 def maps_of_batch(model: TwoTowers, images: Tensor, texts: Tensor) -> dict[str, Tensor]:

@@ -102,6 +102,34 @@ def test_unknown_key_in_a_file_names_the_nearest(
     assert hint in refused(capsys, "--config", str(path))
 
 
+def test_an_option_of_one_letter_may_have_one_dash() -> None:
+    @dataclass
+    class Search:
+        """Searches."""
+
+        text: str
+        k: int = 10
+
+    for words in (["-k", "3"], ["-k=3"], ["--k", "3"]):
+        assert parse(Search, ["--text", "a", *words], prog="x") == Search("a", 3)
+        assert parse_command({"s": Search}, ["s", "--text", "a", *words], prog="x") == ("s", Search("a", 3))
+
+
+def test_one_dash_before_a_long_name_is_said_to_be_so(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, command in ((["--dir", "d", "-extra", "1"], False), (["pack", "-shards", "s"], True)):
+        assert f"unknown option '{words[-2]}': write '-{words[-2]}'" in refused(capsys, *words, command=command)
+
+
+def test_later_files_override_earlier_ones_key_by_key(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    first.write_text("dir: a\noptimizer: {lr: 0.1, weight_decay: 0.5}\n")
+    second.write_text("optimizer: {lr: 0.2}\n")
+    config = parse(Config, ["--config", str(first), "--config", str(second)], prog="x")
+    assert (config.dir, config.optimizer.lr, config.optimizer.weight_decay) == ("a", 0.2, 0.5)
+    config = parse(Config, ["--config", str(second), "--config", str(first), "--dir", "c"], prog="x")
+    assert (config.dir, config.optimizer.lr, config.optimizer.weight_decay) == ("c", 0.1, 0.5)
+
+
 def test_unknown_option_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'max_side'?" in refused(capsys, "pack", "--shards", "s", "--max-sid", "3", command=True)
 

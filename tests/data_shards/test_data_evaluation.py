@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import encoded, picture, records, write_tar
 
+from priorclip.common import progress
 from priorclip.data_shards import Record, RecordSet, ShardSet, eval_batches, load_tokenizer
 from priorclip.data_shards.dedupe.identical_images import warn_of_shared_images
 from priorclip.data_shards.images.transforms import eval_transform
@@ -29,6 +32,25 @@ def test_every_image_and_caption_once_and_ranks_in_step(count: int, size: int, w
         found += [index for batch in batches for index in batch["index"].tolist()]
     assert len(lengths) == 1
     assert sorted(index for index in found if index >= 0) == list(range(count))
+
+
+def test_rank_0_shows_the_progress_of_all_ranks(
+    tokenizer_folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", progress.__name__)
+    monkeypatch.setattr(progress, "EVERY", 0.001)
+    tokenizer = load_tokenizer(str(tokenizer_folder), 12)
+    for rank in range(3):
+        caplog.clear()
+        batches = eval_batches(RecordSet(records(23)), tokenizer, 8, 2, rank, 3)
+        for _ in chain(batches.images("maps"), batches.texts()):
+            time.sleep(0.02)
+        lines = [record.getMessage() for record in caplog.records]
+        assert bool(lines) == (rank == 0)
+        if lines:
+            assert any(line.startswith("maps: 6 of 23 (26.1 %), ") for line in lines)
+            ends = [line.split(" in ")[0] for line in lines if line.count(" of ") and "(" not in line]
+            assert ends == ["maps: 23 of 23", f"captions: {batches.text_count} of {batches.text_count}"]
 
 
 def test_texts_belong_to_their_images(packed: Path, tokenizer_folder: Path) -> None:

@@ -164,8 +164,8 @@ def batch_split(engine: EngineConfig, world_size: int) -> tuple[int, int]:
     micro = engine.micro_batch or share
     if share % micro:
         raise ValueError(
-            f"run.engine.micro_batch {micro} does not divide the {share} samples of a rank: global batch"
-            f" {engine.global_batch} over {world_size} ranks"
+            f"run.engine.micro_batch {micro} does not divide the {share} samples of a rank:"
+            f" run.engine.global_batch {engine.global_batch} over {world_size} ranks"
         )
     return micro, share // micro
 

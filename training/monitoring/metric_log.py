@@ -1,4 +1,4 @@
-"""The log of a run: ``metrics.jsonl`` (one JSON object a line), TensorBoard events and the progress bar.
+"""The log of a run: ``metrics.jsonl`` (one JSON object a line), TensorBoard events and the progress.
 
     log.write_metrics(100, {"train/loss": 0.71, "speed/step_seconds": [0.2, 0.3], "straggler/host": "node-b"})
     log.advance(100, {"loss": 0.71})
@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
-from tqdm import tqdm
 
 from priorclip.common.files import write_text
 from priorclip.common.output import get_logger
+from priorclip.common.progress import Progress
 from priorclip.training.config import MonitorConfig
 from priorclip.training.monitoring.measure import RankMetrics
 from priorclip.training.monitoring.prometheus import open_endpoint
@@ -45,10 +45,10 @@ class MetricLog:
 
     Args:
         folder: the run directory
-        total_steps: length of the progress bar
+        total_steps: steps of the whole run
         start_step: step that the run continues from
         enabled: True on rank 0; on other ranks every method does nothing
-        progress: show the progress bar
+        progress: show the progress: a bar on a terminal, a line a minute in a log
         monitor: options of the Prometheus endpoint
 
     Raises:
@@ -75,10 +75,7 @@ class MetricLog:
         # TensorBoard hides earlier records from this step on: those of start_step stay.
         purge_step = start_step + 1 if start_step else 0
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step, flush_secs=FLUSH_SECONDS)
-        self.bar = tqdm(
-            total=total_steps, initial=start_step, desc=folder.name, unit="step", disable=not progress,
-            file=sys.stdout, mininterval=0.5 if sys.stdout.isatty() else 15.0, dynamic_ncols=sys.stdout.isatty(),
-        )  # fmt: skip
+        self.progress = Progress(total_steps, folder.name, "step", done=start_step, shown=progress, stream=sys.stdout)
 
     @contextmanager
     def tolerating_disk_errors(self) -> Iterator[None]:
@@ -122,16 +119,16 @@ class MetricLog:
                     self.board.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def advance(self, step: int, shown: dict[str, float]) -> None:
-        """Moves the progress bar to a step; ``shown`` replaces the values beside it, if there are any."""
+        """Moves the progress to a step; ``shown`` replaces the values beside it, if there are any."""
         if self.enabled:
             if shown:
-                self.bar.set_postfix({name: f"{value:.4g}" for name, value in shown.items()}, refresh=False)
-            self.bar.update(step - self.bar.n)
+                self.progress.show(shown)
+            self.progress.update(step - self.progress.done)
 
     def close(self, finished: bool = False) -> None:
         """``finished``: the run has reached its end."""
         if self.enabled:
-            self.bar.close()
+            self.progress.close()
             with self.tolerating_disk_errors():
                 if finished:
                     self.board._get_file_writer().add_summary(hparams_end())

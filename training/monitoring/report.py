@@ -11,12 +11,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm
-
 from priorclip.common.files import write_text
 from priorclip.common.masking import masked_command, masked_values
 from priorclip.common.output import get_logger
 from priorclip.common.output import set_up_logging as set_up_output
+from priorclip.common.progress import print_above
 from priorclip.training.ranks.distributed import Rank
 
 logger = get_logger(__name__)
@@ -26,7 +25,7 @@ class ProgressBarHandler(logging.Handler):
     """Writes log lines to standard output, above a progress bar if one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
+        print_above(self.format(record), sys.stdout)
 
 
 def set_up_logging(rank: Rank) -> None:
