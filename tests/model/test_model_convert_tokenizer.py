@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CLIPTokenizer
 
 from priorclip.model.convert import clip_tokenizer
 
 open_clip = pytest.importorskip("open_clip")
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+SPECIAL = ("<|startoftext|>", "<|endoftext|>", "<start_of_text>", "<end_of_text>")
 TEXTS = [
     "a plane is parked near 25 houses, isn't it?",
     "  Many  GREEN\ttrees\nand a river ",
@@ -52,9 +53,22 @@ def test_ids_equal_open_clips(ours):
     assert_same_ids(ours, TEXTS)
 
 
-@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60))
+def has_no_special_token(text):
+    """open_clip's names of the special tokens are not those of OpenAI and transformers. Hypothesis tries both."""
+    return not any(token in text for token in SPECIAL)
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=60).filter(has_no_special_token))
 def test_any_ascii_text(ours, text):
     assert_same_ids(ours, [text])
+
+
+def test_special_tokens_in_a_text_are_those_of_transformers(ours):
+    """As in OpenAI's code, ``<|endoftext|>`` in a caption is the token itself; open_clip reads its letters."""
+    theirs = CLIPTokenizer.from_pretrained(ours.name_or_path)
+    for text in ("a <|endoftext|> b", "<|startoftext|>", "<start_of_text>", "a <end_of_text>"):
+        assert ours(text)["input_ids"] == theirs(text)["input_ids"], text
+    assert ours("<|startoftext|>")["input_ids"] == [49406, 49406, 49407]
 
 
 @given(st.text(st.characters(categories=("L", "N", "P", "Z")), max_size=30))
