@@ -11,8 +11,7 @@ BIN := $(VENV)/bin
 PINS := $(shell cat constraints.txt setup.py | sha256sum | cut -c1-16)
 READY := $(VENV)/ready-$(PINS)
 # About half of the suite by its time. The other half has tests/cluster and tests/training, with SLURM and hosts.
-FIRST_TESTS := $(addprefix tests/,common data_shards model retrieval pretrain finetune experiments \
-	test_imports.py test_pages.py test_stored.py)
+FIRST_TESTS := $(addprefix tests/,data_shards model retrieval pretrain finetune experiments)
 PACKAGES := common training cluster data_shards model pretrain finetune experiments retrieval priorclip demo benchmarks tests setup.py
 
 .PHONY: demo rsicd test lint format install clean
