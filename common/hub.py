@@ -21,15 +21,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from priorclip.common.output import get_logger
 from priorclip.common.printable import one_line
-
-log = get_logger(__name__)
 
 SCHEME = "hf://"
 ID = re.compile(r"(?P<id>[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
@@ -107,6 +104,11 @@ def using_hub(source: str) -> Iterator[None]:
         raise NotFetched(source, reason) from error
     finally:
         constants.HF_HUB_OFFLINE = before
+
+
+def reading(source: str | Path) -> AbstractContextManager[None]:
+    """Within it, libraries read ``source``, a local path or else a hub id, as in `using_hub`."""
+    return nullcontext() if Path(source).exists() else using_hub(str(source))
 
 
 def is_missing(error: BaseException | None) -> bool:

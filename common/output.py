@@ -75,6 +75,12 @@ def set_up_logging(
     warnings.showwarning = print_warning
 
 
+def quiet(*libraries: str) -> None:
+    """Lets these libraries log warnings and errors only."""
+    for name in libraries:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def print_warning(
     message: Warning | str,
     category: type[Warning],

@@ -9,11 +9,10 @@ transformers is imported when the function runs.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from priorclip.common.hub import SCHEME, using_hub
+from priorclip.common.hub import SCHEME, reading
 
 
 def open_tokenizer(source: str) -> Any:
@@ -32,7 +31,7 @@ def open_tokenizer(source: str) -> Any:
             raise ValueError(f"the tokenizer '{source}' cannot be loaded ({path.name} is no regular file)")
     try:
         # A tokenizer folder may name code of its own (auto_map): without False, transformers offers to run it.
-        with nullcontext() if folder.exists() else using_hub(source):
+        with reading(source):
             return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, KeyboardInterrupt, SystemExit):
         raise

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
-from priorclip.common.output import say, set_up_logging
+from priorclip.common.output import quiet, say, set_up_logging
 from priorclip.model.commands import (
     COMMANDS,
     BenchConfig,
@@ -24,8 +23,7 @@ from priorclip.model.commands import (
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0 done, 2 wrong options or input."""
     set_up_logging("%(levelname)s %(message)s")
-    for noisy in ("httpx", "timm", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    quiet("httpx", "timm", "transformers")
     run: dict[str, Callable[[Any], None]] = {
         "convert": run_convert,
         "export": run_export,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from priorclip.common.command_line import run_command
 from priorclip.common.options import parse_command
-from priorclip.common.output import say, set_up_logging
+from priorclip.common.output import quiet, say, set_up_logging
 from priorclip.retrieval.commands import (
     COMMANDS,
     BeliefTruthConfig,
@@ -34,8 +33,7 @@ INDEX_LISTS = ("--data", "--names")  # of search and serve; the other commands t
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code, see common/command_line.py."""
     set_up_logging("%(levelname)s %(message)s")
-    for noisy in ("httpx", "timm", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    quiet("httpx", "timm", "transformers")
     run: dict[str, Callable[..., None]] = {
         "evaluate": run_evaluate,
         "robustness": run_robustness,

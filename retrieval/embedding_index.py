@@ -23,7 +23,7 @@ import contextlib
 import json
 import mmap
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +53,18 @@ from priorclip.retrieval.places import PlaceColumns
 log = get_logger(__name__)
 
 
-def check_told_place(value: Any, where: str) -> None:
-    if not isinstance(value, dict):
-        raise ValueError(f"{where} must be an object")
-    try:
-        check_place(value)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+def told(check: Callable[[dict[str, Any]], None]) -> Callable[[Any, str], None]:
+    """Returns a check of an object, whose errors name where it stands."""
 
+    def call(value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} must be an object")
+        try:
+            check(value)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
 
-def check_told_columns(value: Any, where: str) -> None:
-    try:
-        check_columns(value)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    return call
 
 
 FORMAT, VERSION = "priorclip-image-index", 1
@@ -77,7 +75,7 @@ MAX_CAPTION = 1000  # characters of a caption that an index keeps
 KEY = {"key": text(MAX_LINE), "label": null_or(text(MAX_LINE))}
 IN_FILE = {"path": text(MAX_LINE)}
 IN_SHARD = {"shard": text(MAX_LINE), "sample": whole(1 << 40)}
-TOLD = {"caption": null_or(text(MAX_LINE)), "place": check_told_place, COLUMNS: check_told_columns}
+TOLD = {"caption": null_or(text(MAX_LINE)), "place": told(check_place), COLUMNS: told(check_columns)}
 VERSIONED = {"format": text(), "version": whole(1 << 31)}
 ABOUT_FIELDS = {
     "images": whole(1 << 40),

@@ -13,7 +13,6 @@ import hashlib
 import json
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 from priorclip.common.files import sha256_of
 from priorclip.data_shards.format.client_files import LAYOUT, client_contents, count_captioned
@@ -24,7 +23,8 @@ from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_p
 from priorclip.data_shards.format.tar import read_members
 from priorclip.data_shards.images.decode import count_pixels, open_image, upright_rgb
 from priorclip.data_shards.images.jpeg import check_complete
-from priorclip.data_shards.pack.index_tars import layout_of, parallel, sample_text
+from priorclip.data_shards.pack.index_tars import parallel
+from priorclip.data_shards.shards import ShardSet
 
 
 def verify_folder(folder: Path, workers: int = 1, decode: bool = False) -> tuple[list[str], int]:
@@ -85,39 +85,27 @@ def verify_shard(folder: Path, entry: ShardEntry, decode: bool = False) -> list[
     if index is not None:
         problems += verify_members(path, index)
     if index is not None and not problems:  # otherwise the index may lead to other bytes
-        problems += find_bad_samples(path, index, decode)
+        problems += find_bad_samples(path, decode)
     return problems
 
 
-def find_bad_samples(path: Path, index: ShardIndex, decode: bool) -> list[str]:
+def find_bad_samples(path: Path, decode: bool) -> list[str]:
     """Returns a problem for each reason for which streaming would skip samples, with their number and the first."""
-    layout = layout_of(path, index)
+    shard = ShardSet(str(path))
     bad: dict[str, list[str]] = {}
-    with open(path, "rb") as file:
-        for sample in range(len(index)):
-            try:
-                sample_text(file, index, sample, layout)
-                check_image(read_image(file, index, sample), decode)
-            except BadSample as error:
-                bad.setdefault(error.reason, []).append(f"{index.key(sample)} {error.detail}".rstrip())
+    for number in range(len(shard)):
+        try:
+            check_image(shard.read(number).image, decode)
+        except BadSample as error:
+            bad.setdefault(error.reason, []).append(f"{shard.key(number)} {error.detail}".rstrip())
     return [
         f"{path.name}: streaming skips {len(samples)} samples: {reason}, the first is {samples[0]}"
         for reason, samples in bad.items()
     ]
 
 
-def read_image(file: BinaryIO, index: ShardIndex, sample: int) -> bytes:
-    """Returns the image that streaming takes, the first by IMAGE_MEMBERS. The sample has one."""
-    members = {member.extension: member for member in index.members(sample)}
-    image = next(members[name] for name in IMAGE_MEMBERS if name in members)
-    file.seek(image.offset)
-    return file.read(image.size)
-
-
 def check_image(data: bytes, decode: bool) -> None:
     """Raises BadSample if the header is not that of an image that we read, or with ``decode`` if a pixel is damaged."""
-    if not data:
-        raise BadSample("empty image", "zero bytes")
     if decode:
         with open_image(data) as image:
             check_complete(data)

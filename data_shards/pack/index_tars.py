@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def has_client_files(folder: Path) -> bool:
 def index_shard(path: Path) -> ShardContent:
     """Writes the .idx of one tar. Returns its part of the manifest. Bad samples stay in, with a warning."""
     index = scan(path, hashes=True)
-    layout = layout_of(path, index)
+    layout = PLAIN if JSON_MEMBER in index.extensions else find_layout(path.parent)
     digest = index.save(index_path(path)).hex()
     classes: Counter[str] = Counter()
     fields: set[str] = set()
@@ -87,11 +87,6 @@ def index_shard(path: Path) -> ShardContent:
     return ShardContent(entry, captions, dict(classes), sorted(fields), [], count_captioned(index))
 
 
-def layout_of(path: Path, index: ShardIndex) -> Layout:
-    """Returns how the texts of a shard are meant: as our JSON says, or as the other files of its folder say."""
-    return PLAIN if JSON_MEMBER in index.extensions else find_layout(path.parent)
-
-
 def sample_text(
     file: Any, index: ShardIndex, sample: int, layout: Layout
 ) -> tuple[list[str], str | None, dict[str, Any]]:
@@ -110,11 +105,7 @@ def sample_text(
 def parallel(work: Callable, items: Iterable, workers: int, title: str) -> list:
     """Returns the results of ``work`` for each item, in order, and shows the progress."""
     jobs = list(items)
-
-    def bar(results: Iterable) -> Iterator:
-        return counted(results, title, "shard", len(jobs))
-
     if workers <= 1 or len(jobs) <= 1:
-        return list(bar(map(work, jobs)))
+        return list(counted(map(work, jobs), title, "shard", len(jobs)))
     with pool(min(workers, len(jobs))) as executor:
-        return list(bar(executor.map(work, jobs)))
+        return list(counted(executor.map(work, jobs), title, "shard", len(jobs)))

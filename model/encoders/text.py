@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, CLIPTextModelWithProjection, PreTrainedConfig
 
-from priorclip.common.hub import NotFetched, using_hub
+from priorclip.common.hub import NotFetched, reading
 from priorclip.common.packages import PACKAGE
 from priorclip.model.config import TextConfig
 from priorclip.model.encoders.feature_cache import FeatureCache
@@ -131,9 +130,8 @@ def read_named_config(name: str) -> dict[str, Any]:
     """Returns the configuration of a hub id, a local folder or ``package:NAME``, which the user named."""
     source = str(model_folder(name)) if name.startswith(PACKAGE) else str(Path(name).expanduser())
     try:
-        local = Path(source).exists()
-        with nullcontext() if local else using_hub(name):
-            loaded = AutoConfig.from_pretrained(source if local else name, trust_remote_code=False)
+        with reading(source):
+            loaded = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except NotFetched:
         raise
     except (OSError, ValueError) as error:
@@ -205,7 +203,7 @@ def read_pretrained(model: Any, source: str) -> State:
     kind: Any = CLIPTextModelWithProjection if clip else type(model)
     pooler = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
     try:
-        with nullcontext() if Path(source).exists() else using_hub(source):
+        with reading(source):
             loaded, info = kind.from_pretrained(source, output_loading_info=True, weights_only=True, **pooler)
     except NotFetched:
         raise

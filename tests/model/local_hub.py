@@ -13,12 +13,13 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from served import served
 
 TOKEN = "hf_" + "t" * 34
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -181,11 +182,5 @@ ROUTES: dict[str, Any] = {
 def local_hub() -> Iterator[LocalHub]:
     """A running hub on a free port of the loopback interface."""
     hub = LocalHub()
-    thread = threading.Thread(target=hub.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with served(hub):
         yield hub
-    finally:
-        hub.shutdown()
-        hub.server_close()
-        thread.join()

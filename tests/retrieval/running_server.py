@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from served import served
 from small_galleries import TestSet, picture, write_karpathy
 
 from priorclip.retrieval import Encoder, Searcher, build_index, create_server
@@ -37,19 +37,13 @@ def running_server(
         )
     )
     (folder / "gone.png").unlink()
-    with serving(Searcher(index, Encoder.load(test_set.export, "cpu")), names) as served:
-        yield served
+    with serving(Searcher(index, Encoder.load(test_set.export, "cpu")), names) as server:
+        yield server
 
 
 @contextmanager
 def serving(searcher: Searcher, names: Sequence[str] = ()) -> Iterator[SearchServer]:
     """Serves an index. Closing it ends the server."""
-    served = create_server(searcher, names=names)
-    thread = threading.Thread(target=served.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield served
-    finally:
-        served.shutdown()
-        served.server_close()
-        thread.join(10)
+    server = create_server(searcher, names=names)
+    with served(server):
+        yield server

@@ -13,7 +13,7 @@ from typing import Any
 
 from priorclip.common.files import write_text
 from priorclip.common.masking import masked_command, masked_values
-from priorclip.common.output import get_logger
+from priorclip.common.output import get_logger, quiet
 from priorclip.common.output import set_up_logging as set_up_output
 from priorclip.common.progress import print_above
 from priorclip.training.ranks.distributed import Rank
@@ -36,8 +36,7 @@ def set_up_logging(rank: Rank) -> None:
     sys.excepthook = lambda kind, error, trace: log_failure(rank, kind, error, trace)
     # DeepSpeed uses names of torch.distributed that torch has renamed.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    for noisy in ("DeepSpeed", "httpx", "timm", "transformers"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    quiet("DeepSpeed", "httpx", "timm", "transformers")
 
 
 def log_failure(rank: Rank, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
