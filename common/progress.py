@@ -68,7 +68,7 @@ class Progress:
             dynamic_ncols=True,
         )  # fmt: skip
         self.started = time.monotonic()
-        self.counts = deque([(self.started, done)], maxlen=RECENT + 1)
+        self.counts = deque([(self.started, done)], maxlen=RECENT)
         self.closed, self.writing = threading.Event(), threading.Lock()
         if shown and not is_terminal:
             threading.Thread(target=self._report, name=f"progress of {self.title}", daemon=True).start()

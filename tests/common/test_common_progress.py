@@ -91,6 +91,22 @@ def test_the_line_has_the_right_figures(done: int, total: int, rate: float, line
     assert progress_line(done, total, "img", rate) == line
 
 
+def test_the_rate_is_that_of_the_last_lines(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Ten lines at 100 a second, and then ten at 1: the first ones no longer count."""
+    now = 0.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    lines = []
+    with caplog.at_level("INFO"), Progress(20_000, "pack", "img", every=3600, shown=False) as counter:
+        for number in range(20):
+            now += 10
+            counter.update(1000 if number < 10 else 10)
+            counter._write_line()
+            lines.append(caplog.messages[-1])
+    assert lines[0] == "pack: 1,000 of 20,000 (5.0 %), 100.0 img/s, 0:03:10 left"
+    assert lines[10] == "pack: 10,010 of 20,000 (50.0 %), 90.1 img/s, 0:01:51 left"
+    assert lines[19] == "pack: 10,100 of 20,000 (50.5 %), 1.0 img/s, 2:45:00 left"
+
+
 def test_clock_time() -> None:
     shown = {0.4: "0:00:00", 59.6: "0:01:00", 3725: "1:02:05", 108_000: "30:00:00"}
     assert {seconds: clock_time(seconds) for seconds in shown} == shown

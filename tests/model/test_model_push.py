@@ -136,6 +136,7 @@ def test_a_wrong_name_is_said_to_be_so(repo: str, export: Path, capsys: pytest.C
 def test_a_training_starts_from_the_hub_and_takes_no_code(export: Path, hub: LocalHub, tmp_path: Path) -> None:
     """At learning rate 0 a training exports the weights that it started from."""
     assert push(export, "--format", "transformers") == 0
+    hub.files[REPO]["pytorch_model.bin"] = b"a pickle of somebody else"
     pictures = [tmp_path / f"{number}.png" for number in range(4)]
     for number, path in enumerate(pictures):
         Image.new("RGB", (64, 64), (60 * number, 0, 0)).save(path)
@@ -153,5 +154,5 @@ def test_a_training_starts_from_the_hub_and_takes_no_code(export: Path, hub: Loc
     assert all(torch.equal(ours[name], theirs[name]) for name in ours if "running" not in name)
     fetched = {path.name for path in (tmp_path / "home").rglob("snapshots/*/*")}
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= fetched
-    assert not [name for name in fetched if name.endswith(".py")]
+    assert not [name for name in fetched if name.endswith((".py", ".bin"))]
     assert from_pretrained(tmp_path / "run" / "export").config.embed_dim == from_pretrained(export).config.embed_dim
