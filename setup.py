@@ -13,6 +13,7 @@ GEO = [  # rasters that Pillow cannot read right: many bands, floats, scenes wit
     "shapely>=2.1,<3",
     "pyogrio>=0.10,<1",
 ]
+CURATE = ["faiss-cpu>=1.9,<2", "py3langid>=0.4,<0.5"]  # semantic duplicates, and the language of a caption
 PROMETHEUS = ["prometheus_client>=0.20"]  # the endpoint of a run
 COMPLETION = ["argcomplete>=3"]  # Tab completes `priorclip`
 # Programs that read our shards and exports, and whose shards we read: the tests run them.
@@ -84,6 +85,7 @@ setup(
         "s3": S3,
         "onnx": ONNX,
         "geo": GEO,
+        "curate": CURATE,
         "prometheus": PROMETHEUS,
         "completion": COMPLETION,
         "test": [
@@ -100,6 +102,7 @@ setup(
             *ONNX,
             *S3,
             *S3_SERVER,
+            *CURATE,
             *PROMETHEUS,
             *COMPLETION,
         ],
