@@ -16,8 +16,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +34,7 @@ from priorclip.data_shards.sources import Record
 from priorclip.data_shards.sources.record import Missing
 from priorclip.data_shards.sources.tars import webdataset
 from priorclip.retrieval.commands import CurateConfig
+from priorclip.retrieval.curation.pairs import Pairs, list_pairs
 from priorclip.retrieval.curation.report import write_report
 from priorclip.retrieval.curation.text_rules import TextRules, check_languages, judge_captions, read_words
 
@@ -45,49 +44,6 @@ CAPTIONS_A_JOB = 20_000
 NO_CAPTION, UNREADABLE = "no caption", "image cannot be read"
 SIMILARITY, SHARE = "similarity too low", "among the least similar"
 NEAR, SEMANTIC = "near duplicate", "semantic duplicate"
-
-
-@dataclass
-class Pairs:
-    """T pairs of I samples, and why pairs were dropped.
-
-    Args:
-        captions: (T,) texts
-        owner: (T,) sample of each pair, ascending
-        images: number of samples
-        rules: rule -> number of pairs that it dropped, in the order of the rules
-        why: pair -> (rule, detail)
-        similarity: (T,) cosines, None without a model
-    """
-
-    captions: list[str]
-    owner: NDArray[np.int64]
-    images: int
-    rules: dict[str, int] = field(default_factory=dict)
-    why: dict[int, tuple[str, str]] = field(default_factory=dict)
-    similarity: NDArray[np.float32] | None = None
-
-    def __post_init__(self) -> None:
-        self.kept = np.ones(len(self.captions), bool)
-
-    @property
-    def kept_images(self) -> NDArray[np.bool_]:
-        """(I,) the samples that still have a pair."""
-        found = np.zeros(self.images, bool)
-        found[self.owner[self.kept]] = True
-        return found
-
-    def drop(self, rule: str, details: dict[int, str]) -> None:
-        """Drops the pairs that ``details`` names, unless an earlier rule has, and counts them."""
-        fresh = {pair: detail for pair, detail in details.items() if self.kept[pair]}
-        self.rules[rule] = self.rules.get(rule, 0) + len(fresh)
-        self.why |= {pair: (rule, detail) for pair, detail in fresh.items()}
-        self.kept[list(fresh)] = False
-
-    def drop_images(self, rule: str, details: dict[int, str]) -> None:
-        """Drops all pairs of the samples that ``details`` names."""
-        gone = np.isin(self.owner, list(details))
-        self.drop(rule, {pair: details[int(self.owner[pair])] for pair in np.nonzero(gone)[0].tolist()})
 
 
 def curate(config: CurateConfig) -> dict[str, Any]:
@@ -123,12 +79,6 @@ def curate(config: CurateConfig) -> dict[str, Any]:
     if config.write:
         pack_kept(pairs, records, output / "shards", config, pool, share)
     return report
-
-
-def list_pairs(texts: Sequence[Sequence[str]]) -> Pairs:
-    """Returns the pairs of samples with these captions."""
-    counts = [len(captions) for captions in texts]
-    return Pairs(list(chain.from_iterable(texts)), np.repeat(np.arange(len(texts)), counts), len(texts))
 
 
 def apply_text_rules(pairs: Pairs, rules: TextRules, pool: WorkerPool) -> None:

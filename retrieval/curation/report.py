@@ -14,16 +14,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from priorclip.common.files import write_bytes
 from priorclip.common.printable import figure_text, one_line
 from priorclip.retrieval.commands import CurateConfig
-
-if TYPE_CHECKING:
-    from priorclip.retrieval.curation.curate import Pairs
+from priorclip.retrieval.curation.pairs import Pairs
 
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
 LONGEST = 120  # letters of a caption in report.md
