@@ -53,7 +53,7 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",
         "deepspeed>=0.19,<0.20",
-        "webdataset>=1.0,<2",
+        "webdataset>=0.2.86,<2",
         "transformers>=5,<6",
         "timm>=1.0.31,<2",
         "peft>=0.19,<1",
