@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 AUGMENTATION, REPLACEMENT = 3, 4
 ATTEMPTS = 100
+MOST_STORED = 1 << 30  # samples
 STORED = 50_000_000  # samples whose order `data.order: auto` keeps in memory: 38 MB in each decoding process
 LONGEST_TOKEN = 64  # characters; longer than any token of a vocabulary of words
 BAD_ROWS = "bad_rows"
@@ -89,8 +90,7 @@ class BatchFetcher(Dataset):
             parts = self.pairs.parts(parts)
         elif self.balanced:
             parts = self.balanced.parts(parts[0].weight)
-        keyed = config.order == "keyed" or (config.order == "auto" and sum(part.samples for part in parts) > STORED)
-        self.mixture = Mixture(parts, seed, config.block_size, config.window_blocks, keyed)
+        self.mixture = Mixture(parts, seed, config.block_size, config.window_blocks, is_keyed(config, parts))
         shares = (config.caption_noise, config.label_noise) if train else (0, 0)
         self.noise = SemanticNoise(seed, len(source), *shares)
         self.kept = KeptSamples(byte_count(config.keep_pixels, "keep_pixels"))
@@ -208,6 +208,21 @@ class BatchFetcher(Dataset):
         if self.train:
             return random_crop(data, config.side, rng, scale=config.scale, max_pixels=config.max_pixels)
         return eval_transform(data, config.side, max_pixels=config.max_pixels)
+
+
+def is_keyed(config: DataConfig, parts: Sequence[MixturePart]) -> bool:
+    """Tells whether the order of an epoch is computed, not stored.
+
+    Raises ValueError if data.order is stored and the order takes more memory than a process should need.
+    """
+    samples = sum(part.samples for part in parts)
+    if config.order == "stored" and samples > MOST_STORED:
+        gigabytes = 24e-9 * samples / config.block_size
+        raise ValueError(
+            f"data.order: stored would take {gigabytes:.1f} GB in every decoding process for {samples} samples: set "
+            "data.order to keyed, or to auto"
+        )
+    return config.order == "keyed" or (config.order == "auto" and samples > STORED)
 
 
 def choose_caption(texts: list[str], draw: float, number: int | None) -> str:

@@ -19,6 +19,7 @@ from priorclip.data_shards.order.hashing import hash_integers
 from priorclip.data_shards.order.keyed_order import BLOCKS, WINDOW, KeyedOrder
 from priorclip.data_shards.order.keyed_permutation import KeyedPermutation
 from priorclip.data_shards.stream import batch_fetcher
+from priorclip.data_shards.stream.batch_fetcher import BatchFetcher
 
 
 def config(order: str, **options: object) -> DataConfig:
@@ -115,6 +116,27 @@ def test_a_run_keeps_the_order_that_it_began_with(monkeypatch: pytest.MonkeyPatc
         config("other")
 
 
+def test_what_would_not_fit_in_memory_is_refused_at_the_start() -> None:
+    class Many(Sizes):
+        files: list[object] = []  # noqa: RUF012
+
+        def captions(self, sample: int, field: str) -> list[str]:
+            raise AssertionError("no sample is read")
+
+    source = Many([1 << 20] * 2000)
+    stream = ShardStream(source, None, config("auto"), global_batch=8)
+    assert len({sample for row in order_of(stream, 4) for sample in row}) == 32
+    with pytest.raises(
+        ValueError, match=r"order: stored would take 12\.6 GB .* for 2097152000 samples: set data.order"
+    ):
+        ShardStream(source, None, config("stored"), global_batch=8)
+    for options in ({"captions": "all"}, {"balance": "scenes"}):
+        with pytest.raises(
+            ValueError, match=r"at most 100000000 samples, and there are 2097152000\. Leave out data\.[cb]a"
+        ):
+            BatchFetcher(source, object(), config("auto", **options), 0, True)  # type: ignore[arg-type]
+
+
 def test_it_shuffles_nearly_as_a_full_permutation_does() -> None:
     """RS5M at a tenth of its size, in shards of 4,000: the figures that affect training, as of the stored order."""
     samples = 512_000
@@ -133,13 +155,13 @@ def test_each_sample_comes_first_as_often_as_any_other() -> None:
 
 def test_two_billion_samples_need_no_memory() -> None:
     code = (
-        "import resource\n"
+        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"  # ru_maxrss: the parent's
         "from priorclip.data_shards.order.mixture import Mixture, MixturePart\n"
         "part = MixturePart([10_000] * 200_000)\n"
         "mixture = Mixture([part], 1, 32, 2048, keyed=True)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
         "draws = mixture.draws([(3, 1_800_000_000 + row * 96) for row in range(512)])\n"
-        "print(len({draw.sample for draw in draws}), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "print(len({draw.sample for draw in draws}), peak() - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     different, kilobytes = map(int, done.stdout.split())
