@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import glob
 import os
+from array import array
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -257,7 +258,9 @@ def mixture_parts(mixed: Sequence[Corpus], shards: Sequence[int], sizes: Sequenc
     ends = [sum(shards[: number + 1]) for number in range(len(shards))]
     parts = [
         MixturePart(
-            sizes[end - count : end], corpus.weight, ", ".join(public_url(str(piece)) for piece in corpus.shards)
+            array("q", sizes[end - count : end]),
+            corpus.weight,
+            ", ".join(public_url(str(piece)) for piece in corpus.shards),
         )
         for corpus, count, end in zip(mixed, shards, ends, strict=True)
     ]

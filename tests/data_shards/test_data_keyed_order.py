@@ -155,7 +155,8 @@ def test_each_sample_comes_first_as_often_as_any_other() -> None:
 
 def test_two_billion_samples_need_no_memory() -> None:
     code = (
-        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"  # ru_maxrss: the parent's
+        # ru_maxrss begins with that of the parent
+        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
         "from priorclip.data_shards.order.mixture import Mixture, MixturePart\n"
         "part = MixturePart([10_000] * 200_000)\n"
         "mixture = Mixture([part], 1, 32, 2048, keyed=True)\n"

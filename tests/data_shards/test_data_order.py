@@ -220,7 +220,8 @@ def test_what_is_dropped_differs_from_epoch_to_epoch() -> None:
 def test_five_million_samples_resume_in_no_time_and_little_memory() -> None:
     code = (
         "import time\n"
-        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"  # ru_maxrss: the parent's
+        # ru_maxrss begins with that of the parent
+        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
         "from priorclip.data_shards.order.epoch_order import EpochOrder\n"
         "before = peak()\n"
         "start = time.process_time()\n"
