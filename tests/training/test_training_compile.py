@@ -1,4 +1,4 @@
-"""run.engine.compile: the same training up to rounding, under ZeRO 3 with micro batches and an average; what is reported."""
+"""run.engine.compile: the same training up to rounding, under ZeRO 3 with micro batches and an average; its report."""
 
 from __future__ import annotations
 
