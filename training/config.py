@@ -105,11 +105,14 @@ class MonitorConfig:
         prometheus_port: port on which rank 0 serves the metrics to Prometheus; null for no endpoint
         prometheus_address: address on which it listens; the default answers on this host only
         peak_tflops: dense TFLOP/s of the accelerator, for the MFU; null for the value known for its name
+        trackers: wandb, mlflow or both, as a list; they get configuration and metrics, and an error of one never ends
+            the run
     """
 
     prometheus_port: int | None = None
     prometheus_address: str = "127.0.0.1"
     peak_tflops: float | None = None
+    trackers: list[Literal["wandb", "mlflow"]] = field(default_factory=list)
 
 
 @dataclass
