@@ -49,6 +49,8 @@ class EngineConfig:
             more forward pass, about a third of the time. false: gradient accumulation, in which the contrastive loss
             sees the negatives of one micro batch only
         grad_checkpointing: recompute activations in the backward pass: less memory, about a third more time
+        compile: compile the model by torch.compile: default, or max-autotune, which tries several kernels of each
+            product and takes minutes. Results are those without it up to rounding; see training/engine/compiling.py
         threads: CPU threads of a rank, null for the cores of the machine divided by its ranks
         timeout_minutes: a collective that waits longer than this ends the run
         hang_minutes: end the run, and name the rank, if a rank is stopped or no rank makes progress for this time; 0
@@ -62,6 +64,7 @@ class EngineConfig:
     micro_batch: int | None = None
     grad_cache: bool = True
     grad_checkpointing: bool = False
+    compile: Literal["off", "default", "max-autotune"] = "off"
     threads: int | None = None
     timeout_minutes: float = 10
     hang_minutes: float = 5
