@@ -122,7 +122,8 @@ class BatchFetcher(Dataset):
         """Returns one batch with the keys of ShardStream; ``bad_rows`` lists the replaced samples."""
         bad_rows: list[dict[str, str]] = []
         size = self.config.side
-        images = pixel_buffer((len(positions), 3, size, size))
+        channels, kind = (3, torch.uint8) if self.config.bands is None else (len(self.config.bands), torch.float32)
+        images = pixel_buffer((len(positions), channels, size, size), kind)
         pixels = images.numpy()
         captions, labels, ids = [], [], []
         coming = (self.image_of(self.order(epoch)[position]) for epoch, position in positions)
@@ -143,9 +144,7 @@ class BatchFetcher(Dataset):
             batch |= tokenize(self.tokenizer, captions)
         return batch
 
-    def fetch(
-        self, epoch: int, position: int, bad_rows: list[dict[str, str]]
-    ) -> tuple[int, NDArray[np.uint8], int, str]:
+    def fetch(self, epoch: int, position: int, bad_rows: list[dict[str, str]]) -> tuple[int, NDArray[Any], int, str]:
         """Returns (sample index, pixels, label id or -1, caption) of a position, or of its replacement."""
         corpus, pass_number, place = self.mixture.draw(epoch, position)
         for attempt in range(ATTEMPTS):
@@ -163,7 +162,7 @@ class BatchFetcher(Dataset):
             f"{ATTEMPTS} samples in a row are bad ({reason}): run `data_shards verify --decode true` on {shards}"
         )
 
-    def prepare(self, pass_number: int, place: int) -> tuple[NDArray[np.uint8], int, str]:
+    def prepare(self, pass_number: int, place: int) -> tuple[NDArray[Any], int, str]:
         """Returns pixels, label id and caption of a place, which depend on (seed, pass of its corpus, place)."""
         rng = random.Random(hash_integers(self.seed, pass_number, AUGMENTATION, place))
         draw = rng.random() if self.train else 0.0
@@ -173,8 +172,8 @@ class BatchFetcher(Dataset):
         pixels = self.augment(sample.pixels, rng) if self.train else sample.pixels
         return pixels, sample.label, caption
 
-    def augment(self, pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
-        """Flips and turns an image (3, S, S) and changes its colours and shape, as the config says."""
+    def augment(self, pixels: NDArray[Any], rng: random.Random) -> NDArray[Any]:
+        """Flips and turns an image (C, S, S) and changes its colours and shape, as the config says."""
         config, more = self.config, self.config.randaugment
         pixels = flip_and_turn(pixels, rng, hflip=config.hflip, vflip=config.vflip, rot90=config.rot90)
         if more is None:
@@ -199,12 +198,14 @@ class BatchFetcher(Dataset):
         name = self.config.caption_field
         return sample.texts(name) if donor == index else self.source.captions(donor, name)
 
-    def decode(self, data: bytes, rng: random.Random) -> NDArray[np.uint8]:
+    def decode(self, data: bytes, rng: random.Random) -> NDArray[Any]:
         """Returns the resized image: a random crop of it in training. Raises BadSample."""
         config = self.config
         if self.train:
-            return random_crop(data, config.side, rng, scale=config.scale, max_pixels=config.max_pixels)
-        return eval_transform(data, config.side, max_pixels=config.max_pixels)
+            return random_crop(
+                data, config.side, rng, scale=config.scale, max_pixels=config.max_pixels, bands=config.bands
+            )
+        return eval_transform(data, config.side, max_pixels=config.max_pixels, bands=config.bands)
 
 
 def choose_caption(texts: list[str], draw: float, number: int | None) -> str:
@@ -217,12 +218,12 @@ def choose_caption(texts: list[str], draw: float, number: int | None) -> str:
     return texts[int(draw * len(texts)) if number is None else number % len(texts)]
 
 
-def pixel_buffer(shape: tuple[int, ...]) -> torch.Tensor:
-    """Returns an uninitialized uint8 tensor; in a worker it is in shared memory, which saves a later copy."""
+def pixel_buffer(shape: tuple[int, ...], kind: torch.dtype = torch.uint8) -> torch.Tensor:
+    """Returns an uninitialized tensor; in a worker it is in shared memory, which saves a later copy."""
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's default_collate does
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+        return torch.empty(shape, dtype=kind)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * kind.itemsize)  # as torch's default_collate does
+    return torch.empty(0, dtype=kind).set_(storage).view(shape)
 
 
 def prefetch_samples(source: Any, samples: Iterable[int], images: bool = True) -> None:

@@ -2,6 +2,7 @@
 
     batches = eval_batches(shards, tokenizer, 224, 64, rank, world_size)
     for batch in batches.images(): ...   # images uint8 (b, 3, S, S), index (b,), labels (b,)
+                                         # with bands: images float32 (b, B, S, S), measured values
     for batch in batches.texts(): ...    # input_ids, attention_mask (b, T), index (b,), image_index (b,)
     batches.text_image                   # (captions,) the image index of each caption
 
@@ -13,10 +14,11 @@ all ranks make the same collectives.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from priorclip.common.output import get_logger
@@ -40,12 +42,22 @@ READ_TOGETHER = 1024  # captions that are prefetched together
 class ImageFetcher(Dataset):
     """Batches of images by index; -1 gives a black image. With ``skip_bad``, a bad image becomes -1 too."""
 
-    def __init__(self, source: SampleSource, size: int, classes: list[str], max_pixels: int, skip_bad: bool) -> None:
+    def __init__(
+        self,
+        source: SampleSource,
+        size: int,
+        classes: list[str],
+        max_pixels: int,
+        skip_bad: bool,
+        bands: Sequence[str] | None = None,
+    ) -> None:
         self.source, self.size, self.max_pixels, self.skip_bad = source, size, max_pixels, skip_bad
+        self.bands = None if bands is None else tuple(bands)
         self.class_ids = ClassIds(classes)
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        images = np.zeros((len(indices), 3, self.size, self.size), np.uint8)
+        channels, kind = (3, np.uint8) if self.bands is None else (len(self.bands), np.float32)
+        images: NDArray[Any] = np.zeros((len(indices), channels, self.size, self.size), kind)
         labels = np.full(len(indices), -1, np.int64)
         kept = np.array(indices, dtype=np.int64)
         prefetch_samples(self.source, (index for index in indices if index != PADDING))
@@ -54,7 +66,7 @@ class ImageFetcher(Dataset):
                 continue
             try:
                 sample = self.source.read(index)
-                images[row] = eval_transform(sample.image, self.size, max_pixels=self.max_pixels)
+                images[row] = eval_transform(sample.image, self.size, max_pixels=self.max_pixels, bands=self.bands)
                 labels[row] = self.class_ids[sample.label]
             except BadSample as error:
                 shard, key = self.source.name(index)
@@ -120,7 +132,7 @@ class EvalBatches:
         return [self.source.name(index)[1] for index in range(len(self.source))]
 
     def images(self, title: str = "images") -> Iterator[dict[str, torch.Tensor]]:
-        """Yields images uint8 (b, 3, S, S), index int64 (b,), labels int64 (b,); as many batches on all ranks.
+        """Yields images as the fetcher gives them, index int64 (b,), labels int64 (b,); as many batches on all ranks.
 
         Rank 0 shows the progress of all ranks under ``title``.
         """
@@ -149,7 +161,7 @@ class EvalBatches:
                 progress.update(min(self.batch_size * self.world_size, total - progress.done))
 
     def pixels(self, images: list[int]) -> torch.Tensor:
-        """Reads a few images in this process: uint8 (n, 3, S, S)."""
+        """Reads a few images in this process: uint8 (n, 3, S, S), or float32 (n, B, S, S) of bands."""
         return self.fetcher.__getitems__(images)["images"]
 
     def scenes(self, images: list[int]) -> list[str]:
@@ -177,6 +189,7 @@ def eval_batches(
     workers: int = 0,
     skip_bad: bool = False,
     max_pixels: int = MAX_PIXELS,
+    bands: Sequence[str] | None = None,
 ) -> EvalBatches:
     """Returns batches for an evaluation: every image once, as the centred square, with all its captions.
 
@@ -192,13 +205,14 @@ def eval_batches(
         skip_bad: give a bad image the index -1 and do not raise. Off by default, because results on fewer images are
             not comparable
         max_pixels: images with more pixels are bad
+        bands: bands of TIFFs of measured values, in the order of the channels; None reads pictures
 
     Raises:
         ValueError: an image is bad or a sample has no caption; it names the sample
     """
     samples = source if hasattr(source, "read") else RecordSet(list(source))  # type: ignore[arg-type]
     names = classes if classes is not None else samples.classes  # type: ignore[union-attr]
-    fetcher = ImageFetcher(samples, image_size, names, max_pixels, skip_bad)  # type: ignore[arg-type]
+    fetcher = ImageFetcher(samples, image_size, names, max_pixels, skip_bad, bands)  # type: ignore[arg-type]
     return EvalBatches(
         samples,  # type: ignore[arg-type]
         tokenizer,

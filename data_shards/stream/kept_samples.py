@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,12 @@ class DecodedSample:
     """A sample before its augmentation.
 
     Args:
-        pixels: uint8 (3, S, S), resized
+        pixels: uint8 (3, S, S), resized; with data.bands float32 (B, S, S)
         texts: its captions; empty without a tokenizer
         label: label id, -1 for none
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     texts: list[str]
     label: int
 
