@@ -112,6 +112,7 @@ def pack_records(pool: WorkerPool, share: TaskShare, config: PackConfig) -> int:
         duplicates=config.duplicates,
         near_duplicates=config.near_duplicates,
         values=values,
+        image_format=config.image_format,
         needs_text=config.source != "raster" or (gives_texts(config) and not config.keep_unlabelled),
     )
     evaluation = read_excluded_images(config, pool) if config.exclude else None

@@ -16,7 +16,8 @@ class PackConfig:
         source: synthetic, csv, rs5m, skyscript, karpathy, precomp, webdataset, parquet, imagefolder, millionaid, fmow,
             bigearthnet, raster
         output: folder to write; new, or left unfinished by the same command
-        images: folder of the images (all sources except synthetic and webdataset). File names in annotations are
+        images: folder of the images (all sources except synthetic and webdataset); for raster also URLs of cloud
+            optimized GeoTIFFs, comma-separated or a list. File names in annotations are
             files under this folder. If --json, --csv, --precomp or --parquet name several files, comma-separated or as
             a YAML list, give one folder for each or one for all; keys then begin with the name of the data set
         csv: table with columns for the file name, caption or label, and split (source csv); or the metadata CSV of
@@ -51,6 +52,9 @@ class PackConfig:
         first_index: index of the first scene, so that sets with the same seed need not overlap (source synthetic)
         masks: also write KEY.mask.png, the pixels of what the captions name first, and KEY.boxes.json, a box around
             each piece of it (source synthetic)
+        artificial_plants: share of the drawn scenes whose plants are artificial. They have the colours of living ones
+            and are dark in near infrared, and the captions say which they are; 0: all live, and no caption says it
+            (source synthetic)
         seed: seed of drawing, shuffling and template captions
         caption_from: template makes captions for images that have only a label; none leaves them without captions;
             relabel makes captions for all labelled images, also for those with captions
@@ -65,7 +69,10 @@ class PackConfig:
         percentiles: percentiles of an image's valid pixels that become black and white, for each band
         bands: bands that become red, green and blue, by name or number: "red,green,blue", "4,3,2", or a combination:
             natural-colour, false-colour, agriculture, urban, shortwave-infrared; null takes the file's colours, or the
-            first three bands
+            first three bands. With --image-format tiff any number of bands, which keep their names and values; null
+            takes all
+        image_format: jpeg, or tiff, which keeps the measured values of all --bands, for models of several bands
+            (sources raster, synthetic)
         fill: grey level of pixels without data, 0 to 255
         min_valid: leave out a raster image with a smaller share of valid pixels; null takes 0.5 for tiles of scenes,
             and leaves out other images only if they have no valid pixel
@@ -124,6 +131,7 @@ class PackConfig:
     captions: str = "both"
     first_index: int = 0
     masks: bool = False
+    artificial_plants: float = 0.0
     seed: int = 0
     caption_from: str = "template"
     captions_per_image: int = 1
@@ -134,6 +142,7 @@ class PackConfig:
     value_range: str | None = None
     percentiles: str = "2,98"
     bands: str | None = None
+    image_format: str = "jpeg"
     fill: int = 0
     min_valid: float | None = None
     vector: str | None = None

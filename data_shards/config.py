@@ -50,6 +50,11 @@ class DataConfig:
         balance: none gives each sample once an epoch; scenes gives each scene as many samples as any other, so those
             of a small scene come more often. scenes reads every text once at the start and needs local shards
         image_size: side of the square image given to the model, in pixels; null takes the model's
+        bands: names, or numbers from 1, of the bands to read from images that are TIFFs of measured values (`pack
+            --image-format tiff`), in the order of the model's channels; null takes model.vision.bands, and without
+            those reads pictures
+        statistics: stats.json of `data_shards stats` on the training shards, with the mean and deviation of each band,
+            which become model.vision.mean, .std and those of the prior where these are null
         scale: smallest share of the image area that a random crop keeps (1.0: no random crop)
         hflip: mirror left to right with probability 0.5
         vflip: mirror top to bottom with probability 0.5
@@ -68,7 +73,7 @@ class DataConfig:
         pin_memory: copy batches to pinned memory, from which a GPU reads while it computes; null: if there is a GPU
         keep_pixels: size of the decoded images that each decoding process keeps in memory, e.g. 2GB, so that later
             epochs neither read nor decode them; 0 keeps none. It needs scale 1. With several workers each of them
-            needs room for all images: width x height x 3 bytes each
+            needs room for all images: width x height x 3 bytes each, with bands 4 bytes a band
         max_pixels: images with more pixels are refused before they are decoded
         check_hashes: compare each image with the SHA-256 that packing recorded
         max_bad_share: the run stops if more than this share of an epoch's samples is bad; counted from the start or
@@ -91,6 +96,8 @@ class DataConfig:
     captions: str = "one"
     balance: str = "none"
     image_size: int | None = None
+    bands: list[str] | None = None
+    statistics: str | None = None
     scale: float = 0.5
     hflip: bool = True
     vflip: bool = True
@@ -134,6 +141,8 @@ class DataConfig:
             raise ValueError(
                 "data.balance: scenes needs data.captions: one, because all gives each caption once an epoch"
             )
+        if self.bands is not None:
+            self.bands = check_names("data.bands", self.bands)
         if not 0 < self.scale <= 1:
             raise ValueError(f"data.scale must be above 0 and at most 1, not {self.scale} (share of the image area)")
         for name in ("max_bad_share", "caption_noise", "label_noise"):
@@ -153,9 +162,19 @@ class DataConfig:
         if self.start_method not in ("forkserver", "fork", "spawn"):
             raise ValueError(f"data.start_method must be forkserver, fork or spawn, not {self.start_method!r}")
 
-    def follow(self, image_size: int, run_dir: str) -> None:
-        """Sets the options that are null and follow from others of the run: the image size and the quarantine file."""
+    def follow(self, image_size: int, run_dir: str, bands: list[str] | None = None) -> None:
+        """Sets the options that are null and follow from others of the run: image size, bands and quarantine file.
+
+        Raises ValueError if the bands are not those of the model.
+        """
         self.image_size = self.image_size or image_size
+        self.bands = bands if self.bands is None else self.bands
+        numbers = self.bands is not None and all(band.isdigit() for band in self.bands)
+        if self.bands != bands and not (numbers and len(self.bands or ()) == len(bands or ())):
+            of_model = "takes pictures: set its bands" if bands is None else f"takes {', '.join(bands)}"
+            raise ValueError(f"data.bands are {', '.join(self.bands or ())}, but the model {of_model}")
+        if self.bands is not None and self.randaugment is not None:
+            raise ValueError("data.randaugment changes the colours of 8-bit pictures: set it to null for data.bands")
         self.quarantine = self.quarantine or f"{run_dir}/quarantine.jsonl"
 
     @property
@@ -183,6 +202,14 @@ class EvaluationConfig:
     shards: str | list[str] | None = None
     caption_field: str = "captions"
     batch_size: int = 64
+
+
+def check_names(option: str, names: list[str]) -> list[str]:
+    """Returns the names as texts. Raises ValueError, which names the option, if one is blank or comes twice."""
+    texts = [str(name).strip() for name in names]
+    if not texts or not all(texts) or len(set(texts)) < len(texts):
+        raise ValueError(f"{option} must be different names or numbers, such as [red, green, blue, nir], not {names}")
+    return texts
 
 
 def byte_count(text: int | str, option: str = "cache_limit") -> int:

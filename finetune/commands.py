@@ -9,6 +9,7 @@ from typing import Any, Literal
 from priorclip.data_shards.config import DataConfig, EvaluationConfig
 from priorclip.model.config import EncoderConfig, LoraConfig, LossConfig, ModelConfig, add_bias
 from priorclip.model.export_config import starting_architecture
+from priorclip.pretrain.commands import follow_model
 from priorclip.training.config import OptimizerConfig, RunConfig
 
 
@@ -38,7 +39,7 @@ class PriorConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        self.data.follow(self.backbone.image_size, self.run.dir)
+        follow_model(self.data, self.run.dir, self.backbone)
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be a share, 0 <= label_smoothing < 1, not {self.label_smoothing}")
         for name in ("mixup", "cutmix"):
@@ -78,7 +79,7 @@ class InstructConfig:
     test: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        self.data.follow(self.model.vision.image_size, self.run.dir)
+        follow_model(self.data, self.run.dir, self.model.vision, self.model.prior)
         add_bias(self.model, self.loss)
 
 
@@ -111,7 +112,7 @@ class ClosedConfig:
     test: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        self.data.follow(self.model.vision.image_size, self.run.dir)
+        follow_model(self.data, self.run.dir, self.model.vision, self.model.prior)
         add_bias(self.model, self.loss)
 
 

@@ -34,7 +34,7 @@ class SceneTargets:
             self.mix = Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=classes)
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 images (B, 3, S, S) and labels (B,), -1 for none -> images and targets (B, C)."""
+        """Images (B, 3, S, S) uint8, or of bands, and labels (B,), -1 for none -> images, targets (B, C)."""
         known = labels >= 0
         soft = torch.full((len(labels), self.classes), self.smoothing / self.classes, device=labels.device)
         soft.scatter_(1, labels.clamp(min=0)[:, None], 1 - self.smoothing + self.smoothing / self.classes)
@@ -44,7 +44,7 @@ class SceneTargets:
         # Images without a label have no target, so they are not mixed. timm mixes an even number of images.
         mixed = known.nonzero().flatten()
         mixed = mixed[: len(mixed) // 2 * 2]
-        pixels = images.float() / 255
+        pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         if len(mixed):
             np.random.seed(int(torch.randint(2**31, (1,))))
             pixels[mixed], soft[mixed] = self.mix(pixels[mixed], labels[mixed])

@@ -63,7 +63,7 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
         warn_of_shared_images(shards, tested, rank.rank)
         held_out = eval_batches(
             tested, None, config.data.side, config.evaluation.batch_size,
-            rank=rank.rank, world_size=rank.world_size, classes=classes,
+            rank=rank.rank, world_size=rank.world_size, classes=classes, bands=config.data.bands,
         )  # fmt: skip
         held_out_tags = TagTargets(tested, config.evaluation.caption_field)
     tags = TagTargets(shards, config.data.caption_field)
@@ -84,7 +84,9 @@ def scene_recognition(config: PriorConfig, rank: Rank) -> Task:
         return SceneClassifier(settings)
 
     groups = parameter_groups(model, run.optimizer.weight_decay, run.optimizer.lr, run.optimizer.layer_decay)
-    facts = ModelFacts(flops=partial(training_flops, build, config.data.side), peak_tflops=peak_of)
+    facts = ModelFacts(
+        flops=partial(training_flops, build, config.data.side, bands=config.backbone.bands), peak_tflops=peak_of
+    )
     # The test of a run is its last evaluation, so the confusion matrix is that of the exported weights.
     test = objective.evaluate if held_out else None
     return Task(model, groups, stream, objective.step, objective.evaluate, export, test=test, model_facts=facts)

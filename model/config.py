@@ -11,12 +11,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from priorclip.model.belief_config import BeliefConfig
 
 T = TypeVar("T")
+MAX_BANDS = 1024  # of an encoder
 
 
 @dataclass
@@ -33,8 +36,14 @@ class EncoderConfig:
         remember: folder that caches the outputs of a frozen encoder, so that no image is encoded again. It helps if the
             same pixels come back: without random crops (data.scale 1). null: no cache
         freeze_batch_norm: batch normalisation uses its stored statistics in training too
-        mean: input mean by channel in [0, 1]; null: that of the timm model
-        std: input standard deviation by channel; null: that of the timm model
+        bands: names of the bands that it reads, as they stand in the images (`data_shards pack --image-format tiff`).
+            Those of vision are the channels of a batch; the prior reads the same or some of them. Values are measured
+            ones, as in the file. null: 8-bit pictures of red, green and blue
+        band_start: how the first layer starts from weights of red, green and blue. meaning: these bands take their own
+            kernels, others the mean. repeat: the three kernels in turn, times 3 / n, as timm's in_chans does
+        mean: input mean by channel: in [0, 1], or in measured values with bands; null: that of the timm model; with
+            bands that of data.statistics
+        std: input standard deviation by channel; null: as mean
         projection: width of the model's own last projection, which is kept (only for a prior). CLIP's ResNets pool by
             attention and project. For an export of ``finetune prior``, the number of scenes: their scores are then the
             prior's feature. null: the pooled feature before any projection
@@ -48,6 +57,8 @@ class EncoderConfig:
     unlocked: int | None = None
     remember: str | None = None
     freeze_batch_norm: bool = False
+    bands: list[str] | None = None
+    band_start: Literal["meaning", "repeat"] = "meaning"
     mean: list[float] | None = None
     std: list[float] | None = None
     projection: int | None = None
@@ -56,13 +67,36 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1, not {self.image_size} (encoder '{self.name}')")
+        if self.bands is not None:
+            self.bands = [str(band) for band in self.bands]
+            check_bands(f"encoder '{self.name}'", self.bands, self.kwargs)
+        if self.band_start not in ("meaning", "repeat"):
+            raise ValueError(f"band_start must be meaning or repeat, not '{self.band_start}' (encoder '{self.name}')")
+        count = 3 if self.bands is None else len(self.bands)
         for name in ("mean", "std"):
-            if getattr(self, name) is not None and len(getattr(self, name)) != 3:
-                raise ValueError(f"{name} must have 3 numbers, one a channel (encoder '{self.name}')")
+            if getattr(self, name) is not None and len(getattr(self, name)) != count:
+                how = "" if self.bands is None else ", or null for those of data.statistics"
+                raise ValueError(f"{name} must have {count} numbers, one a channel{how} (encoder '{self.name}')")
+        if self.bands is not None and not all(value > 0 for value in self.std or ()):
+            raise ValueError(f"std must be above 0 for each band, not {self.std} (encoder '{self.name}')")
         check_unlocked(f"encoder '{self.name}'", self.unlocked)
         check_remember(f"encoder '{self.name}'", self.remember, self.trainable)
         if self.projection is not None and self.projection < 1:
             raise ValueError(f"projection must be at least 1, not {self.projection} (encoder '{self.name}')")
+
+    def take_statistics(self, found: Mapping[str, tuple[float, float]], source: str) -> None:
+        """Sets mean and std of the bands from measured ones, where they are null.
+
+        An encoder with bands whose weights are an export keeps the export's. Raises ValueError for a missing band.
+        """
+        if self.bands is None or self.mean is not None or (self.weights and Path(self.weights).expanduser().is_dir()):
+            return
+        if missing := [band for band in self.bands if band not in found]:
+            known = ", ".join(found) or "none"
+            raise ValueError(f"{source} has no statistics of the band {', '.join(missing)}; it has: {known}")
+        self.mean = [found[band][0] for band in self.bands]
+        self.std = [found[band][1] for band in self.bands]
+        self.__post_init__()
 
 
 @dataclass
@@ -199,6 +233,18 @@ class ModelConfig:
                 raise ValueError(f"{name} must lie in (0, logit_scale_max={self.logit_scale_max}]")
         if self.logit_bias_init is not None and not math.isfinite(self.logit_bias_init):
             raise ValueError(f"logit_bias_init must be a finite number, not {self.logit_bias_init}")
+        if self.reads_prior:
+            check_prior_bands(self.vision.bands, self.prior.bands)
+
+    @property
+    def reads_prior(self) -> bool:
+        """Whether the model has a prior at all."""
+        return self.kind == "priorclip" or (self.kind == "prioritr" and self.pae.spatial_layers > 0)
+
+    @property
+    def normalised_encoders(self) -> list[EncoderConfig]:
+        """The encoders whose mean and deviation are known: not a prior of bands that the model does not read."""
+        return [self.vision, self.prior] if self.reads_prior or self.prior.bands is None else [self.vision]
 
 
 @dataclass
@@ -224,6 +270,26 @@ def at_least_one(config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{group}{name} must be at least 1, not {getattr(config, name)}")
+
+
+def check_bands(group: str, bands: list[str], kwargs: Mapping[str, Any]) -> None:
+    if not bands or not all(band.strip() for band in bands) or len(set(bands)) < len(bands):
+        raise ValueError(f"{group}: bands must be different names, such as [red, green, blue, nir], not {bands}")
+    if len(bands) > MAX_BANDS:
+        raise ValueError(f"{group}: {len(bands)} bands, limit {MAX_BANDS}")
+    if "in_chans" in kwargs:
+        raise ValueError(f"{group}: kwargs.in_chans contradicts bands, which give the number of channels: remove it")
+
+
+def check_prior_bands(vision: list[str] | None, prior: list[str] | None) -> None:
+    """Raises ValueError unless vision and prior both read pictures, or the prior reads bands of the vision encoder."""
+    if vision is None and prior is None:
+        return
+    if vision is None or prior is None:
+        one, other = ("prior", "vision") if prior is None else ("vision", "prior")
+        raise ValueError(f"model.{other}.bands are given and model.{one}.bands are null: both read the same batch")
+    if missing := [band for band in prior if band not in vision]:
+        raise ValueError(f"model.prior.bands: {', '.join(missing)} is not in model.vision.bands ({', '.join(vision)})")
 
 
 def check_unlocked(group: str, unlocked: int | None) -> None:

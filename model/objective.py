@@ -9,7 +9,7 @@ pictures = objective.pictures(engine, batches)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +22,7 @@ from priorclip.model.config import LossConfig
 from priorclip.model.evaluation import Batches, Forward, Gather, encode_images, encode_texts, masks_of
 from priorclip.model.losses.retrieval_loss import RetrievalLoss
 from priorclip.model.pictures.belief_maps import belief_panel
+from priorclip.model.pictures.colours import in_colours
 from priorclip.model.pictures.retrieval_pictures import hard_negatives, hard_negatives_panel, similarity_panel
 from priorclip.model.recall import query_hits, recall_figures
 
@@ -33,11 +34,18 @@ class RetrievalObjective:
         loss: weights of the parts
         device: of the model
         gather: gathers the rows of all ranks for an evaluation (see model.evaluation); None: this process has all rows
+        bands: bands of the images, which pictures show in colours; None if the images are pictures
     """
 
-    def __init__(self, loss: LossConfig, device: torch.device, gather: Gather | None = None) -> None:
+    def __init__(
+        self,
+        loss: LossConfig,
+        device: torch.device,
+        gather: Gather | None = None,
+        bands: Sequence[str] | None = None,
+    ) -> None:
         self.loss = RetrievalLoss(**asdict(loss))
-        self.device, self.gather = device, gather
+        self.device, self.gather, self.bands = device, gather, bands
         # Features of the held-out images and texts, from an evaluation to its pictures.
         self.encoded: tuple[Tensor, Tensor] | None = None
 
@@ -68,7 +76,7 @@ class RetrievalObjective:
             images, texts = self.encoded
             self.encoded = None  # they are outdated after the next step
             panels |= {
-                "hard_negatives": draw_hard_negatives(images, texts, batches),
+                "hard_negatives": draw_hard_negatives(images, texts, batches, bands=self.bands),
                 "similarity": draw_similarities(images, texts, batches),
             }
         return panels
@@ -83,7 +91,7 @@ class RetrievalObjective:
         belief = engine(
             images=some.to(self.device), return_belief=True, **{name: each[real] for name, each in masks.items()}
         ).get("belief")
-        return {} if belief is None else {"belief": belief_panel(some, belief)}
+        return {} if belief is None else {"belief": belief_panel(in_colours(some, self.bands), belief)}
 
     def evaluate(self, engine: Forward, batches: Batches) -> dict[str, float]:
         """Returns recalls of the engine in eval mode, percent."""
@@ -97,10 +105,13 @@ class RetrievalObjective:
         return query_hits(images, texts, torch.as_tensor(batches.text_image))
 
 
-def draw_hard_negatives(images: Tensor, texts: Tensor, batches: Batches, count: int = 8) -> Image.Image:
+def draw_hard_negatives(
+    images: Tensor, texts: Tensor, batches: Batches, count: int = 8, bands: Sequence[str] | None = None
+) -> Image.Image:
     """Draws the held-out images that are closest to captions of other images."""
     found = hard_negatives(images, texts, torch.as_tensor(batches.text_image), batches.captions, count)
-    return hard_negatives_panel(batches.pixels([each.image for each in found]), found, batches.captions)
+    pixels = in_colours(batches.pixels([each.image for each in found]), bands)
+    return hard_negatives_panel(pixels, found, batches.captions)
 
 
 def draw_similarities(images: Tensor, texts: Tensor, batches: Batches, count: int = 120) -> Image.Image:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from priorclip.data_shards.band_statistics import read_band_statistics
 from priorclip.data_shards.config import DataConfig, EvaluationConfig
-from priorclip.model.config import LossConfig, ModelConfig, add_bias
+from priorclip.model.config import EncoderConfig, LossConfig, ModelConfig, add_bias
 from priorclip.model.export_config import starting_architecture
 from priorclip.training.config import RunConfig
 
@@ -36,8 +37,20 @@ class PretrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        self.data.follow(self.model.vision.image_size, self.run.dir)
+        follow_model(self.data, self.run.dir, self.model.vision, self.model.prior)
         add_bias(self.model, self.loss)
+
+
+def follow_model(data: DataConfig, run_dir: str, vision: EncoderConfig, *others: EncoderConfig) -> None:
+    """Sets what is null and follows from other options: image size and bands of the data, statistics of the encoders.
+
+    Raises ValueError or OSError for bands of the data that are not those of ``vision``, and for bad statistics.
+    """
+    data.follow(vision.image_size, run_dir, vision.bands)
+    if data.statistics is not None:
+        found = read_band_statistics(data.statistics)
+        for encoder in (vision, *others):
+            encoder.take_statistics(found, data.statistics)
 
 
 def model_defaults(given: dict[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def retrieval_task(config: RetrievalConfig, rank: Rank, lora: LoraConfig, test: 
     if lora.rank:
         adapt(model, lora)
     model.set_grad_checkpointing(run.engine.grad_checkpointing)
-    objective = RetrievalObjective(config.loss, rank.device, gather_rows_no_grad)
+    objective = RetrievalObjective(config.loss, rank.device, gather_rows_no_grad, config.model.vision.bands)
     held_out = held_out_batches(config.evaluation, config, stream, rank)
     tested = held_out_batches(test, config, stream, rank) if test else None
     test_hits: list[Hits] = []  # of the exported weights
@@ -128,6 +128,7 @@ def held_out_batches(
     return eval_batches(
         shards, stream.fetcher.tokenizer, config.data.side, part.batch_size,
         rank=rank.rank, world_size=rank.world_size, caption_field=part.caption_field, truth=truth_of(config.model),
+        bands=config.data.bands,
     )  # fmt: skip
 
 

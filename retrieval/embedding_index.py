@@ -228,7 +228,7 @@ def build_index(config: IndexConfig) -> EmbeddingIndex:
     encoder = Encoder.load(config.model, config.device, config.precision)
     batches = encoder.batches(gallery, config)
     images = encoder.images(batches, getattr(torch, config.dtype))
-    skipped = find_skip_reasons(gallery, images.usable, encoder.image_size, config.max_pixels)
+    skipped = find_skip_reasons(gallery, images.usable, encoder, config.max_pixels)
     refuse_too_many(skipped, len(gallery.source), config.max_bad_share)
     features = images.features[images.usable] if skipped else images.features
     about = {

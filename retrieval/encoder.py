@@ -33,7 +33,7 @@ from priorclip.model import from_pretrained
 from priorclip.model.device import pick_device
 from priorclip.model.encoders.feature_cache import FeatureCache
 from priorclip.model.encoders.text import TextEncoder
-from priorclip.model.encoders.vision import ImageEncoder, normalisation
+from priorclip.model.encoders.vision import ImageEncoder, cache_facts
 from priorclip.model.evaluation import encode_texts
 from priorclip.model.pictures.belief_maps import paint_belief
 from priorclip.retrieval.commands import Device, GalleryConfig, Precision
@@ -99,6 +99,19 @@ class Encoder:
         """Side of the model's input in pixels."""
         return self.model.config.vision.image_size
 
+    @property
+    def bands(self) -> list[str] | None:
+        """Bands that the model reads from TIFFs of measured values; None for a model of pictures."""
+        return self.model.config.vision.bands
+
+    def require_pictures(self, what: str) -> None:
+        """Raises ValueError if the model reads bands: ``what`` changes or draws pictures of three colours."""
+        if self.bands is not None:
+            raise ValueError(
+                f"the model in {self.folder} reads measured values of {', '.join(self.bands)}: {what} needs a model "
+                "of pictures"
+            )
+
     def __call__(self, **inputs: Any) -> Mapping[str, Any]:
         reduced = self.precision != "fp32"
         with torch.inference_mode(), torch.autocast(self.device.type, DTYPES[self.precision], enabled=reduced):
@@ -115,6 +128,7 @@ class Encoder:
             workers=config.workers,
             skip_bad=True,
             max_pixels=config.max_pixels,
+            bands=self.bands,
         )
 
     def images(self, batches: EvalBatches, dtype: torch.dtype = torch.float32) -> EncodedImages:
@@ -179,7 +193,7 @@ class Encoder:
         return torch.cat(features)
 
     def decoded(self, image: str | Path | bytes | Image.Image, place: int) -> Tensor:
-        """Returns the model's square of an image, uint8 (3, S, S). Raises as `embed_images`."""
+        """Returns the model's square of an image, as `decode`. Raises as `embed_images`."""
         if isinstance(image, Image.Image):
             file = BytesIO()
             image.save(file, "PNG")
@@ -202,11 +216,13 @@ class Encoder:
         return self.feature(self.decode(data, max_pixels=max_pixels))
 
     def decode(self, data: bytes, side: int | None = None, max_pixels: int = MAX_PIXELS) -> Tensor:
-        """Returns the centred square of an encoded image, uint8 (3, side, side); the model's own side without one.
+        """Returns the centred square of an encoded image, uint8 (3, S, S), or float32 (n, S, S) of the model's bands.
 
-        It does not run the model. Raises BadSample if the image cannot be read.
+        With ``side`` it is a picture of that side, to look at. It does not run the model. Raises BadSample if the image
+        cannot be read.
         """
-        return torch.from_numpy(eval_transform(data, side or self.image_size, max_pixels=max_pixels))
+        bands = self.bands if side is None else None
+        return torch.from_numpy(eval_transform(data, side or self.image_size, max_pixels=max_pixels, bands=bands))
 
     def feature(self, pixels: Tensor) -> Tensor:
         """Returns the feature (d,) of one decoded image (3, S, S), float32 on the CPU."""
@@ -253,7 +269,7 @@ def remember(model: Any, folder: str | Path, precision: Precision = "fp32") -> N
     for module in model.modules():
         if isinstance(module, ImageEncoder):
             settings = module.config
-            facts = (settings.name, settings.image_size, *normalisation(settings), module.pool, *reduced)
+            facts = cache_facts(settings, module.pool, module.given, *reduced)
             module.feature_cache = FeatureCache(folder, module.model, facts)
         elif isinstance(module, TextEncoder):
             architecture = module.config.config
@@ -261,12 +277,12 @@ def remember(model: Any, folder: str | Path, precision: Precision = "fp32") -> N
             module.feature_cache = FeatureCache(folder, module.model, text_facts)
 
 
-def find_skip_reasons(gallery: Gallery, usable: Tensor, image_size: int, max_pixels: int) -> Skipped:
+def find_skip_reasons(gallery: Gallery, usable: Tensor, encoder: Encoder, max_pixels: int) -> Skipped:
     """Reads each unusable image again to find out the reason, because workers report none."""
     skipped: Skipped = {}
     for sample in (~usable).nonzero().flatten().tolist():
         try:
-            eval_transform(gallery.source.read(sample).image, image_size, max_pixels=max_pixels)
+            encoder.decode(gallery.source.read(sample).image, max_pixels=max_pixels)
             add_skipped(skipped, gallery, sample, BadSample("readable only the second time"))
         except BadSample as error:
             add_skipped(skipped, gallery, sample, error)

@@ -122,7 +122,7 @@ def encode_gallery(
         encoder = model.encoder
         batches = encoder.batches(gallery, config, caption_field)
         images = encoder.images(batches)
-        left_out = find_skip_reasons(gallery, images.usable, encoder.image_size, config.max_pixels)
+        left_out = find_skip_reasons(gallery, images.usable, encoder, config.max_pixels)
         texts = encoder.texts(batches) if caption_field else images.features.new_zeros(0, images.features.shape[1])
         found = {"images": images.features, "usable": images.usable, "labels": images.labels, "texts": texts}
         if place is not None:

@@ -128,6 +128,7 @@ class ModelTest:
             return self.clean
         if condition.corruption == CAPTIONS:
             return swap_captions(self.clean, condition.severity / 100, self.seed)
+        self.model.encoder.require_pictures(f"--corruptions {condition.corruption}")
         source = CorruptedSource(
             self.gallery.source, condition.corruption, int(condition.severity), self.seed, self.config.max_pixels
         )

@@ -5,14 +5,17 @@
 The header is enough to choose the crop. So a JPEG is decoded at the smallest scale that still exceeds the result, and
 only the crop is resampled. Both steps use vector units: libjpeg-turbo, and torch's antialiased bicubic on uint8, whose
 result equals Pillow's (0.004 / 255 apart). The model normalizes the pixels on the device, so batches stay uint8.
+
+With ``bands`` the image is a TIFF of measured values, and the result is float32 (B, S, S) of these bands, in the units
+of the file. Crops, flips and turns are the same.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from torch.nn.functional import interpolate
 from priorclip.data_shards.images.decode import MAX_PIXELS, check_pixels, open_image, upright_rgb, upright_size
 from priorclip.data_shards.images.decoding_work import check_work
 from priorclip.data_shards.images.jpeg import check_complete, decode_jpeg, jpeg_size
+from priorclip.data_shards.rasters.band_file import read_bands
 
 RATIO = (3 / 4, 4 / 3)  # aspect ratios of a random crop, as in torchvision's RandomResizedCrop
 CROP_ATTEMPTS = 10
@@ -65,7 +69,8 @@ def train_transform(
     vflip: bool = True,
     rot90: bool = True,
     max_pixels: int = MAX_PIXELS,
-) -> NDArray[np.uint8]:
+    bands: Sequence[str] | None = None,
+) -> NDArray[Any]:
     """Random resized crop, flips and quarter turns: uint8 (3, size, size), a non-contiguous view.
 
     Args:
@@ -77,19 +82,29 @@ def train_transform(
         vflip: mirror top to bottom with probability 0.5
         rot90: rotate by a random multiple of 90 degrees
         max_pixels: larger images are refused before decoding
+        bands: names or numbers of the bands of a TIFF, for float32 (B, size, size)
 
     Raises:
         BadSample: the image cannot be read, or is too large
     """
-    pixels = random_crop(data, size, rng, scale=scale, max_pixels=max_pixels)
+    pixels = random_crop(data, size, rng, scale=scale, max_pixels=max_pixels, bands=bands)
     return flip_and_turn(pixels, rng, hflip=hflip, vflip=vflip, rot90=rot90)
 
 
 def random_crop(
-    data: bytes, size: int, rng: random.Random, *, scale: float = 0.5, max_pixels: int = MAX_PIXELS
-) -> NDArray[np.uint8]:
-    """Random resized crop: uint8 (3, size, size). It draws nothing from ``rng`` if ``scale`` is 1."""
-    return crop_and_resize(data, size, random_part(size, rng, scale), max_pixels)
+    data: bytes,
+    size: int,
+    rng: random.Random,
+    *,
+    scale: float = 0.5,
+    max_pixels: int = MAX_PIXELS,
+    bands: Sequence[str] | None = None,
+) -> NDArray[Any]:
+    """Random resized crop: uint8 (3, size, size), or float32 (B, size, size) of ``bands``.
+
+    It draws nothing from ``rng`` if ``scale`` is 1.
+    """
+    return crop_and_resize(data, size, random_part(size, rng, scale), max_pixels, bands)
 
 
 def random_part(size: int, rng: random.Random, scale: float) -> SeenPart:
@@ -97,9 +112,7 @@ def random_part(size: int, rng: random.Random, scale: float) -> SeenPart:
     return SeenPart(lambda wide, high: align_box(random_box(wide, high, scale, rng), size))
 
 
-def flip_and_turn(
-    pixels: NDArray[np.uint8], rng: random.Random, *, hflip: bool, vflip: bool, rot90: bool
-) -> NDArray[np.uint8]:
+def flip_and_turn(pixels: NDArray[Any], rng: random.Random, *, hflip: bool, vflip: bool, rot90: bool) -> NDArray[Any]:
     """Random flips and quarter turns of (C, S, S). They are views: the pixels are copied once, into the batch."""
     return turn_pixels(pixels, draw_turn(rng, hflip=hflip, vflip=vflip, rot90=rot90))
 
@@ -119,9 +132,14 @@ def turn_pixels(pixels: NDArray[np.uint8], turn: Turn) -> NDArray[np.uint8]:
     return rotate(pixels, turn.quarters)
 
 
-def eval_transform(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Largest centred square, resized: uint8 (3, size, size). Raises BadSample as ``train_transform`` does."""
-    return np.ascontiguousarray(crop_and_resize(data, size, centred_square, max_pixels))
+def eval_transform(
+    data: bytes, size: int, *, max_pixels: int = MAX_PIXELS, bands: Sequence[str] | None = None
+) -> NDArray[Any]:
+    """Largest centred square, resized: uint8 (3, size, size), or float32 (B, size, size) of ``bands``.
+
+    Raises BadSample as ``train_transform`` does.
+    """
+    return np.ascontiguousarray(crop_and_resize(data, size, centred_square, max_pixels, bands))
 
 
 def centred_square(width: int, height: int) -> Box:
@@ -167,8 +185,16 @@ def decoding_scale(box: Box, size: int, width: int, height: int) -> int:
     return math.gcd(step, *inner)
 
 
-def crop_and_resize(data: bytes, size: int, choose: Callable[[int, int], Box], max_pixels: int) -> NDArray[np.uint8]:
-    """Returns the box that ``choose`` picks from (width, height), as uint8 (3, size, size). Raises BadSample."""
+def crop_and_resize(
+    data: bytes, size: int, choose: Callable[[int, int], Box], max_pixels: int, bands: Sequence[str] | None = None
+) -> NDArray[Any]:
+    """Returns the box that ``choose`` picks from (width, height), as uint8 (3, size, size). Raises BadSample.
+
+    With ``bands`` it is float32 (B, size, size).
+    """
+    if bands is not None:
+        planes = torch.from_numpy(read_bands(data, bands, choose, max_pixels))[None]
+        return interpolate(planes, (size, size), mode="bicubic", antialias=True).numpy()[0]
     box = None
     plain = jpeg_size(data)
     if plain:
@@ -194,7 +220,7 @@ def resize_crop(pixels: NDArray[np.uint8], box: Box, step: int, size: int) -> ND
     return interpolate(channels_last, (size, size), mode="bicubic", antialias=True).numpy()[0]
 
 
-def rotate(pixels: NDArray[np.uint8], quarters: int) -> NDArray[np.uint8]:
+def rotate(pixels: NDArray[Any], quarters: int) -> NDArray[Any]:
     """Returns a view of (C, S, S), rotated counter-clockwise by 0 to 3 quarters, as ``np.rot90`` does."""
     if quarters == 2:
         return pixels[:, ::-1, ::-1]

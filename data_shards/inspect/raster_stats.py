@@ -4,12 +4,15 @@
     draw_rasters(figures)                        # PNG: a map of the footprints, and a histogram for each band
 
 Values are measured ones: a pixel p of a tile whose black and white are low and high stands for
-low + p / 255 * (high - low). They come from the packed JPEGs, so values outside of the range are at its ends.
+low + p / 255 * (high - low). They come from the packed JPEGs, so values outside of the range are at its ends. TIFFs
+hold the values themselves, of all bands, and only their valid pixels count. Mean and deviation of these are what a
+model of bands normalises by (data.statistics).
 """
 
 from __future__ import annotations
 
 import io
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -21,11 +24,13 @@ from numpy.typing import NDArray
 from priorclip.common.printable import figure_text, one_line
 from priorclip.data_shards.format.place import bounds, place_of_info, polygons
 from priorclip.data_shards.format.sample import BadSample, Sample
-from priorclip.data_shards.images.decode import open_image, upright_rgb
+from priorclip.data_shards.images.decode import MAX_PIXELS, open_image, upright_rgb
+from priorclip.data_shards.rasters.band_file import read_measured
+from priorclip.data_shards.rasters.layout import TIFF
 from priorclip.data_shards.shards import ShardSet
 
 LOOK, MAP, PIXELS = 64, 5000, 300  # samples that tell whether there are rasters, that the map shows, that are decoded
-BINS = 64
+BINS, EACH = 64, 1 << 14  # of a histogram; pixels of a sample that count
 COLOURS = {"red": "#c0392b", "green": "#27834a", "blue": "#2a6f97", "nir": "#7d3c98"}
 OTHERS = ("#444444", "#b9770e", "#117a65", "#7f8c8d", "#6e2c00", "#1f618d", "#d68fb1")
 
@@ -86,27 +91,53 @@ def band_figures(shards: ShardSet, samples: Sequence[int]) -> dict[str, dict[str
     for sample in samples:
         try:
             entry = shards.read(sample)
-            names, ranges, kind = bands_of(entry.info.get("raster"))
-            with open_image(entry.image) as image:
-                pixels = np.asarray(upright_rgb(image), np.float32)[::2, ::2]
+            found = measured_bands(entry) if entry.image.startswith(TIFF) else scaled_bands(entry)
         except BadSample:
             continue
-        for channel, name in enumerate(names):
-            low, high = ranges[channel]
-            values[name, kind].append((low + pixels[..., channel] / 255 * (high - low)).ravel())
+        for key, plane in found:
+            values[key].append(plane)
     types = Counter(name for name, _ in values)
-    found = {}
+    figures = {}
     for (name, kind), parts in values.items():
         together = np.concatenate(parts)
         counts, edges = np.histogram(together, BINS)
-        found[name if types[name] == 1 else f"{name}, {kind}"] = {
+        figures[name if types[name] == 1 else f"{name}, {kind}"] = {
             "type": kind,
             "mean": float(together.mean(dtype=np.float64)),
             "deviation": float(together.std(dtype=np.float64)),
             "edges": edges.tolist(),
             "counts": counts.tolist(),
         }
-    return found
+    return figures
+
+
+Planes = list[tuple[tuple[str, str], NDArray[np.floating]]]  # name and type of a band, its values
+
+
+def scaled_bands(entry: Sample) -> Planes:
+    """Returns the measured values that the pixels of a scaled picture stand for. Raises BadSample."""
+    names, ranges, kind = bands_of(entry.info.get("raster"))
+    with open_image(entry.image) as image:
+        pixels = thinned(np.asarray(upright_rgb(image), np.float32))
+    return [
+        ((name, kind), (low + pixels[..., channel] / 255 * (high - low)).ravel())
+        for channel, (name, (low, high)) in enumerate(zip(names, ranges, strict=True))
+    ]
+
+
+def measured_bands(entry: Sample) -> Planes:
+    """Returns the valid values of each band of a TIFF. Raises BadSample."""
+    planes, valid, names = read_measured(entry.image, None, lambda wide, high: (0, 0, wide, high), MAX_PIXELS)
+    facts = entry.info.get("raster")
+    kind = str(facts.get("type", "")) if isinstance(facts, dict) else ""
+    chosen = thinned(valid)
+    return [((name, kind), thinned(plane)[chosen]) for name, plane in zip(names, planes, strict=True)]
+
+
+def thinned(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Returns every n-th pixel of every n-th row, at most about EACH of them."""
+    step = max(1, math.isqrt(pixels.shape[0] * pixels.shape[1] // EACH))
+    return pixels[::step, ::step]
 
 
 def bands_of(raster: Any) -> tuple[list[str], list[tuple[float, float]], str]:

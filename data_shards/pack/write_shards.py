@@ -49,6 +49,7 @@ from priorclip.data_shards.pack.unfinished_folder import (
     write_shard_record,
 )
 from priorclip.data_shards.pack.worker_pool import TaskShare, WorkerPool
+from priorclip.data_shards.rasters.band_file import read_measured
 from priorclip.data_shards.rasters.values import DEFAULT, ValueRule
 from priorclip.data_shards.sources import Record, load, templates
 
@@ -75,6 +76,7 @@ class PackPlan:
         near_duplicates: number of bits (of 64) that perceptual hashes may differ in; None compares bytes only
         values: how measurements become 8 bits
         needs_text: leave out images without caption and label; without it they are packed, to be indexed and searched
+        image_format: jpeg for 8-bit pictures, tiff if the records' images are TIFFs of measured values, which are kept
     """
 
     prefix: str = "shard"
@@ -89,6 +91,7 @@ class PackPlan:
     near_duplicates: int | None = None
     values: ValueRule = DEFAULT
     needs_text: bool = True
+    image_format: str = "jpeg"
 
 
 def pack(
@@ -312,6 +315,9 @@ def encode_image(data: bytes, plan: PackPlan) -> tuple[str, bytes, int, int, dic
     It always decodes the image, so that each packed image can be read. ``raster`` says how measurements became 8 bits,
     and is empty for an ordinary picture.
     """
+    if plan.image_format == "tiff":
+        planes, _, _ = read_measured(data, None, lambda wide, high: (0, 0, wide, high), plan.max_pixels)
+        return "tif", data, planes.shape[2], planes.shape[1], {}
     with open_image(data, plan.max_pixels, plan.values) as image:
         facts = image.info.get("raster", {})
         check_complete(data)

@@ -2,6 +2,7 @@
 
     with open_bytes(data) as dataset: ...            a TIFF, JPEG 2000 or PNG in memory
     with open_file(Path("scenes/a.tif")) as dataset: ...   a file below a folder of the user
+    with open_url("https://host/a.tif") as dataset: ...    a TIFF of a server, of which only the needed blocks are read
 
 Only the drivers of DRIVERS are used, and VRT after virtual.py has checked what it names. GDAL looks for no neighbours
 (.aux.xml, .ovr), and keeps CACHE bytes of blocks. A file whose single block would take more than BLOCK bytes is
@@ -22,9 +23,11 @@ from typing import Any
 
 import numpy as np
 
+from priorclip.common.url_secrets import mask_urls
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.images.decoding_work import check_scene
 from priorclip.data_shards.rasters.virtual import checked_vrt
+from priorclip.data_shards.remote.urls import public_url
 
 ADVICE = "pip install 'priorclip-pretraining[geo]' reads it"
 DRIVERS = ["GTiff", "JP2OpenJPEG", "PNG"]
@@ -42,6 +45,10 @@ SETTINGS = {
     "GDAL_HTTP_TIMEOUT": "60",
     "GDAL_HTTP_CONNECTTIMEOUT": "20",
     "GDAL_HTTP_MAX_RETRY": "3",
+    "GDAL_HTTP_RETRY_DELAY": "1",
+    "GDAL_HTTP_LOW_SPEED_TIME": "30",
+    "GDAL_HTTP_LOW_SPEED_LIMIT": "1",
+    "GDAL_HTTP_NETRC": "NO",
     "CPL_VSIL_CURL_USE_HEAD": "NO",
     "PROJ_NETWORK": "OFF",
 }
@@ -68,7 +75,7 @@ def gdal_errors(name: str) -> Iterator[None]:
             if isinstance(error, BadSample):
                 raise
             cause = error.__cause__ or error
-            raise BadSample("unreadable image", f"{name}: {type(cause).__name__}: {cause}") from error
+            raise BadSample("unreadable image", mask_urls(f"{name}: {type(cause).__name__}: {cause}")) from error
 
 
 @contextmanager
@@ -105,6 +112,19 @@ def open_plain(path: Path) -> Iterator[Any]:
         raise BadSample("missing file", str(path))
     check_work_of_tiles(path)
     with gdal_errors(path.name), DatasetReader(str(path.absolute()), driver=DRIVERS, sharing=False) as dataset:
+        check_blocks(dataset)
+        yield dataset
+
+
+@contextmanager
+def open_url(url: str) -> Iterator[Any]:
+    """Opens a TIFF of a server that answers requests for ranges. Raises BadSample, as ``open_file``.
+
+    Only a user's command line may give the URL. GDAL reads the header, and the blocks of the windows that are read.
+    """
+    from rasterio.io import DatasetReader
+
+    with gdal_errors(public_url(url)), DatasetReader(f"/vsicurl/{url}", driver=["GTiff"], sharing=False) as dataset:
         check_blocks(dataset)
         yield dataset
 
@@ -152,8 +172,8 @@ def bands_together(dataset: Any) -> int:
     return dataset.count if dataset.interleaving is not None and dataset.interleaving.name == "pixel" else 1
 
 
-def work_of(dataset: Any, width: int, height: int) -> int:
-    """Returns the bytes that GDAL unpacks at most for a window of this size, for three bands."""
+def work_of(dataset: Any, width: int, height: int, bands: int = 3) -> int:
+    """Returns the bytes that GDAL unpacks at most for a window of this size, for so many bands."""
     high, wide = dataset.block_shapes[0]
     across, down = (
         min(-(-side // block) + 1, -(-whole // block))
@@ -161,4 +181,4 @@ def work_of(dataset: Any, width: int, height: int) -> int:
     )
     together = bands_together(dataset)
     itemsize = max(np.dtype(kind).itemsize for kind in dataset.dtypes)
-    return across * wide * down * high * itemsize * (together if together > 1 else min(3, dataset.count))
+    return across * wide * down * high * itemsize * (together if together > 1 else min(bands, dataset.count))

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.rasters.values import SENSORS, ValueRule, find_ranges, has_data, to_bytes
+from priorclip.data_shards.rasters.values import ALL, SENSORS, ValueRule, find_ranges, has_data, to_bytes
 
 STRIP = 1 << 20  # pixels that are in memory at a time
 SAMPLE = 1 << 22  # pixels of a scene that the percentiles are made of; a scene with fewer pixels is read whole
@@ -64,6 +64,8 @@ class Scene:
         measured = [at for at, kind in enumerate(kinds, 1) if kind != ColorInterp.alpha]
         if not measured:
             raise BadSample("unsupported raster", "its only band is alpha")
+        if self.rule.bands == ALL:
+            return tuple(measured)
         if self.rule.bands is not None and self.palette is None:
             return tuple(self._number(name) for name in self.rule.bands)
         for wanted in (
@@ -144,14 +146,21 @@ class Scene:
             pixels = to_bytes(values, valid, self.ranges, self.rule.fill)
         return np.broadcast_to(pixels, (*valid.shape, 3)) if pixels.shape[2] == 1 else pixels, float(valid.mean())
 
-    def facts(self, share: float) -> dict[str, Any]:
-        """Returns what KEY.json keeps of the pixels: bands, type, range and the share of valid pixels."""
+    def band_names(self) -> list[str]:
+        """Returns the names of the bands as the file describes them, else by the sensor, else their numbers."""
+        return [self.dataset.descriptions[band - 1] or self._name(band) for band in self.bands]
+
+    def facts(self, share: float, measured: bool = False) -> dict[str, Any]:
+        """Returns what KEY.json keeps of the pixels: bands, type, the share of valid pixels, and the range.
+
+        ``measured`` says that the values are kept, so that they have no range.
+        """
         facts: dict[str, Any] = {
-            "bands": [self.dataset.descriptions[band - 1] or self._name(band) for band in self.bands],
+            "bands": self.band_names(),
             "type": self.dataset.dtypes[self.bands[0] - 1],
             "valid": round(share, 4),
         }
-        if self.ranges is not None:
+        if not measured and self.ranges is not None:
             facts |= {"range": [list(pair) for pair in self.ranges], "range_from": self.rule.how}
         return facts
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+ALL = ("all",)  # bands of a rule: every band that is measured, which alpha is not
 GREY = 128  # of an image whose valid pixels are all equal
 HUGE = 1e30  # a larger magnitude is a marker: -3.4e38, 1e36
 MARKERS = (-9999.0, -99999.0, -32768.0, -32767.0)  # no measurement of signed types has exactly these
@@ -90,7 +91,8 @@ class ValueRule:
         ranges: stated (low, high), one for all bands or one for each; None takes percentiles
         percentiles: percentiles of the valid values that become black and white
         sensor: name in SENSORS, for the names of the bands
-        bands: names or numbers (from 1) of the bands that become red, green and blue, or of one grey band
+        bands: names or numbers (from 1) of the bands that become red, green and blue, or of one grey band; any number
+            of them where measured values are kept, and ALL for all
         fill: grey level of pixels without data
         min_valid: smallest share of valid pixels of a picture; at least one pixel must be valid
     """
@@ -121,8 +123,11 @@ def value_rule(
     bands: str | None = None,
     fill: int = 0,
     min_valid: float = 0.0,
+    measured: bool = False,
 ) -> ValueRule:
     """Returns the rule of the options --value-range, --percentiles, --bands, --fill and --min-valid.
+
+    ``measured`` says that the values are kept, so that there may be any number of bands.
 
     Raises ValueError, which names the option and what it takes.
     """
@@ -133,13 +138,16 @@ def value_rule(
     low, high = number_pair("--percentiles", percentiles)
     if not 0 <= low < high <= 100:
         raise ValueError(f"--percentiles must be two numbers such as 2,98, the first one smaller, not {percentiles!r}")
-    names = None
-    if bands is not None:
+    names: tuple[str, ...] | None = ALL if measured else None
+    if bands is not None and not (measured and bands.strip() == ALL[0]):
         names = COMBINATIONS.get(bands.strip()) or tuple(name.strip() for name in bands.split(","))
-        if len(names) not in (1, 3) or not all(names):
+        if measured and (not all(names) or len(set(names)) < len(names)):
+            raise ValueError(f"--bands must be different names or numbers, such as red,green,blue,nir, not {bands!r}")
+        if not measured and (len(names) not in (1, 3) or not all(names)):
             known = ", ".join(COMBINATIONS)
             raise ValueError(
-                f"--bands must be one or three, such as red,green,blue or 4,3,2, or {known}, not {bands!r}"
+                f"--bands must be one or three, such as red,green,blue or 4,3,2, or {known}, not {bands!r} "
+                "(--image-format tiff takes any number)"
             )
     sensor: str | None = None
     ranges: tuple[tuple[float, float], ...] | None = None

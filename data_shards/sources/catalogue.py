@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from priorclip.data_shards.format.class_names import normalized, unique_classes
 from priorclip.data_shards.order.hashing import hash_integers, permutation
-from priorclip.data_shards.rasters.values import ValueRule, value_rule
+from priorclip.data_shards.rasters.values import ALL, SENSORS, ValueRule, value_rule
 from priorclip.data_shards.rasters.vector import read_vector
 from priorclip.data_shards.sources.benchmark import karpathy, precomp
 from priorclip.data_shards.sources.bigearthnet import bigearthnet
-from priorclip.data_shards.sources.drawing import synthetic
+from priorclip.data_shards.sources.drawing import DRAWN_BANDS, synthetic
 from priorclip.data_shards.sources.fmow import fmow
 from priorclip.data_shards.sources.folder import imagefolder, millionaid
 from priorclip.data_shards.sources.kept_columns import kept_columns
@@ -61,16 +61,50 @@ def _drawn(config: PackConfig) -> list[Record]:
             f"--max-side {config.max_side} would shrink the images and not their masks: draw them with --size "
             f"{config.max_side}"
         )
-    quality = config.quality or DRAWN_QUALITY
-    return synthetic(config.count, config.seed, config.size, config.captions, config.first_index, quality, config.masks)
+    quality, bands = config.quality or DRAWN_QUALITY, drawn_bands(config)
+    return synthetic(
+        config.count, config.seed, config.size, config.captions, config.first_index, quality, config.masks,
+        bands=bands, artificial_plants=config.artificial_plants,
+    )  # fmt: skip
+
+
+def drawn_bands(config: PackConfig) -> tuple[str, ...] | None:
+    """Returns the bands of drawn TIFFs, or None for JPEGs. Raises ValueError for bands that nobody draws."""
+    if not keeps_values(config):
+        if config.bands is not None:
+            raise ValueError("--source synthetic draws JPEGs of red, green and blue: --bands needs --image-format tiff")
+        return None
+    if config.masks:
+        raise ValueError("--masks needs --image-format jpeg")
+    chosen = rule_of(config).bands
+    names = DRAWN_BANDS if chosen is None or chosen == ALL else chosen
+    if unknown := [name for name in names if name not in DRAWN_BANDS]:
+        raise ValueError(f"--bands: {', '.join(unknown)} is not drawn, only {', '.join(DRAWN_BANDS)}")
+    return names
 
 
 def _tiles(config: PackConfig) -> list[Record]:
     rule, quality = rule_of(config), config.quality or DRAWN_QUALITY
     if not 0 <= config.max_bad_share <= 1:
         raise ValueError(f"--max-bad-share must be a share, 0 to 1, not {config.max_bad_share}")
-    texts = tile_texts(config)
-    return raster(str(config.images), rule, config.tile, config.stride, quality, texts, config.max_bad_share)
+    texts, measured = tile_texts(config), keeps_values(config)
+    return raster(config.images or "", rule, config.tile, config.stride, quality, texts, config.max_bad_share, measured)
+
+
+def keeps_values(config: PackConfig) -> bool:
+    """Tells whether images are TIFFs of measured values. Raises ValueError for options that contradict."""
+    if config.image_format not in ("jpeg", "tiff"):
+        raise ValueError(f"--image-format must be jpeg or tiff, not {config.image_format!r}")
+    if config.image_format == "jpeg":
+        return False
+    default = {item.name: item.default for item in fields(config)}
+    given = [flag(name) for name in ("max_side", "quality", "percentiles", "fill") if
+             getattr(config, name) != default[name]]  # fmt: skip
+    if config.value_range is not None and config.value_range not in SENSORS:
+        given.append("--value-range LOW,HIGH (the name of a sensor gives the bands their names)")
+    if given:
+        raise ValueError(f"--image-format tiff keeps the measured values, so it does not take {', '.join(given)}")
+    return True
 
 
 def tile_texts(config: PackConfig) -> TextSource:
@@ -98,7 +132,8 @@ def rule_of(config: PackConfig) -> ValueRule:
     least = config.min_valid
     if least is None:
         least = TILE_VALID if config.source == "raster" else 0.0
-    return value_rule(config.value_range, config.percentiles, config.bands, config.fill, least)
+    kept = keeps_values(config)
+    return value_rule(config.value_range, config.percentiles, config.bands, config.fill, least, kept)
 
 
 def _karpathy(config: PackConfig) -> list[Record]:
@@ -148,7 +183,9 @@ def _parquet(config: PackConfig) -> list[Record]:
 
 
 SOURCES: dict[str, Source] = {
-    "synthetic": Source(_drawn, takes=("count", "size", "captions", "first_index", "masks")),
+    "synthetic": Source(
+        _drawn, takes=("count", "size", "captions", "first_index", "masks", "image_format", "artificial_plants")
+    ),
     "csv": Source(_csv, ("csv", "images"), ("split", "caption_field", "keep_columns")),
     "rs5m": Source(_rs5m, ("csv", "images"), ("split", "caption_field", "keep_columns")),
     "skyscript": Source(_skyscript, ("csv", "images"), ("caption_field", "keep_columns")),
@@ -163,7 +200,7 @@ SOURCES: dict[str, Source] = {
         _parquet, ("parquet",), ("images", "split", "image_field", "caption_field", "label_field", "keep_columns")
     ),
     "imagefolder": Source(lambda config: imagefolder(str(config.images), config.split), ("images",), ("split",)),
-    "raster": Source(_tiles, ("images",), ("tile", "stride", "vector", "layer", "csv", *RASTER_TEXTS)),
+    "raster": Source(_tiles, ("images",), ("tile", "stride", "vector", "layer", "csv", "image_format", *RASTER_TEXTS)),
     "millionaid": Source(lambda config: millionaid(str(config.images), config.split), ("images",), ("split",)),
     "fmow": Source(
         lambda config: fmow(str(config.images), config.split, config.fmow_kind, config.crop_margin),

@@ -73,13 +73,13 @@ class Prepared(NamedTuple):
     """A sample as it enters a batch.
 
     Args:
-        pixels: uint8 (3, S, S), or (4, S, S) with its mask
+        pixels: uint8 (3, S, S), or float32 (B, S, S) of data.bands; one channel more with its mask
         label: label id, -1 for none
         caption: "" for none
         boxes: float32 (n, 4) in pixels, or None
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     label: int
     caption: str
     boxes: Boxes | None
@@ -157,7 +157,9 @@ class BatchFetcher(Dataset):
         """Returns one batch with the keys of ShardStream; ``bad_rows`` lists the replaced samples."""
         bad_rows: list[dict[str, str]] = []
         size = self.config.side
-        images = pixel_buffer((len(positions), 3, size, size))
+        bands = self.config.bands
+        channels, dtype = (3, torch.uint8) if bands is None else (len(bands), torch.float32)
+        images = pixel_buffer((len(positions), channels, size, size), dtype)
         pixels = images.numpy()
         captions, labels, ids = [], [], []
         kind = self.truths.kind if self.truths else None
@@ -168,9 +170,9 @@ class BatchFetcher(Dataset):
         prefetch_samples(self.source, (sample for sample in coming if sample not in self.kept))
         for row, (position, draw) in enumerate(zip(positions, draws, strict=True)):
             sample, made = self.fetch(position, draw, bad_rows)
-            pixels[row] = made.pixels[:3]
+            pixels[row] = made.pixels[:channels]
             if kind == "masks":
-                masks[row] = made.pixels[3]
+                masks[row] = made.pixels[channels]
             elif made.boxes is not None:
                 boxes.append(made.boxes)
             ids.append(sample)
@@ -217,7 +219,7 @@ class BatchFetcher(Dataset):
         pixels, boxes = self.augment(sample, rng) if self.train else (sample.pixels, sample.boxes)
         return Prepared(pixels, sample.label, caption, boxes)
 
-    def augment(self, sample: DecodedSample, rng: random.Random) -> tuple[NDArray[np.uint8], Boxes | None]:
+    def augment(self, sample: DecodedSample, rng: random.Random) -> tuple[NDArray[Any], Boxes | None]:
         """Flips and turns an image and its truth, and changes its colours and shape, as the config says."""
         config, more = self.config, self.config.randaugment
         turn = draw_turn(rng, hflip=config.hflip, vflip=config.vflip, rot90=config.rot90)
@@ -246,15 +248,15 @@ class BatchFetcher(Dataset):
         name = self.config.caption_field
         return sample.texts(name) if donor == index else self.source.captions(donor, name)
 
-    def decode(self, data: bytes, rng: random.Random) -> tuple[NDArray[np.uint8], SeenPart]:
+    def decode(self, data: bytes, rng: random.Random) -> tuple[NDArray[Any], SeenPart]:
         """Returns the resized image and the part of it that it shows: a random crop in training. Raises BadSample."""
         config = self.config
         part = random_part(config.side, rng, config.scale) if self.train else SeenPart(centred_square)
-        return crop_and_resize(data, config.side, part, config.max_pixels), part
+        return crop_and_resize(data, config.side, part, config.max_pixels, config.bands), part
 
 
 def with_truth(sample: DecodedSample, truths: Truths | None, index: int, part: SeenPart) -> DecodedSample:
-    """Returns the sample with its mask as a fourth channel, or its boxes, if there are truths. Raises BadSample."""
+    """Returns the sample with its mask as one more channel, or its boxes, if there are truths. Raises BadSample."""
     if truths is None:
         return sample
     if truths.kind == "boxes":
@@ -287,12 +289,12 @@ def choose_caption(texts: list[str], draw: float, number: int | None) -> str:
     return texts[int(draw * len(texts)) if number is None else number % len(texts)]
 
 
-def pixel_buffer(shape: tuple[int, ...]) -> torch.Tensor:
-    """Returns an uninitialized uint8 tensor; in a worker it is in shared memory, which saves a later copy."""
+def pixel_buffer(shape: tuple[int, ...], kind: torch.dtype = torch.uint8) -> torch.Tensor:
+    """Returns an uninitialized tensor; in a worker it is in shared memory, which saves a later copy."""
     if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # as torch's default_collate does
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+        return torch.empty(shape, dtype=kind)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * kind.itemsize)  # as torch's default_collate does
+    return torch.empty(0, dtype=kind).set_(storage).view(shape)
 
 
 def prefetch_samples(source: Any, samples: Iterable[int], images: bool = True) -> None:

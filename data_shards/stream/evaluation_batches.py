@@ -2,6 +2,7 @@
 
     batches = eval_batches(shards, tokenizer, 224, 64, rank, world_size)
     for batch in batches.images(): ...   # images uint8 (b, 3, S, S), index (b,), labels (b,)
+                                         # with bands: images float32 (b, B, S, S), measured values
     for batch in batches.texts(): ...    # input_ids, attention_mask (b, T), index (b,), image_index (b,)
     batches.text_image                   # (captions,) the image index of each caption
 
@@ -13,10 +14,11 @@ all ranks make the same collectives.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from priorclip.common.output import get_logger
@@ -49,13 +51,16 @@ class ImageFetcher(Dataset):
         max_pixels: int,
         skip_bad: bool,
         truth: Kind | None = None,
+        bands: Sequence[str] | None = None,
     ) -> None:
         self.source, self.size, self.max_pixels, self.skip_bad = source, size, max_pixels, skip_bad
+        self.bands = None if bands is None else tuple(bands)
         self.class_ids = ClassIds(classes)
         self.truths = Truths(source, truth, size, max_pixels) if truth else None
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        images = np.zeros((len(indices), 3, self.size, self.size), np.uint8)
+        channels, dtype = (3, np.uint8) if self.bands is None else (len(self.bands), np.float32)
+        images: NDArray[Any] = np.zeros((len(indices), channels, self.size, self.size), dtype)
         labels = np.full(len(indices), -1, np.int64)
         kept = np.array(indices, dtype=np.int64)
         kind = self.truths.kind if self.truths else None
@@ -68,7 +73,7 @@ class ImageFetcher(Dataset):
             try:
                 sample = self.source.read(index)
                 part = SeenPart(centred_square)
-                images[row] = crop_and_resize(sample.image, self.size, part, self.max_pixels)
+                images[row] = crop_and_resize(sample.image, self.size, part, self.max_pixels, self.bands)
                 if self.truths and kind == "masks":
                     masks[row] = self.truths.mask(index, part)[0]
                 elif self.truths:
@@ -141,7 +146,7 @@ class EvalBatches:
         return [self.source.name(index)[1] for index in range(len(self.source))]
 
     def images(self, title: str = "images") -> Iterator[dict[str, torch.Tensor]]:
-        """Yields images uint8 (b, 3, S, S), index int64 (b,), labels int64 (b,); as many batches on all ranks.
+        """Yields images as the fetcher gives them, index int64 (b,), labels int64 (b,); as many batches on all ranks.
 
         With a truth it also yields masks uint8 (b, S, S), or boxes float32 (b, n, 4), as ShardStream does.
 
@@ -172,7 +177,7 @@ class EvalBatches:
                 progress.update(min(self.batch_size * self.world_size, total - progress.done))
 
     def pixels(self, images: list[int]) -> torch.Tensor:
-        """Reads a few images in this process: uint8 (n, 3, S, S)."""
+        """Reads a few images in this process: uint8 (n, 3, S, S), or float32 (n, B, S, S) of bands."""
         return self.fetcher.__getitems__(images)["images"]
 
     def scenes(self, images: list[int]) -> list[str]:
@@ -201,6 +206,7 @@ def eval_batches(
     skip_bad: bool = False,
     max_pixels: int = MAX_PIXELS,
     truth: Kind | None = None,
+    bands: Sequence[str] | None = None,
 ) -> EvalBatches:
     """Returns batches for an evaluation: every image once, as the centred square, with all its captions.
 
@@ -217,13 +223,14 @@ def eval_batches(
             not comparable
         max_pixels: images with more pixels are bad
         truth: also yield the masks or the boxes of the images, see truths.py
+        bands: bands of TIFFs of measured values, in the order of the channels; None reads pictures
 
     Raises:
         ValueError: an image is bad, a sample has no caption, or there is no such truth; it names the sample
     """
     samples = source if hasattr(source, "read") else RecordSet(list(source))  # type: ignore[arg-type]
     names = classes if classes is not None else samples.classes  # type: ignore[union-attr]
-    fetcher = ImageFetcher(samples, image_size, names, max_pixels, skip_bad, truth)  # type: ignore[arg-type]
+    fetcher = ImageFetcher(samples, image_size, names, max_pixels, skip_bad, truth, bands)  # type: ignore[arg-type]
     return EvalBatches(
         samples,  # type: ignore[arg-type]
         tokenizer,

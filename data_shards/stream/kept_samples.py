@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,14 @@ class DecodedSample:
     """A sample before its augmentation.
 
     Args:
-        pixels: uint8 (3, S, S), resized; with a mask, if the training reads masks, (4, S, S)
+        pixels: uint8 (3, S, S), resized; with data.bands float32 (B, S, S). A training that reads masks has the mask as
+            one more channel
         texts: its captions; empty without a tokenizer
         label: label id, -1 for none
         boxes: float32 (n, 4), if the training reads boxes
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     texts: list[str]
     label: int
     boxes: NDArray[np.float32] | None = None

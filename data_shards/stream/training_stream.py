@@ -37,7 +37,7 @@ class ShardStream:
     """Batches of one rank, without end or for a number of epochs.
 
     Each batch is a dict, b = global_batch / world_size:
-        images: uint8 (b, 3, S, S), not normalised
+        images: uint8 (b, 3, S, S), not normalised; with data.bands float32 (b, B, S, S), measured values
         input_ids, attention_mask: int64 (b, T); absent without a tokenizer
         labels: int64 (b,), index in the classes, -1 for none
         image_ids: int64 (b,), sample indices; the same for all captions of an image

@@ -50,10 +50,11 @@ MATERIALS: dict[str, Material] = {
 
 @dataclass(frozen=True)
 class Fill:
-    """A texture that knows how much near infrared it reflects, as a share of the light, on average."""
+    """A texture that knows how much near infrared it reflects, as a share of the light, on average, and what lives."""
 
     paint: Texture
     infrared: float
+    plant: bool = False
 
     def __call__(self, grid: Grid, rng: Rng) -> Picture:
         return self.paint(grid, rng)
@@ -75,6 +76,9 @@ INFRARED: dict[str, float] = {
     "desert": 0.40,
 }
 WATER, LEAVES, TURF, DUNES, SLOPES = 0.02, 0.44, 0.46, 0.40, 0.25
+SOIL = 0.24  # of a field without plants
+PLASTIC = 0.14  # of artificial plants, whose green is paint
+PLANTS = ("grass", "lawn", "dry grass")  # materials; a Fill says it itself
 
 
 def _speckled(tone: Rgb, other: Rgb, mix: Plane, light: Plane) -> Picture:
@@ -124,7 +128,7 @@ def canopy(dark: Rgb = (40, 66, 36), light: Rgb = (88, 118, 58), jitter: float =
         level *= 1 + 0.07 * patch("grain", grid.size, rng)
         return _speckled(_drifted(dark, rng, 6), _drifted(light, rng, 8), 0.25 + 0.6 * tone, level)
 
-    return Fill(fill, LEAVES)
+    return Fill(fill, LEAVES, plant=True)
 
 
 def _relief(height: Plane, grid: Grid) -> Plane:
@@ -151,7 +155,7 @@ def crop(
         light = 1 + depth * furrow - 0.10 * tractor + 0.04 * patch("grain", grid.size, rng)
         return _speckled(_drifted(tone, rng, 7), _drifted(other, rng, 7), mix, light)
 
-    return Fill(fill, infrared)
+    return Fill(fill, infrared, plant=infrared > SOIL)
 
 
 def mown(tone: Rgb, other: Rgb, heading: float, stripes: float = 18.0) -> Texture:
@@ -163,7 +167,7 @@ def mown(tone: Rgb, other: Rgb, heading: float, stripes: float = 18.0) -> Textur
         light = 1 + 0.03 * patch("mottle", grid.size, rng) + 0.03 * patch("grain", grid.size, rng)
         return _speckled(_drifted(tone, rng, 5), _drifted(other, rng, 5), mix, light)
 
-    return Fill(fill, TURF)
+    return Fill(fill, TURF, plant=True)
 
 
 def dunes(tone: Rgb, other: Rgb, heading: float, ridges: float = 7.0) -> Texture:
@@ -219,7 +223,7 @@ CROPS: dict[str, tuple[Rgb, Rgb]] = {
 }
 
 
-CROP_INFRARED = {"green": 0.42, "yellow": 0.33, "brown": 0.24}
+CROP_INFRARED = {"green": 0.42, "yellow": 0.33, "brown": SOIL}
 
 
 def field_of(rng: Rng, colour: str, heading: float) -> Texture:
@@ -248,9 +252,9 @@ def texture(material: str | Texture, grid: Grid, rng: Rng) -> Picture:
     return plain(MATERIALS[material], grid, rng)
 
 
-def infrared_of(material: str | Texture) -> float:
-    """Returns the share of near infrared that a material reflects, on average."""
+def infrared_of(material: str | Texture, artificial: bool = False) -> float:
+    """Returns the share of near infrared that a material reflects, on average; ``artificial`` makes plants plastic."""
     fill = NAMED.get(material, material) if isinstance(material, str) else material
     if isinstance(fill, Fill):
-        return fill.infrared
-    return INFRARED[str(fill)]
+        return PLASTIC if artificial and fill.plant else fill.infrared
+    return PLASTIC if artificial and fill in PLANTS else INFRARED[str(fill)]

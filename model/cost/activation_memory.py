@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from priorclip.model.build import build_model
 from priorclip.model.config import ModelConfig
+from priorclip.model.encoders.bands import blank_images
 from priorclip.model.without_memory import without_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -137,7 +138,7 @@ def peaks_of_pass(model: Any, batch: int) -> list[int]:
     with LiveBytes() as live:
         for tensor in (*model.parameters(), *model.buffers()):
             live.exclude(tensor)
-        images = torch.zeros((batch, 3, side, side), dtype=torch.uint8)
+        images = blank_images(batch, side, model.config.vision.bands)
         tokens = torch.zeros((batch, length), dtype=torch.long)
         live.all_gradients = sum(parameter.nbytes for parameter in trained)
         hooks = [parameter.register_post_accumulate_grad_hook(live.add_gradient) for parameter in trained]

@@ -11,12 +11,14 @@ is added here. Elementwise operations do not count, as is usual.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from priorclip.model.encoders.bands import blank_images
 
 
 def cpu_attention(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
@@ -39,18 +41,21 @@ def count_flops() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
 
 
-def training_flops(build: Callable[[], nn.Module], side: int, text_length: int | None = None) -> float:
+def training_flops(
+    build: Callable[[], nn.Module], side: int, text_length: int | None = None, bands: Sequence[str] | None = None
+) -> float:
     """Returns FLOPs of one sample in training, forward and backward, without data or weights.
 
     Args:
         build: builds the model on torch's current device; frozen parts get no backward pass
         side: of the images, pixels
         text_length: tokens of a caption; None for a model of images only
+        bands: bands of the images; None for pictures
     """
     count = 2  # batch norms need more than one sample
     with torch.device("meta"):
         model = build().train()
-        inputs = [torch.zeros((count, 3, side, side), dtype=torch.uint8)]
+        inputs = [blank_images(count, side, bands)]
         if text_length is not None:
             tokens = torch.zeros((count, text_length), dtype=torch.long)
             inputs += [tokens, torch.ones_like(tokens)]

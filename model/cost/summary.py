@@ -22,6 +22,7 @@ from priorclip.model.config import ModelConfig
 from priorclip.model.cost.activation_memory import Point, activation_curve
 from priorclip.model.cost.flops import count_flops, module_flops, total_flops, training_flops
 from priorclip.model.cost.peak_tflops import PEAKS
+from priorclip.model.encoders.bands import blank_images
 from priorclip.model.presets import load_preset
 from priorclip.model.without_memory import without_memory
 
@@ -129,13 +130,13 @@ def pair_flops(config: ModelConfig, side: int) -> float:
     def build() -> nn.Module:
         return build_model(without_weights(copy.deepcopy(config)))
 
-    return training_flops(build, side, config.text.context_length)
+    return training_flops(build, side, config.text.context_length, config.vision.bands)
 
 
 def forward_flops(model: Any) -> tuple[dict[str, int], dict[str, int]]:
     """Returns FLOPs by module of one image and of one text; the empty name is the whole model."""
     side, length = model.config.vision.image_size, model.config.text.context_length
-    images = torch.zeros((1, 3, side, side), dtype=torch.uint8, device="meta")
+    images = blank_images(1, side, model.config.vision.bands, "meta")
     tokens = torch.zeros((1, length), dtype=torch.long, device="meta")
     inputs = ({"images": images}, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
     return flops_by_module(model, inputs[0]), flops_by_module(model, inputs[1])

@@ -3,7 +3,8 @@
     FOLDER/config.json                 format version, kind, the resolved configuration (no paths of this machine)
            model.safetensors           all weights, so that loading needs no hub and no weight package
            tokenizer files             copies of those in the tokenizer's folder
-           preprocessor_config.json    what transformers' AutoImageProcessor does before the model: resize, crop, scale
+           preprocessor_config.json    what transformers' AutoImageProcessor does before the model: resize, crop, scale;
+                                       not for a model of bands, because it reads pictures of three colours only
            README.md                   model card with figures
 
     save_pretrained(model.state_dict(), model.config, "runs/demo/export", tokenizer_folder="runs/demo/tokenizer")
@@ -39,7 +40,8 @@ from priorclip.common.hub import fetch_export
 from priorclip.common.output import get_logger
 from priorclip.common.untrusted_json import read_object
 from priorclip.model.build import build_model
-from priorclip.model.config import ModelConfig, SceneConfig, to_dict
+from priorclip.model.config import EncoderConfig, ModelConfig, SceneConfig, to_dict
+from priorclip.model.encoders.bands import widen
 from priorclip.model.encoders.text import resolve
 from priorclip.model.encoders.vision import ImageEncoder, normalisation
 from priorclip.model.encoders.weights import adapt_to_backbone, load_exactly
@@ -85,7 +87,7 @@ def save_pretrained(
             length = None if isinstance(resolved, SceneConfig) else resolved.text.context_length
             copy_tokenizer(Path(tokenizer_folder), aside, length)
         write_json(aside / "config.json", {"format": FORMAT, **for_transformers(resolved), **to_dict(resolved)})
-        write_json(aside / "preprocessor_config.json", preprocessor(resolved))
+        write_preprocessor(aside, resolved)
         text = card or model_card(resolved, state_dict, extra or {})
         (aside / "README.md").write_text(text, encoding="utf-8")
         save_file(
@@ -158,7 +160,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     """Loads the weights of an export folder into a model of its architecture. Raises ValueError if they do not fit.
 
     A PriorCLIP can also start from a plain CLIP (start_from_clip.py). Position embeddings of another image size are
-    resampled.
+    resampled. An encoder of bands can start from one of red, green and blue (model/encoders/bands.py).
     """
     path = Path(folder) / WEIGHTS
     if not path.is_file():
@@ -173,10 +175,40 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     if bias is not None and "logit_bias" not in state:
         log.info("%s was not trained by the sigmoid loss and has no logit_bias: it starts at %.4g", folder, bias)
         state["logit_bias"] = bias
+    stored = read_export_config(Path(folder))
     for name, encoder in model.named_modules():
         if isinstance(encoder, ImageEncoder):
+            state |= widen_colours(state, name, encoder, stored)
             state |= resample_positions(state, f"{name}.model.", encoder)
     load_exactly(model, state, str(path))
+
+
+def widen_colours(
+    state: Mapping[str, Tensor], name: str, encoder: ImageEncoder, stored: ModelConfig | SceneConfig
+) -> dict[str, Tensor]:
+    """Returns the part of a state of red, green and blue that an encoder of bands starts from; else nothing.
+
+    Args:
+        state: of the export
+        name: of the encoder in the model
+        encoder: of the model
+        stored: configuration of the export
+
+    Raises ValueError if the encoder of the export reads other bands than that of the model.
+    """
+    part = "backbone" if isinstance(stored, SceneConfig) else "prior" if name == "prior" else "vision"
+    theirs, ours, prefix = getattr(stored, part).bands, encoder.config.bands, f"{name}.model."
+    if theirs == ours:
+        return {}
+    if theirs is not None:
+        wanted = "pictures of red, green and blue" if ours is None else ", ".join(ours)
+        raise ValueError(f"{part} of the export reads the bands {', '.join(theirs)}, but the model {wanted}")
+    assert ours is not None, "it differs from theirs, which is None"
+    own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not own:
+        return {}  # load_exactly says what is missing
+    log.info("%s: the bands %s start from red, green and blue", encoder.config.name, ", ".join(ours))
+    return {prefix + name: value for name, value in widen(own, encoder.model, encoder.config).items()}
 
 
 def resample_positions(state: Mapping[str, Tensor], prefix: str, encoder: ImageEncoder) -> dict[str, Tensor]:
@@ -205,15 +237,17 @@ def portable(config: ModelConfig | SceneConfig) -> ModelConfig | SceneConfig:
     """Returns the resolved configuration without names of files and folders of this machine."""
     config = copy.deepcopy(config)
     if isinstance(config, SceneConfig):
-        encoders = [config.backbone]
+        encoders = normalised = [config.backbone]
     else:
         encoders = [config.vision, config.prior]
+        normalised = config.normalised_encoders
         config.text = resolve(config.text)
         config.text.weights = config.text.remember = None
         if config.text.name is not None and Path(config.text.name).expanduser().exists():
             config.text.name = None
-    for encoder in encoders:
+    for encoder in normalised:
         encoder.mean, encoder.std = normalisation(encoder)
+    for encoder in encoders:
         encoder.weights = encoder.remember = None
     return config
 
@@ -242,6 +276,26 @@ def copy_tokenizer(source: Path, target: Path, length: int | None) -> None:
             write_json(settings, {**values, "model_max_length": length})
 
 
+def write_preprocessor(folder: Path, config: ModelConfig | SceneConfig, rescale: bool = True) -> None:
+    """Writes preprocessor_config.json; not for a model of bands, because transformers has no processor for them."""
+    if image_encoder(config).bands is None:
+        write_json(folder / "preprocessor_config.json", preprocessor(config, rescale))
+
+
+def image_encoder(config: ModelConfig | SceneConfig) -> EncoderConfig:
+    """Returns the encoder whose bands, size and normalisation an image needs."""
+    return config.backbone if isinstance(config, SceneConfig) else config.vision
+
+
+def refuse_bands(config: ModelConfig | SceneConfig, form: str) -> None:
+    """Raises ValueError for a model of bands, which the format ``form`` cannot hold."""
+    if bands := image_encoder(config).bands:
+        raise ValueError(
+            f"--format {form} holds models of red, green and blue pictures; this one reads {', '.join(bands)} as "
+            "measured values. The export folder itself and --format onnx hold it"
+        )
+
+
 def preprocessor(config: ModelConfig | SceneConfig, rescale: bool = True) -> dict[str, Any]:
     """Returns preprocessor_config.json, by which ``AutoImageProcessor`` prepares images for the model beside it.
 
@@ -251,7 +305,7 @@ def preprocessor(config: ModelConfig | SceneConfig, rescale: bool = True) -> dic
         config: resolved configuration
         rescale: give float pixels in [0, 1]; otherwise uint8, the only input of an ONNX tower
     """
-    encoder = config.backbone if isinstance(config, SceneConfig) else config.vision
+    encoder = image_encoder(config)
     side = encoder.image_size
     return {
         "image_processor_type": "CLIPImageProcessor",

@@ -49,6 +49,8 @@ def model_card(config: ModelConfig | SceneConfig, state_dict: Mapping[str, Tenso
             "text": text,
             "width": config.embed_dim,
         }
+    encoder = config.backbone if isinstance(config, SceneConfig) else config.vision
+    facts |= {"bands": ", ".join(encoder.bands)} if encoder.bands else {}
     lines = [
         "---",
         "library_name: pytorch",

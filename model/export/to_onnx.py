@@ -4,7 +4,8 @@
            text.onnx     input_ids, attention_mask int64 (B, T) -> text_features float32 (B, d), L2-normalised
            tokenizer and preprocessor files, and onnx.json: scale, sizes, names
 
-B is free; S and T are those of the model. Pixels are normalised inside, as in the model.
+B is free; S and T are those of the model. Pixels are normalised inside, as in the model. The image tower of a model of
+bands takes measured values, float32 (B, n, S, S), and onnx.json names the bands.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 
 from priorclip.common.files import folder_aside
 from priorclip.common.output import get_logger
-from priorclip.model.export.folder import copy_tokenizer, preprocessor, write_json
+from priorclip.model.encoders.bands import blank_images
+from priorclip.model.export.folder import copy_tokenizer, write_json, write_preprocessor
 
 log = get_logger(__name__)
 
@@ -65,7 +67,8 @@ def export_onnx(model: Any, folder: str | Path, source: str | Path) -> Path:
         raise ValueError(f"--format onnx needs {', '.join(missing)}: pip install .[onnx]")
     folder = Path(folder)
     size, length = model.config.vision.image_size, model.config.text.context_length
-    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+    bands = model.config.vision.bands
+    images = blank_images(2, size, bands)
     ids, mask = torch.ones(2, length, dtype=torch.long), torch.ones(2, length, dtype=torch.long)
     with folder_aside(folder) as aside:
         write_tower(ImageTower(model), (images,), ["images"], "image_features", aside / "image.onnx")
@@ -73,13 +76,14 @@ def export_onnx(model: Any, folder: str | Path, source: str | Path) -> Path:
             TextTower(model), (ids, mask), ["input_ids", "attention_mask"], "text_features", aside / "text.onnx"
         )
         copy_tokenizer(Path(source), aside, length)
-        write_json(aside / "preprocessor_config.json", preprocessor(model.config, rescale=False))
+        write_preprocessor(aside, model.config, rescale=False)
         scale = model(images[:1])["logit_scale"].item()
         facts = {
             "logit_scale": scale,
             "image_size": size,
             "context_length": length,
             "embed_dim": model.config.embed_dim,
+            **({} if bands is None else {"bands": bands}),
         }
         write_json(aside / "onnx.json", facts)
     return folder

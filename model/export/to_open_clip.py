@@ -29,7 +29,7 @@ from priorclip.model.convert.clip_tokenizer import CLIP_ENTRIES
 from priorclip.model.convert.open_clip import text_rules, vision_rules
 from priorclip.model.convert.rules import Take, their_names, transposed
 from priorclip.model.encoders.weights import State
-from priorclip.model.export.folder import write_json
+from priorclip.model.export.folder import refuse_bands, write_json
 
 log = get_logger(__name__)
 
@@ -51,6 +51,7 @@ def export_open_clip(model: Any, folder: str | Path, source: str | Path) -> Path
     Raises:
         ValueError: open_clip has no model for a part, or cannot find the end of the tokenizer's texts
     """
+    refuse_bands(model.config, "open_clip")
     config = open_clip_config(model)
     words = read_text_ids(Path(source), model.config.text.config or {})
     config["model_cfg"]["text_cfg"] |= words.settings

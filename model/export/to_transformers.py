@@ -26,7 +26,7 @@ from priorclip.model.convert.rules import stacked, their_names
 from priorclip.model.convert.transformers_clip import rules
 from priorclip.model.encoders.weights import State
 from priorclip.model.export import modelling_priorclip
-from priorclip.model.export.folder import preprocessor, save_pretrained, write_json
+from priorclip.model.export.folder import preprocessor, refuse_bands, save_pretrained, write_json
 from priorclip.model.export.to_open_clip import read_text_ids
 from priorclip.model.export_config import AUTO_MAP
 from priorclip.model.without_memory import without_memory
@@ -48,6 +48,7 @@ def export_transformers(model: Any, folder: str | Path, source: str | Path) -> s
     Raises:
         ValueError: the model has a part that the folder cannot hold
     """
+    refuse_bands(model.config, "transformers")
     source, folder = Path(source), Path(folder)
     config = clip_config(model, source)
     if config is None:

@@ -44,7 +44,7 @@ class PriorCLIP(TwoTowers):
         super().__init__()
         self.config = copy.deepcopy(config)
         encoder = ImageEncoder(self.config.vision, pool=False)
-        self.prior = ImageEncoder(self.config.prior, pool=True)
+        self.prior = ImageEncoder(self.config.prior, pool=True, given=self.config.vision.bands)
         self.visual: InstructedViT | InstructedBackbone
         if is_plain_vit(encoder.model):
             self.visual = InstructedViT(encoder, self.prior.width, config.belief)

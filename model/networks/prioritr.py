@@ -60,7 +60,7 @@ class PriorITR(TwoTowers):
         self.text_projection = nn.Linear(self.text.width, d)
         self.has_belief, self.has_cycles = pae.spatial_layers > 0, pae.temporal_cycles > 0
         if self.has_belief:
-            self.prior = ImageEncoder(self.config.prior, pool=True)
+            self.prior = ImageEncoder(self.config.prior, pool=True, given=self.config.vision.bands)
             self.prior_projection = nn.Linear(self.prior.width, d)
             self.spatial = PAE(d, pae.spatial_layers, pae.heads, pae.dropout)
             self.image_head = nn.Linear(d, d)

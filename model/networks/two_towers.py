@@ -44,7 +44,7 @@ class TwoTowers(nn.Module):
         """Returns features and scales, the input of the losses.
 
         Args:
-            images: (B, 3, H, W), uint8 or float in [0, 1], or None
+            images: (B, 3, H, W), uint8 or float in [0, 1]; measured values (B, n, H, W) of model.vision.bands; or None
             input_ids: (B, T) token ids, or None
             attention_mask: (B, T), 1 for real tokens; None: all are real
             return_belief: also return the belief map of the images
@@ -143,6 +143,6 @@ def normalise_features(x: Tensor) -> Tensor:
 
 def fill_resolved(config: ModelConfig, text: TextEncoder) -> None:
     """Writes the resolved values into the configuration: input normalisation and text architecture."""
-    for encoder in (config.vision, config.prior):
+    for encoder in config.normalised_encoders:
         encoder.mean, encoder.std = normalisation(encoder)
     config.text.config = text.config.config

@@ -82,6 +82,7 @@ def measure_belief_truth(config: BeliefTruthConfig) -> dict[str, Any]:
     masks = TrueMasks(gallery, masked(str(config.data)), config.max_pixels)
     masks.square(0)  # shards without masks are refused before anything is encoded
     encoder = Encoder.load(config.model, config.device, config.precision)
+    encoder.require_pictures("belief-truth")
     batches = encoder.batches(gallery, config, config.caption_field)
     texts = encoder.texts(batches)
     figures: dict[str, list[list[float]]] = {}

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from priorclip.common.files import file_aside
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.images.transforms import eval_transform
 from priorclip.model.pictures.belief_maps import hard_map, paint_belief, paint_kept, soft_map
 from priorclip.model.pictures.retrieval_pictures import load_font
 from priorclip.retrieval.confusion_sheets import GAP, INK, LINE, PAPER, SIDE
@@ -61,7 +60,7 @@ def belief_rows(material: Material, encoder: Encoder) -> list[BeliefRow]:
     config = material.config
     model = copy.deepcopy(encoder.model).double()
     rows = []
-    for sample, image, pixels in prepared(material, encoder.image_size):
+    for sample, image, pixels in prepared(material, encoder):
         with torch.inference_mode():
             belief = model.belief_map(pixels[None].to(encoder.device))[0].cpu()
         if not belief.isfinite().all():
@@ -75,18 +74,15 @@ def belief_rows(material: Material, encoder: Encoder) -> list[BeliefRow]:
     return rows
 
 
-def prepared(material: Material, side: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Yields a sample and its image, uint8 (3, SIDE, SIDE) and (3, side, side).
+def prepared(material: Material, encoder: Encoder) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Yields a sample and its image, uint8 (3, SIDE, SIDE) and as the model takes it.
 
     An image that cannot be read is left out. Raises ValueError if --queries names it.
     """
     for sample in material.order:
         try:
             data = material.gallery.source.read(sample).image
-            image, pixels = (
-                torch.from_numpy(eval_transform(data, size, max_pixels=material.config.max_pixels))
-                for size in (SIDE, side)
-            )
+            image, pixels = (encoder.decode(data, side, material.config.max_pixels) for side in (SIDE, None))
         except BadSample as error:
             if material.config.queries:
                 raise ValueError(f"--queries {material.keys[sample]}: {error}") from error
