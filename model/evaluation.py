@@ -56,9 +56,15 @@ def evaluate_retrieval(
 def encode_images(forward: Forward, batches: Batches, device: torch.device, gather: Gather | None = None) -> Tensor:
     """Returns L2-normalised features of all images in their order, (I, d) float32."""
     encoded = (
-        (forward(images=batch["images"].to(device))["image_features"], batch["index"]) for batch in batches.images()
+        (forward(images=batch["images"].to(device), **masks_of(batch, device))["image_features"], batch["index"])
+        for batch in batches.images()
     )
     return collect_rows(encoded, batches.image_count, gather)
+
+
+def masks_of(batch: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """Returns the masks of a batch, for a model whose belief is given; empty without."""
+    return {"masks": batch["masks"].to(device, non_blocking=True)} if "masks" in batch else {}
 
 
 def encode_texts(forward: Forward, batches: Batches, device: torch.device, gather: Gather | None = None) -> Tensor:

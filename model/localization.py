@@ -21,8 +21,11 @@ MEASURES = ("pointing", "average_precision", "energy")
 
 
 def cell_shares(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Returns the mean of a mask (H, W) in each cell of a grid (h, w), float64. A pixel on an edge counts in part."""
-    rows, columns = overlap(mask.shape[0], grid[0]), overlap(mask.shape[1], grid[1])
+    """Returns the mean of a mask (H, W) in each cell of a grid (h, w), float64. A pixel on an edge counts in part.
+
+    Masks (..., H, W) give (..., h, w).
+    """
+    rows, columns = (overlap(*each).to(mask.device) for each in zip(mask.shape[-2:], grid, strict=True))
     return rows @ mask.double() @ columns.T
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from priorclip.model.bootstrap import Hits
 from priorclip.model.config import LossConfig
-from priorclip.model.evaluation import Batches, Forward, Gather, encode_images, encode_texts
+from priorclip.model.evaluation import Batches, Forward, Gather, encode_images, encode_texts, masks_of
 from priorclip.model.losses.retrieval_loss import RetrievalLoss
 from priorclip.model.pictures.belief_maps import belief_panel
 from priorclip.model.pictures.retrieval_pictures import hard_negatives, hard_negatives_panel, similarity_panel
@@ -46,8 +46,11 @@ class RetrievalObjective:
         return self.losses(self.encode(engine, batch), batch)
 
     def encode(self, engine: Forward, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """First half of a step: returns features and scales of a batch (images, input_ids, attention_mask)."""
-        return engine(batch["images"], batch["input_ids"], batch["attention_mask"])
+        """First half of a step: returns features and scales of a batch (images, input_ids, attention_mask).
+
+        With masks in the batch, the model gets them too.
+        """
+        return engine(batch["images"], batch["input_ids"], batch["attention_mask"], **masks_of(batch, self.device))
 
     def losses(self, features: Mapping[str, Any], batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Second half of a step: returns the loss of features, with image_ids, labels and input_ids of the batch."""
@@ -73,10 +76,13 @@ class RetrievalObjective:
     def belief(self, engine: Forward, batches: Batches, count: int = 8) -> dict[str, Image.Image]:
         """Returns belief maps of the first ``count`` held-out images; empty for a model without a prior."""
         batch = next(batches.images())
-        some = batch["images"][batch["index"] >= 0][:count]
-        if len(some) == 0:  # only padding on this rank, but the other ranks need its engine
-            some = batch["images"][:1]
-        belief = engine(images=some.to(self.device), return_belief=True).get("belief")
+        real = (batch["index"] >= 0).nonzero().flatten()[:count]
+        if len(real) == 0:  # only padding on this rank, but the other ranks need its engine
+            real = torch.zeros(1, dtype=torch.int64)
+        some, masks = batch["images"][real], masks_of(batch, self.device)
+        belief = engine(
+            images=some.to(self.device), return_belief=True, **{name: each[real] for name, each in masks.items()}
+        ).get("belief")
         return {} if belief is None else {"belief": belief_panel(some, belief)}
 
     def evaluate(self, engine: Forward, batches: Batches) -> dict[str, float]:

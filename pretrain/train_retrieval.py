@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import deepspeed
 import torch
@@ -69,11 +69,13 @@ def retrieval_task(config: RetrievalConfig, rank: Rank, lora: LoraConfig, test: 
     What each test image contributes to the recalls is written beside the report.
     """
     run, text = config.run, config.model.text
+    truth = truth_of(config.model)
     start = str(fetch_export(config.init_from)) if config.init_from else None
     tokenizer = load_tokenizer(config.tokenizer or start or text.name, text.context_length)
     stream = ShardStream(
         ShardSet(config.data.shards, **config.data.access), tokenizer, config.data,
         global_batch=run.engine.global_batch, rank=rank.rank, world_size=rank.world_size, seed=run.seed,
+        truth=truth,
     )  # fmt: skip
     model = build_model(config.model, vocab_size=len(tokenizer))
     if start:
@@ -125,5 +127,10 @@ def held_out_batches(
     warn_of_shared_images(stream.source, shards, rank.rank)
     return eval_batches(
         shards, stream.fetcher.tokenizer, config.data.side, part.batch_size,
-        rank=rank.rank, world_size=rank.world_size, caption_field=part.caption_field,
+        rank=rank.rank, world_size=rank.world_size, caption_field=part.caption_field, truth=truth_of(config.model),
     )  # fmt: skip
+
+
+def truth_of(model: ModelConfig) -> Literal["masks"] | None:
+    """Returns what the images must come with besides their captions: masks, if they are the model's belief."""
+    return "masks" if model.belief.needs_masks and model.kind != "clip" else None

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from priorclip.common.launching import launch_command
+from priorclip.data_shards.__main__ import main as data_shards
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, HELD_OUT = 96, 24
@@ -62,6 +63,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_well(*drawn, "--count", HELD_OUT, "--first-index", IMAGES, "--output", folder / "held-out")
     run_well("data_shards", "tokenizer", "--shards", folder / "train", "--output", folder / "tokenizer",
              "--vocab-size", 400, "--context-length", 24, "--caption-field", "captions,coarse_captions")  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packed synthetic scenes with masks and boxes: ``train`` and ``held-out``."""
+    folder = tmp_path_factory.mktemp("drawn")
+    for name, count, first in (("train", 64, 0), ("held-out", 24, 64)):
+        words = ["pack", "--source", "synthetic", "--size", "48", "--masks", "true", "--workers", "1"]
+        numbers = ["--count", str(count), "--first-index", str(first), "--output", str(folder / name)]
+        assert data_shards([*words, *numbers]) == 0
     return folder
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,30 @@ SCALES = (8, 4, 2)  # scale denominators of JPEG decoding
 MARGIN = 1.1  # a JPEG is decoded at this times the needed resolution or more; docs/data.md gives the error
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels of the upright image
+
+
+class Turn(NamedTuple):
+    """How an image is mirrored, left to right and top to bottom, and then turned counter-clockwise."""
+
+    hflip: bool
+    vflip: bool
+    quarters: int
+
+
+class SeenPart:
+    """Chooses the part of an image that is seen, and remembers it: what lies in the image can then be cut as it is.
+
+    Args:
+        choose: returns a box for an image of (width, height)
+    """
+
+    def __init__(self, choose: Callable[[int, int], Box]) -> None:
+        self.choose = choose
+        self.size, self.box = (0, 0), (0, 0, 0, 0)
+
+    def __call__(self, width: int, height: int) -> Box:
+        self.size, self.box = (width, height), self.choose(width, height)
+        return self.box
 
 
 def train_transform(
@@ -64,21 +89,34 @@ def random_crop(
     data: bytes, size: int, rng: random.Random, *, scale: float = 0.5, max_pixels: int = MAX_PIXELS
 ) -> NDArray[np.uint8]:
     """Random resized crop: uint8 (3, size, size). It draws nothing from ``rng`` if ``scale`` is 1."""
-    return crop_and_resize(
-        data, size, lambda wide, high: align_box(random_box(wide, high, scale, rng), size), max_pixels
-    )
+    return crop_and_resize(data, size, random_part(size, rng, scale), max_pixels)
+
+
+def random_part(size: int, rng: random.Random, scale: float) -> SeenPart:
+    """Returns a random crop with ``scale`` to 1 of the area, for a result of (size, size)."""
+    return SeenPart(lambda wide, high: align_box(random_box(wide, high, scale, rng), size))
 
 
 def flip_and_turn(
     pixels: NDArray[np.uint8], rng: random.Random, *, hflip: bool, vflip: bool, rot90: bool
 ) -> NDArray[np.uint8]:
-    """Random flips and quarter turns of (3, S, S). They are views: the pixels are copied once, into the batch."""
+    """Random flips and quarter turns of (C, S, S). They are views: the pixels are copied once, into the batch."""
+    return turn_pixels(pixels, draw_turn(rng, hflip=hflip, vflip=vflip, rot90=rot90))
+
+
+def draw_turn(rng: random.Random, *, hflip: bool, vflip: bool, rot90: bool) -> Turn:
+    """Draws flips, each with probability 0.5, and quarter turns, as far as they are allowed."""
     choices = rng.random(), rng.random(), rng.randrange(4)
-    if hflip and choices[0] < 0.5:
+    return Turn(hflip and choices[0] < 0.5, vflip and choices[1] < 0.5, choices[2] if rot90 else 0)
+
+
+def turn_pixels(pixels: NDArray[np.uint8], turn: Turn) -> NDArray[np.uint8]:
+    """Returns a view of (C, S, S), mirrored and turned."""
+    if turn.hflip:
         pixels = pixels[:, :, ::-1]
-    if vflip and choices[1] < 0.5:
+    if turn.vflip:
         pixels = pixels[:, ::-1]
-    return rotate(pixels, choices[2]) if rot90 else pixels
+    return rotate(pixels, turn.quarters)
 
 
 def eval_transform(data: bytes, size: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -157,7 +195,7 @@ def resize_crop(pixels: NDArray[np.uint8], box: Box, step: int, size: int) -> ND
 
 
 def rotate(pixels: NDArray[np.uint8], quarters: int) -> NDArray[np.uint8]:
-    """Returns a view of (3, S, S), rotated counter-clockwise by 0 to 3 quarters, as ``np.rot90`` does."""
+    """Returns a view of (C, S, S), rotated counter-clockwise by 0 to 3 quarters, as ``np.rot90`` does."""
     if quarters == 2:
         return pixels[:, ::-1, ::-1]
     if quarters == 1:

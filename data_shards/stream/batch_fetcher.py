@@ -11,7 +11,8 @@ import hashlib
 import math
 import random
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +23,14 @@ from priorclip.data_shards.config import DataConfig, byte_count
 from priorclip.data_shards.format.class_names import ClassIds
 from priorclip.data_shards.format.sample import BadSample, Sample
 from priorclip.data_shards.images.randaugment import rand_augment
-from priorclip.data_shards.images.transforms import eval_transform, flip_and_turn, random_crop
+from priorclip.data_shards.images.transforms import (
+    SeenPart,
+    centred_square,
+    crop_and_resize,
+    draw_turn,
+    random_part,
+    turn_pixels,
+)
 from priorclip.data_shards.order.balanced_scenes import BalancedScenes
 from priorclip.data_shards.order.caption_pairs import CaptionPairs
 from priorclip.data_shards.order.hashing import hash_integers
@@ -31,6 +39,7 @@ from priorclip.data_shards.stream.count_captions import count_pairs
 from priorclip.data_shards.stream.group_scenes import group_scenes
 from priorclip.data_shards.stream.kept_samples import DecodedSample, KeptSamples
 from priorclip.data_shards.stream.semantic_noise import SemanticNoise
+from priorclip.data_shards.stream.truths import Boxes, Kind, Truths, stack_boxes, turn_boxes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,6 +69,22 @@ class SampleSource(Protocol):
     def fingerprint(self) -> str: ...
 
 
+class Prepared(NamedTuple):
+    """A sample as it enters a batch.
+
+    Args:
+        pixels: uint8 (3, S, S), or (4, S, S) with its mask
+        label: label id, -1 for none
+        caption: "" for none
+        boxes: float32 (n, 4) in pixels, or None
+    """
+
+    pixels: NDArray[np.uint8]
+    label: int
+    caption: str
+    boxes: Boxes | None
+
+
 class BatchFetcher(Dataset):
     """A map-style dataset whose item is a whole batch: DataLoader calls ``__getitems__`` with the batch's positions.
 
@@ -70,6 +95,10 @@ class BatchFetcher(Dataset):
         seed: seed of the run
         train: True for random crop, flips and caption and the noise of the config; False for the centred square and
             the first caption
+        truth: also read the masks or the boxes of the samples
+
+    Raises:
+        ValueError: the samples have no such truth, or the config changes pixels in a way that it cannot follow
     """
 
     def __init__(
@@ -79,6 +108,7 @@ class BatchFetcher(Dataset):
         config: DataConfig,
         seed: int,
         train: bool,
+        truth: Kind | None = None,
     ) -> None:
         self.source, self.tokenizer, self.config, self.seed, self.train = source, tokenizer, config, seed, train
         classes = config.classes if config.classes is not None else source.classes
@@ -94,6 +124,9 @@ class BatchFetcher(Dataset):
         shares = (config.caption_noise, config.label_noise) if train else (0, 0)
         self.noise = SemanticNoise(seed, len(source), *shares)
         self.kept = KeptSamples(byte_count(config.keep_pixels, "keep_pixels"))
+        if truth and config.randaugment:
+            raise ValueError(f"data.randaugment moves the pixels of an image but not its {truth}: set it to null")
+        self.truths = Truths(source, truth, config.side, config.max_pixels) if truth else None
 
     def count_pairs(self) -> CaptionPairs:
         """Returns the pairs for data.captions: all. Raises ValueError if there are no captions or shards are remote."""
@@ -127,14 +160,22 @@ class BatchFetcher(Dataset):
         images = pixel_buffer((len(positions), 3, size, size))
         pixels = images.numpy()
         captions, labels, ids = [], [], []
+        kind = self.truths.kind if self.truths else None
+        masks = np.zeros((len(positions) if kind == "masks" else 0, size, size), np.uint8)
+        boxes: list[Boxes] = []
         draws = self.mixture.draws(positions)
         coming = (self.image_of(draw.sample) for draw in draws)
         prefetch_samples(self.source, (sample for sample in coming if sample not in self.kept))
         for row, (position, draw) in enumerate(zip(positions, draws, strict=True)):
-            sample, pixels[row], label, caption = self.fetch(position, draw, bad_rows)
+            sample, made = self.fetch(position, draw, bad_rows)
+            pixels[row] = made.pixels[:3]
+            if kind == "masks":
+                masks[row] = made.pixels[3]
+            elif made.boxes is not None:
+                boxes.append(made.boxes)
             ids.append(sample)
-            labels.append(label)
-            captions.append(caption)
+            labels.append(made.label)
+            captions.append(made.caption)
         batch: dict[str, Any] = {
             "images": images,
             "labels": torch.tensor(labels, dtype=torch.int64),
@@ -142,19 +183,19 @@ class BatchFetcher(Dataset):
             "epoch": positions[0][0],
             BAD_ROWS: bad_rows,
         }
+        if kind:
+            batch[kind] = torch.from_numpy(masks if kind == "masks" else stack_boxes(boxes))
         if self.tokenizer is not None:
             batch |= tokenize(self.tokenizer, captions)
         return batch
 
-    def fetch(
-        self, place_in_epoch: Position, draw: Draw, bad_rows: list[dict[str, str]]
-    ) -> tuple[int, NDArray[np.uint8], int, str]:
-        """Returns (sample index, pixels, label id or -1, caption) of a drawn sample, or of its replacement."""
+    def fetch(self, place_in_epoch: Position, draw: Draw, bad_rows: list[dict[str, str]]) -> tuple[int, Prepared]:
+        """Returns sample index and content of a drawn sample, or of its replacement."""
         (epoch, position), (corpus, pass_number, place) = place_in_epoch, draw
         for attempt in range(ATTEMPTS):
             index = self.image_of(place)
             try:
-                return index, *self.prepare(pass_number, place)
+                return index, self.prepare(pass_number, place)
             except BadSample as error:
                 shard, key = self.source.name(index)
                 why = {"reason": error.reason, "detail": error.detail}
@@ -166,23 +207,26 @@ class BatchFetcher(Dataset):
             f"{ATTEMPTS} samples in a row are bad ({reason}): run `data_shards verify --decode true` on {shards}"
         )
 
-    def prepare(self, pass_number: int, place: int) -> tuple[NDArray[np.uint8], int, str]:
-        """Returns pixels, label id and caption of a place, which depend on (seed, pass of its corpus, place)."""
+    def prepare(self, pass_number: int, place: int) -> Prepared:
+        """Returns the content of a place, which depends on (seed, pass of its corpus, place)."""
         rng = random.Random(hash_integers(self.seed, pass_number, AUGMENTATION, place))
         draw = rng.random() if self.train else 0.0
         index, number = self.pairs.locate(place) if self.pairs else (self.image_of(place), None)
         sample = self.kept.get(index) or self.load(index, rng)
         caption = choose_caption(sample.texts, draw, number)
-        pixels = self.augment(sample.pixels, rng) if self.train else sample.pixels
-        return pixels, sample.label, caption
+        pixels, boxes = self.augment(sample, rng) if self.train else (sample.pixels, sample.boxes)
+        return Prepared(pixels, sample.label, caption, boxes)
 
-    def augment(self, pixels: NDArray[np.uint8], rng: random.Random) -> NDArray[np.uint8]:
-        """Flips and turns an image (3, S, S) and changes its colours and shape, as the config says."""
+    def augment(self, sample: DecodedSample, rng: random.Random) -> tuple[NDArray[np.uint8], Boxes | None]:
+        """Flips and turns an image and its truth, and changes its colours and shape, as the config says."""
         config, more = self.config, self.config.randaugment
-        pixels = flip_and_turn(pixels, rng, hflip=config.hflip, vflip=config.vflip, rot90=config.rot90)
+        turn = draw_turn(rng, hflip=config.hflip, vflip=config.vflip, rot90=config.rot90)
+        pixels = turn_pixels(sample.pixels, turn)
+        boxes = None if sample.boxes is None else turn_boxes(sample.boxes, turn, config.side)
         if more is None:
-            return pixels
-        return rand_augment(pixels, rng, layers=more.layers, magnitude=more.magnitude, probability=more.probability)
+            return pixels, boxes
+        changed = rand_augment(pixels, rng, layers=more.layers, magnitude=more.magnitude, probability=more.probability)
+        return changed, boxes
 
     def load(self, index: int, rng: random.Random) -> DecodedSample:
         """Reads and decodes a sample, and keeps it if the config says so. Raises BadSample."""
@@ -190,9 +234,9 @@ class BatchFetcher(Dataset):
         texts = self.texts(sample, index) if self.tokenizer is not None else []
         if self.config.check_hashes:
             check_hash(sample)
-        pixels = self.decode(sample.image, rng)
+        pixels, part = self.decode(sample.image, rng)
         label = self.noise.label(index, self.class_ids[sample.label], len(self.class_ids))
-        decoded = DecodedSample(pixels, texts, label)
+        decoded = with_truth(DecodedSample(pixels, texts, label), self.truths, index, part)
         self.kept.add(index, decoded)
         return decoded
 
@@ -202,12 +246,20 @@ class BatchFetcher(Dataset):
         name = self.config.caption_field
         return sample.texts(name) if donor == index else self.source.captions(donor, name)
 
-    def decode(self, data: bytes, rng: random.Random) -> NDArray[np.uint8]:
-        """Returns the resized image: a random crop of it in training. Raises BadSample."""
+    def decode(self, data: bytes, rng: random.Random) -> tuple[NDArray[np.uint8], SeenPart]:
+        """Returns the resized image and the part of it that it shows: a random crop in training. Raises BadSample."""
         config = self.config
-        if self.train:
-            return random_crop(data, config.side, rng, scale=config.scale, max_pixels=config.max_pixels)
-        return eval_transform(data, config.side, max_pixels=config.max_pixels)
+        part = random_part(config.side, rng, config.scale) if self.train else SeenPart(centred_square)
+        return crop_and_resize(data, config.side, part, config.max_pixels), part
+
+
+def with_truth(sample: DecodedSample, truths: Truths | None, index: int, part: SeenPart) -> DecodedSample:
+    """Returns the sample with its mask as a fourth channel, or its boxes, if there are truths. Raises BadSample."""
+    if truths is None:
+        return sample
+    if truths.kind == "boxes":
+        return replace(sample, boxes=truths.boxes(index, part))
+    return replace(sample, pixels=np.concatenate([sample.pixels, truths.mask(index, part)]))
 
 
 def is_keyed(config: DataConfig, parts: Sequence[MixturePart]) -> bool:

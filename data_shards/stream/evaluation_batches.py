@@ -23,9 +23,10 @@ from priorclip.common.output import get_logger
 from priorclip.common.progress import Progress
 from priorclip.data_shards.format.class_names import ClassIds
 from priorclip.data_shards.format.sample import BadSample
-from priorclip.data_shards.images.transforms import MAX_PIXELS, eval_transform
+from priorclip.data_shards.images.transforms import MAX_PIXELS, SeenPart, centred_square, crop_and_resize
 from priorclip.data_shards.sources import Record, RecordSet
 from priorclip.data_shards.stream.batch_fetcher import SampleSource, prefetch_samples, tokenize
+from priorclip.data_shards.stream.truths import Boxes, Kind, Truths, stack_boxes
 from priorclip.data_shards.stream.workers import load_batches
 
 if TYPE_CHECKING:
@@ -40,21 +41,38 @@ READ_TOGETHER = 1024  # captions that are prefetched together
 class ImageFetcher(Dataset):
     """Batches of images by index; -1 gives a black image. With ``skip_bad``, a bad image becomes -1 too."""
 
-    def __init__(self, source: SampleSource, size: int, classes: list[str], max_pixels: int, skip_bad: bool) -> None:
+    def __init__(
+        self,
+        source: SampleSource,
+        size: int,
+        classes: list[str],
+        max_pixels: int,
+        skip_bad: bool,
+        truth: Kind | None = None,
+    ) -> None:
         self.source, self.size, self.max_pixels, self.skip_bad = source, size, max_pixels, skip_bad
         self.class_ids = ClassIds(classes)
+        self.truths = Truths(source, truth, size, max_pixels) if truth else None
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
         images = np.zeros((len(indices), 3, self.size, self.size), np.uint8)
         labels = np.full(len(indices), -1, np.int64)
         kept = np.array(indices, dtype=np.int64)
+        kind = self.truths.kind if self.truths else None
+        masks = np.zeros((len(indices) if kind == "masks" else 0, self.size, self.size), np.uint8)
+        boxes: list[Boxes] = [np.zeros((0, 4), np.float32)] * len(indices)
         prefetch_samples(self.source, (index for index in indices if index != PADDING))
         for row, index in enumerate(indices):
             if index == PADDING:
                 continue
             try:
                 sample = self.source.read(index)
-                images[row] = eval_transform(sample.image, self.size, max_pixels=self.max_pixels)
+                part = SeenPart(centred_square)
+                images[row] = crop_and_resize(sample.image, self.size, part, self.max_pixels)
+                if self.truths and kind == "masks":
+                    masks[row] = self.truths.mask(index, part)[0]
+                elif self.truths:
+                    boxes[row] = self.truths.boxes(index, part)
                 labels[row] = self.class_ids[sample.label]
             except BadSample as error:
                 shard, key = self.source.name(index)
@@ -62,11 +80,14 @@ class ImageFetcher(Dataset):
                     raise ValueError(f"evaluation image {key} of {shard} cannot be used: {error}") from error
                 log.warning("evaluation image %s of %s is skipped: %s", key, shard, error)
                 kept[row] = PADDING
-        return {
+        batch = {
             "images": torch.from_numpy(images),
             "index": torch.from_numpy(kept),
             "labels": torch.from_numpy(labels),
         }
+        if kind:
+            batch[kind] = torch.from_numpy(masks if kind == "masks" else stack_boxes(boxes))
+        return batch
 
 
 class EvalBatches:
@@ -121,6 +142,8 @@ class EvalBatches:
 
     def images(self, title: str = "images") -> Iterator[dict[str, torch.Tensor]]:
         """Yields images uint8 (b, 3, S, S), index int64 (b,), labels int64 (b,); as many batches on all ranks.
+
+        With a truth it also yields masks uint8 (b, S, S), or boxes float32 (b, n, 4), as ShardStream does.
 
         Rank 0 shows the progress of all ranks under ``title``.
         """
@@ -177,6 +200,7 @@ def eval_batches(
     workers: int = 0,
     skip_bad: bool = False,
     max_pixels: int = MAX_PIXELS,
+    truth: Kind | None = None,
 ) -> EvalBatches:
     """Returns batches for an evaluation: every image once, as the centred square, with all its captions.
 
@@ -192,13 +216,14 @@ def eval_batches(
         skip_bad: give a bad image the index -1 and do not raise. Off by default, because results on fewer images are
             not comparable
         max_pixels: images with more pixels are bad
+        truth: also yield the masks or the boxes of the images, see truths.py
 
     Raises:
-        ValueError: an image is bad or a sample has no caption; it names the sample
+        ValueError: an image is bad, a sample has no caption, or there is no such truth; it names the sample
     """
     samples = source if hasattr(source, "read") else RecordSet(list(source))  # type: ignore[arg-type]
     names = classes if classes is not None else samples.classes  # type: ignore[union-attr]
-    fetcher = ImageFetcher(samples, image_size, names, max_pixels, skip_bad)  # type: ignore[arg-type]
+    fetcher = ImageFetcher(samples, image_size, names, max_pixels, skip_bad, truth)  # type: ignore[arg-type]
     return EvalBatches(
         samples,  # type: ignore[arg-type]
         tokenizer,

@@ -12,7 +12,7 @@ that throws out the oldest sample would throw out each sample just before its ne
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,18 +25,21 @@ class DecodedSample:
     """A sample before its augmentation.
 
     Args:
-        pixels: uint8 (3, S, S), resized
+        pixels: uint8 (3, S, S), resized; with a mask, if the training reads masks, (4, S, S)
         texts: its captions; empty without a tokenizer
         label: label id, -1 for none
+        boxes: float32 (n, 4), if the training reads boxes
     """
 
     pixels: NDArray[np.uint8]
     texts: list[str]
     label: int
+    boxes: NDArray[np.float32] | None = None
 
     @property
     def bytes(self) -> int:
-        return self.pixels.nbytes + sum(map(sys.getsizeof, self.texts)) + RECORD_BYTES
+        boxes = 0 if self.boxes is None else self.boxes.nbytes
+        return self.pixels.nbytes + boxes + sum(map(sys.getsizeof, self.texts)) + RECORD_BYTES
 
 
 class KeptSamples:
@@ -59,7 +62,7 @@ class KeptSamples:
     def add(self, index: int, sample: DecodedSample) -> None:
         """Keeps a sample that is not kept yet, if it fits into the limit."""
         if self.limit and self.bytes + sample.bytes <= self.limit:
-            own = DecodedSample(np.ascontiguousarray(sample.pixels), sample.texts, sample.label)
+            own = replace(sample, pixels=np.ascontiguousarray(sample.pixels))
             own.pixels.setflags(write=False)
             self._samples[index] = own
             self.bytes += own.bytes

@@ -22,6 +22,7 @@ from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.stream.batch_fetcher import BAD_ROWS, BatchFetcher, Position, SampleSource
 from priorclip.data_shards.stream.quarantine import Quarantine, allowed_bad_samples
 from priorclip.data_shards.stream.quarantine import TooManyBadSamples as TooManyBadSamples
+from priorclip.data_shards.stream.truths import Kind
 from priorclip.data_shards.stream.workers import load_batches
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class ShardStream:
         input_ids, attention_mask: int64 (b, T); absent without a tokenizer
         labels: int64 (b,), index in the classes, -1 for none
         image_ids: int64 (b,), sample indices; the same for all captions of an image
+        masks: uint8 (b, S, S), 255 where the image shows only what its captions name; with ``truth="masks"``
+        boxes: float32 (b, n, 4) around the pieces of that, in pixels, NaN for none; with ``truth="boxes"``
         epoch: int
 
     Args:
@@ -51,9 +54,11 @@ class ShardStream:
         seed: seed of the run
         train: True for random crop, flips and caption; False for the centred square and the first caption
         epochs: stop after this number of epochs, counted from epoch 0; None never stops
+        truth: also give the masks or the boxes of the samples, see truths.py
 
     Raises:
-        ValueError: the world size does not divide the global batch, or one batch needs more samples than there are
+        ValueError: the world size does not divide the global batch, one batch needs more samples than there are, or the
+            samples do not have the truth
     """
 
     def __init__(
@@ -68,10 +73,11 @@ class ShardStream:
         seed: int = 0,
         train: bool = True,
         epochs: int | None = None,
+        truth: Kind | None = None,
     ) -> None:
         self.source, self.config, self.epochs = source, config, epochs
         self.global_batch, self.rank, self.world_size = global_batch, rank, world_size
-        self.fetcher = BatchFetcher(source, tokenizer, config, seed, train)
+        self.fetcher = BatchFetcher(source, tokenizer, config, seed, train, truth)
         self.samples = self.fetcher.mixture.samples
         check_batch(self.samples, global_batch, rank, world_size)
         self._quarantine = Quarantine(config.quarantine)

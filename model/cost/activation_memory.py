@@ -141,7 +141,8 @@ def peaks_of_pass(model: Any, batch: int) -> list[int]:
         tokens = torch.zeros((batch, length), dtype=torch.long)
         live.all_gradients = sum(parameter.nbytes for parameter in trained)
         hooks = [parameter.register_post_accumulate_grad_hook(live.add_gradient) for parameter in trained]
-        outputs = model(images=images, input_ids=tokens, attention_mask=torch.ones_like(tokens))
+        given = {"masks": images[:, 0]} if model.told_belief is not None else {}
+        outputs = model(images=images, input_ids=tokens, attention_mask=torch.ones_like(tokens), **given)
         surrogate_loss(outputs).backward()
     for hook in hooks:
         hook.remove()

@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from priorclip.model.belief_config import BeliefConfig
+from priorclip.model.encoders.vision import grid_of
+from priorclip.model.localization import cell_shares
 from priorclip.model.networks.belief import affinity, float32_at_least, soft_weights
 
 
@@ -33,6 +35,8 @@ def build_rival(config: BeliefConfig, width: int) -> nn.Module | None:
         config: its ``mode`` chooses
         width: d, the width of tokens and instruction
     """
+    if config.mode == "given":
+        return ToldBelief(config.given)
     if config.mode == "dropout":
         return DropoutBelief(width, config.draws, config.dropout)
     if config.mode in LEARNED:
@@ -167,12 +171,9 @@ class UniformBelief(nn.Module):
 
 
 class GivenBelief(nn.Module):
-    """Soft belief of a map that is known from elsewhere, such as the true mask: an experiment, not a mode to train.
+    """Soft belief of a map that is known from elsewhere, for a model that was trained with a belief of its own.
 
-        M_l = s_l / sum of s        factor: M_l + mean of 1/sqrt(R) over the ranks that the tokens of equal s share
-
-    ``shares`` is set before each batch. Tokens of equal s have nearly the same factor: the difference of 1e-6 lets hard
-    belief, which must choose, take them from all over the image.
+    ``shares`` (B, L) is set before each batch; `factors_of` weights the tokens by it.
     """
 
     def __init__(self) -> None:
@@ -183,12 +184,62 @@ class GivenBelief(nn.Module):
         """tokens (B, L, d) -> (B, L). Raises ValueError if ``shares`` is not (B, L)."""
         if self.shares.shape != tokens.shape[:2]:
             raise ValueError(f"a belief of shape {(*self.shares.shape,)} is given to tokens {(*tokens.shape[:2],)}")
-        shares = self.shares.to(tokens.device, float32_at_least(tokens))
-        length = shares.shape[1]
-        total = shares.sum(dim=-1, keepdim=True)
-        belief = torch.where(total > 0, shares / total.clamp(min=1e-12), 1 / length)
-        places = torch.tensor(scattered(length), device=shares.device).argsort() / length
-        return belief + shared_ranks(shares) + 1e-6 * places
+        return factors_of(self.shares.to(tokens.device, float32_at_least(tokens)))
+
+
+class ToldBelief(nn.Module):
+    """Soft belief of a map that comes with each image, in training too: an experiment (`belief.mode given`).
+
+    ``masks`` (B, H, W), uint8 or float in [0, 1], is set before each batch and taken away after it. Noise needs none:
+    training draws it anew in each step, and evaluation gives all images the same, so that an image has one embedding.
+
+    Args:
+        given: mask, complement or noise
+    """
+
+    def __init__(self, given: str) -> None:
+        super().__init__()
+        self.given = given
+        self.masks: Tensor | None = None
+
+    def forward(self, tokens: Tensor, instruction: Tensor) -> Tensor:
+        """tokens (B, L, d) -> (B, L). Raises ValueError if images come without the masks that are needed."""
+        dtype, (batch, length) = float32_at_least(tokens), tokens.shape[:2]
+        if self.given == "noise":
+            if self.training:
+                return factors_of(torch.rand(batch, length, dtype=dtype, device=tokens.device))
+            places = torch.tensor(scattered(length), dtype=dtype, device=tokens.device)
+            return factors_of((places / length).expand(batch, -1))
+        if tokens.device.type == "meta":  # FLOPs and parameters are counted without images
+            return tokens.new_ones(batch, length, dtype=dtype)
+        if self.masks is None or len(self.masks) != batch:
+            raise ValueError(
+                f"the belief of this model is given (belief.mode given, {self.given}): it takes images with their "
+                "masks only, as a training on shards with masks does. The report.json of its training has its recall"
+            )
+        shares = share_of_tokens(self.masks, grid_of(length)).to(dtype)
+        return factors_of(shares if self.given == "mask" else 1 - shares)
+
+
+def share_of_tokens(masks: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Returns the mean of masks (B, H, W), uint8 or float in [0, 1], in each place of a grid (h, w), (B, h*w)."""
+    values = masks.double() / 255 if masks.dtype == torch.uint8 else masks.double()
+    return cell_shares(values, grid).flatten(1)
+
+
+def factors_of(shares: Tensor) -> Tensor:
+    """Returns the factors of soft belief, (B, L), whose belief is a map of shares (B, L).
+
+        M_l = s_l / sum of s        factor: M_l + mean of 1/sqrt(R) over the ranks that the tokens of equal s share
+
+    Tokens of equal s have nearly the same factor: the difference of 1e-6 lets hard belief, which must choose, take them
+    from all over the image. Without any share all tokens are believed in alike.
+    """
+    length = shares.shape[1]
+    total = shares.sum(dim=-1, keepdim=True)
+    belief = torch.where(total > 0, shares / total.clamp(min=1e-12), 1 / length)
+    places = torch.tensor(scattered(length), device=shares.device).argsort() / length
+    return belief + shared_ranks(shares) + 1e-6 * places
 
 
 def shared_ranks(scores: Tensor) -> Tensor:

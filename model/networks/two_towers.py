@@ -18,6 +18,7 @@ from priorclip.model.encoders.padding import cut_padding
 from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import normalisation
 from priorclip.model.losses.logit_scale import clamped_exp, log_scale
+from priorclip.model.networks.rivals import ToldBelief
 
 Outputs = dict[str, Tensor | None]
 
@@ -38,6 +39,7 @@ class TwoTowers(nn.Module):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         return_belief: bool = False,
+        masks: Tensor | None = None,
     ) -> Outputs:
         """Returns features and scales, the input of the losses.
 
@@ -46,6 +48,7 @@ class TwoTowers(nn.Module):
             input_ids: (B, T) token ids, or None
             attention_mask: (B, T), 1 for real tokens; None: all are real
             return_belief: also return the belief map of the images
+            masks: (B, H, W), where the images show what their captions name, for a model whose belief is given
         Returns:
             image_features (B, d) or None, text_features (B, d) or None, logit_scale (), attribution_scale (). With
             ``shared_scale`` both scales are the same tensor, so that its gradient is that of both losses. A model with
@@ -54,6 +57,9 @@ class TwoTowers(nn.Module):
         # Before the images, so that a GPU has little to finish when the mask is read. Compiled code keeps its shapes.
         if input_ids is not None and attention_mask is not None and not is_compiling() and self.cuts_padding:
             input_ids, attention_mask = cut_padding(input_ids, attention_mask)
+        told = self.told_belief
+        if told is not None:
+            told.masks = masks
         limit = math.log(self.config.logit_scale_max)
         scale = clamped_exp(self.logit_scale, limit)
         shared = self.config.shared_scale
@@ -67,7 +73,16 @@ class TwoTowers(nn.Module):
             outputs["logit_bias"] = self.logit_bias.to(scale.dtype).reshape(())
         if return_belief and self.has_belief and images is not None:
             outputs["belief"] = self.belief_map(images)
+        if told is not None:
+            told.masks = None
         return outputs
+
+    @property
+    def told_belief(self) -> ToldBelief | None:
+        """The belief of a model that is given its belief with the images; None for any other model."""
+        holder = getattr(self, "visual", self)
+        rival = getattr(holder, "rival", None)
+        return rival if isinstance(rival, ToldBelief) else None
 
     @property
     def cuts_padding(self) -> bool:

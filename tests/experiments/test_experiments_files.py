@@ -128,7 +128,8 @@ def test_places_and_options_are_filled_in(tmp_path: Path) -> None:
 def test_every_study_sets_its_level_and_nothing_else(tmp_path: Path) -> None:
     """Each run has the configuration of the experiment, except the level. At level 0 both are equal."""
     noises = {"caption-noise", "few-captions", "label-noise", "prior-noise"}
-    assert set(study_names()) == noises | {"scaling-images", "scaling-scenes", "long-tail", "captions-per-image"}
+    others = {"scaling-images", "scaling-scenes", "long-tail", "captions-per-image", "given-belief"}
+    assert set(study_names()) == noises | others
     data = load_data("ucmerced")
     for study in map(load_study, sorted(noises)):
         first, *_, row = study.experiments()
