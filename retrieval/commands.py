@@ -238,6 +238,7 @@ class SearchConfig:
         k: number of results
         format: table to read, or json, geojson or csv for other programs; geojson has the places of tiles, and of
             images whose pack kept lat and lon, or a box
+        json: the same as --format json
         output: file to write; null prints the result
         bbox: only images that touch WEST,SOUTH,EAST,NORTH in degrees; west above east goes across the dateline
         time: only images acquired in 2024, 2024-06, 2024-06-30, or FROM/TO of these (UTC)
@@ -254,6 +255,7 @@ class SearchConfig:
     image: str | None = None
     k: int = 10
     format: Literal["table", "json", "geojson", "csv"] = "table"
+    json: bool = False
     output: str | None = None
     bbox: str | None = None
     time: str | None = None
@@ -266,6 +268,9 @@ class SearchConfig:
     def __post_init__(self) -> None:
         if (self.text is None) == (self.image is None):
             raise ValueError('give either --text "..." or --image FILE')
+        if self.json and self.format not in ("table", "json"):
+            raise ValueError(f"--json and --format {self.format} name two formats: give one of them")
+        self.format = "json" if self.json else self.format
         if self.k < 1:
             raise ValueError(f"--k must be at least 1, not {self.k}")
 

@@ -11,9 +11,11 @@ import pytest
 from shapely import from_wkb
 from small_galleries import TestSet
 
+from priorclip.common.options import parse_command
 from priorclip.data_shards.__main__ import main as data_shards
 from priorclip.retrieval import EmbeddingIndex
 from priorclip.retrieval.__main__ import main
+from priorclip.retrieval.commands import COMMANDS
 
 ROWS = [
     ("harbour/harbour_0.png", "46.95", "7.45", "2019-07-01", "0.1", "CH"),
@@ -115,3 +117,13 @@ def test_a_column_with_the_name_of_a_fact_changes_no_fact(
     assert all(-1 <= row["score"] <= 1 and row["where"] != "x" for row in rows)
     table = list(csv.reader(search(copy, capsys, "--format", "csv").splitlines()))
     assert len(set(table[0])) == len(table[0])
+
+
+def test_json_is_short_for_a_format(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["search", "--index", "i", "--text", "a"]
+    for more, expected in ((["--json"], "json"), (["--json", "--format", "json"], "json"), ([], "table")):
+        _, config = parse_command(COMMANDS, [*words, *more], prog="retrieval", description="")
+        assert config.format == expected
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--json", "--format", "csv"])
+    assert "--json and --format csv name two formats" in capsys.readouterr().err
