@@ -102,17 +102,17 @@ def refuse_empty(key: str, share: float, rule: ValueRule) -> None:
 
 
 @contextmanager
-def open_scene(folder: str, name: str, rule: ValueRule) -> Iterator[Scene]:
+def open_scene(folder: str | Path, name: str, rule: ValueRule) -> Iterator[Scene]:
     """Opens a scene below the folder, or that of a URL. Raises BadSample, also for what the body reads from it."""
     from priorclip.data_shards.rasters.scene import Scene
 
-    opened = open_url(folder) if is_url(folder) else open_file(image_path(Path(folder), name))
+    opened = open_url(str(folder)) if is_url(folder) else open_file(image_path(Path(folder), name))
     with opened as dataset:
         yield Scene(dataset, rule)
 
 
-def is_url(text: str) -> bool:
-    return "://" in text
+def is_url(place: str | Path) -> bool:
+    return "://" in str(place)
 
 
 def url_scenes(images: str | Sequence[str]) -> list[tuple[str, str]]:
@@ -220,13 +220,13 @@ def virtual_parts(root: Path, names: Sequence[str]) -> set[str]:
 
 
 def tiles(
-    folder: str, name: str, rule: ValueRule, tile: int, stride: int, quality: int | None, texts: TextSource
+    folder: str | Path, name: str, rule: ValueRule, tile: int, stride: int, quality: int | None, texts: TextSource
 ) -> list[Record]:
     """Returns the tiles of a scene; one record that says why, with a warning, if it cannot be read.
 
     ``quality`` None makes TIFFs of measured values.
     """
-    key = sample_key(name)
+    folder, key = str(folder), sample_key(name)
     source = urlsplit(public_url(folder)).netloc if is_url(folder) else Path(folder).name
     try:
         with open_scene(folder, name, rule) as scene:
