@@ -12,17 +12,21 @@ from priorclip.model.export_config import starting_architecture
 from priorclip.pretrain.commands import follow_model
 from priorclip.training.config import OptimizerConfig, RunConfig
 
+TARGETS = ("scenes", "tags", "scenes+tags", "boxes", "masks", "self")
+
 
 @dataclass
 class PriorConfig:
-    """Train the instruction encoder on scene recognition, or on the objects that captions name.
+    """Train the instruction encoder on scenes, on the objects that captions name, on boxes or masks, or without labels.
 
     Args:
         run: the run directory, length, optimizer, DeepSpeed and checkpoints
         data: training shards with scene labels
         backbone: the image encoder; its export is a value of model.prior.weights for any model
         targets: scenes: the scene labels. tags: the objects that an image's captions name, from a fixed list of nouns
-            (finetune/object_tags.py). scenes+tags: both, the sum of the two losses
+            (finetune/object_tags.py). scenes+tags: both, the sum of the two losses. boxes, masks: where drawn scenes
+            show what their captions name (`data_shards pack --source synthetic --masks true`). self: nothing, two views
+            of an image are the same one; the labels only probe what was learned
         label_smoothing: share of the target that is spread over all classes
         mixup: alpha of timm's mixup; 0 turns it off
         cutmix: alpha of timm's cutmix; 0 turns it off; with both, each batch uses one of them
@@ -32,7 +36,7 @@ class PriorConfig:
     run: RunConfig
     data: DataConfig
     backbone: EncoderConfig = field(default_factory=EncoderConfig)
-    targets: Literal["scenes", "tags", "scenes+tags"] = "scenes"
+    targets: Literal["scenes", "tags", "scenes+tags", "boxes", "masks", "self"] = "scenes"
     label_smoothing: float = 0.1
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -45,10 +49,11 @@ class PriorConfig:
         for name in ("mixup", "cutmix"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise ValueError(f"{name} must be the alpha of a beta distribution, or 0, not {getattr(self, name)}")
-            if getattr(self, name) and "tags" in self.targets:
-                raise ValueError(f"{name} mixes scenes, not tags: set {name} to 0, or targets to scenes")
-        if self.targets not in ("scenes", "tags", "scenes+tags"):
-            raise ValueError(f"targets must be scenes, tags or scenes+tags, not '{self.targets}'")
+            if getattr(self, name) and self.targets != "scenes":
+                others = "tags" if "tags" in self.targets else self.targets
+                raise ValueError(f"{name} mixes scenes, not {others}: set {name} to 0, or targets to scenes")
+        if self.targets not in TARGETS:
+            raise ValueError(f"targets must be one of {', '.join(TARGETS)}, not '{self.targets}'")
 
 
 @dataclass

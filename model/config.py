@@ -256,12 +256,15 @@ class SceneConfig:
         classes: scene names, in the order of the logits
         tags: names of objects, whose logits follow those of the scenes; an image can have several
         kind: always ``scene``
+        learned: what the backbone has learned. scenes: the classes and tags. boxes, masks, self: something else, so
+            that the classifier has no classes and gives the pooled feature
     """
 
     backbone: EncoderConfig = field(default_factory=EncoderConfig)
     classes: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
     kind: Literal["scene"] = "scene"
+    learned: Literal["scenes", "boxes", "masks", "self"] = "scenes"
 
 
 def at_least_one(config: Any, *names: str) -> None:

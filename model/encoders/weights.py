@@ -122,6 +122,10 @@ def read_scene_folder(folder: Path, backbone: nn.Module) -> State:
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     head = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier")
     if getattr(backbone, "num_classes", 0) and isinstance(head, str):
+        if "head.weight" not in state:
+            raise ValueError(
+                f"{folder} has learned no scenes, so it has no scores of them: set prior.projection to null"
+            )
         own |= {f"{head}.{name}": state[f"head.{name}"] for name in ("weight", "bias")}
     return own
 

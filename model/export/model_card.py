@@ -40,6 +40,8 @@ def model_card(config: ModelConfig | SceneConfig, state_dict: Mapping[str, Tenso
     if isinstance(config, SceneConfig):
         title, facts = "Scene classifier", {"backbone": config.backbone.name, "classes": len(config.classes)}
         facts |= {"tags": len(config.tags)} if config.tags else {}
+        if config.learned != "scenes":
+            title, facts = "Image encoder", {"backbone": config.backbone.name, "learned": config.learned}
     else:
         title = {"priorclip": "PriorCLIP", "prioritr": "PriorITR", "clip": "CLIP"}[config.kind]
         text = config.text.name or (config.text.config or {}).get("model_type")

@@ -21,24 +21,34 @@ if TYPE_CHECKING:
 
 
 class SceneClassifier(nn.Module):
-    """A timm backbone with a linear head over scene classes, and over tags of objects if there are any."""
+    """A timm backbone with a linear head over scene classes, and over tags of objects if there are any.
+
+    A backbone that has learned something else (``learned``) has no head.
+    """
 
     def __init__(self, config: SceneConfig):
         super().__init__()
-        if not config.classes and not config.tags:
+        if config.learned != "scenes" and (config.classes or config.tags):
+            raise ValueError(f"a backbone that has learned {config.learned} has no classes and no tags")
+        if not config.classes and not config.tags and config.learned == "scenes":
             raise ValueError("SceneConfig.classes is empty: a scene classifier needs the names of its classes")
         self.config = copy.deepcopy(config)
         self.backbone = ImageEncoder(self.config.backbone, pool=True)
         self.config.backbone.mean, self.config.backbone.std = normalisation(config.backbone)
-        self.head = nn.Linear(self.backbone.width, len(config.classes) + len(config.tags))
+        names = len(config.classes) + len(config.tags)
+        self.head = nn.Linear(self.backbone.width, names) if names else None
 
     @property
     def classes(self) -> Sequence[str]:
         return self.config.classes
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) uint8 or float in [0, 1] -> logits (B, C + K): ``classes``, then ``tags``."""
-        return self.head(self.backbone(images))
+        """Images (B, 3, H, W) uint8 or float in [0, 1] -> logits (B, C + K): ``classes``, then ``tags``.
+
+        Without a head: the pooled features (B, P).
+        """
+        pooled = self.backbone(images)
+        return pooled if self.head is None else self.head(pooled)
 
     def features(self, images: Tensor) -> Tensor:
         """Returns pooled features (B, P)."""
