@@ -13,6 +13,9 @@ GEO = [  # rasters that Pillow cannot read right: many bands, floats, scenes wit
     "shapely>=2.1,<3",
     "pyogrio>=0.10,<1",
 ]
+CURATE = ["faiss-cpu>=1.9,<2", "py3langid>=0.4,<0.5"]  # semantic duplicates, and the language of a caption
+WANDB = ["wandb>=0.19"]  # trackers of a run
+MLFLOW = ["mlflow-skinny>=3,<4"]
 PROMETHEUS = ["prometheus_client>=0.20"]  # the endpoint of a run
 COMPLETION = ["argcomplete>=3"]  # Tab completes `priorclip`
 # Programs that read our shards and exports, and whose shards we read: the tests run them.
@@ -87,6 +90,9 @@ setup(
         "s3": S3,
         "onnx": ONNX,
         "geo": GEO,
+        "curate": CURATE,
+        "wandb": WANDB,
+        "mlflow": MLFLOW,
         "prometheus": PROMETHEUS,
         "completion": COMPLETION,
         "test": [
@@ -103,6 +109,9 @@ setup(
             *ONNX,
             *S3,
             *S3_SERVER,
+            *CURATE,
+            *WANDB,
+            *MLFLOW,
             *PROMETHEUS,
             *COMPLETION,
         ],

@@ -19,6 +19,7 @@ from pathlib import Path, PureWindowsPath
 from priorclip.common.masking import masked
 
 SCHEME = re.compile(r"(\.?/)*([a-z][a-z0-9+.-]*://|pipe:)", re.IGNORECASE)
+ORDINARY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # such a name has no danger, and there can be millions
 SHOWN = 120  # characters of a name in a message
 
 
@@ -42,6 +43,8 @@ def join_under(folder: Path, name: object, source: object) -> Path:
 
 def plain_name(name: object, source: object) -> str:
     """Returns the name without empty and ``.`` parts, under the rules of ``join_under``. Raises UnsafePath."""
+    if isinstance(name, str) and ORDINARY.fullmatch(name):
+        return name
     reason = find_danger(name)
     if reason is None:
         assert isinstance(name, str)

@@ -59,6 +59,9 @@ class DataConfig:
         block_size: samples in a block of neighbours, which the shuffle keeps in one window; smaller shuffles better
         window_blocks: blocks from all shards whose samples are shuffled together; more shuffles better, but needs more
             open shards and a larger cache
+        order: stored keeps the order of an epoch in memory, 24 bytes for each block in every decoding process; keyed
+            computes it for each batch and keeps nothing; auto is stored up to 50 million samples. A resumed run keeps
+            the one that it began with
         workers: decoding processes of each rank (0 decodes in the training process)
         prefetch: batches that each worker prepares ahead
         start_method: how workers start: forkserver is safe with torch.distributed, MPI and CUDA; fork starts faster
@@ -96,6 +99,7 @@ class DataConfig:
     classes: list[str] | None = None
     block_size: int = 32
     window_blocks: int = 2048
+    order: str = "auto"
     workers: int = 2
     prefetch: int = 2
     start_method: str = "forkserver"
@@ -124,6 +128,8 @@ class DataConfig:
             )
         if self.balance not in ("none", "scenes"):
             raise ValueError(f"data.balance must be none or scenes, not {self.balance!r}")
+        if self.order not in ("auto", "stored", "keyed"):
+            raise ValueError(f"data.order must be auto, stored or keyed, not {self.order!r}")
         if self.balance == "scenes" and self.captions == "all":
             raise ValueError(
                 "data.balance: scenes needs data.captions: one, because all gives each caption once an epoch"

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ from priorclip.data_shards.format.sample import (
 )
 from priorclip.data_shards.format.shard_index import Member, ShardIndex, index_path
 from priorclip.data_shards.format.tar import BLOCK, check_header
+from priorclip.data_shards.remote.file_list import FileList
 from priorclip.data_shards.remote.http_ranges import RemoteError
 from priorclip.data_shards.remote.read_ahead import Need, ReadAhead
 from priorclip.data_shards.remote.shard_files import Access, LocalFile, RemoteFile, ShardFile
@@ -59,7 +61,7 @@ from priorclip.data_shards.remote.urls import public_url
 log = get_logger(__name__)
 
 MORE_THAN_ROOM = 100_000  # samples that a shard which was cut short may have in its manifest, and are then bad
-INDICES_KEPT, FILES_KEPT = 192, 192  # open files; a process may usually have 1,024
+INDICES_KEPT = 192  # open files; a process may usually have 1,024
 
 
 class ShardSet:
@@ -95,36 +97,38 @@ class ShardSet:
     ) -> None:
         mixed = corpora(spec)
         self.spec = [public_url(str(piece)) for corpus in mixed for piece in corpus.shards]
-        self.files: list[ShardFile] = []
         self._ahead = ReadAhead(read_ahead)
         self._budget = TimeBudget(timeout)
         access = Access.from_options(cache, cache_limit, timeout)
         self.sizes: list[int] = []
         self._scanned: dict[int, ShardIndex] = {}
         self._indices: OrderedDict[int, IndexReader] = OrderedDict()
-        self._open: OrderedDict[int, None] = OrderedDict()  # local files, most recently used last
-        self._entries: dict[int, ShardEntry] = {}
+        self._index_hashes: dict[int, str] = {}  # of remote shards
         manifests = FolderManifests(access)
         found = [find_shards(corpus.shards, cache, access, manifests) for corpus in mixed]
         files = [(file, manifests.entry(file)) for corpus in found for file in corpus]
         refuse_duplicates([file for file, _ in files], self.spec)
-        for (file, entry), index in zip(files, check_shards(files), strict=True):
-            self._add(file, entry, index)
-        self.manifests = [manifest for manifest in manifests.of.values() if manifest]
-        self._layouts = self._find_layouts(manifests)
+        self._described = np.zeros(len(files), bool)  # which shards are in a manifest
+        for shard, ((file, entry), index) in enumerate(zip(files, check_shards(files), strict=True)):
+            self._add(shard, file, entry, index)
+        self.files = FileList([file for file, _ in files])
+        found_manifests = [manifest for manifest in manifests.of.values() if manifest]
+        self.has_manifest = bool(found_manifests)
+        self._layouts = self._find_layouts([file for file, _ in files], manifests)
         self.class_words = frozenset(self._named_classes())
         self.classes = unique_classes(
-            {name for manifest in self.manifests for name in manifest.classes} | self.class_words
+            {name for manifest in found_manifests for name in manifest.classes} | self.class_words
         )
         self._starts = np.cumsum([0, *self.sizes], dtype=np.int64)
-        self._has_remote = any(file.remote for file in self.files)
+        self._has_remote = self.files.has_remote
         self.parts = mixture_parts(mixed, [len(corpus) for corpus in found], self.sizes)
         if not len(self):
             raise ValueError(f"no sample in {self.spec}: {len(self.files)} shards, all of them empty")
 
-    def _add(self, file: ShardFile, entry: ShardEntry | None, index: ShardIndex | IndexReader | None) -> None:
+    def _add(
+        self, shard: int, file: ShardFile, entry: ShardEntry | None, index: ShardIndex | IndexReader | None
+    ) -> None:
         """Adds a shard. ``index`` is its scanned index; None if the manifest and the .idx are there."""
-        shard = len(self.files)
         if index is not None:
             if isinstance(index, ShardIndex):
                 self._scanned[shard] = index
@@ -137,19 +141,20 @@ class ShardSet:
                 raise ValueError(
                     f"{file} of {file.size} bytes has no room for the {entry.samples} samples in its manifest"
                 )
-            self._entries[shard] = entry
+            self._described[shard] = True
+            if file.remote:
+                self._index_hashes[shard] = entry.index_sha256
             self.sizes.append(entry.samples)
-        self.files.append(file)
 
-    def _find_layouts(self, manifests: FolderManifests) -> list[Layout]:
+    def _find_layouts(self, files: Sequence[ShardFile], manifests: FolderManifests) -> list[Layout]:
         """Returns the layout of each shard. Of a folder that pack did not write, the index of one shard is opened."""
         of: dict[Path | str, Layout] = {}
-        for shard, file in enumerate(self.files):
+        for shard, file in enumerate(files):
             folder = folder_of(file)
             if folder not in of:
                 packed = manifests.is_pack(file)
                 of[folder] = PLAIN if packed else foreign_layout(file, self._extensions(shard), manifests)
-        return [of[folder_of(file)] for file in self.files]
+        return [of[folder_of(file)] for file in files]
 
     def _named_classes(self) -> set[str]:
         """Returns the names of classnames.txt for shards that hold class numbers."""
@@ -169,7 +174,7 @@ class ShardSet:
         """Returns the labels of the shards that no manifest describes. It reads their texts, local shards only."""
         found: set[str] = set()
         for shard, file in enumerate(self.files):
-            if shard in self._entries or file.remote:
+            if self._described[shard] or file.remote:
                 continue
             for sample in range(int(self._starts[shard]), int(self._starts[shard + 1])):
                 with contextlib.suppress(BadSample):  # counted when the sample is read
@@ -292,7 +297,7 @@ class ShardSet:
                 if isinstance(file, RemoteFile):
                     data = self._ahead.take(file, start, length)
                 else:
-                    data = self._read_local(shard, file, start, length)
+                    data = self._read_local(file, start, length)
         except RemoteError as error:
             raise BadSample(error.reason, error.detail) from error
         except OSError as error:
@@ -304,12 +309,8 @@ class ShardSet:
             raise BadSample("shard is cut short", f"{length} bytes at {start} reach past its end")
         return data
 
-    def _read_local(self, shard: int, file: LocalFile, start: int, length: int) -> bytes:
-        """Reads from a file; the last ``FILES_KEPT`` files stay open. A stale handle is opened again."""
-        self._open[shard] = None
-        self._open.move_to_end(shard)
-        if len(self._open) > FILES_KEPT:
-            self.files[self._open.popitem(last=False)[0]].close()
+    def _read_local(self, file: LocalFile, start: int, length: int) -> bytes:
+        """Reads from a file. A stale handle is opened again."""
         try:
             return file.pread(start, length)
         except OSError as error:
@@ -334,12 +335,12 @@ class ShardSet:
 
     def _load_index(self, shard: int) -> IndexReader:
         """Opens the .idx of a shard. For a remote shard without its own .idx, reads the headers of the tar instead."""
-        file, entry = self.files[shard], self._entries.get(shard)
+        file = self.files[shard]
         if isinstance(file, LocalFile):
             return IndexReader(index_path(file.path))
-        if entry is not None:
+        if shard in self._index_hashes:
             try:
-                return IndexReader(file.index(entry.index_sha256))
+                return IndexReader(file.index(self._index_hashes[shard]))
             except RemoteError as error:
                 if error.reason == "remote cannot be read":
                     raise
@@ -348,14 +349,13 @@ class ShardSet:
 
     def close(self) -> None:
         """Closes the open tars; reading opens them again."""
-        while self._open:
-            self.files[self._open.popitem()[0]].close()
+        self.files.close()
         self._indices.clear()
 
     def __del__(self) -> None:
-        if hasattr(self, "_open"):
+        if hasattr(self, "files"):
             self.close()
 
     def __getstate__(self) -> dict:
-        """Leaves out open files and indices, because a worker process opens its own."""
-        return {**self.__dict__, "_open": OrderedDict(), "_indices": OrderedDict()}
+        """Leaves out open indices, because a worker process opens its own. Sizes take 8 bytes each, not 36."""
+        return {**self.__dict__, "_indices": OrderedDict(), "sizes": array("q", self.sizes)}

@@ -2,6 +2,7 @@
 
     export folder + Karpathy JSON or shards -> evaluate -> table, report.json
     export folder + images                  -> index    -> embeddings + the place of each image
+    export folder + shards with captions    -> curate   -> shards without bad pairs, report.md
     index + text or image                   -> search   -> ranked table
                                             -> serve    -> a web page
 

@@ -1,4 +1,4 @@
-"""``python -m retrieval evaluate|robustness|pictures|belief-truth|index|search|serve``. Each has its own --help."""
+"""``python -m retrieval evaluate|robustness|pictures|belief-truth|curate|index|search|serve``, each with ``--help``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from priorclip.common.output import quiet, say, set_up_logging
 from priorclip.retrieval.commands import (
     COMMANDS,
     BeliefTruthConfig,
+    CurateConfig,
     EvaluateConfig,
     IndexConfig,
     PicturesConfig,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from priorclip.retrieval.web.scene_tiles import SceneTiles
 
 
-LISTS = ("--models", "--severities", "--caption_shares", "--caption-shares", "--queries")
+LISTS = ("--models", "--severities", "--caption_shares", "--caption-shares", "--queries", "--languages")
 INDEX_LISTS = ("--data", "--names")  # of search and serve; the other commands take one
 
 
@@ -40,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "robustness": run_robustness,
         "pictures": run_pictures,
         "belief-truth": run_belief_truth,
+        "curate": run_curate,
         "index": run_index,
         "search": run_search,
         "serve": run_serve,
@@ -111,6 +113,16 @@ def run_evaluate(config: EvaluateConfig) -> None:
     if config.output:
         write_report(config.output, report)
         say(f"report: {config.output}")
+
+
+def run_curate(config: CurateConfig) -> None:
+    from priorclip.retrieval.curation.curate import curate
+    from priorclip.retrieval.curation.report import summary
+
+    say(summary(curate(config)))
+    say(f"report: {config.output}/report.md")
+    if config.write:
+        say(f"shards for training: {config.output}/shards")
 
 
 def run_index(config: IndexConfig) -> None:

@@ -306,11 +306,94 @@ class ServeConfig:
             raise ValueError(f"--port must be between 0 and 65535, not {self.port}")
 
 
+@dataclass(kw_only=True)
+class CurateConfig:
+    """Drop bad pairs of shards by rules, report each drop with examples, and pack the rest into new shards.
+
+    Args:
+        shards: folder, tar or pattern of tars whose `captions` are curated
+        output: folder for shards/, report.md, report.json, dropped.jsonl and scores/; the command resumes from it
+        model: export folder of the model that scores the pairs; null scores nothing
+        min_similarity: drop pairs whose cosine of image and caption is smaller
+        drop_share: drop this share of the pairs, the least similar ones
+        languages: keep captions in these languages, by their codes, such as en de; empty keeps all
+        certainty: a caption counts as one of another language from this probability on
+        min_words: drop captions with fewer words
+        max_words: drop captions with more words
+        words: drop captions that contain one of these words or phrases: a text file with one a line, or a list with
+            commas; case is ignored
+        near_duplicates: drop images of which at most this many of 64 bits of their perceptual hash differ from an
+            earlier one, 0 to 16; null compares none
+        semantic_duplicates: drop images whose embedding has at least this cosine with that of an earlier one
+        examples: examples in the report at each threshold
+        write: false writes the report only
+        shard_size: samples per shard of the output
+        batch_size: images, or captions, in a batch
+        device: auto uses the GPU if there is one
+        precision: number format of the activations
+        workers: processes that decode images for the model; 0 decodes in the main process
+        processes: processes that read captions, hash and pack; null takes one per core
+        max_pixels: images with more pixels are refused before they are decoded
+        array: in a SLURM array task, score and pack this task's share into one folder for all tasks
+        overwrite: replace the shards of an earlier curation
+    """
+
+    shards: str
+    output: str
+    model: str | None = None
+    min_similarity: float | None = None
+    drop_share: float = 0.0
+    languages: list[str] = field(default_factory=list)
+    certainty: float = 0.5
+    min_words: int | None = None
+    max_words: int | None = None
+    words: str | None = None
+    near_duplicates: int | None = None
+    semantic_duplicates: float | None = None
+    examples: int = 5
+    write: bool = True
+    shard_size: int = 1000
+    batch_size: int = 64
+    device: Device = "auto"
+    precision: Precision = "fp32"
+    workers: int = 0
+    processes: int | None = None
+    max_pixels: int = 100_000_000
+    array: bool = True
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("min_words", "max_words", "shard_size", "batch_size", "processes", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be at least 1, not {value}")
+        for name, low, high in (
+            ("min_similarity", -1, 1),
+            ("drop_share", 0, 0.99),
+            ("certainty", 0, 1),
+            ("semantic_duplicates", 0.5, 1),
+            ("examples", 0, 100),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"--{name} must be between {low} and {high}, not {value}")
+        if self.min_words and self.max_words and self.min_words > self.max_words:
+            raise ValueError(f"--min_words {self.min_words} is above --max_words {self.max_words}: no caption fits")
+        if self.workers < 0:
+            raise ValueError(f"--workers must be at least 0, not {self.workers}")
+        needs = {"min_similarity": self.min_similarity, "drop_share": self.drop_share or None}
+        needs["semantic_duplicates"] = self.semantic_duplicates
+        for name, value in needs.items():
+            if value is not None and self.model is None:
+                raise ValueError(f"--{name} {value} needs --model, the export folder of the model that scores pairs")
+
+
 COMMANDS = {
     "evaluate": EvaluateConfig,
     "robustness": RobustnessConfig,
     "pictures": PicturesConfig,
     "belief-truth": BeliefTruthConfig,
+    "curate": CurateConfig,
     "index": IndexConfig,
     "search": SearchConfig,
     "serve": ServeConfig,

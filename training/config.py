@@ -49,6 +49,8 @@ class EngineConfig:
             more forward pass, about a third of the time. false: gradient accumulation, in which the contrastive loss
             sees the negatives of one micro batch only
         grad_checkpointing: recompute activations in the backward pass: less memory, about a third more time
+        compile: compile the model by torch.compile: default, or max-autotune, which tries several kernels of each
+            product and takes minutes. Results are those without it up to rounding; see training/engine/compiling.py
         threads: CPU threads of a rank, null for the cores of the machine divided by its ranks
         timeout_minutes: a collective that waits longer than this ends the run
         hang_minutes: end the run, and name the rank, if a rank is stopped or no rank makes progress for this time; 0
@@ -62,6 +64,7 @@ class EngineConfig:
     micro_batch: int | None = None
     grad_cache: bool = True
     grad_checkpointing: bool = False
+    compile: Literal["off", "default", "max-autotune"] = "off"
     threads: int | None = None
     timeout_minutes: float = 10
     hang_minutes: float = 5
@@ -102,11 +105,14 @@ class MonitorConfig:
         prometheus_port: port on which rank 0 serves the metrics to Prometheus; null for no endpoint
         prometheus_address: address on which it listens; the default answers on this host only
         peak_tflops: dense TFLOP/s of the accelerator, for the MFU; null for the value known for its name
+        trackers: wandb, mlflow or both, as a list; they get configuration and metrics, and an error of one never ends
+            the run
     """
 
     prometheus_port: int | None = None
     prometheus_address: str = "127.0.0.1"
     peak_tflops: float | None = None
+    trackers: list[Literal["wandb", "mlflow"]] = field(default_factory=list)
 
 
 @dataclass

@@ -28,6 +28,7 @@ from priorclip.training.checkpoints.load import NoGoodCheckpoint, find_newest_go
 from priorclip.training.checkpoints.writer import Writer
 from priorclip.training.config import RunConfig
 from priorclip.training.engine.buffers import average_batch_norms
+from priorclip.training.engine.compiling import compile_engine
 from priorclip.training.model_selection import ModelSelection
 from priorclip.training.monitoring.clock import Clock
 from priorclip.training.monitoring.measure import MetricCollector
@@ -90,6 +91,7 @@ class Run:
         accept_config(self.folder, rank.is_first)
         self.log = self.open_log()
         self.log.describe((self.folder / "config.yaml").read_text(), masked_command(sys.argv))
+        self.compilations = compile_engine(engine, config.engine.compile)
         self.clock = Clock(config.engine.global_batch)
         self.metrics = MetricCollector(engine, rank, config, task.model_facts, task.stream)
         self.is_recorded_step = self.is_stopping = False
@@ -347,6 +349,7 @@ class Run:
             "global_batch": self.config.engine.global_batch,
             "device": self.rank.device.type,
             "evaluation": self.evaluation,
+            **(self.compilations.report() if self.compilations else {}),
         }
 
 

@@ -30,7 +30,7 @@ from priorclip.data_shards.format.tar import BLOCK, MAX_TAR
 NAME, FORMAT, VERSION = "manifest.json", "data-shards", 1
 SHA256 = re.compile(r"(?:[0-9a-f]{64})?")  # empty: not known
 MAX_BYTES = 1 << 26  # of a manifest; a shard takes 250
-MAX_SAMPLES = 1 << 30  # of a manifest: the order of an epoch takes 24 bytes for each 32 of them
+MAX_SAMPLES = 1 << 36  # of a manifest
 
 
 def digest(value: Any, where: str) -> None:
@@ -65,7 +65,7 @@ FIELDS = {
 OPTIONAL = ("skipped", "duplicates", "excluded", "scaled", "fingerprint", "options")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardEntry:
     """One tar: its name in the folder, its sizes and the SHA-256 of the tar and of its .idx as 64 hex digits."""
 

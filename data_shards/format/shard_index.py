@@ -33,7 +33,7 @@ from priorclip.data_shards.format.tar import read_members
 
 log = get_logger(__name__)
 
-FORMAT, VERSION = "data-shards-index", 1
+FORMAT, VERSION, SUFFIX = "data-shards-index", 1, ".idx"
 HEADER_BYTES = 1 << 16  # longest first line of an index
 MAX_MEMBERS = 1 << 23  # of a tar
 MAX_INDEX = 1 << 30  # bytes after the first line
@@ -242,4 +242,4 @@ def scan(path: Path, hashes: bool = False) -> ShardIndex:
 
 def index_path(tar: Path) -> Path:
     """Returns the path of the index of a tar."""
-    return tar.with_name(f"{tar.name}.idx")
+    return tar.with_name(f"{tar.name}{SUFFIX}")

@@ -6,6 +6,8 @@ and the order of an epoch must stay the same if numpy is upgraded in the middle 
 
 from __future__ import annotations
 
+from typing import Any, overload
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,9 +15,17 @@ MASK = (1 << 64) - 1
 GAMMA = 0x9E3779B97F4A7C15
 
 
-def hash_integers(*integers: int) -> int:
-    """Returns a 64-bit hash of the integers, in order."""
-    state = 0
+@overload
+def hash_integers(*integers: int) -> int: ...
+
+
+@overload
+def hash_integers(first: int, second: int, third: NDArray[np.uint64], /) -> NDArray[np.uint64]: ...
+
+
+def hash_integers(*integers: Any) -> Any:
+    """Returns a 64-bit hash of the integers, in order. The last can be an array (n,) of them, then so is the hash."""
+    state: Any = 0
     for value in integers:
         state = _finish((state ^ (value & MASK)) + GAMMA & MASK)
     return state
@@ -34,7 +44,7 @@ def permutation(key: int, count: int) -> NDArray[np.int64]:
     return np.argsort(hash_range(key, count), kind="stable")
 
 
-def _finish(state: int) -> int:
+def _finish(state: Any) -> Any:
     state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & MASK
     state = (state ^ (state >> 27)) * 0x94D049BB133111EB & MASK
     return state ^ (state >> 31)

@@ -19,7 +19,7 @@ position), so any position is computed directly, and no rounding errors add up.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from priorclip.data_shards.order.epoch_order import EpochOrder
 from priorclip.data_shards.order.hashing import hash_integers, permutation
+from priorclip.data_shards.order.keyed_order import KeyedOrder
 
 CORPUS, TURNS = 5, 6
 TURN_BLOCK = 64
@@ -71,6 +72,7 @@ class Mixture:
         parts: the corpora; sample indices count through all corpora, in this order
         seed: seed of the run
         block_size, window_blocks: see EpochOrder
+        keyed: take KeyedOrder, which needs no memory, in place of EpochOrder
 
     Attributes:
         samples: positions in an epoch, the same for every epoch
@@ -79,8 +81,10 @@ class Mixture:
         ValueError: the weight of a corpus is so small that an epoch has none of its samples
     """
 
-    def __init__(self, parts: Sequence[MixturePart], seed: int, block_size: int, window_blocks: int) -> None:
-        self.parts, self.seed = list(parts), seed
+    def __init__(
+        self, parts: Sequence[MixturePart], seed: int, block_size: int, window_blocks: int, keyed: bool = False
+    ) -> None:
+        self.parts, self.seed, self.keyed = list(parts), seed, keyed
         self.quotas = [part.quota for part in self.parts]
         for part, quota in zip(self.parts, self.quotas, strict=True):
             if quota < 1:
@@ -92,16 +96,32 @@ class Mixture:
         self.starts = [sum(part.samples for part in self.parts[:number]) for number in range(len(self.parts))]
         self._largest_first = sorted(range(len(self.parts)), key=lambda number: -self.quotas[number])
         self._shape = block_size, window_blocks
-        self._orders: OrderedDict[tuple[int, int], EpochOrder] = OrderedDict()
+        self._orders: OrderedDict[tuple[int, int, bool], EpochOrder | KeyedOrder] = OrderedDict()
         self._turns: OrderedDict[tuple[int, int], NDArray[np.int64]] = OrderedDict()
 
     def draw(self, epoch: int, position: int) -> Draw:
         """Returns the sample at a position. Raises IndexError for a position outside the epoch."""
+        return self.draws([(epoch, position)])[0]
+
+    def draws(self, positions: Sequence[tuple[int, int]]) -> list[Draw]:
+        """Returns the sample at each (epoch, position). Raises IndexError for a position outside its epoch."""
+        places = [self._place(epoch, position) for epoch, position in positions]
+        rows_of: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for row, (corpus, pass_number, _) in enumerate(places):
+            rows_of[corpus, pass_number].append(row)
+        samples = np.empty(len(places), np.int64)
+        for (corpus, pass_number), rows in rows_of.items():
+            of_pass = np.array([places[row][2] for row in rows], np.int64)
+            samples[rows] = self.starts[corpus] + self._order(corpus, pass_number).samples(of_pass)
+        pairs = zip(places, samples.tolist(), strict=True)
+        return [Draw(corpus, pass_number, sample) for (corpus, pass_number, _), sample in pairs]
+
+    def _place(self, epoch: int, position: int) -> tuple[int, int, int]:
+        """Returns the corpus at a position, the number of its pass and the place in the pass."""
         if not 0 <= position < self.samples:
             raise IndexError(f"position {position} is outside the epoch's {self.samples} samples")
         corpus, turn = (0, position) if len(self.parts) == 1 else self._turn(self._permuted(epoch, position))
-        pass_number, place = divmod(epoch * self.quotas[corpus] + turn, self.parts[corpus].samples)
-        return Draw(corpus, pass_number, self.starts[corpus] + self._order(corpus, pass_number)[place])
+        return corpus, *divmod(epoch * self.quotas[corpus] + turn, self.parts[corpus].samples)
 
     def substitute(self, corpus: int, number: int) -> int:
         """Returns a sample of a corpus for any number, to replace a bad one."""
@@ -132,11 +152,15 @@ class Mixture:
                 self._turns.popitem(last=False)
         return block * TURN_BLOCK + int(self._turns[key][place])
 
-    def _order(self, corpus: int, pass_number: int) -> EpochOrder:
-        key = corpus, pass_number
+    def _order(self, corpus: int, pass_number: int) -> EpochOrder | KeyedOrder:
+        key = corpus, pass_number, self.keyed
         if key not in self._orders:
             seed = self.seed if len(self.parts) == 1 else hash_integers(self.seed, CORPUS, corpus)
-            self._orders[key] = EpochOrder(self.parts[corpus].sizes, seed, pass_number, *self._shape)
+            part = self.parts[corpus]
+            if self.keyed:
+                self._orders[key] = KeyedOrder(part.samples, seed, pass_number, *self._shape)
+            else:
+                self._orders[key] = EpochOrder(part.sizes, seed, pass_number, *self._shape)
             if len(self._orders) > PASSES_KEPT * len(self.parts):
                 self._orders.popitem(last=False)
         self._orders.move_to_end(key)

@@ -77,30 +77,44 @@ class Access:
 
 
 class LocalFile:
-    """A tar on a file system, opened by the first read and kept open."""
+    """A tar on a file system, opened by the first read and kept open.
+
+    Args:
+        path: of the tar; text is kept as it is, because a set can have 200,000 tars and a Path is large
+        address: what opens the tar again, and is shown; null for the path
+    """
 
     remote = False
+    __slots__ = ("_handle", "_path", "address")
 
-    def __init__(self, path: Path, address: str | None = None) -> None:
-        self.path, self.name = path, path.name
-        self.address = address or str(path)
+    def __init__(self, path: Path | str, address: str | None = None) -> None:
+        self._path = str(path)
+        self.address = address or self._path
         self._handle: int | None = None
 
     def __str__(self) -> str:
         return self.address
 
     @property
+    def path(self) -> Path:
+        return Path(self._path)
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self._path)
+
+    @property
     def identity(self) -> str:
-        return str(self.path)
+        return self._path
 
     @property
     def size(self) -> int:
-        return self.path.stat().st_size
+        return os.stat(self._path).st_size
 
     def pread(self, offset: int, length: int) -> bytes:
         """Reads at most ``length`` bytes, fewer at the end of the file; allocates no more. Raises OSError."""
         if self._handle is None:
-            self._handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # waits for no named pipe
+            self._handle = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # waits for no named pipe
         left = os.fstat(self._handle).st_size - offset
         return os.pread(self._handle, max(0, min(length, left)), offset)
 
@@ -110,8 +124,12 @@ class LocalFile:
             os.close(self._handle)
             self._handle = None
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_handle": None}
+    def __del__(self) -> None:
+        if hasattr(self, "_handle"):
+            self.close()
+
+    def __reduce__(self) -> tuple[type[LocalFile], tuple[str, str]]:
+        return LocalFile, (self._path, self.address)  # another process opens the file itself
 
 
 class RemoteFile:

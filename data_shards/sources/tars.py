@@ -76,7 +76,7 @@ def webdataset(
     """
     pieces = (spec,) if isinstance(spec, str) else tuple(spec)
     shards = opened_set(pieces)
-    if not shards.manifests:
+    if not shards.has_manifest:
         log.warning("%s has no index, so each worker reads all its headers: run `data_shards index` first", pieces[0])
     seen: set[str] = set()
     records = [_record(shards, pieces, sample, caption_field, kept, seen) for sample in range(len(shards))]

@@ -26,7 +26,7 @@ from priorclip.data_shards.images.transforms import eval_transform, flip_and_tur
 from priorclip.data_shards.order.balanced_scenes import BalancedScenes
 from priorclip.data_shards.order.caption_pairs import CaptionPairs
 from priorclip.data_shards.order.hashing import hash_integers
-from priorclip.data_shards.order.mixture import MixedOrder, Mixture, MixturePart
+from priorclip.data_shards.order.mixture import Draw, MixedOrder, Mixture, MixturePart
 from priorclip.data_shards.stream.count_captions import count_pairs
 from priorclip.data_shards.stream.group_scenes import group_scenes
 from priorclip.data_shards.stream.kept_samples import DecodedSample, KeptSamples
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 AUGMENTATION, REPLACEMENT = 3, 4
 ATTEMPTS = 100
+MOST_STORED = 1 << 30  # samples
+STORED = 50_000_000  # samples whose order `data.order: auto` keeps in memory: 38 MB in each decoding process
 LONGEST_TOKEN = 64  # characters; longer than any token of a vocabulary of words
 BAD_ROWS = "bad_rows"
 
@@ -88,7 +90,7 @@ class BatchFetcher(Dataset):
             parts = self.pairs.parts(parts)
         elif self.balanced:
             parts = self.balanced.parts(parts[0].weight)
-        self.mixture = Mixture(parts, seed, config.block_size, config.window_blocks)
+        self.mixture = Mixture(parts, seed, config.block_size, config.window_blocks, is_keyed(config, parts))
         shares = (config.caption_noise, config.label_noise) if train else (0, 0)
         self.noise = SemanticNoise(seed, len(source), *shares)
         self.kept = KeptSamples(byte_count(config.keep_pixels, "keep_pixels"))
@@ -125,10 +127,11 @@ class BatchFetcher(Dataset):
         images = pixel_buffer((len(positions), 3, size, size))
         pixels = images.numpy()
         captions, labels, ids = [], [], []
-        coming = (self.image_of(self.order(epoch)[position]) for epoch, position in positions)
+        draws = self.mixture.draws(positions)
+        coming = (self.image_of(draw.sample) for draw in draws)
         prefetch_samples(self.source, (sample for sample in coming if sample not in self.kept))
-        for row, (epoch, position) in enumerate(positions):
-            sample, pixels[row], label, caption = self.fetch(epoch, position, bad_rows)
+        for row, (position, draw) in enumerate(zip(positions, draws, strict=True)):
+            sample, pixels[row], label, caption = self.fetch(position, draw, bad_rows)
             ids.append(sample)
             labels.append(label)
             captions.append(caption)
@@ -144,10 +147,10 @@ class BatchFetcher(Dataset):
         return batch
 
     def fetch(
-        self, epoch: int, position: int, bad_rows: list[dict[str, str]]
+        self, place_in_epoch: Position, draw: Draw, bad_rows: list[dict[str, str]]
     ) -> tuple[int, NDArray[np.uint8], int, str]:
-        """Returns (sample index, pixels, label id or -1, caption) of a position, or of its replacement."""
-        corpus, pass_number, place = self.mixture.draw(epoch, position)
+        """Returns (sample index, pixels, label id or -1, caption) of a drawn sample, or of its replacement."""
+        (epoch, position), (corpus, pass_number, place) = place_in_epoch, draw
         for attempt in range(ATTEMPTS):
             index = self.image_of(place)
             try:
@@ -205,6 +208,21 @@ class BatchFetcher(Dataset):
         if self.train:
             return random_crop(data, config.side, rng, scale=config.scale, max_pixels=config.max_pixels)
         return eval_transform(data, config.side, max_pixels=config.max_pixels)
+
+
+def is_keyed(config: DataConfig, parts: Sequence[MixturePart]) -> bool:
+    """Tells whether the order of an epoch is computed, not stored.
+
+    Raises ValueError if data.order is stored and the order takes more memory than a process should need.
+    """
+    samples = sum(part.samples for part in parts)
+    if config.order == "stored" and samples > MOST_STORED:
+        gigabytes = 24e-9 * samples / config.block_size
+        raise ValueError(
+            f"data.order: stored would take {gigabytes:.1f} GB in every decoding process for {samples} samples: set "
+            "data.order to keyed, or to auto"
+        )
+    return config.order == "keyed" or (config.order == "auto" and samples > STORED)
 
 
 def choose_caption(texts: list[str], draw: float, number: int | None) -> str:

@@ -17,6 +17,8 @@ from priorclip.data_shards.order.caption_pairs import CaptionPairs
 
 log = get_logger(__name__)
 
+MOST = 100_000_000  # samples: the pass takes an hour or more, and the numbers 800 MB in every decoding process
+
 
 def count_pairs(source: Any, caption_field: str) -> CaptionPairs:
     """Returns the (image, caption) pairs of a ShardSet or RecordSet.
@@ -24,9 +26,9 @@ def count_pairs(source: Any, caption_field: str) -> CaptionPairs:
     A sample whose captions cannot be read counts as one pair, so that the stream meets it and reports it as bad.
 
     Raises:
-        ValueError: a shard is remote, so that the pass would be one request for each sample
+        ValueError: a shard is remote, so that the pass would be one request for each sample, or there are too many
     """
-    refuse_remote(source, "data.captions: all counts the captions")
+    refuse_slow(source, "data.captions: all counts the captions")
     start = time.monotonic()
     counts = np.array([caption_count(source, index, caption_field) for index in range(len(source))], np.int64)
     pairs = CaptionPairs(counts)
@@ -41,8 +43,16 @@ def caption_count(source: Any, index: int, caption_field: str) -> int:
         return 1
 
 
-def refuse_remote(source: Any, work: str) -> None:
-    """Raises ValueError if a shard is remote; ``work`` is the option and what it does with each sample."""
+def refuse_slow(source: Any, work: str) -> None:
+    """Raises ValueError if a shard is remote or there are too many samples.
+
+    ``work`` is the option and what it does with each sample.
+    """
+    if len(source) > MOST:
+        raise ValueError(
+            f"{work} of every sample at the start and keeps a number for each: at most {MOST} samples, and there are "
+            f"{len(source)}. Leave out {work.split(':')[0]}"
+        )
     remote = [file for file in getattr(source, "files", []) if file.remote]
     if remote:
         raise ValueError(

@@ -12,7 +12,7 @@ from priorclip.common.output import get_logger
 from priorclip.data_shards.format.class_names import ClassIds
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.data_shards.order.balanced_scenes import BalancedScenes
-from priorclip.data_shards.stream.count_captions import refuse_remote
+from priorclip.data_shards.stream.count_captions import refuse_slow
 
 log = get_logger(__name__)
 
@@ -24,9 +24,9 @@ def group_scenes(source: Any, class_ids: ClassIds) -> BalancedScenes:
 
     Raises:
         ValueError: a sample has no scene or one that is no class, or a shard is remote, so that the pass would be one
-            request for each sample
+            request for each sample, or there are too many samples
     """
-    refuse_remote(source, "data.balance: scenes reads the scene")
+    refuse_slow(source, "data.balance: scenes reads the scene")
     start = time.monotonic()
     scenes = [scene_of(source, index, class_ids) for index in range(len(source))]
     balanced = BalancedScenes(scenes, class_ids.names)

@@ -14,46 +14,9 @@ corpus. It takes no memory per sample.
 from __future__ import annotations
 
 from priorclip.data_shards.order.hashing import hash_integers
+from priorclip.data_shards.order.keyed_permutation import KeyedPermutation
 
 CAPTION_NOISE, LABEL_NOISE, CLASS = 7, 8, 9
-ROUNDS = 6
-
-
-class KeyedPermutation:
-    """A permutation of 0..count-1 that is computed in both directions and not stored.
-
-    It is a Feistel network of ROUNDS rounds on the smallest even number of bits that holds ``count``. A result that is
-    too large goes through the network again (cycle walking: Black and Rogaway, CT-RSA 2002), at most four times on
-    average.
-    """
-
-    def __init__(self, key: int, count: int) -> None:
-        self.key, self.count = key, count
-        self.half = max(1, -(-max(count - 1, 1).bit_length() // 2))
-
-    def place(self, sample: int) -> int:
-        """Returns the place of a sample in the order."""
-        return self._walk(sample, range(ROUNDS))
-
-    def sample(self, place: int) -> int:
-        """Returns the sample at a place: the inverse of ``place``."""
-        return self._swap(self._walk(self._swap(place), range(ROUNDS - 1, -1, -1), swapped=True))
-
-    def _walk(self, number: int, rounds: range, swapped: bool = False) -> int:
-        while True:
-            number = self._network(number, rounds)
-            if (self._swap(number) if swapped else number) < self.count:
-                return number
-
-    def _network(self, number: int, rounds: range) -> int:
-        mask = (1 << self.half) - 1
-        left, right = number >> self.half, number & mask
-        for turn in rounds:
-            left, right = right, left ^ (hash_integers(self.key, turn, right) & mask)
-        return left << self.half | right
-
-    def _swap(self, number: int) -> int:
-        return (number & ((1 << self.half) - 1)) << self.half | number >> self.half
 
 
 class SemanticNoise:

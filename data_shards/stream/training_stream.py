@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+KEYED = ", keyed order"
+
 
 class ShardStream:
     """Batches of one rank, without end or for a number of epochs.
@@ -154,7 +156,8 @@ class ShardStream:
         ]
         captions = ", every caption" if config.captions == "all" else ""
         balance = ", scenes alike" if config.balance == "scenes" else ""
-        return order + captions + balance + "".join(noise)
+        keyed = KEYED if self.fetcher.mixture.keyed else ""
+        return order + captions + balance + "".join(noise) + keyed
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a state, which may come from another world size and number of workers.
@@ -162,11 +165,13 @@ class ShardStream:
         Raises ValueError if shards, weights, seed or shuffling differ from those of the state.
         """
         order = state.get("order", self._order)
+        if self.config.order == "auto":  # a run of an older version, or of fewer samples, goes on as it began
+            self.fetcher.mixture.keyed = order.endswith(KEYED)
         if order != self._order:
             raise ValueError(
                 f"the checkpoint was written with {order}, and this run has {self._order}: samples would repeat or be "
                 "skipped. Set the old values (run.seed, data.block_size, data.window_blocks, data.captions, "
-                "data.balance, data.caption_noise, data.label_noise), or train anew in another run.dir"
+                "data.balance, data.order, data.caption_noise, data.label_noise), or train anew in another run.dir"
             )
         data = state.get("data", self.fingerprint)
         if data != self.fingerprint:

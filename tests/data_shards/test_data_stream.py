@@ -202,6 +202,6 @@ def test_a_shard_set_travels_without_its_open_files(packed: Path) -> None:
     shards = ShardSet(str(packed))
     shards.read(0)
     copy = pickle.loads(pickle.dumps(shards))
-    assert not copy._open
+    assert not copy.files._kept
     assert copy.read(45) == shards.read(45)
     assert np.array_equal(copy._starts, shards._starts)

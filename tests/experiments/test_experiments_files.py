@@ -171,6 +171,7 @@ def test_every_study_sets_its_level_and_nothing_else(tmp_path: Path) -> None:
         (["beliefs"], "did you mean 'belief"),
         (["modules", "--data", "ucmercd"], "ucmerced"),
         (["closed", "--data", "ucmerced"], "no place 'rsicd_train'"),
+        (["few-captions", "--data", "default"], "no place 'few'"),
         (["modules", "--seeds", "0"], "--seeds"),
         (["modules", "--options", "{run: 5}"], "'run' is given as 5 and as {'dir': "),
         (["modules", "--levels", "[0.1]"], "'modules' is no study; there are caption-noise"),

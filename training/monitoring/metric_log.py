@@ -4,8 +4,8 @@
     log.advance(100, {"loss": 0.71})
 
 Only rank 0 writes. Metrics have the same names everywhere: ``train/loss``, ``train/lr``, ``eval/mean_recall`` ... A
-list of numbers becomes a histogram in TensorBoard; a text is in ``metrics.jsonl`` only. The Prometheus endpoint, if
-there is one, serves the same metrics. tensorboard_layout.py defines the pages HPARAMS and CUSTOM SCALARS.
+list of numbers becomes a histogram in TensorBoard; a text is in ``metrics.jsonl`` only. The Prometheus endpoint and the
+trackers, if there are some, get the same metrics. tensorboard_layout.py defines the pages HPARAMS and CUSTOM SCALARS.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from priorclip.training.monitoring.measure import RankMetrics
 from priorclip.training.monitoring.prometheus import open_endpoint
 from priorclip.training.monitoring.read_metrics import NAME, records
 from priorclip.training.monitoring.tensorboard_layout import LAYOUT, hparams_end, hparams_start
+from priorclip.training.monitoring.trackers import flat, numbers_of, open_trackers
 
 logger = get_logger(__name__)
 
@@ -49,10 +50,10 @@ class MetricLog:
         start_step: step that the run continues from
         enabled: True on rank 0; on other ranks every method does nothing
         progress: show the progress: a bar on a terminal, a line a minute in a log
-        monitor: options of the Prometheus endpoint
+        monitor: options of the Prometheus endpoint and the trackers
 
     Raises:
-        ValueError: the Prometheus endpoint needs a library that is not installed
+        ValueError: the Prometheus endpoint or a tracker needs a library that is not installed
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class MetricLog:
         self.enabled = enabled
         self.folder, self.is_error_logged = folder, False
         self.endpoint = open_endpoint(monitor, folder.name, enabled)
+        self.trackers = open_trackers(monitor.trackers, folder, enabled, bool(start_step))
         if not enabled:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -96,6 +98,8 @@ class MetricLog:
         self.board.add_custom_scalars(LAYOUT)
         for summary in hparams_start(yaml.safe_load(config)):
             self.board._get_file_writer().add_summary(summary)
+        for tracker in self.trackers:
+            tracker.describe(flat(yaml.safe_load(config)))
 
     def write_metrics(self, step: int, values: dict[str, Any], ranks: Sequence[RankMetrics] = ()) -> None:
         """Writes the metrics of a step. ``ranks`` are those of each rank, for the Prometheus endpoint."""
@@ -111,6 +115,8 @@ class MetricLog:
                     self.board.add_scalar(name, value, step)
         if self.endpoint is not None:
             self.endpoint.update(step, values, ranks)
+        for tracker in self.trackers:
+            tracker.log(step, numbers_of(values))
 
     def write_images(self, step: int, images: Mapping[str, Image.Image]) -> None:
         if self.enabled:
@@ -137,6 +143,8 @@ class MetricLog:
                 self.file.close()
         if self.endpoint is not None:
             self.endpoint.close()
+        for tracker in self.trackers:
+            tracker.close(finished)
 
 
 def set_records_aside(path: Path) -> None:
