@@ -78,11 +78,10 @@ def description() -> dict[str, Any]:
     """Returns the OpenAPI 3.1 document."""
     errors: dict[str, Any] = {code: {"description": text, "content": {"application/json": {"schema": ERROR}}}
               for code, text in ERRORS.items()}  # fmt: skip
-    paths = {
-        path: {"get": {"summary": text, "parameters": asked,
-                       "responses": {"200": {"description": "found", "content": content}, **errors}}}
-        for path, (text, asked, content) in ROUTES.items()
-    }  # fmt: skip
+    paths: dict[str, Any] = {}
+    for path, (text, asked, content) in ROUTES.items():
+        found: dict[str, Any] = {"200": {"description": "found", "content": content}}
+        paths[path] = {"get": {"summary": text, "parameters": asked, "responses": {**found, **errors}}}
     return {"openapi": "3.1.0", "info": {"title": "Image search", "version": "1"}, "paths": paths}
 
 
