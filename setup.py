@@ -46,7 +46,8 @@ setup(
         "priorclip.pretrain": ["configs/*.yaml"],
         "priorclip.finetune": ["configs/*.yaml"],
         "priorclip.experiments": ["data/*.yaml", "rows/*.yaml", "studies/*.yaml"],
-        "priorclip.retrieval": ["page.html", "published.yaml"],
+        "priorclip.retrieval": ["published.yaml"],
+        "priorclip.retrieval.web": ["page.html", "map.js", "leaflet/*"],
     },
     entry_points={"console_scripts": ["priorclip = priorclip.__main__:main"]},
     install_requires=[
@@ -60,6 +61,8 @@ setup(
         "tokenizers>=0.22",
         "safetensors>=0.5",
         "mpi4py>=4",
+        "starlette>=0.46,<2",
+        "uvicorn>=0.34,<1",
         "tensorboard>=2.18",
         "braceexpand>=0.1.7",
         "urllib3>=2.2.1,<3",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from priorclip.retrieval.gallery import open_gallery as open_gallery
     from priorclip.retrieval.search import Hit as Hit
     from priorclip.retrieval.search import Searcher as Searcher
-    from priorclip.retrieval.server import create_server as create_server
+    from priorclip.retrieval.web.server import create_server as create_server
 
 EXPORTS = {
     "EmbeddingIndex": "embedding_index",
@@ -36,7 +36,7 @@ EXPORTS = {
     "Hit": "search",
     "Searcher": "search",
     "build_index": "embedding_index",
-    "create_server": "server",
+    "create_server": "web.server",
     "evaluate": "evaluate_export",
     "open_gallery": "gallery",
 }

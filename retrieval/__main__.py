@@ -25,6 +25,7 @@ from priorclip.retrieval.commands import (
 
 if TYPE_CHECKING:
     from priorclip.retrieval.search import Searcher
+    from priorclip.retrieval.web.scene_tiles import SceneTiles
 
 
 LISTS = ("--models", "--severities", "--caption_shares", "--caption-shares", "--queries", "--languages")
@@ -157,9 +158,27 @@ def run_search(config: SearchConfig) -> None:
 
 
 def run_serve(config: ServeConfig) -> None:
-    from priorclip.retrieval.server import create_server, serve
+    from priorclip.retrieval.web.server import create_server, serve
 
-    serve(create_server(open_searcher(config), config.host, config.port, config.names))
+    searcher = open_searcher(config)
+    serve(create_server(searcher, config.host, config.port, config.names, open_scenes(config, searcher)))
+
+
+def open_scenes(config: ServeConfig, searcher: Searcher) -> SceneTiles | None:
+    """Returns the scenes of --scenes, or None. Raises ValueError, FileNotFoundError if they cannot be shown."""
+    from pathlib import Path
+
+    from priorclip.data_shards.rasters.values import value_rule
+    from priorclip.retrieval.web.scene_tiles import SceneTiles
+
+    if config.scenes is None:
+        for name, value in (("value_range", config.value_range), ("bands", config.bands)):
+            if value is not None:
+                raise ValueError(f"--{name} is about the scenes on the map: give their folder by --scenes")
+        return None
+    if searcher.index.columns is None:
+        raise ValueError(f"--scenes {config.scenes}: this index has no places, so it has no map")
+    return SceneTiles(Path(config.scenes), searcher.index.columns, value_rule(config.value_range, bands=config.bands))
 
 
 def open_searcher(config: SearchConfig | ServeConfig) -> Searcher:

@@ -284,6 +284,9 @@ class ServeConfig:
         host: address to listen on; 0.0.0.0 accepts other machines
         port: port to listen on; 0 takes a free one
         names: further host names under which browsers reach the page, as behind a proxy; others are refused
+        scenes: folder of the scenes that tiles were cut from, as `pack --images` had it; the map shows their pixels
+        value_range: black and white of the scenes on the map, as of `pack`: LOW,HIGH or a sensor; null: percentiles
+        bands: bands of the scenes on the map, as of `pack`: such as red,green,blue; null takes the file's own
         model: export folder; null takes the one that the index names
         data: further folders, files and shards that hold images of the index, separated by blanks; those in the working
             directory and in the folder that holds the index need no option
@@ -295,6 +298,9 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8008
     names: list[str] = field(default_factory=list)
+    scenes: str | None = None
+    value_range: str | None = None
+    bands: str | None = None
     model: str | None = None
     data: list[str] = field(default_factory=list)
     device: Device = "auto"

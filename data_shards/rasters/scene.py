@@ -85,13 +85,20 @@ class Scene:
             raise BadSample("no such band", f"{name!r} of {self.dataset.count} bands; names: {known}")
         return found
 
-    def raw(self, x: int, y: int, width: int, height: int) -> tuple[NDArray, NDArray[np.bool_]]:
-        """Returns the values (H, W, B) of a window inside the raster, and which pixels are valid (H, W)."""
+    def raw(
+        self, x: int, y: int, width: int, height: int, shape: tuple[int, int] | None = None
+    ) -> tuple[NDArray, NDArray[np.bool_]]:
+        """Returns the values (H, W, B) of a window inside the raster, and which pixels are valid (H, W).
+
+        ``shape`` is (H, W) if that is not the window's own: the nearest pixels, or those of the file's overviews.
+        """
         from rasterio.windows import Window
 
         window = Window(x, y, width, height)
-        values = np.moveaxis(self.dataset.read(list(self.bands), window=window), 0, -1)
-        valid = self.dataset.dataset_mask(window=window) > 0
+        high, wide = shape or (height, width)
+        chosen = list(self.bands)
+        values = np.moveaxis(self.dataset.read(chosen, window=window, out_shape=(len(chosen), high, wide)), 0, -1)
+        valid = self.dataset.dataset_mask(window=window, out_shape=(high, wide)) > 0
         known = np.zeros_like(valid)
         whole = np.ones_like(valid)
         for place, band in enumerate(self.bands):
@@ -139,12 +146,16 @@ class Scene:
     def read(self, x: int, y: int, width: int, height: int) -> tuple[NDArray[np.uint8], float]:
         """Returns the picture (H, W, 3) of a window inside the raster, and its share of valid pixels."""
         values, valid = self.raw(x, y, width, height)
+        return self.paint(values, valid), float(valid.mean())
+
+    def paint(self, values: NDArray, valid: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """Returns the picture (H, W, 3) of what ``raw`` returned."""
         if self.palette is not None:
             pixels = self.palette[np.minimum(values[..., 0], len(self.palette) - 1)]
             pixels[~valid] = self.rule.fill
         else:
             pixels = to_bytes(values, valid, self.ranges, self.rule.fill)
-        return np.broadcast_to(pixels, (*valid.shape, 3)) if pixels.shape[2] == 1 else pixels, float(valid.mean())
+        return np.broadcast_to(pixels, (*valid.shape, 3)) if pixels.shape[2] == 1 else pixels
 
     def band_names(self) -> list[str]:
         """Returns the names of the bands as the file describes them, else by the sensor, else their numbers."""

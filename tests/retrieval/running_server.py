@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from served import served
 from small_galleries import TestSet, picture, write_karpathy
 
 from priorclip.retrieval import Encoder, Searcher, build_index, create_server
 from priorclip.retrieval.commands import IndexConfig
-from priorclip.retrieval.server import SearchServer
+from priorclip.retrieval.web.scene_tiles import SceneTiles
+from priorclip.retrieval.web.server import SearchServer
 
 
 @contextmanager
@@ -42,8 +43,14 @@ def running_server(
 
 
 @contextmanager
-def serving(searcher: Searcher, names: Sequence[str] = ()) -> Iterator[SearchServer]:
+def serving(searcher: Searcher, names: Sequence[str] = (), tiles: SceneTiles | None = None) -> Iterator[SearchServer]:
     """Serves an index. Closing it ends the server."""
-    server = create_server(searcher, names=names)
-    with served(server):
+    server = create_server(searcher, names=names, tiles=tiles)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
         yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)

@@ -16,9 +16,9 @@ import pytest
 from running_server import running_server
 from small_galleries import TestSet
 
-from priorclip.retrieval import guarded_requests
-from priorclip.retrieval.guarded_requests import allowed_names
-from priorclip.retrieval.server import SearchServer
+from priorclip.retrieval.web import guarded_requests
+from priorclip.retrieval.web.guarded_requests import allowed_names
+from priorclip.retrieval.web.server import SearchServer
 
 ESCAPE = "\x1b[31m\x9b31m\u202e"
 
@@ -142,6 +142,35 @@ def test_slow_headers_hold_no_thread(server: SearchServer, monkeypatch: pytest.M
     while set(threading.enumerate()) - before and time.monotonic() - started < 10:
         time.sleep(0.05)
     assert not set(threading.enumerate()) - before
+
+
+def test_a_client_that_does_not_read_is_dropped(server: SearchServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks on and on over one connection, so that answers wait in the server. Idle clients are dropped as well."""
+    monkeypatch.setattr(guarded_requests, "IDLE_SECONDS", 1.0)
+    with (
+        socket.create_connection(server.server_address[:2], timeout=20) as greedy,
+        socket.create_connection(server.server_address[:2], timeout=20) as idle,
+    ):
+        with contextlib.suppress(OSError):
+            for _ in range(100):
+                greedy.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 2000)
+        with contextlib.suppress(ConnectionResetError):
+            assert idle.recv(1) == b""
+        deadline = time.monotonic() + 20
+        while server._open and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not server._open
+
+
+def test_a_body_that_breaks_after_its_head_leaves_no_traceback(
+    server: SearchServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = "GET / HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = send(server, f"{head}no size\r\n{INNER}")
+    assert status(answer) == 400
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert send(server, INNER.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n")).count(b"HTTP/1.1 200") == 1
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_an_answer_does_not_wait_for_the_acknowledgement_of_its_head(server: SearchServer) -> None:

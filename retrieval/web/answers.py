@@ -1,0 +1,106 @@
+"""The answers of the search server, as functions of a searcher, a row and the words of the query.
+
+answer_search(searcher, {"text": ["a river"], "k": ["3"]})      {"query": {"text": "a river"}, "hits": [...]}
+answer_image(searcher, 12, {"side": ["320"]})                   ("image/jpeg", bytes)
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from dataclasses import asdict
+from http import HTTPStatus
+from typing import Any
+
+from PIL import Image
+
+from priorclip.data_shards.images.decode import open_image, upright_rgb
+from priorclip.data_shards.images.transforms import eval_transform
+from priorclip.retrieval.places import Within
+from priorclip.retrieval.search import Hit, Searcher
+
+HITS, MOST_HITS = 24, 200
+LONGEST_TEXT = 1000
+FORMATS = ("json", "geojson")
+MOST_PIXELS_A_SIDE = 1024
+BELIEF_SIDE = 320
+JPEG_QUALITY = 88
+BROWSER_FORMATS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
+
+
+class BadRequest(ValueError):
+    """A request for something that does not exist or is not allowed."""
+
+    def __init__(self, message: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def answer_search(searcher: Searcher, query: dict[str, list[str]]) -> dict[str, Any]:
+    """Returns the answer to /search as JSON. Raises BadRequest."""
+    asked, hits = find_hits(searcher, query)
+    return {"query": asked, "hits": [asdict(hit) for hit in hits]}
+
+
+def find_hits(searcher: Searcher, query: dict[str, list[str]]) -> tuple[dict[str, Any], list[Hit]]:
+    """Returns what a query asks for, and its hits. Raises BadRequest."""
+    if query.get("format", ["json"])[0] not in FORMATS:
+        raise BadRequest(f"format= takes {' or '.join(FORMATS)}")
+    k = max(1, parse_number(query, "k", HITS, MOST_HITS))
+    try:
+        within = Within.parse(*(query.get(name, [None])[0] for name in ("bbox", "time", "scene")))
+        if within is not None:
+            within.rows(searcher.index.columns)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+    if ("text" in query) == ("image" in query):
+        raise BadRequest("a search takes either text= or image=")
+    if "image" in query:
+        row = check_row(searcher, parse_number(query, "image", 0, len(searcher.index)))
+        return {"image": row}, searcher.by_row(row, k, within)
+    text = query["text"][0].strip()
+    if not text or len(text) > LONGEST_TEXT:
+        raise BadRequest(f"text must have 1 to {LONGEST_TEXT} characters")
+    return {"text": text}, searcher.by_text(text, k, within)
+
+
+def answer_image(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[str, bytes]:
+    """Returns the answer to /image: (content type, bytes). Raises BadRequest, or BadSample or OSError."""
+    side = max(1, parse_number(query, "side", 0, MOST_PIXELS_A_SIDE)) if "side" in query else None
+    with searcher.image(check_row(searcher, row)) as data:
+        if side is not None:
+            return "image/jpeg", encode_jpeg(Image.fromarray(eval_transform(data, side).transpose(1, 2, 0)))
+        with open_image(data) as image:
+            if image.format in BROWSER_FORMATS:
+                return BROWSER_FORMATS[image.format], data
+            return "image/jpeg", encode_jpeg(upright_rgb(image))
+
+
+def answer_belief(searcher: Searcher, row: int, query: dict[str, list[str]]) -> tuple[str, bytes]:
+    """Returns the answer to /belief: (content type, bytes). Raises BadRequest, or BadSample or OSError."""
+    if not searcher.encoder.model.has_belief:
+        raise BadRequest("this model has no scene prior, so it has no belief map", HTTPStatus.NOT_FOUND)
+    side = max(1, parse_number(query, "side", BELIEF_SIDE, MOST_PIXELS_A_SIDE))
+    return "image/jpeg", encode_jpeg(searcher.belief(check_row(searcher, row), side))
+
+
+def encode_jpeg(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def parse_number(query: dict[str, list[str]], name: str, default: int, most: int) -> int:
+    """Returns a whole number of the query, reduced to at most ``most``. Raises BadRequest if it is none."""
+    text = query.get(name, [str(default)])[0]
+    if not re.fullmatch(r"\d{1,12}", text, re.ASCII):
+        raise BadRequest(f"{name}= takes a whole number")
+    return min(int(text), most)
+
+
+def check_row(searcher: Searcher, row: int) -> int:
+    if row >= len(searcher.index):
+        raise BadRequest(
+            f"the index has {len(searcher.index)} images, the last is {len(searcher.index) - 1}", HTTPStatus.NOT_FOUND
+        )
+    return row
