@@ -112,7 +112,7 @@ def without_scenes(config: PriorConfig, rank: Rank) -> Task:
         global_batch=run.engine.global_batch, rank=rank.rank, world_size=rank.world_size, seed=run.seed, truth=truth,
     )  # fmt: skip
     classes = config.data.classes or shards.classes
-    size = {"image_size": config.data.side, "batch_size": config.evaluation.batch_size, "rank": rank.rank,
+    size: dict[str, Any] = {"image_size": config.data.side, "batch_size": config.evaluation.batch_size, "rank": rank.rank,
             "world_size": rank.world_size, "classes": classes}  # fmt: skip
     held_out = None
     if config.evaluation.shards:
