@@ -112,8 +112,13 @@ def without_scenes(config: PriorConfig, rank: Rank) -> Task:
         global_batch=run.engine.global_batch, rank=rank.rank, world_size=rank.world_size, seed=run.seed, truth=truth,
     )  # fmt: skip
     classes = config.data.classes or shards.classes
-    size: dict[str, Any] = {"image_size": config.data.side, "batch_size": config.evaluation.batch_size, "rank": rank.rank,
-            "world_size": rank.world_size, "classes": classes}  # fmt: skip
+    size: dict[str, Any] = {
+        "image_size": config.data.side,
+        "batch_size": config.evaluation.batch_size,
+        "rank": rank.rank,
+        "world_size": rank.world_size,
+        "classes": classes,
+    }
     held_out = None
     if config.evaluation.shards:
         tested = ShardSet(config.evaluation.shards, **config.data.access)
