@@ -23,10 +23,13 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
-from torchvision.ops import box_iou, generalized_box_iou_loss, nms, sigmoid_focal_loss
 
+from priorclip.common.late_imports import late_imports
 from priorclip.data_shards import EvalBatches
 from priorclip.model.losses.gather import sum_over_ranks, world_size
+
+with late_imports():
+    from torchvision.ops import box_iou, generalized_box_iou_loss, nms, sigmoid_focal_loss
 
 MOST = 100  # boxes that are kept of an image
 OVERLAP = 0.5  # IoU from which on a box of lower score is suppressed
