@@ -10,14 +10,21 @@ real module when they are called. A name that the stand-in does not have imports
 version of a library costs time and changes nothing else. The stand-ins are gone after the block.
 
 A process that has the real module already keeps it.
+
+    late_within("deepspeed.autotuning.autotuner", "mlflow")
+
+DeepSpeed imports mlflow (2.2 s) wherever it is installed, for its tuner, which no training here calls. The line above
+gives the tuner's module a stand-in of mlflow whenever that module is imported, and nobody else.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -67,6 +74,8 @@ class StandIn(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         remove_stand_ins()
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)
 
 
@@ -114,3 +123,42 @@ def late_imports() -> Iterator[None]:
         yield
     finally:
         remove_stand_ins()
+
+
+class LateWithin(Loader):
+    """Finds and runs ``module`` as python does, but ``late`` is a stand-in while the code of the module runs."""
+
+    def __init__(self, module: str, late: str) -> None:
+        self.module, self.late = module, late
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
+        del path, target
+        if name != self.module:
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        spec = importlib.util.find_spec(name)
+        # An installed module only: whoever asks whether it is there must get the true answer.
+        if spec is not None and self.late not in sys.modules and importlib.util.find_spec(self.late):
+            self.loader, spec.loader = spec.loader, self
+        return spec
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec) if self.loader else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        assert self.loader is not None
+        if module.__spec__ is not None:
+            module.__spec__.loader = module.__loader__ = self.loader
+        stand_in = StandIn(self.late, {"__spec__": importlib.util.find_spec(self.late)})
+        sys.modules[self.late] = stand_in
+        try:
+            self.loader.exec_module(module)
+        finally:
+            if sys.modules.get(self.late) is stand_in:
+                del sys.modules[self.late]
+
+
+def late_within(module: str, late: str) -> None:
+    """From now on, importing ``module`` does not import ``late``, which comes when one of its names is asked for."""
+    if module not in sys.modules:
+        sys.meta_path.insert(0, LateWithin(module, late))  # type: ignore[arg-type]

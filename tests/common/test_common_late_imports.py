@@ -72,3 +72,58 @@ def test_trainings_do_not_import_the_compiler_and_can_call_it() -> None:
 )
 def test_what_has_no_stand_in_is_real(ask: str, real: str) -> None:
     assert output_of(OTHER.format(ask=ask, real=real)) == "well"
+
+
+# Two modules as DeepSpeed's tuner and mlflow: ``heavy`` tells when it is imported.
+WITHIN = """
+import importlib.util, sys
+from priorclip.common.late_imports import late_within
+late_within("tuner", "heavy")
+import tuner
+{before}
+assert tuner.heavy.answer == 42 and sys.modules["heavy"].answer == 42
+assert tuner.__spec__.loader is tuner.__loader__ and tuner.__loader__.path == tuner.__file__
+print(tuner.has_heavy, "well")
+"""
+TUNER = """
+try:
+    import heavy
+    has_heavy = True
+    {within}
+except ImportError:
+    has_heavy = False
+"""
+
+
+@pytest.mark.parametrize("within", ["", "assert heavy.answer == 42"], ids=["later", "at-once"])
+def test_a_module_that_another_one_imports_for_nothing_comes_late(tmp_path: Path, within: str) -> None:
+    (tmp_path / "heavy.py").write_text("answer = 42\n")
+    (tmp_path / "tuner.py").write_text(TUNER.format(within=within))
+    before = "" if within else "assert 'heavy' not in sys.modules and importlib.util.find_spec('heavy')"
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + WITHIN.format(before=before)
+    assert output_of(program) == "True well"
+
+
+def test_a_module_that_is_not_installed_is_still_missed(tmp_path: Path) -> None:
+    (tmp_path / "tuner.py").write_text(TUNER.format(within=""))
+    program = f"""
+import sys; sys.path.insert(0, {str(tmp_path)!r})
+from priorclip.common.late_imports import late_within
+late_within("tuner", "heavy")
+import tuner
+print(tuner.has_heavy)
+"""
+    assert output_of(program) == "False"
+
+
+def test_deepspeed_does_not_bring_mlflow() -> None:
+    program = """
+import sys
+import priorclip.training
+import deepspeed
+assert not {"mlflow", "pandas", "scipy"} & set(sys.modules), "imported"
+from deepspeed.autotuning import autotuner
+import mlflow
+print(autotuner.has_mlflow, autotuner.mlflow.log_metrics is mlflow.log_metrics)
+"""
+    assert output_of(program) == "True True"
