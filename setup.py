@@ -26,6 +26,11 @@ CLIENTS = [
     "sentence-transformers>=5",
     "wids>=0.1.11",
 ]  # pandas: open_clip
+DOCS = [  # the site of `make docs`, and the notebook of the tutorial
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.7,<10",
+    "mkdocstrings[python]>=1,<2",
+]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # export to ONNX, and running what was exported
 
 setup(
@@ -95,6 +100,7 @@ setup(
         "mlflow": MLFLOW,
         "prometheus": PROMETHEUS,
         "completion": COMPLETION,
+        "docs": DOCS,
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",
@@ -114,6 +120,7 @@ setup(
             *MLFLOW,
             *PROMETHEUS,
             *COMPLETION,
+            *DOCS,
         ],
     },
 )
