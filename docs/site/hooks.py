@@ -2,6 +2,7 @@
 
     README.md                                  -> index.md, and its table of tasks -> tasks.md
     CONTRIBUTING.md                            -> contributing.md
+    docs/tutorial.ipynb                        -> tutorial.md                        (notebook_pages.py)
     parsers of the commands                    -> reference/commands/PACKAGE.md      (command_pages.py)
     public names of the packages               -> reference/python/PACKAGE.md        (python_pages.py)
     a link to another file of the repository   -> files/PATH, a copy of that file
@@ -19,6 +20,7 @@ from typing import Any
 
 from command_pages import command_pages
 from mkdocs.structure.files import File, Files
+from notebook_pages import notebook_page
 from python_pages import python_pages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +29,7 @@ MORE = "**[What do you want to do?](tasks.md)** lists the tasks with the command
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 TITLED = re.compile(r"^```(\w+) (\w[^\n=]*)$", re.MULTILINE)
 LINK = re.compile(r"(\]\()(?!https?://|mailto:|#)([^)#\s]+)")
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "docs/tutorial.ipynb": "tutorial.md"}
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -36,15 +38,17 @@ def on_files(files: Files, config: Any) -> Files:
     tasks = TASKS.search(readme)
     if tasks is None:
         raise ValueError("README.md has no section '## I want to ...', which becomes the page of tasks")
+    tutorial, pictures = notebook_page(ROOT / "docs" / "tutorial.ipynb")
     texts = {
         "index.md": turn_links(TASKS.sub("", readme), "", files, config),
         "tasks.md": turn_links(f"# What do you want to do?\n\n{tasks[1]}", "", files, config),
         "contributing.md": turn_links((ROOT / "CONTRIBUTING.md").read_text(), "", files, config),
+        "tutorial.md": turn_links(tutorial, "docs", files, config),
         **command_pages(),
         **python_pages(),
     }
-    for path, text in texts.items():
-        files.append(File.generated(config, path, content=text))
+    for path, content in {**texts, **pictures}.items():
+        files.append(File.generated(config, path, content=content))
     return files
 
 
