@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 
 LISTS = ("--models", "--severities", "--caption_shares", "--caption-shares", "--queries", "--languages")
+SHARED = ("evaluate", "index")  # commands whose work several processes of torchrun can share
 INDEX_LISTS = ("--data", "--names")  # of search and serve; the other commands take one
 
 
@@ -52,7 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = join_box(words)
     words = join_list_values(words, INDEX_LISTS if words[:1] in (["search"], ["serve"]) else LISTS)
     name, config = parse_command(COMMANDS, words, prog="retrieval", description="Evaluate and use a trained model.")
-    return run_command(f"retrieval {name}", lambda: run[name](config))
+    return run_command(f"retrieval {name}", lambda: alone(name) or run[name](config))
+
+
+def alone(name: str) -> None:
+    """Raises ValueError if torchrun has started several processes for a command that is one process."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if ranks > 1 and name not in SHARED:
+        shared = " and ".join(SHARED)
+        raise ValueError(f"{name} is one process, and torchrun has started {ranks} of it: only {shared} share work")
 
 
 def join_list_values(words: Sequence[str], lists: Sequence[str]) -> list[str]:
@@ -104,9 +114,13 @@ def run_belief_truth(config: BeliefTruthConfig) -> None:
 
 def run_evaluate(config: EvaluateConfig) -> None:
     from priorclip.retrieval.evaluate_export import evaluate, write_report
+    from priorclip.retrieval.shared_encoding import is_first, joined
     from priorclip.retrieval.text_tables import tables
 
-    report = evaluate(config)
+    with joined():
+        report = evaluate(config)
+        if not is_first():
+            return
     say(tables(report))
     if config.confusions:
         say(f"confusions: {config.confusions}")
@@ -126,9 +140,14 @@ def run_curate(config: CurateConfig) -> None:
 
 
 def run_index(config: IndexConfig) -> None:
-    from priorclip.retrieval.embedding_index import build_index
+    from priorclip.retrieval.embedding_index import EmbeddingIndex, write_index
+    from priorclip.retrieval.shared_encoding import is_first, joined
 
-    index = build_index(config)
+    with joined():
+        write_index(config)
+        if not is_first():
+            return
+    index = EmbeddingIndex.load(config.output)
     say(f"{config.output}: {len(index)} images, {index.embeddings.shape[1]} {config.dtype} values each")
 
 
