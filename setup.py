@@ -8,10 +8,13 @@ PEERS = ["open_clip_torch>=3.2,<4"]  # what the benchmarks and parity tests comp
 S3 = ["obstore>=0.8"]  # signs the requests
 S3_SERVER = ["moto[s3]>=5.1", "boto3", "flask", "flask-cors"]  # a real one, for the tests
 PARQUET = ["pyarrow>=18"]  # only for packing Parquet files and BigEarthNet v2
-GEO = [  # rasters that Pillow cannot read right: many bands, floats, scenes with coordinates; their vector files
+# Rasters that Pillow cannot read right: many bands, floats, scenes with coordinates; their vector files; GeoParquet.
+GEO = [
     "rasterio>=1.4,<2",
     "shapely>=2.1,<3",
     "pyogrio>=0.10,<1",
+    "geopandas>=1,<2",
+    *PARQUET,
 ]
 CURATE = ["faiss-cpu>=1.9,<2", "py3langid>=0.4,<0.5"]  # semantic duplicates, and the language of a caption
 WANDB = ["wandb>=0.19"]  # trackers of a run

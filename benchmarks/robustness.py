@@ -4,7 +4,7 @@
 
 If the folders of ``--data`` exist (docs/evidence.md makes those of ``ucmerced``), this
 
-1. runs the studies ``finetune sweep caption-noise | prior-noise | label-noise`` (experiments/studies) in one folder,
+1. runs the studies ``experiments sweep caption-noise | prior-noise | label-noise`` (experiments/studies) in one folder,
    so that they share the runs without noise;
 2. measures the models of these runs on corrupted images, each on the test images of its seed (``retrieval
    robustness``);
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=7)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument(
-        "--options", default="{}", help="options of the trainings, which override all others, as in finetune sweep"
+        "--options", default="{}", help="options of the trainings, which override all others, as in experiments sweep"
     )
     parser.add_argument("--severities", type=int, nargs="+", default=[1, 3, 5], help="severities of the corruptions")
     parser.add_argument(

@@ -169,13 +169,18 @@ def read_excluded_images(config: PackConfig | LeakageConfig, pool: WorkerPool) -
     """Returns the evaluation images that --exclude names."""
     from priorclip.data_shards.dedupe.leakage import read_evaluation_images
     from priorclip.data_shards.pack.selection import check_distance
+    from priorclip.data_shards.sources.names import split_paths
 
     check_distance("--exclude-distance", config.exclude_distance)
     sets, folders, splits = (
-        [name.strip() for name in (text or "").split(",") if name.strip()]
-        for text in (config.exclude, config.exclude_images, config.exclude_split)
+        [name for name in split_paths(value) if name]
+        for value in (config.exclude, config.exclude_images, config.exclude_split)
     )
     return read_evaluation_images(sets, folders, splits, config.exclude_distance, config.max_pixels, pool)
+
+
+def joined(value: str | Sequence[str]) -> str:
+    return value if isinstance(value, str) else ", ".join(value)
 
 
 def run_leakage(config: LeakageConfig) -> int:
@@ -194,7 +199,7 @@ def run_leakage(config: LeakageConfig) -> int:
         write_bytes(Path(config.output), "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
     for line in [] if config.output else lines:
         say(f"LEAK {line}")
-    say(f"{config.shards}: {len(shards)} samples, {len(rows)} show images of {config.exclude}")
+    say(f"{config.shards}: {len(shards)} samples, {len(rows)} show images of {joined(config.exclude)}")
     if unreadable:
         say(f"  not compared: {unreadable} images that cannot be read")
     return 1 if rows else 0

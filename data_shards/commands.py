@@ -99,8 +99,8 @@ class PackConfig:
         near_duplicates: images are duplicates too if at most this many of 64 bits of their perceptual hashes differ
             (0 to 16; 6 finds re-encoded and resized copies, 10 slightly cropped ones); null compares bytes only
         exclude: evaluation sets whose images to leave out, also near, turned or mirrored copies: Karpathy JSON or CSV
-            files, folders of images, packed shards; comma-separated. excluded.jsonl lists the images
-        exclude_images: image folder of the JSON and CSV files of --exclude: one for all or one each, comma-separated
+            files, folders of images, packed shards; comma-separated or a list. excluded.jsonl lists the images
+        exclude_images: image folder of the JSON and CSV files of --exclude: one for all or one each, as a list too
         exclude_split: splits to take from these files if they have splits, comma-separated; all takes all
         exclude_distance: largest number of different hash bits (of 64) of an evaluation image; null compares bytes only
         workers: number of processes; null takes one per core; mpirun's ranks replace them
@@ -161,9 +161,9 @@ class PackConfig:
     captions_kept: int | None = None
     duplicates: str = "keep"
     near_duplicates: int | None = None
-    exclude: str | None = None
-    exclude_images: str | None = None
-    exclude_split: str = "test"
+    exclude: str | list[str] | None = None
+    exclude_images: str | list[str] | None = None
+    exclude_split: str | list[str] = "test"
     exclude_distance: int | None = 8
     workers: int | None = None
     array: bool = True
@@ -215,7 +215,7 @@ class LeakageConfig:
         shards: folder or pattern
         exclude: evaluation sets, as in `pack`: Karpathy JSON or CSV files, folders of images, packed shards;
             comma-separated
-        exclude_images: image folder of the JSON and CSV files: one for all or one each, comma-separated
+        exclude_images: image folder of the JSON and CSV files: one for all or one each, as a list too
         exclude_split: splits to take from these files if they have splits, comma-separated; all takes all
         exclude_distance: largest number of different bits (of 64) of the perceptual hashes of two equal images, which
             may be turned or mirrored; null compares bytes only
@@ -225,9 +225,9 @@ class LeakageConfig:
     """
 
     shards: str | list[str]
-    exclude: str
-    exclude_images: str | None = None
-    exclude_split: str = "test"
+    exclude: str | list[str]
+    exclude_images: str | list[str] | None = None
+    exclude_split: str | list[str] = "test"
     exclude_distance: int | None = 8
     output: str | None = None
     max_pixels: int = 100_000_000

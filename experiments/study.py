@@ -54,6 +54,7 @@ class Study:
         places: default values of names in braces that a data file can leave out
         at: name in braces -> level -> value
         clean: the level without ``options`` and ``first``; None if there is none
+        scene_sizes: shards whose scenes' sizes tell head, middle and tail, for tables of their recall; None for none
     """
 
     asks: str
@@ -66,6 +67,7 @@ class Study:
     places: dict[str, str] = field(default_factory=dict)
     at: dict[str, dict[str, str]] = field(default_factory=dict)
     clean: float | None = 0
+    scene_sizes: str | None = None
     first: Any = None
     name: str = ""
 

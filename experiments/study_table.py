@@ -19,29 +19,48 @@ from priorclip.experiments.sweep_table import FIGURES, Results, main_figure, plu
 Runs = dict[int, float]  # by seed
 
 
-def write_study(study: Study, results: Mapping[str, Results], folder: Path, note: str, command: str) -> dict[str, Any]:
-    """Writes STUDY.md, STUDY.json and STUDY.png; returns the content of the JSON."""
+def write_study(
+    study: Study,
+    results: Mapping[str, Results],
+    folder: Path,
+    note: str,
+    command: str,
+    by_part: Mapping[str, Mapping[str, Results]] | None = None,
+) -> dict[str, Any]:
+    """Writes STUDY.md, STUDY.json and STUDY.png; returns the content of the JSON.
+
+    Args:
+        by_part: name of a part of the test images -> level -> results on it, for more tables of the same kind
+    """
     done = [run for rows in results.values() for runs in rows.values() for run in runs.values()]
     figure = main_figure(dict(enumerate(done)))
     labels = {row: label for row, label in study.rows.items() if any(rows.get(row) for rows in results.values())}
-    found = {
-        row: {level: {seed: run[figure] for seed, run in rows[row].items()} for level, rows in results.items()}
-        for row in labels
-    }
     table = {
         "study": study.name, "asks": study.asks, "axis": study.axis, "command": command, "note": note,
         "figure": FIGURES[figure], "levels": list(results), "labels": labels,
-        "rows": {row: summarize_levels(runs) for row, runs in found.items()},
-        "against": {
-            other: {row: summarize_levels(differences(found[row], found[other])) for row in rows_after(other, labels)}
-            for other in study.against if other in labels
-        },
+        **compared(study, labels, results, figure),
+        "parts": {part: compared(study, labels, own, figure) for part, own in (by_part or {}).items()},
     }  # fmt: skip
     (folder / f"{study.name}.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
     (folder / f"{study.name}.md").write_text(markdown(table), encoding="utf-8")
     if labels:
         draw([table], folder / f"{study.name}.png")
     return table
+
+
+def compared(study: Study, labels: Mapping[str, str], results: Mapping[str, Results], figure: str) -> dict[str, Any]:
+    """Returns a figure of all rows by level, and its differences to the rows of ``against``."""
+    found = {
+        row: {level: {seed: run[figure] for seed, run in rows[row].items()} for level, rows in results.items()}
+        for row in labels
+    }
+    return {
+        "rows": {row: summarize_levels(runs) for row, runs in found.items()},
+        "against": {
+            other: {row: summarize_levels(differences(found[row], found[other])) for row in rows_after(other, labels)}
+            for other in study.against if other in labels
+        },
+    }  # fmt: skip
 
 
 def rows_after(row: str, labels: Mapping[str, str]) -> list[str]:
@@ -72,9 +91,11 @@ def markdown(table: Mapping[str, Any]) -> str:
     lines = [f"# {table['study']}", "", f"`{table['command']}`", "", table["asks"], ""]
     if table["note"]:
         lines += [table["note"], ""]
-    lines += table_lines(table, table["rows"], table["axis"])
-    for other, rows in table["against"].items():
-        lines += table_lines(table, rows, f"less '{table['labels'][other]}'", sign=True) if rows else []
+    for part, found in {"": table, **table["parts"]}.items():
+        of = f"{part}, " if part else ""
+        lines += table_lines(table, found["rows"], f"{of}{table['axis']}")
+        for other, rows in found["against"].items():
+            lines += table_lines(table, rows, f"{of}less '{table['labels'][other]}'", sign=True) if rows else []
     lines += [
         f"{table['figure']} in percent: mean and standard deviation over the seeds, and the number of seeds.",
         "Differences are paired by seed; in brackets is the number of seeds in which the difference is above zero.",

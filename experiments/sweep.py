@@ -36,6 +36,7 @@ from priorclip.common.output import get_logger, say, set_up_logging
 from priorclip.common.processes import end_with_asker
 from priorclip.experiments.commands import SweepConfig
 from priorclip.experiments.experiment import Experiment, family, load_data
+from priorclip.experiments.scene_parts import results_by_part
 from priorclip.experiments.study import RowAtLevel, load_study, row_at_level, study_names
 from priorclip.experiments.study_table import write_study
 from priorclip.experiments.sweep_table import write_table
@@ -101,9 +102,10 @@ def sweep(config: SweepConfig) -> int:
     note = data.note
     if config.folds > 1:
         note = f"{note} Here a seed is a cross-validation: the mean over its {config.folds} splits.".strip()
-    command = masked(shlex.join(["python", "-m", "finetune", *sys.argv[1:]]))
+    command = masked(shlex.join(["python", "-m", "experiments", *sys.argv[1:]]))
     if study:
-        write_study(study, results, output, note, command)
+        by_part = results_by_part(study, table, results, seeds) if config.folds == 1 else {}
+        write_study(study, results, output, note, command, by_part)
     else:
         write_table(config.name, rows, results["0"], output, note, command)
     say((output / f"{config.name}.md").read_text(encoding="utf-8"))

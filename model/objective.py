@@ -35,6 +35,8 @@ class RetrievalObjective:
         device: of the model
         gather: gathers the rows of all ranks for an evaluation (see model.evaluation); None: this process has all rows
         bands: bands of the images, which pictures show in colours; None if the images are pictures
+        classes: number of scene classes; None: not known. On a device that computes beside the processor, the losses
+            then have shapes that do not depend on the batch (see `AttributionLoss`)
     """
 
     def __init__(
@@ -43,8 +45,9 @@ class RetrievalObjective:
         device: torch.device,
         gather: Gather | None = None,
         bands: Sequence[str] | None = None,
+        classes: int | None = None,
     ) -> None:
-        self.loss = RetrievalLoss(**asdict(loss))
+        self.loss = RetrievalLoss(**asdict(loss), classes=None if device.type == "cpu" else classes)
         self.device, self.gather, self.bands = device, gather, bands
         # Features of the held-out images and texts, from an evaluation to its pictures.
         self.encoded: tuple[Tensor, Tensor] | None = None

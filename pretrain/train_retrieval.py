@@ -83,7 +83,9 @@ def retrieval_task(config: RetrievalConfig, rank: Rank, lora: LoraConfig, test: 
     if lora.rank:
         adapt(model, lora)
     model.set_grad_checkpointing(run.engine.grad_checkpointing)
-    objective = RetrievalObjective(config.loss, rank.device, gather_rows_no_grad, config.model.vision.bands)
+    objective = RetrievalObjective(
+        config.loss, rank.device, gather_rows_no_grad, config.model.vision.bands, len(stream.classes)
+    )
     held_out = held_out_batches(config.evaluation, config, stream, rank)
     tested = held_out_batches(test, config, stream, rank) if test else None
     test_hits: list[Hits] = []  # of the exported weights

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from priorclip.common.command_line import run_command
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 
 LISTS = ("--models", "--severities", "--caption_shares", "--caption-shares", "--queries", "--languages")
+SHARED = ("evaluate", "index")  # commands whose work several processes of torchrun can share
 INDEX_LISTS = ("--data", "--names")  # of search and serve; the other commands take one
 
 
@@ -52,7 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = join_box(words)
     words = join_list_values(words, INDEX_LISTS if words[:1] in (["search"], ["serve"]) else LISTS)
     name, config = parse_command(COMMANDS, words, prog="retrieval", description="Evaluate and use a trained model.")
-    return run_command(f"retrieval {name}", lambda: run[name](config))
+
+    def work() -> None:
+        refuse_shared(name)
+        run[name](config)
+
+    return run_command(f"retrieval {name}", work)
+
+
+def refuse_shared(name: str) -> None:
+    """Raises ValueError if torchrun has started several processes for a command that is one process."""
+    ranks = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    if ranks > 1 and name not in SHARED:
+        shared = " and ".join(SHARED)
+        raise ValueError(f"{name} is one process, and torchrun has started {ranks} of it: only {shared} share work")
 
 
 def join_list_values(words: Sequence[str], lists: Sequence[str]) -> list[str]:
@@ -104,9 +120,13 @@ def run_belief_truth(config: BeliefTruthConfig) -> None:
 
 def run_evaluate(config: EvaluateConfig) -> None:
     from priorclip.retrieval.evaluate_export import evaluate, write_report
+    from priorclip.retrieval.shared_encoding import is_first, joined
     from priorclip.retrieval.text_tables import tables
 
-    report = evaluate(config)
+    with joined():
+        report = evaluate(config)
+        if not is_first():
+            return
     say(tables(report))
     if config.confusions:
         say(f"confusions: {config.confusions}")
@@ -126,35 +146,61 @@ def run_curate(config: CurateConfig) -> None:
 
 
 def run_index(config: IndexConfig) -> None:
-    from priorclip.retrieval.embedding_index import build_index
+    from priorclip.retrieval.embedding_index import EmbeddingIndex, write_index
+    from priorclip.retrieval.shared_encoding import is_first, joined
 
-    index = build_index(config)
+    with joined():
+        write_index(config)
+        if not is_first():
+            return
+    index = EmbeddingIndex.load(config.output)
     say(f"{config.output}: {len(index)} images, {index.embeddings.shape[1]} {config.dtype} values each")
 
 
 def run_search(config: SearchConfig) -> None:
-    from pathlib import Path
-
     from priorclip.common.files import write_text
-    from priorclip.retrieval.hit_formats import format_hits
+    from priorclip.retrieval.hit_formats import format_answers, format_hits
+    from priorclip.retrieval.hits_geoparquet import require_geopandas, write_geoparquet
     from priorclip.retrieval.places import Within
 
+    if config.format == "geoparquet":
+        require_geopandas()
     within = Within.parse(config.bbox, config.time, config.scene)
     data = Path(config.image).read_bytes() if config.image is not None else None
+    queries = read_queries(Path(config.queries)) if config.queries is not None else None
     searcher = open_searcher(config)
     if within is not None:
         within.rows(searcher.index.columns)  # an index without places is no fault of the query
     text, k = config.text or "", config.k
+    if queries is not None:
+        answers = list(zip(queries, searcher.by_texts(queries, k, within), strict=True))
+    else:
+        try:
+            hits = searcher.by_text(text, k, within) if data is None else searcher.by_image(data, k, within)
+        except ValueError as error:
+            raise ValueError(f"--image {config.image}: {error}" if data is not None else f"--text: {error}") from error
+        answers = [("", hits)]
+    if config.format == "geoparquet":
+        write_geoparquet(answers, Path(str(config.output)), with_query=queries is not None)
+    else:
+        found = format_hits(answers[0][1], config.format) if queries is None else format_answers(answers, config.format)
+        if config.output is None:
+            say(found)
+            return
+        write_text(Path(config.output), found + "\n")
+    say(f"{config.output}: {sum(len(hits) for _, hits in answers)} results")
+
+
+def read_queries(path: Path) -> list[str]:
+    """Returns the lines of a text file. Raises ValueError, which names the line, for a blank one or no UTF-8."""
     try:
-        hits = searcher.by_text(text, k, within) if data is None else searcher.by_image(data, k, within)
-    except ValueError as error:
-        raise ValueError(f"--image {config.image}: {error}" if data is not None else f"--text: {error}") from error
-    found = format_hits(hits, config.format)
-    if config.output is None:
-        say(found)
-        return
-    write_text(Path(config.output), found + "\n")
-    say(f"{config.output}: {len(hits)} results")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--queries {path} is no text in UTF-8: {error}") from error
+    blank = next((number for number, line in enumerate(lines, start=1) if not line.strip()), None)
+    if blank is not None or not lines:
+        raise ValueError(f"--queries {path}: " + (f"line {blank} is blank" if lines else "it has no line"))
+    return [line.strip() for line in lines]
 
 
 def run_serve(config: ServeConfig) -> None:
@@ -166,8 +212,6 @@ def run_serve(config: ServeConfig) -> None:
 
 def open_scenes(config: ServeConfig, searcher: Searcher) -> SceneTiles | None:
     """Returns the scenes of --scenes, or None. Raises ValueError, FileNotFoundError if they cannot be shown."""
-    from pathlib import Path
-
     from priorclip.data_shards.rasters.values import value_rule
     from priorclip.retrieval.web.scene_tiles import SceneTiles
 

@@ -235,9 +235,10 @@ class SearchConfig:
         index: folder that `index` wrote
         text: text to search for
         image: image file; search finds similar images
+        queries: file with a text to search for in each line, which all are searched for; results have the text
         k: number of results
-        format: table to read, or json, geojson or csv for other programs; geojson has the places of tiles, and of
-            images whose pack kept lat and lon, or a box
+        format: table to read, or json, geojson, geoparquet or csv for other programs; geojson and geoparquet have the
+            places of tiles, and of images whose pack kept lat and lon, or a box
         json: the same as --format json
         output: file to write; null prints the result
         bbox: only images that touch WEST,SOUTH,EAST,NORTH in degrees; west above east goes across the dateline
@@ -253,8 +254,9 @@ class SearchConfig:
     index: str
     text: str | None = None
     image: str | None = None
+    queries: str | None = None
     k: int = 10
-    format: Literal["table", "json", "geojson", "csv"] = "table"
+    format: Literal["table", "json", "geojson", "geoparquet", "csv"] = "table"
     json: bool = False
     output: str | None = None
     bbox: str | None = None
@@ -266,11 +268,13 @@ class SearchConfig:
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        if (self.text is None) == (self.image is None):
-            raise ValueError('give either --text "..." or --image FILE')
+        if sum(each is not None for each in (self.text, self.image, self.queries)) != 1:
+            raise ValueError('give one of --text "...", --image FILE and --queries FILE')
         if self.json and self.format not in ("table", "json"):
             raise ValueError(f"--json and --format {self.format} name two formats: give one of them")
         self.format = "json" if self.json else self.format
+        if self.format == "geoparquet" and self.output is None:
+            raise ValueError("--format geoparquet is no text: name its file with --output")
         if self.k < 1:
             raise ValueError(f"--k must be at least 1, not {self.k}")
 

@@ -49,6 +49,7 @@ from priorclip.retrieval.gallery import Gallery, open_gallery, refuse_too_many
 from priorclip.retrieval.image_places import ImagePlaces
 from priorclip.retrieval.nearest_rows import nearest_of, nearest_rows
 from priorclip.retrieval.places import PlaceColumns
+from priorclip.retrieval.shared_encoding import is_first
 
 log = get_logger(__name__)
 
@@ -216,7 +217,15 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 
 def build_index(config: IndexConfig) -> EmbeddingIndex:
+    """Writes an index and opens it. Raises as ``write_index``."""
+    write_index(config)
+    return EmbeddingIndex.load(config.output, [place for place in (config.data, config.images) if place])
+
+
+def write_index(config: IndexConfig) -> None:
     """Encodes the gallery's images and writes the index folder. Leaves out unusable images and logs them.
+
+    Several ranks share the images (shared_encoding.py), and rank 0 writes.
 
     Raises:
         FileExistsError: the output folder exists, and is no index or may not be replaced
@@ -231,6 +240,8 @@ def build_index(config: IndexConfig) -> EmbeddingIndex:
     skipped = find_skip_reasons(gallery, images.usable, encoder, config.max_pixels)
     refuse_too_many(skipped, len(gallery.source), config.max_bad_share)
     features = images.features[images.usable] if skipped else images.features
+    if not is_first():
+        return
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -244,7 +255,6 @@ def build_index(config: IndexConfig) -> EmbeddingIndex:
         "skipped": skipped,
     }
     write_folder(output, about, features, image_entries(gallery, images, batches.classes))
-    return EmbeddingIndex.load(output, [place for place in (config.data, config.images) if place])
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:

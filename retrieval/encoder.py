@@ -35,9 +35,11 @@ from priorclip.model.encoders.feature_cache import FeatureCache
 from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import ImageEncoder, cache_facts
 from priorclip.model.evaluation import encode_texts
+from priorclip.model.losses.gather import rank, world_size
 from priorclip.model.pictures.belief_maps import paint_belief
 from priorclip.retrieval.commands import Device, GalleryConfig, Precision
 from priorclip.retrieval.gallery import Gallery, Skipped, add_skipped
+from priorclip.retrieval.shared_encoding import from_all_ranks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -124,15 +126,18 @@ class Encoder:
             None if caption_field is None else self.tokenizer,
             self.image_size,
             config.batch_size,
+            rank(),
+            world_size(),
             caption_field=caption_field or "captions",
             workers=config.workers,
             skip_bad=True,
             max_pixels=config.max_pixels,
             bands=self.bands,
+            whole=True,
         )
 
     def images(self, batches: EvalBatches, dtype: torch.dtype = torch.float32) -> EncodedImages:
-        """Returns the features of all images as ``dtype`` on the CPU.
+        """Returns the features of all images as ``dtype`` on the CPU. Ranks share the batches.
 
         Raises ValueError if a feature is not finite.
         """
@@ -150,14 +155,19 @@ class Encoder:
             usable[places] = True
             labels[places] = batch["labels"][real]
         self.check_finite(features)
+        if world_size() > 1:
+            mine = usable.nonzero().flatten()
+            places = from_all_ranks(mine)
+            features[places], labels[places] = from_all_ranks(features[mine]), from_all_ranks(labels[mine])
+            usable[places] = True
         return EncodedImages(features, usable, labels)
 
     def texts(self, batches: EvalBatches) -> Tensor:
-        """Returns the features of all captions in order, (T, d) float32 on the CPU.
+        """Returns the features of all captions in order, (T, d) float32 on the CPU. Ranks share the batches.
 
         Raises ValueError if a feature is not finite.
         """
-        features = encode_texts(self, batches, self.device).cpu()
+        features = encode_texts(self, batches, self.device, from_all_ranks if world_size() > 1 else None).cpu()
         self.check_finite(features)
         return features
 

@@ -30,6 +30,7 @@ from priorclip.retrieval.gallery import Gallery, Skipped, open_gallery, with_cap
 from priorclip.retrieval.linear_probe import probe_report, stratified_split
 from priorclip.retrieval.published_results import compare_with_published
 from priorclip.retrieval.recall_report import recall_report
+from priorclip.retrieval.shared_encoding import is_first
 from priorclip.retrieval.zeroshot import NO_LABEL, class_features, class_prompts, zero_shot_report
 
 
@@ -74,6 +75,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         if task in config.chosen
     }
     report |= {task: found.report for task, found in classified.items()}
+    if not is_first():
+        return report
     if config.confusions and retrieval:
         report["confusions"] = draw_retrieval_confusions(config.confusions, gallery, features)
     elif config.confusions:

@@ -32,6 +32,7 @@ from priorclip.retrieval.commands import EvaluateConfig
 from priorclip.retrieval.embedding_index import model_hash
 from priorclip.retrieval.encoder import Encoder, find_skip_reasons, remember
 from priorclip.retrieval.gallery import Gallery, Skipped, refuse_too_many
+from priorclip.retrieval.shared_encoding import is_first, of_first_rank
 
 log = get_logger(__name__)
 
@@ -115,7 +116,7 @@ def encode_gallery(
         data = f"{variant} {config.max_pixels} {data_digest(gallery, caption_field)}"
         digest = hashlib.sha256(f"{model.digest} {data}".encode())
         place = Path(config.features) / f"{digest.hexdigest()[:32]}.safetensors"
-    if place is not None and place.is_file():
+    if place is not None and of_first_rank(place.is_file()):
         found, left_out = read_features(place)
         log.info("features from %s", place)
     else:
@@ -125,7 +126,7 @@ def encode_gallery(
         left_out = find_skip_reasons(gallery, images.usable, encoder, config.max_pixels)
         texts = encoder.texts(batches) if caption_field else images.features.new_zeros(0, images.features.shape[1])
         found = {"images": images.features, "usable": images.usable, "labels": images.labels, "texts": texts}
-        if place is not None:
+        if place is not None and is_first():
             write_features(place, found, left_out)
     skipped = {reason: [*skipped.get(reason, []), *left_out.get(reason, [])] for reason in {**skipped, **left_out}}
     total = len(gallery.origin) if config.limit is None else min(config.limit, len(gallery.origin))

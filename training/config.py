@@ -51,6 +51,9 @@ class EngineConfig:
         grad_checkpointing: recompute activations in the backward pass: less memory, about a third more time
         compile: compile the model by torch.compile: default, or max-autotune, which tries several kernels of each
             product and takes minutes. Results are those without it up to rounding; see training/engine/compiling.py
+        matmul_precision: how exact products of float32 matrices are: highest, or high (TF32 on NVIDIA cards from Ampere
+            on, with 10 bits of mantissa) or medium (bfloat16), as torch.set_float32_matmul_precision. The losses are
+            such products under every ``precision``
         threads: CPU threads of a rank, null for the cores of the machine divided by its ranks
         timeout_minutes: a collective that waits longer than this ends the run
         hang_minutes: end the run, and name the rank, if a rank is stopped or no rank makes progress for this time; 0
@@ -65,6 +68,7 @@ class EngineConfig:
     grad_cache: bool = True
     grad_checkpointing: bool = False
     compile: Literal["off", "default", "max-autotune"] = "off"
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
     threads: int | None = None
     timeout_minutes: float = 10
     hang_minutes: float = 5

@@ -8,7 +8,7 @@
 
 Equal captions come once, at the index of the first of them. Captions of similar length are in one batch, so that a
 model can cut most of the padding. Rank r takes items r, r + W, ...; the last batches are padded with index -1, so that
-all ranks make the same collectives.
+all ranks make the same collectives. With ``whole``, rank r takes batches r, r + W, ... of one process.
 """
 
 from __future__ import annotations
@@ -115,9 +115,10 @@ class EvalBatches:
         world_size: int,
         caption_field: str,
         workers: int,
+        whole: bool = False,
     ) -> None:
         self.source, self.tokenizer, self.fetcher, self.batch_size = source, tokenizer, fetcher, batch_size
-        self.rank, self.world_size, self.workers = rank, world_size, workers
+        self.rank, self.world_size, self.workers, self.whole = rank, world_size, workers, whole
         self.classes = fetcher.class_ids.names
         self.captions: list[str] = []
         owners: list[int] = []
@@ -146,7 +147,8 @@ class EvalBatches:
         return [self.source.name(index)[1] for index in range(len(self.source))]
 
     def images(self, title: str = "images") -> Iterator[dict[str, torch.Tensor]]:
-        """Yields images as the fetcher gives them, index int64 (b,), labels int64 (b,); as many batches on all ranks.
+        """Yields images as the fetcher gives them, index int64 (b,), labels int64 (b,); as many batches on all ranks
+        unless the batches are whole.
 
         With a truth it also yields masks uint8 (b, S, S), or boxes float32 (b, n, 4), as ShardStream does.
 
@@ -185,7 +187,15 @@ class EvalBatches:
         return [self.source.text(image).label or "" for image in images]
 
     def _plan(self, items: Sequence[int]) -> list[list[int]]:
-        """Returns the indices of this rank's batches, padded with -1 to the same number on every rank."""
+        """Returns the indices of this rank's batches, padded with -1 to the same number on every rank.
+
+        Whole batches are padded to their size only; a rank for which none is left has one of padding.
+        """
+        if self.whole:
+            size = self.batch_size
+            filled = [*items, *[PADDING] * (-len(items) % size)]
+            starts = range(self.rank * size, len(filled), self.world_size * size)
+            return [filled[start : start + size] for start in starts] or [[PADDING] * size]
         rounds = -(-len(items) // (self.batch_size * self.world_size))
         indices = list(items[self.rank :: self.world_size])
         indices += [PADDING] * (rounds * self.batch_size - len(indices))
@@ -207,6 +217,7 @@ def eval_batches(
     max_pixels: int = MAX_PIXELS,
     truth: Kind | None = None,
     bands: Sequence[str] | None = None,
+    whole: bool = False,
 ) -> EvalBatches:
     """Returns batches for an evaluation: every image once, as the centred square, with all its captions.
 
@@ -225,6 +236,7 @@ def eval_batches(
         max_pixels: images with more pixels are bad
         truth: also yield the masks or the boxes of the images, see truths.py
         bands: bands of TIFFs of measured values, in the order of the channels; None reads pictures
+        whole: ranks share whole batches, which have the same items for every number of ranks
 
     Raises:
         ValueError: an image is bad, a sample has no caption, or there is no such truth; it names the sample
@@ -241,6 +253,7 @@ def eval_batches(
         world_size,
         caption_field,
         workers,
+        whole,
     )
 
 

@@ -24,15 +24,18 @@ from priorclip.model.losses.similarity_blocks import (
     widest_precision,
 )
 
+STATIC_CLASSES = 4096
 UNLABELLED = -1  # the label of a sample whose scene class is unknown
 
 
 class SummedCrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropies of rows against columns: the target of a row is one column.
 
-    rows (V, d), columns (C, d), scale (), target (V,) integers in [0, C), side, log_times (C,) or None -> ()
+    rows (V, d), columns (C, d), scale (), target (V,) integers in [0, C), side, log_times (C,) or None, kept (V,) or
+    None -> ()
 
-    With ``log_times``, each column stands for exp(log_times) equal columns, and the target is one of them.
+    With ``log_times``, each column stands for exp(log_times) equal columns, and the target is one of them. With
+    ``kept``, only the rows where it is true are in the sum.
 
     With up to ``side`` columns, the derivative of the products (V, C) is kept for the backward pass. With more, the
     backward pass computes it again in blocks.
@@ -40,18 +43,26 @@ class SummedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, target: Tensor, side: int, log_times: Tensor | None
+        ctx: Any,
+        rows: Tensor,
+        columns: Tensor,
+        scale: Tensor,
+        target: Tensor,
+        side: int,
+        log_times: Tensor | None,
+        kept: Tensor | None = None,
     ) -> Tensor:
         scaled = scale * columns  # the smaller of the two
-        ctx.side, ctx.log_times = side, log_times
+        ctx.side, ctx.log_times, ctx.kept = side, log_times, kept
         if len(columns) <= side:
             log_share = torch.log_softmax(repeated(rows @ scaled.T, log_times), 1)
             place = target[:, None]
-            total = -log_share.gather(1, place).sum()
+            total = -only(log_share.gather(1, place).squeeze(1), kept).sum()
             if log_times is not None:
-                total += log_times[target].sum()  # log_share is that of all equal columns together
+                total += only(log_times[target], kept).sum()  # log_share is that of all equal columns together
             share = log_share.exp_()
-            share.scatter_add_(1, place, share.new_tensor(-1).expand_as(place))
+            share.scatter_add_(1, place, share.new_full((), -1).expand_as(place))
+            share = only(share, kept)
             ctx.save_for_backward(rows, columns, scale, target, share)
             return total
         row_log = rows.new_full((len(rows),), -torch.inf)
@@ -59,7 +70,7 @@ class SummedCrossEntropy(torch.autograd.Function):
             repeated(logits, log_times, j)
             row_log[i] = torch.logaddexp(row_log[i], log_sum(logits, 1, spare))
         ctx.save_for_backward(rows, columns, scale, target, row_log)
-        return row_log.sum() - (sum_by_group(target, rows, len(columns)) * scaled).sum()
+        return only(row_log, kept).sum() - (sum_by_group(target, only(rows, kept), len(columns)) * scaled).sum()
 
     @staticmethod
     @once_differentiable
@@ -76,11 +87,17 @@ class SummedCrossEntropy(torch.autograd.Function):
                 place = (target[i] - j.start)[:, None]
                 inside = (place >= 0) & (place < share.shape[1])  # the target is a column of this block
                 share.scatter_add_(1, place.clamp(0, share.shape[1] - 1), -inside.to(share.dtype))
+                share = only(share, None if ctx.kept is None else ctx.kept[i])
                 into_rows[i].addmm_(share, scaled[j])
                 into_columns[j].addmm_(share.T, rows[i])
             into_rows.mul_(gradient)
         into_scale = torch.linalg.vecdot(into_columns, columns).sum()
-        return into_rows, into_columns.mul_(scale * gradient), into_scale * gradient, None, None, None
+        return into_rows, into_columns.mul_(scale * gradient), into_scale * gradient, None, None, None, None
+
+
+def only(x: Tensor, kept: Tensor | None) -> Tensor:
+    """Sets the rows of x (V, ...) to 0 where ``kept`` (V,) is false, also those that are not finite."""
+    return x if kept is None else x.where(kept.view(-1, *[1] * (x.dim() - 1)), 0)
 
 
 def repeated(logits: Tensor, log_times: Tensor | None, columns: slice = slice(None)) -> Tensor:
@@ -102,20 +119,28 @@ class AttributionLoss(nn.Module):
     Args:
         chunk: side of the blocks of the matrix of samples and centres; None: chosen by the device
         compat: paper: each class counts once. released: as in the authors' code
+        classes: number of scene classes, above every label. The loss then has the same shapes in every step, so that
+            the processor does not wait for the device to learn which classes are in the batch. None, or more classes
+            than STATIC_CLASSES and the global batch: the tensors have the classes of the batch
     Raises:
         ValueError: ``compat`` is neither
     """
 
-    def __init__(self, chunk: int | None = None, compat: Literal["paper", "released"] = "paper"):
+    def __init__(
+        self, chunk: int | None = None, compat: Literal["paper", "released"] = "paper", classes: int | None = None
+    ):
         super().__init__()
         if compat not in ("paper", "released"):
             raise ValueError(f"compat must be paper or released, not '{compat}'")
-        self.chunk, self.compat = check_chunk(chunk), compat
+        self.chunk, self.compat, self.classes = check_chunk(chunk), compat, classes
 
     def forward(self, image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -> Tensor:
         """image and text (B, d) L2-normalised, scale (), labels (B,), -1 if unknown -> ()."""
         image, text, scale = widest_precision(image, text, scale)
         all_labels = gather_integers(labels)
+        if self.classes is not None and self.classes <= max(STATIC_CLASSES, len(all_labels)):
+            with torch.autocast(image.device.type, enabled=False):
+                return self.of_all_classes(image, text, average_gradient(scale), labels, all_labels, self.classes)
         classes, counts = all_labels[all_labels != UNLABELLED].unique(return_counts=True)
         if len(classes) == 0:
             return 0 * (image.sum() + text.sum() + scale)  # in the graph, so that all ranks run the same backward pass
@@ -124,12 +149,39 @@ class AttributionLoss(nn.Module):
             if not valid.all():
                 image, text, labels = image[valid], text[valid], labels[valid]
             scale, target = average_gradient(scale), torch.searchsorted(classes, labels)
-            sums = torch.stack([sum_by_group(target, image, len(classes)), sum_by_group(target, text, len(classes))])
-            image_centres, text_centres = sum_over_ranks(sums) / counts[:, None]
-            side = block_side(self.chunk, image.device)
             log_times = counts.to(image.dtype).log() if self.compat == "released" else None
-            to_text = SummedCrossEntropy.apply(image, text_centres, scale, target, side, log_times)
-            to_image = SummedCrossEntropy.apply(text, image_centres, scale, target, side, log_times)
-            # A rank without labels uses no centre. A NaN of another rank must still reach its loss.
-            nan_of_any_rank = 0 * (image_centres.sum() + text_centres.sum()).detach()
-            return (to_text + to_image) / 2 * world_size() / counts.sum() + nan_of_any_rank
+            return self.of_centres(image, text, scale, target, counts, log_times)
+
+    def of_all_classes(
+        self, image: Tensor, text: Tensor, scale: Tensor, labels: Tensor, all_labels: Tensor, classes: int
+    ) -> Tensor:
+        """The loss in tensors that have all classes (C,) and all samples of this rank; what is not there counts 0."""
+        valid = labels != UNLABELLED
+        counts = all_labels.new_zeros(classes).scatter_add_(
+            0, all_labels.clamp(min=0), (all_labels != UNLABELLED).to(all_labels.dtype)
+        )
+        # Half the lowest number: a logit added to it stays finite.
+        times = counts.clamp(min=1).to(image.dtype).log() if self.compat == "released" else counts.to(image.dtype) * 0
+        log_times = times.masked_fill(counts == 0, torch.finfo(image.dtype).min / 2)
+        target = labels.clamp(min=0)
+        return self.of_centres(only(image, valid), only(text, valid), scale, target, counts, log_times, valid)
+
+    def of_centres(
+        self,
+        image: Tensor,
+        text: Tensor,
+        scale: Tensor,
+        target: Tensor,
+        counts: Tensor,
+        log_times: Tensor | None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of samples of the classes ``target`` (V,), which have ``counts`` (C,) samples on all ranks."""
+        classes, side = len(counts), block_side(self.chunk, image.device)
+        sums = torch.stack([sum_by_group(target, image, classes), sum_by_group(target, text, classes)])
+        image_centres, text_centres = sum_over_ranks(sums) / counts.clamp(min=1)[:, None]
+        to_text = SummedCrossEntropy.apply(image, text_centres, scale, target, side, log_times, kept)
+        to_image = SummedCrossEntropy.apply(text, image_centres, scale, target, side, log_times, kept)
+        # A rank without labels uses no centre. A NaN of another rank must still reach its loss.
+        nan_of_any_rank = 0 * (image_centres.sum() + text_centres.sum()).detach()
+        return (to_text + to_image) / 2 * world_size() / counts.sum().clamp(min=1) + nan_of_any_rank

@@ -28,9 +28,10 @@ class Pairs:
     """Groups and captions of this rank's B pairs and of the N pairs of all ranks.
 
     Args:
-        rows: (B,) the image of each pair of this rank, integers in [0, U)
+        rows: (B,) the image of each pair of this rank, integers in [0, N)
         columns: (N,) the image of each pair of all ranks
-        counts: (U,) pairs of each of the U images in the global batch
+        counts: (N,) pairs of each image in the global batch, and 0 behind the last image: the number of images is a
+            value on the device, and asking for it would make the processor wait for the device
         row_captions: (B,) equal integers for equal captions; None: pairs with equal captions are negatives
         column_captions: (N,)
     """
@@ -54,11 +55,24 @@ class Pairs:
 
 def pairs_of(image_ids: Tensor, caption_ids: Tensor | None = None) -> Pairs:
     """Returns the pairs of all ranks from the ids of this rank, each (B,). B is the same on all ranks."""
-    _, columns, counts = gather_integers(image_ids).unique(return_inverse=True, return_counts=True)
+    columns, counts = number_groups(gather_integers(image_ids))
     pairs = Pairs(own_share(columns), columns, counts)
     if caption_ids is not None:
         pairs.row_captions, pairs.column_captions = caption_ids, gather_integers(caption_ids)
     return pairs
+
+
+def number_groups(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers the distinct ids (N,) by size, as ``unique`` does, in tensors whose shapes do not depend on values.
+
+    Returns:
+        the number of each id (N,), and how often each number occurs (N,), 0 behind the last one
+    """
+    values, order = ids.sort()
+    is_first = torch.zeros_like(values)
+    is_first[1:] = values[1:] != values[:-1]
+    numbers = torch.empty_like(values).scatter_(0, order, is_first.cumsum(0))
+    return numbers, torch.zeros_like(values).scatter_add_(0, numbers, torch.ones_like(values))
 
 
 def leave_out(logits: Tensor, ignored: Tensor | None) -> None:
@@ -70,9 +84,9 @@ def leave_out(logits: Tensor, ignored: Tensor | None) -> None:
 def positive_means(scaled: Tensor, columns: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     """Returns the mean logit over the positives of each row (B,) and, over all ranks, of each column (N,).
 
-    The mean is linear in the features. So it needs sums by image (U, d) and not the matrix.
+    The mean is linear in the features. So it needs sums by image (N, d) and not the matrix.
     """
-    counts = pairs.counts.to(scaled.dtype)[:, None]
+    counts = pairs.counts.clamp(min=1).to(scaled.dtype)[:, None]
     means = sum_by_group(pairs.columns, columns, len(counts)) / counts
     of_rows = (means[pairs.rows].mul_(scaled)).sum(1)
     del means
@@ -90,7 +104,7 @@ def subtract_positives(
     by_column: Tensor,
 ) -> None:
     """Subtracts the gradient of `positive_means`, times by_row (B,) and by_column (N,), in place."""
-    count, share = len(pairs.counts), (1 / pairs.counts.to(scaled.dtype))[:, None]
+    count, share = len(pairs.counts), (1 / pairs.counts.clamp(min=1).to(scaled.dtype))[:, None]
     into_rows -= (sum_by_group(pairs.columns, columns, count) * share)[pairs.rows].mul_(by_row[:, None])
     into_rows -= (sum_by_group(pairs.columns, columns * by_column[:, None], count) * share)[pairs.rows]
     into_columns -= (sum_by_group(pairs.rows, scaled, count) * share)[pairs.columns].mul_(by_column[:, None])

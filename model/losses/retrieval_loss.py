@@ -38,6 +38,7 @@ class RetrievalLoss(nn.Module):
         kind: the loss of pairs: contrastive, or sigmoid, whose model needs a logit_bias
         equal_captions: whether another image's pair with the same words is a negative, or ignored
         hard_negatives: see `ContrastiveLoss`
+        classes: see `AttributionLoss`
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class RetrievalLoss(nn.Module):
         kind: Literal["contrastive", "sigmoid"] = "contrastive",
         equal_captions: Literal["negative", "ignored"] = "negative",
         hard_negatives: float = 0.0,
+        classes: int | None = None,
     ):
         super().__init__()
         if contrastive < 0 or lambda_cs < 0:
@@ -57,7 +59,7 @@ class RetrievalLoss(nn.Module):
         self.weight, self.lambda_cs, self.shared_captions = contrastive, lambda_cs, shared_captions
         self.ignores_equal_captions = equal_captions == "ignored"
         self.contrastive = SigmoidLoss(chunk) if kind == "sigmoid" else ContrastiveLoss(chunk, hard_negatives)
-        self.attribution = AttributionLoss(chunk, compat)
+        self.attribution = AttributionLoss(chunk, compat, classes)
 
     def forward(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,27 @@ def test_exclude_leaves_out_and_reports(corpus: Path, capsys: pytest.CaptureFixt
     assert main(f"leakage {clean} {exclude} --exclude-split all --workers 1".split()) == 1
     assert main(f"leakage {leaking} {exclude} --exclude-distance null --workers 1".split()) == 1
     assert "any/turned" not in capsys.readouterr().out.splitlines()[-2]
+
+
+def test_several_sets_are_a_list_or_stand_between_commas(corpus: Path, capsys: pytest.CaptureFixture) -> None:
+    """A folder whose name has a comma is one set."""
+    (corpus / "test").rename(corpus / "a, b")
+    nothing = corpus / "nothing"
+    nothing.mkdir()
+    shutil.copy(corpus / "train" / "any" / "t0.jpg", nothing / "x.jpg")
+    source = f"pack --source imagefolder --images {corpus / 'train'} --workers 1 --output".split()
+    for output, words in {
+        "list": ["--exclude", json.dumps([str(corpus / "a, b"), str(nothing)])],
+        "one": ["--exclude", str(corpus / "a, b")],
+        "commas": ["--exclude", f"{nothing},{nothing}"],
+    }.items():
+        assert main([*source, str(corpus / output), *words]) == 0
+        found = {row["key"] for row in rows(corpus / output / "excluded.jsonl")}
+        others = {"any/same", "any/turned", "any/trained"} if output != "commas" else set()
+        assert found == others | ({"any/t0"} if output != "one" else set())
+    capsys.readouterr()
+    assert main(["leakage", str(corpus / "list"), "--exclude", json.dumps([str(nothing), str(corpus / "a, b")])]) == 0
+    assert f"0 show images of {nothing}, {corpus / 'a, b'}" in capsys.readouterr().out
 
 
 def test_packed_shards_and_folders_are_evaluation_sets(corpus: Path) -> None:

@@ -54,7 +54,9 @@ def test_a_study_pairs_seeds_at_each_level(tmp_path: Path) -> None:
         }
         for place, level in enumerate(["0", "0.5"])
     }
-    table = write_study(study, results, tmp_path, "a note", "the command")
+    on_tail = {"plain": {0: {"mean_recall": 5.0}}, "soft": {0: {"mean_recall": 6.0}}}
+    table = write_study(study, results, tmp_path, "a note", "the command", {"tail": dict.fromkeys(results, on_tail)})
+    assert table["parts"]["tail"]["against"]["plain"]["soft"]["0.5"]["runs"] == {0: 1.0}
     assert table["rows"]["plain"]["0"]["runs"] == {0: 70, 1: 71, 2: 72}
     gain = table["against"]["plain"]["soft"]
     assert (gain["0"]["mean"], gain["0"]["count"], gain["0.5"]["mean"], gain["0.5"]["count"]) == (0, 2, 2, 3)
@@ -64,6 +66,8 @@ def test_a_study_pairs_seeds_at_each_level(tmp_path: Path) -> None:
     assert "| 0.5 less 0 | -10.0 ± 0.0 (0/3) | -8.0 ± 0.0 (0/2) |" in text
     assert "| less 'no prior' | soft belief |" in text
     assert "| 0.5 | +2.0 ± 0.0 (3/3) |" in text
+    assert "| tail, noise | no prior | soft belief |" in text
+    assert "| tail, less 'no prior' | soft belief |" in text
     assert (tmp_path / "noise.png").stat().st_size > 5000
 
 

@@ -5,7 +5,7 @@ whose gradient depends on a sign: a rank that knew its own part of the gradient 
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import loss_reference as reference
@@ -82,7 +82,15 @@ def cases(world: int) -> dict[str, Case]:
             bound = {"scale": 100.0, "bound": digits}
             made[f"{name}, {half}"] = Case(loss, image.to(half), text.to(half), key, **bound)
             made[f"{name}, {half}, overflow"] = Case(loss, (30 * image).to(half), (30 * text).to(half), key, **bound)
-    return made
+    static = {f"{name}, all classes": with_all_classes(case) for name, case in made.items()}
+    return made | {name: case for name, case in static.items() if case is not None}
+
+
+def with_all_classes(case: Case) -> Case | None:
+    """The case with tensors that have all 12 classes, as on a GPU; None for another loss."""
+    if not isinstance(case.loss, AttributionLoss):
+        return None
+    return replace(case, loss=AttributionLoss(case.loss.chunk, case.loss.compat, classes=12))
 
 
 def outcome(case: Case, mine: slice, exact: bool = False) -> list[Tensor]:
@@ -111,7 +119,8 @@ def not_a_number(mine: slice) -> list[bool]:
         broken[modality][2, 1] = torch.nan
         broken["key"] = torch.stack([broken["ids"], broken["captions"]], 1)
         pairs = [(reference.PairLoss(loss, "ignored"), "key") for loss in (SigmoidLoss(5), ContrastiveLoss(5, 0.3))]
-        for loss, key in ((ContrastiveLoss(chunk=5), "ids"), (AttributionLoss(), "labels"), *pairs):
+        attribution = [(AttributionLoss(classes=classes), "labels") for classes in (None, 12)]
+        for loss, key in ((ContrastiveLoss(chunk=5), "ids"), *attribution, *pairs):
             value = loss(broken["image"][mine], broken["text"][mine], torch.tensor(9.0), broken[key][mine])
             seen.append(bool(value.isnan()))
     return seen

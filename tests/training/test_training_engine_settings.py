@@ -6,6 +6,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from priorclip.training.engine.build import ZERO_FOLDER, batch_split, deepspeed_
 from priorclip.training.engine.offload import prepare_nvme
 from priorclip.training.ranks.distributed import local_world_size, rank_environment
 from priorclip.training.ranks.preemption import StopSignal
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def settings_of(tmp_path: Path, content: str) -> EngineConfig:
@@ -246,3 +250,24 @@ def test_mpirun_inside_a_job_counts_its_own_ranks() -> None:
 def test_incomplete_environment_is_refused() -> None:
     with pytest.raises(RuntimeError, match="has RANK, WORLD_SIZE but not LOCAL_RANK, MASTER_ADDR, MASTER_PORT"):
         rank_environment({"RANK": "1", "WORLD_SIZE": "2"})
+
+
+@pytest.mark.parametrize("precision", [None, "high"])
+def test_the_precision_of_products_is_torchs(precision: str | None) -> None:
+    """A process that starts with another setting gets the run's, which is torch's own by default."""
+    chosen = "" if precision is None else f"matmul_precision={precision!r}"
+    program = f"""
+import torch
+from priorclip.training.config import EngineConfig
+from priorclip.training.ranks.distributed import start
+default = torch.get_float32_matmul_precision()
+torch.set_float32_matmul_precision("medium")
+start(EngineConfig({chosen}))
+print(default, torch.get_float32_matmul_precision())
+"""
+    environment = {**os.environ, "MASTER_PORT": "0", "MASTER_ADDR": "127.0.0.1", "RANK": "0", "WORLD_SIZE": "1"}
+    environment |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-2:] == ["highest", precision or "highest"]

@@ -72,6 +72,7 @@ def start(config: EngineConfig) -> Rank:
     os.environ.update(environment)
     # CUDA's matrix libraries are deterministic only with a fixed workspace. They read this when they start.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_float32_matmul_precision(config.matmul_precision)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     disable_shared_memory_op()
     join(datetime.timedelta(minutes=config.timeout_minutes), hint)
