@@ -32,8 +32,17 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "data_shards": ("pack", "synthetic", "leakage", "index", "verify", "stats", "tokenizer", "bench"),
     "model": ("convert", "export", "push", "fetch", "summary", "bench"),
     "retrieval": (
-        "evaluate", "robustness", "pictures", "belief-truth", "curate", "index", "add", "remove", "search", "serve",
-    ),  # fmt: skip
+        "evaluate",
+        "robustness",
+        "pictures",
+        "belief-truth",
+        "curate",
+        "index",
+        "add",
+        "remove",
+        "search",
+        "serve",
+    ),
     "cluster": ("check", "launch", "sbatch", "faults", "plan", "simulate"),
 }
 # Sub-command -> the packages that have it.
