@@ -1,4 +1,7 @@
-"""``python -m retrieval evaluate|robustness|pictures|belief-truth|curate|index|search|serve``, each with ``--help``."""
+"""``python -m retrieval COMMAND``, each with ``--help``.
+
+The commands are evaluate, robustness, pictures, belief-truth, curate, index, add, remove, search and serve.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,13 @@ from priorclip.common.options import parse_command
 from priorclip.common.output import quiet, say, set_up_logging
 from priorclip.retrieval.commands import (
     COMMANDS,
+    AddConfig,
     BeliefTruthConfig,
     CurateConfig,
     EvaluateConfig,
     IndexConfig,
     PicturesConfig,
+    RemoveConfig,
     RobustnessConfig,
     SearchConfig,
     ServeConfig,
@@ -30,7 +35,16 @@ if TYPE_CHECKING:
     from priorclip.retrieval.web.scene_tiles import SceneTiles
 
 
-LISTS = ("--models", "--severities", "--caption_shares", "--caption-shares", "--queries", "--languages")
+LISTS = (
+    "--models",
+    "--severities",
+    "--caption_shares",
+    "--caption-shares",
+    "--queries",
+    "--languages",
+    "--image_keys",
+    "--image-keys",
+)
 SHARED = ("evaluate", "index")  # commands whose work several processes of torchrun can share
 INDEX_LISTS = ("--data", "--names")  # of search and serve; the other commands take one
 
@@ -46,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "belief-truth": run_belief_truth,
         "curate": run_curate,
         "index": run_index,
+        "add": run_add,
+        "remove": run_remove,
         "search": run_search,
         "serve": run_serve,
     }
@@ -155,6 +171,19 @@ def run_index(config: IndexConfig) -> None:
             return
     index = EmbeddingIndex.load(config.output)
     say(f"{config.output}: {len(index)} images, {index.embeddings.shape[1]} {config.dtype} values each")
+
+
+def run_add(config: AddConfig) -> None:
+    from priorclip.retrieval.index_changes import add_images
+
+    added, there = add_images(config)
+    say(f"{config.index}: {added} images added" + (f", {there} were there already" if there else ""))
+
+
+def run_remove(config: RemoveConfig) -> None:
+    from priorclip.retrieval.index_changes import remove_images
+
+    say(f"{config.index}: {remove_images(config)} images removed")
 
 
 def run_search(config: SearchConfig) -> None:

@@ -227,6 +227,42 @@ class IndexConfig(GalleryConfig):
     overwrite: bool = False
 
 
+@dataclass(kw_only=True)
+class AddConfig(TestSetConfig):
+    """Encode images and add them to an index. Images that it has already are not encoded again.
+
+    Args:
+        index: folder that `index` wrote
+        model: export folder; null takes the one that the index names; it has to be the one that made the index
+    """
+
+    index: str
+    model: str | None = None
+
+
+@dataclass(kw_only=True)
+class RemoveConfig:
+    """Remove images from an index: those that meet all the conditions. Their files stay.
+
+    Args:
+        index: folder that `index` wrote
+        image_keys: keys of images, separated by blanks; * and ? stand for any characters
+        bbox: images that touch WEST,SOUTH,EAST,NORTH in degrees; west above east goes across the dateline
+        time: images acquired in 2024, 2024-06, 2024-06-30, or FROM/TO of these (UTC)
+        scene: images of this scene; * and ? stand for any characters
+    """
+
+    index: str
+    image_keys: list[str] = field(default_factory=list)
+    bbox: str | None = None
+    time: str | None = None
+    scene: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.image_keys and (self.bbox, self.time, self.scene) == (None, None, None):
+            raise ValueError("say which images: by --image_keys, --bbox, --time or --scene")
+
+
 @dataclass
 class SearchConfig:
     """Rank the images of an index by their similarity to a text or an image.
@@ -404,6 +440,8 @@ COMMANDS = {
     "belief-truth": BeliefTruthConfig,
     "curate": CurateConfig,
     "index": IndexConfig,
+    "add": AddConfig,
+    "remove": RemoveConfig,
     "search": SearchConfig,
     "serve": ServeConfig,
 }

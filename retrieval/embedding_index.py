@@ -45,11 +45,12 @@ from priorclip.data_shards.stream.batch_fetcher import prefetch_samples
 from priorclip.data_shards.stream.evaluation_batches import READ_TOGETHER
 from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reasons
-from priorclip.retrieval.gallery import Gallery, open_gallery, refuse_too_many
+from priorclip.retrieval.gallery import Gallery, Skipped, open_gallery, refuse_too_many
 from priorclip.retrieval.image_places import ImagePlaces
 from priorclip.retrieval.nearest_rows import nearest_of, nearest_rows
 from priorclip.retrieval.places import PlaceColumns
 from priorclip.retrieval.shared_encoding import is_first
+from priorclip.retrieval.test_set_options import TestSetConfig
 
 log = get_logger(__name__)
 
@@ -235,11 +236,7 @@ def write_index(config: IndexConfig) -> None:
     refuse_existing(output, config.overwrite)
     gallery = open_gallery(config.data, config.images, config.split, config.limit)
     encoder = Encoder.load(config.model, config.device, config.precision)
-    batches = encoder.batches(gallery, config)
-    images = encoder.images(batches, getattr(torch, config.dtype))
-    skipped = find_skip_reasons(gallery, images.usable, encoder, config.max_pixels)
-    refuse_too_many(skipped, len(gallery.source), config.max_bad_share)
-    features = images.features[images.usable] if skipped else images.features
+    features, entries, skipped = encode_entries(config, encoder, gallery, getattr(torch, config.dtype))
     if not is_first():
         return
     about = {
@@ -254,7 +251,25 @@ def write_index(config: IndexConfig) -> None:
         "dtype": config.dtype,
         "skipped": skipped,
     }
-    write_folder(output, about, features, image_entries(gallery, images, batches.classes))
+    write_folder(output, about, features, entries)
+
+
+def encode_entries(
+    config: TestSetConfig, encoder: Encoder, gallery: Gallery, dtype: torch.dtype
+) -> tuple[Tensor, Iterator[dict[str, Any]], Skipped]:
+    """Encodes the images of a gallery that can be used.
+
+    Returns:
+        their features (N, d), what an index says of each, and the others' keys by reason
+    Raises:
+        ValueError: too many images cannot be used
+    """
+    batches = encoder.batches(gallery, config)
+    images = encoder.images(batches, dtype)
+    skipped = find_skip_reasons(gallery, images.usable, encoder, config.max_pixels)
+    refuse_too_many(skipped, len(gallery.source), config.max_bad_share)
+    features = images.features[images.usable] if skipped else images.features
+    return features, image_entries(gallery, images, batches.classes), skipped
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:
