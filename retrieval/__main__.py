@@ -54,7 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = join_box(words)
     words = join_list_values(words, INDEX_LISTS if words[:1] in (["search"], ["serve"]) else LISTS)
     name, config = parse_command(COMMANDS, words, prog="retrieval", description="Evaluate and use a trained model.")
-    return run_command(f"retrieval {name}", lambda: alone(name) or run[name](config))
+
+    def work() -> None:
+        alone(name)
+        run[name](config)
+
+    return run_command(f"retrieval {name}", work)
 
 
 def alone(name: str) -> None:
