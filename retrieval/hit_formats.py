@@ -21,6 +21,7 @@ from priorclip.retrieval.text_tables import hit_table
 if TYPE_CHECKING:
     from priorclip.retrieval.search import Hit
 
+Answer = tuple[str, Sequence["Hit"]]  # a query and its hits
 COLUMNS = ("rank", "score", "label", "key", "caption", "scene", "window", "acquired", "gsd")
 EDGES = ("west", "south", "east", "north")
 NAMES = frozenset((*COLUMNS, *EDGES, "where", "footprint"))
@@ -31,6 +32,14 @@ def format_hits(hits: Sequence[Hit], kind: str) -> str:
     return FORMATS[kind](hits)
 
 
+def format_answers(answers: Sequence[Answer], kind: str) -> str:
+    """Returns the hits of several queries in one of FORMATS, each with its query, without a newline at the end.
+
+    JSON is a list of {"query", "hits"}. In GeoJSON and CSV each hit has "query".
+    """
+    return MANY[kind](answers)
+
+
 def facts_of(hit: Hit) -> dict[str, Any]:
     """Returns what is known of a hit, without its footprint."""
     place = {name: value for name, value in hit.place.items() if name != "footprint"}
@@ -39,32 +48,69 @@ def facts_of(hit: Hit) -> dict[str, Any]:
     return {**facts, **{name: value for name, value in hit.columns.items() if name not in NAMES}}
 
 
+def rows_of(hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    return [{**facts_of(hit), "footprint": hit.place.get("footprint")} for hit in hits]
+
+
 def hits_json(hits: Sequence[Hit]) -> str:
-    rows = [{**facts_of(hit), "footprint": hit.place.get("footprint")} for hit in hits]
-    return json.dumps(rows, indent=2)
+    return json.dumps(rows_of(hits), indent=2)
+
+
+def answers_json(answers: Sequence[Answer]) -> str:
+    return json.dumps([{"query": query, "hits": rows_of(hits)} for query, hits in answers], indent=2)
+
+
+def feature(hit: Hit, **more: Any) -> dict[str, Any]:
+    return {"type": "Feature", "geometry": hit.place.get("footprint"), "properties": {**facts_of(hit), **more}}
 
 
 def hits_geojson(hits: Sequence[Hit]) -> str:
+    features = [{"id": hit.rank, **feature(hit)} for hit in hits]
+    return json.dumps({"type": "FeatureCollection", "features": features})
+
+
+def answers_geojson(answers: Sequence[Answer]) -> str:
     features = [
-        {"type": "Feature", "id": hit.rank, "geometry": hit.place.get("footprint"), "properties": facts_of(hit)}
-        for hit in hits
-    ]
+        {"id": f"{number}-{hit.rank}", **feature(hit, query=query)}
+        for number, (query, hits) in enumerate(answers, start=1) for hit in hits
+    ]  # fmt: skip
     return json.dumps({"type": "FeatureCollection", "features": features})
 
 
 def hits_csv(hits: Sequence[Hit]) -> str:
+    return table_csv([("", hits)], [])
+
+
+def answers_csv(answers: Sequence[Answer]) -> str:
+    return table_csv(answers, ["query"])
+
+
+def table_csv(answers: Sequence[Answer], first: list[str]) -> str:
+    """Returns a line for each hit of all answers; ``first`` is ["query"] for the query as first column, or empty."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    kept = list(dict.fromkeys(name for hit in hits for name in hit.columns if name not in NAMES))
-    writer.writerow([*COLUMNS, *EDGES, "where", *map(one_line, kept)])
-    for hit in hits:
+    hits = [hit for _, found in answers for hit in found]
+    kept = list(dict.fromkeys(name for hit in hits for name in hit.columns if name not in {*NAMES, *first}))
+    writer.writerow([*first, *COLUMNS, *EDGES, "where", *map(one_line, kept)])
+    for query, hit in ((query, hit) for query, found in answers for hit in found):
         facts = facts_of(hit)
         edges = bounds(hit.place["footprint"]) if "footprint" in hit.place else ("",) * 4
-        values = [*(facts.get(name) for name in COLUMNS), *edges, hit.where, *(facts.get(name) for name in kept)]
+        values = [*([query] if first else []), *(facts.get(name) for name in COLUMNS)]
+        values += [*edges, hit.where, *(facts.get(name) for name in kept)]
         writer.writerow([one_line(value) if isinstance(value, str) else value for value in values])
     return buffer.getvalue().rstrip("\n")
 
 
+def answers_table(answers: Sequence[Answer]) -> str:
+    return "\n\n".join(f"{one_line(query)}\n{hit_table(hits)}" for query, hits in answers)
+
+
+MANY: dict[str, Callable[[Sequence[Answer]], str]] = {
+    "table": answers_table,
+    "json": answers_json,
+    "geojson": answers_geojson,
+    "csv": answers_csv,
+}
 FORMATS: dict[str, Callable[[Sequence[Hit]], str]] = {
     "table": hit_table,
     "json": hits_json,

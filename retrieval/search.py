@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from priorclip.common.progress import counted
 from priorclip.data_shards.format.place import COLUMNS
 from priorclip.retrieval.embedding_index import EmbeddingIndex
 from priorclip.retrieval.encoder import Encoder
@@ -71,6 +75,14 @@ class Searcher:
             query = self.encoder.text(text)
         return self._hits(query, k, within)
 
+    def by_texts(self, texts: Sequence[str], k: int, within: Within | None = None) -> Iterator[list[Hit]]:
+        """Yields as ``by_text`` for each text. The model encodes many texts at a time. Raises as ``by_text``."""
+        with self._lock:
+            queries = self.encoder.embed_texts(texts)
+        rows = None if within is None else within.rows(self.index.columns)
+        for query in counted(queries, "queries", "query"):
+            yield self._hits_among(query, k, rows)
+
     def by_image(self, data: bytes, k: int, within: Within | None = None) -> list[Hit]:
         """Returns the k images most similar to an encoded image. Raises BadSample if it cannot be read."""
         with self.gate.reading(lambda: data):
@@ -99,7 +111,9 @@ class Searcher:
         return self.gate.reading(lambda: self.index.read_image(row))
 
     def _hits(self, query: Tensor, k: int, within: Within | None) -> list[Hit]:
-        rows = None if within is None else within.rows(self.index.columns)
+        return self._hits_among(query, k, None if within is None else within.rows(self.index.columns))
+
+    def _hits_among(self, query: Tensor, k: int, rows: NDArray[np.int64] | None) -> list[Hit]:
         found = zip(*self.index.nearest(query, k, rows), strict=True)
         return [self._hit(rank, score, row) for rank, (score, row) in enumerate(found, 1)]
 

@@ -33,6 +33,7 @@ PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 NAME = re.compile(r"[\w.+-]+")
 LIST = re.compile(r"[\w.+,@-]+")
 PATH = re.compile(r"[\w.+@=:/-]+")
+MOUNT = re.compile(r"/[^:,]*(:/[^:,]*)?")
 TIME = re.compile(r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+){0,2}")
 
 
@@ -120,14 +121,29 @@ def interpreter(config: SbatchConfig) -> dict[str, str]:
     """srun's options, the words before the interpreter, and the interpreter. A container mounts the working folder."""
     python = shlex.quote(config.python or ("python3" if config.container else sys.executable))
     if config.container is None:
+        if config.container_mounts:
+            raise ValueError("--container-mounts needs --container IMAGE")
         return {"srun_options": "", "prefix": "", "python": python}
     folder = os.getcwd()
+    mounts = [folder, *mounted(config.container_mounts)]
     if config.container_runtime == "pyxis":
-        words = [f"--container-image={config.container}", f"--container-mounts={folder}:{folder}"]
+        pairs = [each if ":" in each else f"{each}:{each}" for each in mounts]
+        words = [f"--container-image={config.container}", f"--container-mounts={','.join(pairs)}"]
         return {"srun_options": shlex.join([*words, f"--container-workdir={folder}"]), "prefix": "", "python": python}
     gpu = ["--nv"] if config.gpus_per_node else []
-    words = ["apptainer", "exec", *gpu, "--bind", folder, "--pwd", folder, config.container]
+    words = ["apptainer", "exec", *gpu, "--bind", ",".join(mounts), "--pwd", folder, config.container]
     return {"srun_options": "", "prefix": shlex.join(words), "python": python}
+
+
+def mounted(mounts: str | None) -> list[str]:
+    """Returns the folders of --container-mounts. Raises ValueError for a path that is not absolute."""
+    folders = mounts.split(",") if mounts else []
+    for folder in folders:
+        if not MOUNT.fullmatch(folder):
+            raise ValueError(
+                f"--container-mounts '{folder}': write an absolute path, or HOST:CONTAINER with two of them"
+            )
+    return folders
 
 
 def checked(name: str, value: str | None, allowed: re.Pattern[str]) -> str:

@@ -236,7 +236,8 @@ def eval_batches(
         tokenizer: transformers tokenizer; None for images and labels only
         image_size: side of the square in pixels
         batch_size: items of one rank
-        rank, world_size: rank of this process, and number of ranks
+        rank: rank of this process
+        world_size: number of ranks
         caption_field: captions or coarse_captions
         classes: classes in the order of their label ids; None takes those of the source
         workers: decoding processes

@@ -50,7 +50,8 @@ class ShardStream:
         tokenizer: transformers tokenizer, or None for images and labels only
         config: see DataConfig
         global_batch: samples of a batch over all ranks; world_size must divide it
-        rank, world_size: rank of this process, and number of ranks
+        rank: rank of this process
+        world_size: number of ranks
         seed: seed of the run
         train: True for random crop, flips and caption; False for the centred square and the first caption
         epochs: stop after this number of epochs, counted from epoch 0; None never stops

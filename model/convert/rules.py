@@ -1,4 +1,4 @@
-"""Renames the tensors of a foreign checkpoint. Each rule gives, for our names of one pattern, the name over there.
+r"""Renames the tensors of a foreign checkpoint. Each rule gives, for our names of one pattern, the name over there.
 
     Rule(r"visual\.encoder\.model\.blocks\.(\d+)\.attn\.qkv\.weight", r"transformer.resblocks.\1.attn.in_proj_weight")
 

@@ -20,7 +20,7 @@ from priorclip.retrieval.__main__ import main
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = """
 import os, signal, sys
-import priorclip.retrieval.index_parts as parts
+import priorclip.retrieval.indexing.index_parts as parts
 from priorclip.retrieval.__main__ import main
 save_file, written = parts.save_file, []
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.checkpoint import ds_to_universal
 from toy_launches import HALF, PYTHON, SCALES, STOPPABLE, ToyRun, root_needed, run_toys
 
 from priorclip.training.checkpoints.convert import convert
@@ -127,6 +128,23 @@ def source(toys: dict[str, ToyRun], tmp_path: Path) -> tuple[Path, Path, Convers
     shapes = {name: value.shape for name, value in metadata["module"].items()}
     converted = checkpoint.parent / "universal" / checkpoint.name
     return checkpoint, converted, lambda: convert(checkpoint, converted, Shape(2, 2), metadata, shapes)
+
+
+@pytest.mark.parametrize("stage", ["1", "2", "3"])
+def test_deepspeeds_own_converter_needs_no_flag(
+    toys: dict[str, ToyRun], stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its float32 weights are those that the run ended with."""
+    run = toys[f"zero{stage}"]
+    checkpoint = run.folder / "checkpoints" / "step_00000012"
+    words = ["--input_folder", checkpoint, "--output_folder", tmp_path / "universal"]
+    workers = ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    monkeypatch.setattr("sys.argv", ["ds_to_universal", *map(str, words), *workers])
+    ds_to_universal.main(ds_to_universal.parse_arguments())
+    for name, value in run.weights().items():
+        found = torch.load(tmp_path / "universal" / "zero" / name / "fp32.pt", weights_only=True)
+        flat = (found if stage == "3" else found["param"]).flatten()  # stage 3 writes a tensor with padding at its end
+        assert torch.equal(flat[: value.numel()], value.flatten()), name
 
 
 def test_converted_copy_of_another_checkpoint_is_made_anew(source: tuple[Path, Path, Conversion]) -> None:

@@ -31,6 +31,11 @@ from typing import IO, Any, cast
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.checkpoint.constants import (
+    UNIVERSAL_CHECKPOINT_INFO,
+    UNIVERSAL_CHECKPOINT_VERSION_KEY,
+    UNIVERSAL_CHECKPOINT_VERSION_VALUE,
+)
 from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -49,6 +54,8 @@ from priorclip.training.ranks.rng_state import rng_states, rng_states_name
 logger = get_logger(__name__)
 
 LEAVE_SECONDS = 30
+# DeepSpeed's own ds_to_universal refuses a checkpoint that does not say this. No tensor parallelism, so only a version.
+UNIVERSAL = {UNIVERSAL_CHECKPOINT_INFO: {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}}
 SAVES = itertools.count()  # saves of this process, which number their keys in the store; all ranks have the same number
 
 
@@ -160,7 +167,7 @@ class Writer:
         partial = self.folder / f"step_{step:08d}.partial-{self.token}"
         self.staging.files = {}
         self.staging.snapshot.begin()
-        client = {"run": state, "parameters": parameter_names(self.engine)}
+        client = {"run": state, "parameters": parameter_names(self.engine), **UNIVERSAL}
         with states_in_memory(self.engine):
             self.engine.save_checkpoint(str(self.folder), tag=partial.name, client_state=client, save_latest=False)
         buffers = get_buffers(self.engine.module)

@@ -1,0 +1,140 @@
+"""`retrieval add` and `remove`: the index that results is the one that would be made of the same images."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from small_galleries import TestSet, export_model
+
+from priorclip.data_shards.__main__ import main as data_shards
+from priorclip.retrieval import EmbeddingIndex
+from priorclip.retrieval.__main__ import main
+
+
+def run(*words: str | Path) -> int:
+    return main([str(word) for word in words])
+
+
+def make(test_set: TestSet, output: Path, *more: str | Path) -> Path:
+    assert run("index", "--model", test_set.export, "--device", "cpu", "--output", output, *of(test_set), *more) == 0
+    return output
+
+
+def of(test_set: TestSet) -> list[str | Path]:
+    return ["--data", test_set.json, "--images", test_set.images, "--batch_size", "4"]
+
+
+def entries(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "images.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(test_set: TestSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(test_set, tmp_path_factory.mktemp("whole") / "index")
+
+
+def test_adding_the_rest_gives_the_whole_index(
+    test_set: TestSet, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is there is not encoded again. An index that is open goes on with its own images."""
+    index = make(test_set, tmp_path / "index", "--limit", "5")
+    opened = EmbeddingIndex.load(index)
+    old = opened.embeddings.clone()
+    total = len(entries(whole))
+    assert run("add", "--index", index, "--device", "cpu", *of(test_set)) == 0
+    assert f"{index}: {total - 5} images added, 5 were there already" in capsys.readouterr().out
+    assert entries(index) == entries(whole)
+    found, expected = EmbeddingIndex.load(index), EmbeddingIndex.load(whole)
+    assert torch.equal(found.embeddings[:5], old)
+    torch.testing.assert_close(found.embeddings.float(), expected.embeddings.float(), atol=2e-3, rtol=0)
+    assert len(opened) == 5
+    assert torch.equal(opened.embeddings, old)
+    before = {path.name: path.read_bytes() for path in index.iterdir()}
+    assert run("add", "--index", index, "--device", "cpu", *of(test_set)) == 0
+    assert f"0 images added, {total} were there already" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in index.iterdir()} == before
+
+
+def test_removing_leaves_the_others_as_they_are(
+    whole: Path, test_set: TestSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = make(test_set, tmp_path / "index")
+    keys = [entry["key"] for entry in entries(index)]
+    assert run("remove", "--index", index, "--image_keys", keys[1], keys[4]) == 0
+    assert f"{index}: 2 images removed" in capsys.readouterr().out
+    kept = [row for row in range(len(keys)) if row not in (1, 4)]
+    assert entries(index) == [entries(whole)[row] for row in kept]
+    assert torch.equal(EmbeddingIndex.load(index).embeddings, EmbeddingIndex.load(whole).embeddings[kept])
+
+
+def test_places_are_added_and_removed(placed_index: Path, test_set: TestSet, tmp_path: Path) -> None:
+    """An index of pictures without places gets tiles with places, and loses those of a scene."""
+    index = make(test_set, tmp_path / "index")
+    pictures = entries(index)
+    assert run("add", "--index", index, "--device", "cpu", "--data", placed_index.parent / "tiles") == 0
+    assert entries(index) == pictures + entries(placed_index)
+    columns = EmbeddingIndex.load(index).columns
+    alone = EmbeddingIndex.load(placed_index).columns
+    assert columns is not None
+    assert alone is not None
+    assert columns.names == alone.names
+    assert (columns.scene == [-1] * len(pictures) + alone.scene.tolist()).all()
+    assert run("remove", "--index", index, "--scene", "fiji*", "--image_keys", "*") == 0
+    assert entries(index) == pictures + [each for each in entries(placed_index) if each["place"]["scene"] != "fiji.tif"]
+    assert "fiji.tif" not in EmbeddingIndex.load(index).columns.names  # type: ignore[union-attr]
+
+
+def test_bad_images_are_left_out_and_listed(test_set: TestSet, tmp_path: Path) -> None:
+    index = make(test_set, tmp_path / "index", "--limit", "3")
+    good = Path(entries(index)[0]["path"])
+    folder = tmp_path / "more" / "river"
+    folder.mkdir(parents=True)
+    (folder / "good.jpg").write_bytes(good.read_bytes())
+    (folder / "bad.jpg").write_bytes(good.read_bytes()[:200])
+    assert run("add", "--index", index, "--device", "cpu", "--data", tmp_path / "more") == 0
+    about = json.loads((index / "index.json").read_text())
+    assert [key for keys in about["skipped"].values() for key in keys] == ["river/bad"]
+    assert about["images"] == 4
+    assert about["data"] == f"{test_set.json}, {tmp_path / 'more'}"
+
+
+def test_what_cannot_be_is_refused(
+    whole: Path, test_set: TestSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = export_model(tmp_path / "other", ["a river", "a harbour"], seed=1)
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    remove, add = ["remove", "--index", whole], ["add", "--index", whole, "--device", "cpu", *of(test_set)]
+    cases: list[tuple[list[str | Path], str]] = [
+        ([*remove, "--image_keys", "nobody"], "no image of the index"),
+        ([*remove, "--image_keys", "*"], "are meant: remove the folder instead"),
+        ([*remove, "--scene", "x"], "this index has no places"),
+        (["remove", "--index", tmp_path / "none", "--image_keys", "a"], "is no image index"),
+        ([*add, "--model", other], "other weights"),
+        (["add", "--index", tmp_path / "none", *of(test_set)], "is no image index"),
+    ]
+    for words, message in cases:
+        assert run(*words) == 2
+        assert message in capsys.readouterr().err
+    with open(whole.with_name(f".{whole.name}.lock"), "ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert run(*remove, "--image_keys", entries(whole)[0]["key"]) == 2
+        assert "another command changes the index" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("remove", "--index", whole)
+    assert "say which images: by --image_keys, --bbox, --time or --scene" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+
+
+def test_packed_shards_are_known_by_tar_and_row(test_set: TestSet, tmp_path: Path) -> None:
+    index = make(test_set, tmp_path / "index", "--limit", "2")
+    shards = tmp_path / "shards"
+    words = ["pack", "--source", "karpathy", "--json", test_set.json, "--images", test_set.images, "--workers", "1"]
+    assert data_shards([str(word) for word in [*words, "--output", shards]]) == 0
+    for _ in range(2):  # the second time, all are there
+        assert run("add", "--index", index, "--device", "cpu", "--data", shards) == 0
+    places = [(each["shard"], each["sample"]) for each in entries(index)[2:]]
+    assert len(places) == len(set(places)) > 2
