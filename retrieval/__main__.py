@@ -174,14 +174,14 @@ def run_index(config: IndexConfig) -> None:
 
 
 def run_add(config: AddConfig) -> None:
-    from priorclip.retrieval.index_changes import add_images
+    from priorclip.retrieval.indexing.index_changes import add_images
 
     added, there = add_images(config)
     say(f"{config.index}: {added} images added" + (f", {there} were there already" if there else ""))
 
 
 def run_remove(config: RemoveConfig) -> None:
-    from priorclip.retrieval.index_changes import remove_images
+    from priorclip.retrieval.indexing.index_changes import remove_images
 
     say(f"{config.index}: {remove_images(config)} images removed")
 

@@ -216,15 +216,24 @@ class BeliefTruthConfig(GalleryConfig):
 class IndexConfig(GalleryConfig):
     """Encode images into an index that `search` and `serve` read. It needs no captions.
 
+    The command goes on where a killed one has stopped.
+
     Args:
         output: folder to write
         dtype: number format of the stored embeddings
         overwrite: replace an existing index
+        keep_every: a process keeps its work on the disk whenever it has encoded this many images more
     """
 
     output: str
     dtype: Literal["float16", "float32"] = "float16"
     overwrite: bool = False
+    keep_every: int = 4096
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_every < 1:
+            raise ValueError(f"--keep_every must be at least 1, not {self.keep_every}")
 
 
 @dataclass(kw_only=True)

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from priorclip.common.files import folder_aside, sha256_of
+from priorclip.common.files import folder_aside
 from priorclip.common.masking import masked
 from priorclip.common.output import get_logger
 from priorclip.common.progress import counted
@@ -46,7 +46,9 @@ from priorclip.data_shards.stream.evaluation_batches import READ_TOGETHER
 from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reasons
 from priorclip.retrieval.gallery import Gallery, Skipped, open_gallery, refuse_too_many
+from priorclip.retrieval.identity import model_hash
 from priorclip.retrieval.image_places import ImagePlaces
+from priorclip.retrieval.indexing.index_parts import IndexParts
 from priorclip.retrieval.nearest_rows import nearest_of, nearest_rows
 from priorclip.retrieval.places import PlaceColumns
 from priorclip.retrieval.shared_encoding import is_first
@@ -226,7 +228,8 @@ def build_index(config: IndexConfig) -> EmbeddingIndex:
 def write_index(config: IndexConfig) -> None:
     """Encodes the gallery's images and writes the index folder. Leaves out unusable images and logs them.
 
-    Several ranks share the images (shared_encoding.py), and rank 0 writes.
+    Several ranks share the images (shared_encoding.py), and rank 0 writes. A killed run goes on
+    (indexing/index_parts.py).
 
     Raises:
         FileExistsError: the output folder exists, and is no index or may not be replaced
@@ -236,7 +239,9 @@ def write_index(config: IndexConfig) -> None:
     refuse_existing(output, config.overwrite)
     gallery = open_gallery(config.data, config.images, config.split, config.limit)
     encoder = Encoder.load(config.model, config.device, config.precision)
-    features, entries, skipped = encode_entries(config, encoder, gallery, getattr(torch, config.dtype))
+    parts = IndexParts.of(config, gallery, encoder.folder, encoder.device.type)
+    dtype = getattr(torch, config.dtype)
+    features, entries, skipped = encode_entries(config, encoder, gallery, dtype, parts)
     if not is_first():
         return
     about = {
@@ -252,10 +257,15 @@ def write_index(config: IndexConfig) -> None:
         "skipped": skipped,
     }
     write_folder(output, about, features, entries)
+    parts.remove()
 
 
 def encode_entries(
-    config: TestSetConfig, encoder: Encoder, gallery: Gallery, dtype: torch.dtype
+    config: TestSetConfig,
+    encoder: Encoder,
+    gallery: Gallery,
+    dtype: torch.dtype,
+    parts: IndexParts | None = None,
 ) -> tuple[Tensor, Iterator[dict[str, Any]], Skipped]:
     """Encodes the images of a gallery that can be used.
 
@@ -265,7 +275,7 @@ def encode_entries(
         ValueError: too many images cannot be used
     """
     batches = encoder.batches(gallery, config)
-    images = encoder.images(batches, dtype)
+    images = encoder.images(batches, dtype, parts)
     skipped = find_skip_reasons(gallery, images.usable, encoder, config.max_pixels)
     refuse_too_many(skipped, len(gallery.source), config.max_bad_share)
     features = images.features[images.usable] if skipped else images.features
@@ -334,8 +344,3 @@ def told_of(gallery: Gallery, sample: int) -> dict[str, Any] | None:
     told = {"place": {name: place[name] for name in place if name in KEPT}, "caption": caption}
     told |= {COLUMNS: columns} if columns else {}
     return told if len(json.dumps(told)) < MAX_LINE // 2 else None
-
-
-def model_hash(folder: Path) -> str:
-    """Returns the SHA-256 of an export folder's weights. Embeddings of other weights cannot be compared."""
-    return sha256_of(folder / "model.safetensors")

@@ -39,6 +39,7 @@ from priorclip.model.losses.gather import rank, world_size
 from priorclip.model.pictures.belief_maps import paint_belief
 from priorclip.retrieval.commands import Device, Precision
 from priorclip.retrieval.gallery import Gallery, Skipped, add_skipped
+from priorclip.retrieval.indexing.index_parts import IndexParts, Rows
 from priorclip.retrieval.shared_encoding import from_all_ranks
 from priorclip.retrieval.test_set_options import TestSetConfig
 
@@ -137,8 +138,15 @@ class Encoder:
             whole=True,
         )
 
-    def images(self, batches: EvalBatches, dtype: torch.dtype = torch.float32) -> EncodedImages:
+    def images(
+        self, batches: EvalBatches, dtype: torch.dtype = torch.float32, parts: IndexParts | None = None
+    ) -> EncodedImages:
         """Returns the features of all images as ``dtype`` on the CPU. Ranks share the batches.
+
+        Args:
+            batches: of the images
+            dtype: of the features
+            parts: keeps finished batches; those of an earlier run are not encoded again
 
         Raises ValueError if a feature is not finite.
         """
@@ -146,7 +154,8 @@ class Encoder:
         features = torch.zeros(0)
         usable = torch.zeros(total, dtype=torch.bool)
         labels = torch.full((total,), -1)
-        for batch in batches.images():
+        done = frozenset() if parts is None else parts.done()
+        for number, batch in zip(batches.image_numbers(done), batches.images(done=done), strict=True):
             rows = self(images=batch["images"].to(self.device))["image_features"].float().cpu()
             if not len(features):
                 features = torch.zeros(total, rows.shape[1], dtype=dtype)
@@ -155,6 +164,14 @@ class Encoder:
             features[places] = rows[real].to(dtype)
             usable[places] = True
             labels[places] = batch["labels"][real]
+            if parts is not None and number is not None:
+                self.check_finite(features[places])
+                parts.add(number, Rows(places, features[places], labels[places]))
+        if parts is not None:
+            parts.flush()
+            for kept in parts.kept:
+                features[kept.places], labels[kept.places] = kept.features, kept.labels
+                usable[kept.places] = True
         self.check_finite(features)
         if world_size() > 1:
             mine = usable.nonzero().flatten()

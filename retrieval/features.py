@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -26,18 +24,15 @@ from torch import Tensor
 
 from priorclip.common.files import file_aside
 from priorclip.common.output import get_logger
-from priorclip.data_shards.remote.shard_files import LocalFile
-from priorclip.data_shards.shards import ShardSet
 from priorclip.retrieval.commands import EvaluateConfig
-from priorclip.retrieval.embedding_index import model_hash
 from priorclip.retrieval.encoder import Encoder, find_skip_reasons, remember
 from priorclip.retrieval.gallery import Gallery, Skipped, refuse_too_many
+from priorclip.retrieval.identity import data_digest, list_captions, model_digest
 from priorclip.retrieval.shared_encoding import is_first, of_first_rank
 
 log = get_logger(__name__)
 
 VERSION = 2
-SETTINGS = ("*.json", "*.txt", "*.model")  # configuration, and the files of tokenizers
 
 
 @dataclass(frozen=True)
@@ -84,10 +79,7 @@ class LazyEncoder:
         folder = Path(self.config.model)
         if not (folder / "model.safetensors").is_file():
             return self.encoder.folder.name  # loading the encoder raises the error
-        found = hashlib.sha256(f"{VERSION} {self.config.precision} {model_hash(folder)}".encode())
-        for path in sorted(path for kind in SETTINGS for path in folder.glob(kind)):
-            found.update(path.read_bytes())
-        return found.hexdigest()
+        return model_digest(folder, f"{VERSION} {self.config.precision}")
 
 
 def encode_gallery(
@@ -144,46 +136,6 @@ def encode_gallery(
         [caption for caption, keep in zip(captions, kept.tolist(), strict=True) if keep],
         skipped,
     )
-
-
-def list_captions(gallery: Gallery, caption_field: str | None) -> tuple[list[str], np.ndarray]:
-    """Returns all captions, image by image, and the sample of each, int64 (T,)."""
-    captions: list[str] = []
-    owners: list[int] = []
-    for sample in range(len(gallery.source)) if caption_field else ():
-        texts = gallery.source.captions(sample, caption_field or "captions")
-        captions += texts
-        owners += [sample] * len(texts)
-    return captions, np.array(owners, dtype=np.int64)
-
-
-def data_digest(gallery: Gallery, caption_field: str | None) -> str:
-    """Returns a hash of the samples, their captions and scenes, and the size and time of the image files."""
-    found = hashlib.sha256(f"{gallery.source.fingerprint} {len(gallery.source)} {caption_field}".encode())
-    found.update(np.asarray(gallery.places, dtype=np.int64).tobytes())
-    for line in (*describe_files(gallery), *list_captions(gallery, caption_field)[0]):
-        found.update(f"{line}\0".encode("utf-8", "surrogateescape"))
-    return found.hexdigest()
-
-
-def describe_files(gallery: Gallery) -> Sequence[str]:
-    """Returns name, size and time of each file with images, and the scene if the file does not hold it.
-
-    Remote shards have only their name here, because the fingerprint covers them.
-    """
-    if isinstance(gallery.origin, ShardSet):
-        paths = [file.path if isinstance(file, LocalFile) else None for file in gallery.origin.files]
-    else:
-        records = [gallery.origin.records[place] for place in gallery.places]
-        return [f"{file_state(record.path)} {record.label}" for record in records]
-    return [file_state(path) for path in paths]
-
-
-def file_state(path: Path | None) -> str:
-    if path is None or not path.is_file():
-        return str(path)
-    status = path.stat()
-    return f"{path.name} {status.st_size} {status.st_mtime_ns}"
 
 
 def read_features(place: Path) -> tuple[dict[str, Tensor], Skipped]:

@@ -35,8 +35,9 @@ from priorclip.model.recall import query_hits, recall_figures
 from priorclip.retrieval.commands import EvaluateConfig, RobustnessConfig, TestSetConfig
 from priorclip.retrieval.corruptions import CORRUPTIONS, CorruptedSource
 from priorclip.retrieval.evaluate_export import write_report
-from priorclip.retrieval.features import Features, LazyEncoder, data_digest, encode_gallery
+from priorclip.retrieval.features import Features, LazyEncoder, encode_gallery
 from priorclip.retrieval.gallery import Gallery, open_gallery, with_captions
+from priorclip.retrieval.identity import data_digest
 
 log = get_logger(__name__)
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from priorclip.common.progress import counted
 from priorclip.data_shards.format.place import COLUMNS
-from priorclip.retrieval.embedding_index import EmbeddingIndex, model_hash
+from priorclip.retrieval.embedding_index import EmbeddingIndex
 from priorclip.retrieval.encoder import Encoder
+from priorclip.retrieval.identity import model_hash
 from priorclip.retrieval.image_gate import ImageGate
 from priorclip.retrieval.places import Within
 

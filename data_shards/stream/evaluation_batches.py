@@ -13,7 +13,7 @@ all ranks make the same collectives. With ``whole``, rank r takes batches r, r +
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -146,16 +146,24 @@ class EvalBatches:
         """Returns the key of each image."""
         return [self.source.name(index)[1] for index in range(len(self.source))]
 
-    def images(self, title: str = "images") -> Iterator[dict[str, torch.Tensor]]:
+    def images(self, title: str = "images", done: Set[int] = frozenset()) -> Iterator[dict[str, torch.Tensor]]:
         """Yields images as the fetcher gives them, index int64 (b,), labels int64 (b,); as many batches on all ranks
         unless the batches are whole.
 
         With a truth it also yields masks uint8 (b, S, S), or boxes float32 (b, n, 4), as ShardStream does.
 
-        Rank 0 shows the progress of all ranks under ``title``.
+        Rank 0 shows the progress of all ranks under ``title``. Whole batches with a number in ``done`` are left out.
         """
-        batches = load_batches(self.fetcher, self._plan(range(self.image_count)), self.workers)
-        yield from self._counted(batches, self.image_count, title, "image")
+        batches = load_batches(self.fetcher, self._plan(range(self.image_count), done), self.workers)
+        left = self.image_count - sum(min(self.batch_size, self.image_count - n * self.batch_size) for n in done)
+        yield from self._counted(batches, left, title, "image")
+
+    def image_numbers(self, done: Set[int] = frozenset()) -> list[int | None]:
+        """Returns the number of each batch that ``images`` yields, as one process counts them; None for padding."""
+        if not self.whole:
+            return [None] * len(self._plan(range(self.image_count)))
+        plan = self._plan(range(self.image_count), done)
+        return [batch[0] // self.batch_size if batch[0] != PADDING else None for batch in plan]
 
     def texts(self) -> Iterator[dict[str, torch.Tensor]]:
         """Yields input_ids and attention_mask int64 (b, T), index and image_index int64 (b,), of ``distinct``."""
@@ -186,16 +194,18 @@ class EvalBatches:
         """Returns the scene names of a few images without reading the images; "" for none."""
         return [self.source.text(image).label or "" for image in images]
 
-    def _plan(self, items: Sequence[int]) -> list[list[int]]:
+    def _plan(self, items: Sequence[int], done: Set[int] = frozenset()) -> list[list[int]]:
         """Returns the indices of this rank's batches, padded with -1 to the same number on every rank.
 
-        Whole batches are padded to their size only; a rank for which none is left has one of padding.
+        Whole batches are padded to their size only; a rank for which none is left has one of padding. Those in ``done``
+        are left out.
         """
         if self.whole:
             size = self.batch_size
             filled = [*items, *[PADDING] * (-len(items) % size)]
-            starts = range(self.rank * size, len(filled), self.world_size * size)
-            return [filled[start : start + size] for start in starts] or [[PADDING] * size]
+            numbers = [number for number in range(len(filled) // size) if number not in done]
+            mine = numbers[self.rank :: self.world_size]
+            return [filled[n * size : (n + 1) * size] for n in mine] or [[PADDING] * size]
         rounds = -(-len(items) // (self.batch_size * self.world_size))
         indices = list(items[self.rank :: self.world_size])
         indices += [PADDING] * (rounds * self.batch_size - len(indices))

@@ -24,8 +24,9 @@ from priorclip.common.files import file_aside
 from priorclip.common.progress import Progress
 from priorclip.data_shards.pack.worker_pool import TaskShare
 from priorclip.retrieval.commands import CurateConfig, EvaluateConfig
-from priorclip.retrieval.features import LazyEncoder, describe_files
+from priorclip.retrieval.features import LazyEncoder
 from priorclip.retrieval.gallery import Gallery, open_gallery
+from priorclip.retrieval.identity import describe_files
 
 PART = 2000  # samples in one file
 
