@@ -11,6 +11,7 @@ processes write to the same place, and so that `is_stale` tells an unfinished on
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import glob
 import hashlib
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import psutil
 
+EXCHANGE, HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EFBIG)
 TEMPORARY = re.compile(r"\.[\w.-]*~(?P<process>\d+)\.tmp$")  # end of the name of an unfinished file
 
@@ -91,16 +93,28 @@ def folder_aside(folder: Path) -> Iterator[Path]:
 
 
 def replace_folder(folder: Path, aside: Path) -> None:
-    """Fsyncs a finished folder and renames it to its place; then removes the folder that it replaces."""
+    """Fsyncs a finished folder and renames it to its place; then removes the folder that it replaces.
+
+    The place is never empty, unless the file system cannot exchange two folders: then it is, between two renames.
+    """
     for path in [*aside.iterdir(), aside]:
         path.chmod(0o755 if path == aside else 0o644)  # safetensors lets only the owner read its files
         fsync(path)
     replaced = Path(f"{aside}.old")
-    if folder.exists():
-        folder.rename(replaced)
-    aside.rename(folder)
+    if folder.exists() and exchange(folder, aside):
+        replaced = aside
+    else:
+        if folder.exists():
+            folder.rename(replaced)
+        aside.rename(folder)
     fsync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Gives two folders each other's place in one step. Returns False if the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # glibc on Linux has it
+    return rename is not None and rename(HERE, os.fsencode(first), HERE, os.fsencode(second), EXCHANGE) == 0
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -116,7 +116,7 @@ class EmbeddingIndex:
 
     @classmethod
     def load(cls, folder: str | Path, data: Sequence[str] = ()) -> EmbeddingIndex:
-        """Opens an index.
+        """Opens an index. If it is replaced meanwhile, the result is the old one or the new one.
 
         Args:
             folder: that ``build_index`` wrote
@@ -126,6 +126,19 @@ class EmbeddingIndex:
             FileNotFoundError, ValueError: a file is missing or damaged; the message names it
         """
         folder = Path(folder)
+        while True:  # another process may replace the folder between two of its files
+            before = identity(folder)
+            try:
+                index = cls._read(folder, data)
+            except (OSError, ValueError):
+                if identity(folder) == before:
+                    raise
+            else:
+                if identity(folder) == before:
+                    return index
+
+    @classmethod
+    def _read(cls, folder: Path, data: Sequence[str]) -> EmbeddingIndex:
         for name in (ABOUT, EMBEDDINGS, IMAGES):
             if not (folder / name).is_file():
                 raise FileNotFoundError(
@@ -196,6 +209,15 @@ class EmbeddingIndex:
             OSError, BadSample: the image is missing, or another image is in its place
         """
         return self.places.read(self.entry(row))
+
+
+def identity(folder: Path) -> tuple[int, ...] | None:
+    """Returns what differs between a folder and the one that replaces it; None if there is no folder."""
+    try:
+        state = folder.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino, state.st_ctime_ns
 
 
 def check_entry(line: bytes, source: str) -> dict[str, Any]:

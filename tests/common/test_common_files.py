@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from priorclip.common import files
 from priorclip.common.files import file_aside, folder_aside, is_stale, sha256_of, temporary_path, write_text
 
 
@@ -63,6 +64,46 @@ def test_folder_is_replaced_or_stays(tmp_path: Path) -> None:
         fail()
     assert (folder / "a.txt").read_text() == "two"
     assert names(folder.parent) == ["export"]
+
+
+def test_the_place_of_a_replaced_folder_is_never_empty(tmp_path: Path) -> None:
+    """Another process looks as often as it can while the folder is replaced 60 times."""
+    folder = tmp_path / "export"
+    with folder_aside(folder) as aside:
+        (aside / "a.txt").write_text("0")
+    look = "import os, sys\nlooks = 0\nprint(flush=True)\n"
+    look += "while not os.path.exists(sys.argv[2]):\n    os.stat(sys.argv[1]); looks += 1\nprint(looks)"
+    words = [sys.executable, "-c", look, str(folder), str(tmp_path / "end")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        for number in range(60):
+            with folder_aside(folder) as aside:
+                (aside / "a.txt").write_text(str(number))
+        (tmp_path / "end").touch()
+        looks, error = reader.communicate(timeout=60)
+    assert reader.returncode == 0, error
+    assert int(looks) > 60
+    assert (folder / "a.txt").read_text() == "59"
+    assert names(tmp_path) == ["end", "export"]
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_folders_are_exchanged_or_renamed(able: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without renameat2, as on macOS or on some network file systems, two renames do it."""
+    if not able:
+        monkeypatch.setattr(files, "exchange", lambda first, second: False)
+    for text in ("one", "two"):
+        with folder_aside(tmp_path / "export") as aside:
+            (aside / "a.txt").write_text(text)
+    assert (tmp_path / "export" / "a.txt").read_text() == "two"
+    assert names(tmp_path) == ["export"]
+
+
+def test_what_does_not_exist_is_not_exchanged(tmp_path: Path) -> None:
+    tmp_path.joinpath("a").mkdir()
+    assert not files.exchange(tmp_path / "a", tmp_path / "b")
+    assert names(tmp_path) == ["a"]
 
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:

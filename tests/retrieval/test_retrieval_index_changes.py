@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,9 @@ from small_galleries import TestSet, export_model
 from priorclip.data_shards.__main__ import main as data_shards
 from priorclip.retrieval import EmbeddingIndex
 from priorclip.retrieval.__main__ import main
+from priorclip.retrieval.embedding_index import write_folder
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def run(*words: str | Path) -> int:
@@ -127,6 +133,37 @@ def test_what_cannot_be_is_refused(
         run("remove", "--index", whole)
     assert "say which images: by --image_keys, --bbox, --time or --scene" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+
+
+def test_a_reader_gets_the_old_index_or_the_new_one(whole: Path, tmp_path: Path) -> None:
+    """The index changes between 24 and 6 images as often as it can, while another process opens it."""
+    index, count = tmp_path / "index", len(entries(whole))
+    shutil.copytree(whole, index)
+    look = f"""
+import os, sys
+from priorclip.retrieval import EmbeddingIndex
+print(flush=True)
+found = []
+while not os.path.exists({str(tmp_path / "end")!r}):
+    found.append(len(EmbeddingIndex.load({str(index)!r})))
+print(len(found), *sorted(set(found)))
+"""
+    opened = EmbeddingIndex.load(whole)
+    with subprocess.Popen(
+        [sys.executable, "-c", look], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        for turn in range(60):
+            size = (6, count)[turn % 2]
+            about = opened.about | {"images": size}
+            write_folder(index, about, opened.embeddings[:size], (opened.entry(row) for row in range(size)))
+        (tmp_path / "end").touch()
+        out, error = reader.communicate(timeout=60)
+    assert reader.returncode == 0, error.decode()
+    looks, *sizes = map(int, out.split())
+    assert sizes == [6, count]
+    assert looks > 10
 
 
 def test_packed_shards_are_known_by_tar_and_row(test_set: TestSet, tmp_path: Path) -> None:
