@@ -314,7 +314,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         if sum(each is not None for each in (self.text, self.image, self.queries)) != 1:
-            raise ValueError('give one of --text "...", --image FILE and --queries FILE')
+            raise ValueError('give either --text "...", --image FILE or --queries FILE')
         if self.json and self.format not in ("table", "json"):
             raise ValueError(f"--json and --format {self.format} name two formats: give one of them")
         self.format = "json" if self.json else self.format

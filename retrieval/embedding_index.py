@@ -48,6 +48,7 @@ from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reason
 from priorclip.retrieval.gallery import Gallery, Skipped, open_gallery, refuse_too_many
 from priorclip.retrieval.identity import model_hash
 from priorclip.retrieval.image_places import ImagePlaces
+from priorclip.retrieval.indexing.index_lock import changing
 from priorclip.retrieval.indexing.index_parts import IndexParts
 from priorclip.retrieval.nearest_rows import nearest_of, nearest_rows
 from priorclip.retrieval.places import PlaceColumns
@@ -255,10 +256,17 @@ def write_index(config: IndexConfig) -> None:
 
     Raises:
         FileExistsError: the output folder exists, and is no index or may not be replaced
+        BlockingIOError: another command makes or changes the index
         OSError, ValueError: bad input; the message names the file or key
     """
     output = Path(config.output)
     refuse_existing(output, config.overwrite)
+    with changing(output) if is_first() else contextlib.nullcontext():
+        write_entries(config, output)
+
+
+def write_entries(config: IndexConfig, output: Path) -> None:
+    """The work of ``write_index``, while no other command writes ``output``."""
     gallery = open_gallery(config.data, config.images, config.split, config.limit)
     encoder = Encoder.load(config.model, config.device, config.precision)
     parts = IndexParts.of(config, gallery, encoder.folder, encoder.device.type)

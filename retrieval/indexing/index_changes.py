@@ -12,9 +12,7 @@ on with it. One command at a time changes an index.
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
@@ -29,6 +27,7 @@ from priorclip.retrieval.commands import AddConfig, RemoveConfig
 from priorclip.retrieval.embedding_index import EmbeddingIndex, encode_entries, write_folder
 from priorclip.retrieval.encoder import Encoder
 from priorclip.retrieval.gallery import open_gallery
+from priorclip.retrieval.indexing.index_lock import changing
 from priorclip.retrieval.places import Within
 from priorclip.retrieval.search import Searcher, format_location
 
@@ -44,6 +43,7 @@ def add_images(config: AddConfig) -> tuple[int, int]:
         BlockingIOError: another command changes the index
         OSError, ValueError: bad input, or a model that did not make the index; the message names the file or key
     """
+    EmbeddingIndex.load(config.index)  # what is no index gets no lock
     with changing(Path(config.index)) as folder:
         index = EmbeddingIndex.load(folder)
         gallery = open_gallery(config.data, config.images, config.split, config.limit)
@@ -72,6 +72,7 @@ def remove_images(config: RemoveConfig) -> int:
         ValueError: no image meets them, or all do; or the index has no places for ``bbox``, ``time``, ``scene``
     """
     within = Within.parse(config.bbox, config.time, config.scene)
+    EmbeddingIndex.load(config.index)  # what is no index gets no lock
     with changing(Path(config.index)) as folder:
         index = EmbeddingIndex.load(folder)
         gone = np.ones(len(index), bool)
@@ -91,20 +92,6 @@ def remove_images(config: RemoveConfig) -> int:
             folder, about, index.embeddings[torch.from_numpy(kept)], (index.entry(row) for row in kept.tolist())
         )
         return int(gone.sum())
-
-
-@contextmanager
-def changing(folder: Path) -> Iterator[Path]:
-    """Yields the folder of an index while no other command changes it. Raises BlockingIOError if one does."""
-    place = folder.resolve()
-    if not place.is_dir():
-        EmbeddingIndex.load(folder)  # says what is missing
-    with open(place.with_name(f".{place.name}.lock"), "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(f"another command changes the index {folder}: wait until it has ended") from error
-        yield place
 
 
 def entries_of(index: EmbeddingIndex) -> Iterator[dict[str, Any]]:

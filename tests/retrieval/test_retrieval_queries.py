@@ -86,7 +86,7 @@ def test_a_file_that_is_no_list_of_texts_is_refused(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--text", "a river"], "give one of --text"),
+        (["--text", "a river"], "give either --text"),
         (["--format", "geoparquet"], "--format geoparquet is no text: name its file with --output"),
     ],
 )
