@@ -15,12 +15,14 @@ import runpy
 import sys
 import types
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser, capture_parser
 
 from priorclip.__main__ import ALONE, COMMANDS
 
+ROOT = Path(__file__).resolve().parents[2]
 CODE = re.compile(r"``([^`]+)``|`([^`]+)`")
 OWN = ("help", "print_config", "print_shtab")
 
@@ -46,6 +48,8 @@ def parser_of(package: str) -> ArgumentParser:
     """The parser that the command uses, with its defaults; the command does not run."""
     module = package if package == "demo" else f"priorclip.{package}"
     words, sys.argv = sys.argv, [package]
+    if str(ROOT) not in sys.path:  # the demo is no part of an installed package
+        sys.path.append(str(ROOT))
     try:
         return capture_parser(lambda: runpy.run_module(module, run_name="__main__"))
     finally:
