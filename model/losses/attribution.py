@@ -119,9 +119,9 @@ class AttributionLoss(nn.Module):
     Args:
         chunk: side of the blocks of the matrix of samples and centres; None: chosen by the device
         compat: paper: each class counts once. released: as in the authors' code
-        classes: number of scene classes, above every label. The loss then has the same shapes in every step, so that
-            the processor does not wait for the device to learn which classes are in the batch. None, or more classes
-            than STATIC_CLASSES and the global batch: the tensors have the classes of the batch
+        classes: number of scene classes, above every label; 0 if no sample has one. The loss then has the same shapes
+            in every step, so that the processor does not wait for the device to learn which classes are in the batch.
+            None, or more classes than STATIC_CLASSES and the global batch: the tensors have the classes of the batch
     Raises:
         ValueError: ``compat`` is neither
     """
@@ -157,11 +157,13 @@ class AttributionLoss(nn.Module):
     ) -> Tensor:
         """The loss in tensors that have all classes (C,) and all samples of this rank; what is not there counts 0."""
         valid = labels != UNLABELLED
-        counts = all_labels.new_zeros(classes).scatter_add_(
+        # An unlabelled sample counts 0 in class 0, which is there also if no sample of any step has a class.
+        counts = all_labels.new_zeros(max(1, classes)).scatter_add_(
             0, all_labels.clamp(min=0), (all_labels != UNLABELLED).to(all_labels.dtype)
         )
         # Half the lowest number: a logit added to it stays finite.
-        times = counts.clamp(min=1).to(image.dtype).log() if self.compat == "released" else counts.to(image.dtype) * 0
+        copies = counts.clamp(min=1).to(image.dtype)
+        times = copies.log() if self.compat == "released" else torch.zeros_like(copies)
         log_times = times.masked_fill(counts == 0, torch.finfo(image.dtype).min / 2)
         target = labels.clamp(min=0)
         return self.of_centres(only(image, valid), only(text, valid), scale, target, counts, log_times, valid)

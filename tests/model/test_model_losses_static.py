@@ -118,6 +118,15 @@ def test_an_unlabelled_sample_that_is_not_finite_stays_out_and_a_labelled_one_do
         assert bool(loss.isnan()) == bool(gradient.isnan().any()) == spoils
 
 
+def test_shards_without_scenes_have_a_loss_of_zero() -> None:
+    """RS5M as it is published: the stream has no class, and no sample a label."""
+    image, text, scale, _, labels = features()
+    objective = RetrievalObjective(LossConfig(lambda_cs=1.0), torch.device("meta"), classes=0)
+    loss = objective.loss.attribution(image, text, scale, torch.full_like(labels, -1))
+    assert loss.item() == 0
+    assert all((each == 0).all() for each in torch.autograd.grad(loss, (image, text, scale)))
+
+
 def test_too_many_classes_are_taken_from_the_batch() -> None:
     """Otherwise 12 samples would be compared with thousands of empty centres."""
     image, text, scale, _, labels = features()
