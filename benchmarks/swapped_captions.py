@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +48,20 @@ def score(content: dict[str, Any], dropped: list[dict[str, Any]], split: str) ->
         dropped: lines of dropped.jsonl, with key and caption
         split: split that was packed
     """
-    wrong = {
-        Path(entry["filename"]).stem: len({sentence["raw"].strip() for sentence in entry["sentences"]})
-        for entry in content["images"] if entry.get("split") == split and entry.get("swapped")
-    }  # fmt: skip
-    total = sum(
-        len({sentence["raw"].strip() for sentence in entry["sentences"]})
-        for entry in content["images"] if entry.get("split") == split
-    )  # fmt: skip
+    packed = [entry for entry in content["images"] if entry.get("split") == split]
+    wrong = pairs_of(entry for entry in packed if entry.get("swapped"))
     pairs = {(row["key"], row["caption"]) for row in dropped}
-    found = sum(key in wrong for key, _ in pairs)
-    swapped = sum(wrong.values())
     return {
-        "precision": 100 * found / max(1, len(pairs)),
-        "recall": 100 * found / max(1, swapped),
-        "chance": 100 * swapped / total,
+        "precision": 100 * len(pairs & wrong) / max(1, len(pairs)),
+        "recall": 100 * len(pairs & wrong) / max(1, len(wrong)),
+        "chance": 100 * len(wrong) / len(pairs_of(packed)),
         "dropped": len(pairs),
     }
+
+
+def pairs_of(entries: Iterable[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Returns the distinct pairs of key and caption, as shards have them."""
+    return {(Path(entry["filename"]).stem, each["raw"].strip()) for entry in entries for each in entry["sentences"]}
 
 
 def main() -> None:

@@ -70,6 +70,11 @@ def this_rank() -> str:
     return "" if rank is None or ranks == "1" else f"rank {rank} of {ranks} on {socket.gethostname()} fails: "
 
 
+def torchrun_ranks() -> int:
+    """Returns how many processes torchrun has started of this command; 1 if it is not torchrun that started it."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
 def raised_by_library(error: BaseException) -> bool:
     """Tells whether torch or DeepSpeed raised the error. One with an ``errno`` is about a file of the user."""
     trace = error.__traceback__

@@ -214,7 +214,7 @@ class LeakageConfig:
     Args:
         shards: folder or pattern
         exclude: evaluation sets, as in `pack`: Karpathy JSON or CSV files, folders of images, packed shards;
-            comma-separated
+            comma-separated or a list
         exclude_images: image folder of the JSON and CSV files: one for all or one each, as a list too
         exclude_split: splits to take from these files if they have splits, comma-separated; all takes all
         exclude_distance: largest number of different bits (of 64) of the perceptual hashes of two equal images, which

@@ -73,8 +73,8 @@ def results_by_part(
 ) -> dict[str, dict[str, Results]]:
     """Returns part -> level -> row -> seed -> figures, as ``sweep`` has them for all scenes.
 
-    ``study.scene_sizes`` names the shards whose sizes tell the parts of a seed. A seed without them, and a run without
-    a file of its test images, is left out, and the log says so.
+    ``study.scene_sizes`` names the shards whose sizes tell the parts of a seed. A seed without them is
+    left out, and the log says so. A run without a file of its test images is left out.
     """
     if study.scene_sizes is None:
         return {}

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from priorclip.common.command_line import run_command
+from priorclip.common.command_line import run_command, torchrun_ranks
 from priorclip.common.options import parse_command
 from priorclip.common.output import quiet, say, set_up_logging
 from priorclip.retrieval.commands import (
@@ -81,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def refuse_shared(name: str) -> None:
     """Raises ValueError if torchrun has started several processes for a command that is one process."""
-    ranks = int(os.environ.get("WORLD_SIZE", "1")) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+    ranks = torchrun_ranks()
     if ranks > 1 and name not in SHARED:
         shared = " and ".join(SHARED)
         raise ValueError(f"{name} is one process, and torchrun has started {ranks} of it: only {shared} share work")

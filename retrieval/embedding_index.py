@@ -38,7 +38,16 @@ from priorclip.common.masking import masked
 from priorclip.common.output import get_logger
 from priorclip.common.progress import counted
 from priorclip.common.safe_paths import UnsafePath
-from priorclip.common.untrusted_json import check_object, null_or, parse_object, read_object, text, whole
+from priorclip.common.untrusted_json import (
+    check_object,
+    list_of,
+    map_of,
+    null_or,
+    parse_object,
+    read_object,
+    text,
+    whole,
+)
 from priorclip.data_shards.format.place import COLUMNS, check_columns, check_place, columns_of_info, place_of_info
 from priorclip.data_shards.shards import ShardSet
 from priorclip.data_shards.stream.batch_fetcher import prefetch_samples
@@ -88,6 +97,7 @@ ABOUT_FIELDS = {
     "model": text(),
     "model_sha256": text(64),
     "data": text(MAX_LINE),
+    "skipped": map_of(list_of(text(MAX_LINE))),
 }
 
 
@@ -128,23 +138,19 @@ class EmbeddingIndex:
         """
         folder = Path(folder)
         while True:  # another process may replace the folder between two of its files
-            before = identity(folder)
+            before = folder_state(folder)
             try:
                 index = cls._read(folder, data)
             except (OSError, ValueError):
-                if identity(folder) == before:
+                if folder_state(folder) == before:
                     raise
             else:
-                if identity(folder) == before:
+                if folder_state(folder) == before:
                     return index
 
     @classmethod
     def _read(cls, folder: Path, data: Sequence[str]) -> EmbeddingIndex:
-        for name in (ABOUT, EMBEDDINGS, IMAGES):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"{folder} is no image index, because it has no {name}: make one with `retrieval index`"
-                )
+        require_index(folder)
         about = read_about(folder)
         try:
             embeddings = load_file(folder / EMBEDDINGS)["embeddings"]
@@ -212,7 +218,16 @@ class EmbeddingIndex:
         return self.places.read(self.entry(row))
 
 
-def identity(folder: Path) -> tuple[int, ...] | None:
+def require_index(folder: Path) -> None:
+    """Raises FileNotFoundError, which names the file that is missing, if a folder is no index."""
+    for name in (ABOUT, EMBEDDINGS, IMAGES):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"{folder} is no image index, because it has no {name}: make one with `retrieval index`"
+            )
+
+
+def folder_state(folder: Path) -> tuple[int, ...] | None:
     """Returns what differs between a folder and the one that replaces it; None if there is no folder."""
     try:
         state = folder.stat()
@@ -238,7 +253,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     check_object(about, VERSIONED, folder / ABOUT, others=True)
     if (about["format"], about["version"]) != (FORMAT, VERSION):
         raise ValueError(f"{folder / ABOUT} has another version: make the index again with `retrieval index`")
-    check_object(about, ABOUT_FIELDS, folder / ABOUT, others=True)
+    check_object(about, ABOUT_FIELDS, folder / ABOUT, optional=("skipped",), others=True)
     return about
 
 

@@ -26,7 +26,7 @@ from priorclip.common.files import file_aside
 from priorclip.common.output import get_logger
 from priorclip.retrieval.commands import EvaluateConfig
 from priorclip.retrieval.encoder import Encoder, find_skip_reasons, remember
-from priorclip.retrieval.gallery import Gallery, Skipped, refuse_too_many
+from priorclip.retrieval.gallery import Gallery, Skipped, merge_skipped, refuse_too_many
 from priorclip.retrieval.identity import data_digest, list_captions, model_digest
 from priorclip.retrieval.shared_encoding import is_first, of_first_rank
 
@@ -120,7 +120,7 @@ def encode_gallery(
         found = {"images": images.features, "usable": images.usable, "labels": images.labels, "texts": texts}
         if place is not None and is_first():
             write_features(place, found, left_out)
-    skipped = {reason: [*skipped.get(reason, []), *left_out.get(reason, [])] for reason in {**skipped, **left_out}}
+    skipped = merge_skipped(skipped, left_out)
     total = len(gallery.origin) if config.limit is None else min(config.limit, len(gallery.origin))
     refuse_too_many(skipped, total, config.max_bad_share)
     captions, owners = list_captions(gallery, caption_field)

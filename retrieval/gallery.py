@@ -195,6 +195,11 @@ def add_skipped(skipped: Skipped, gallery: Gallery, sample: int, error: BadSampl
     skipped.setdefault(error.reason, []).append(gallery.source.name(sample)[1])
 
 
+def merge_skipped(first: Skipped, second: Skipped) -> Skipped:
+    """Returns the keys of both by reason, those of ``first`` before the others."""
+    return {reason: [*first.get(reason, []), *second.get(reason, [])] for reason in {**first, **second}}
+
+
 def refuse_too_many(skipped: Skipped, total: int, max_bad_share: float) -> None:
     """Raises ValueError if more than ``max_bad_share`` of the samples cannot be used."""
     count = sum(len(keys) for keys in skipped.values())

@@ -57,11 +57,7 @@ class Searcher:
     """
 
     def __init__(self, index: EmbeddingIndex, encoder: Encoder) -> None:
-        if model_hash(encoder.folder) != index.about["model_sha256"]:
-            raise ValueError(
-                f"the index {index.folder} was made with other weights than those in {encoder.folder}: make it again "
-                f"with `retrieval index`, or name the right model with --model"
-            )
+        require_own_model(index, encoder)
         self.index, self.encoder = index, encoder
         self.gate = ImageGate()
         self._lock = threading.Lock()  # of the model; images are decoded and embeddings are compared outside of it
@@ -121,6 +117,15 @@ class Searcher:
         entry = self.index.entry(row)
         told = entry.get("caption"), entry.get("place", {}), entry.get(COLUMNS, {})
         return Hit(rank, score, row, entry["key"], entry["label"], format_location(entry), *told)
+
+
+def require_own_model(index: EmbeddingIndex, encoder: Encoder) -> None:
+    """Raises ValueError if the encoder has other weights than the model that made the index."""
+    if model_hash(encoder.folder) != index.about["model_sha256"]:
+        raise ValueError(
+            f"the index {index.folder} was made with other weights than those in {encoder.folder}: make it again "
+            f"with `retrieval index`, or name the right model with --model"
+        )
 
 
 def format_location(entry: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from priorclip.common.command_line import torchrun_ranks
 from priorclip.model.losses.gather import rank, world_size
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ PIECE = 1 << 28  # bytes that are sent together
 @contextmanager
 def joined() -> Iterator[None]:
     """Joins the other processes of torchrun; a process that torchrun has not started is alone and joins nobody."""
-    if not is_shared() or dist.is_initialized():
+    if torchrun_ranks() == 1 or dist.is_initialized():
         yield
         return
     if torch.cuda.is_available():
@@ -47,11 +48,6 @@ def joined() -> Iterator[None]:
     yield
     # Not after an error: the other ranks wait for this one until torchrun ends them.
     dist.destroy_process_group()
-
-
-def is_shared() -> bool:
-    """Tells whether this is one of several processes that torchrun has started."""
-    return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def is_first() -> bool:

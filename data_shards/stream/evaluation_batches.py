@@ -159,9 +159,7 @@ class EvalBatches:
         yield from self._counted(batches, left, title, "image")
 
     def image_numbers(self, done: Set[int] = frozenset()) -> list[int | None]:
-        """Returns the number of each batch that ``images`` yields, as one process counts them; None for padding."""
-        if not self.whole:
-            return [None] * len(self._plan(range(self.image_count)))
+        """Returns the number of each whole batch that ``images`` yields, as one process counts them; None: padding."""
         plan = self._plan(range(self.image_count), done)
         return [batch[0] // self.batch_size if batch[0] != PADDING else None for batch in plan]
 

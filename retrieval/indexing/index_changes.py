@@ -24,12 +24,12 @@ import torch
 from priorclip.common.masking import masked
 from priorclip.common.progress import counted
 from priorclip.retrieval.commands import AddConfig, RemoveConfig
-from priorclip.retrieval.embedding_index import EmbeddingIndex, encode_entries, write_folder
+from priorclip.retrieval.embedding_index import EmbeddingIndex, encode_entries, require_index, write_folder
 from priorclip.retrieval.encoder import Encoder
-from priorclip.retrieval.gallery import open_gallery
+from priorclip.retrieval.gallery import merge_skipped, open_gallery
 from priorclip.retrieval.indexing.index_lock import changing
 from priorclip.retrieval.places import Within
-from priorclip.retrieval.search import Searcher, format_location
+from priorclip.retrieval.search import format_location, require_own_model
 
 MOST = 2000  # characters of the names of the data in index.json
 
@@ -43,12 +43,12 @@ def add_images(config: AddConfig) -> tuple[int, int]:
         BlockingIOError: another command changes the index
         OSError, ValueError: bad input, or a model that did not make the index; the message names the file or key
     """
-    EmbeddingIndex.load(config.index)  # what is no index gets no lock
+    require_index(Path(config.index))
     with changing(Path(config.index)) as folder:
         index = EmbeddingIndex.load(folder)
         gallery = open_gallery(config.data, config.images, config.split, config.limit)
         encoder = Encoder.load(config.model or index.find_model(), config.device, config.precision)
-        Searcher(index, encoder)  # refuses another model
+        require_own_model(index, encoder)
         known = {format_location(entry) for entry in entries_of(index)}
         new = [place for place in range(len(gallery.source)) if format_location(gallery.location(place)) not in known]
         there = len(gallery.source) - len(new)
@@ -58,7 +58,7 @@ def add_images(config: AddConfig) -> tuple[int, int]:
         about = index.about | {
             "images": len(index) + len(features),
             "data": names_of_data(index.about["data"], masked(config.data)),
-            "skipped": joined(index.about.get("skipped"), skipped),
+            "skipped": merge_skipped(index.about.get("skipped", {}), skipped),
         }
         write_folder(folder, about, torch.cat([index.embeddings, features]), chain(entries_of(index), entries))
         return len(features), there
@@ -72,7 +72,7 @@ def remove_images(config: RemoveConfig) -> int:
         ValueError: no image meets them, or all do; or the index has no places for ``bbox``, ``time``, ``scene``
     """
     within = Within.parse(config.bbox, config.time, config.scene)
-    EmbeddingIndex.load(config.index)  # what is no index gets no lock
+    require_index(Path(config.index))
     with changing(Path(config.index)) as folder:
         index = EmbeddingIndex.load(folder)
         gone = np.ones(len(index), bool)
@@ -102,9 +102,3 @@ def entries_of(index: EmbeddingIndex) -> Iterator[dict[str, Any]]:
 def names_of_data(old: str, new: str) -> str:
     """Returns what the index was made of, for people: ``shards/a, shards/b``."""
     return old if new in old.split(", ") or len(old) + len(new) > MOST else f"{old}, {new}"
-
-
-def joined(old: Any, new: dict[str, list[str]]) -> dict[str, list[str]]:
-    """Adds the keys of images that were left out to those of before, by reason."""
-    before = old if isinstance(old, dict) else {}
-    return {reason: [*before.get(reason, []), *new.get(reason, [])] for reason in {**before, **new}}
