@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from priorclip.model.config import LossConfig
-from priorclip.model.losses.attribution import STATIC_CLASSES, AttributionLoss
+from priorclip.model.losses.attribution import STATIC_CLASSES, AttributionLoss, SummedCrossEntropy
 from priorclip.model.losses.pairs import number_groups
 from priorclip.model.losses.retrieval_loss import RetrievalLoss
 from priorclip.model.objective import RetrievalObjective
@@ -125,6 +125,22 @@ def test_shards_without_scenes_have_a_loss_of_zero() -> None:
     loss = objective.loss.attribution(image, text, scale, torch.full_like(labels, -1))
     assert loss.item() == 0
     assert all((each == 0).all() for each in torch.autograd.grad(loss, (image, text, scale)))
+
+
+@pytest.mark.parametrize("side", [1, 3, 20])
+@pytest.mark.parametrize("times", [False, True])
+def test_rows_that_are_left_out_get_no_gradient(side: int, times: bool) -> None:
+    """The function by itself: value and gradients are those of the other rows alone."""
+    generator = torch.Generator().manual_seed(1)
+    rows, columns = (torch.randn(size, 4, dtype=torch.float64, generator=generator) for size in (5, 3))
+    inputs = [rows.requires_grad_(), columns.requires_grad_(), torch.tensor(2.0, dtype=torch.float64).requires_grad_()]
+    target, kept = torch.tensor([0, 2, 1, 1, 0]), torch.tensor([True, False, True, True, False])
+    log_times = torch.tensor([0.0, 0.7, 1.1], dtype=torch.float64) if times else None
+    found = SummedCrossEntropy.apply(*inputs, target, side, log_times, kept)
+    expected = SummedCrossEntropy.apply(rows[kept], *inputs[1:], target[kept], side, log_times)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    for mine, theirs in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
 def test_too_many_classes_are_taken_from_the_batch() -> None:
