@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from priorclip.common.ports import free_port
 from priorclip.training.ranks.distributed import Rank
 from priorclip.training.ranks.guardian import kernel_state
 from priorclip.training.ranks.preemption import HANG_EXIT_CODE
-from priorclip.training.ranks.watchdog import Watchdog, hang_report
+from priorclip.training.ranks.watchdog import INNER_FRAMES, OUTER_FRAMES, Watchdog, hang_report, stack_text
 
 GUARDIAN = ROOT / "training" / "ranks" / "guardian.py"
 
@@ -51,6 +52,27 @@ def test_report_of_a_hang_groups_ranks_by_their_stacks() -> None:
     assert lines[1] == "no report from rank 9"
     assert lines[2] == "rank 5 on n1 (process 15) hangs at:"
     assert lines[4].endswith("rank 8 on n2 (process 18) and 6 more waits for other ranks at:")
+
+
+def deep_stack(depth: int) -> str:
+    """``depth`` calls that differ from line to line, because Python shortens repeated ones."""
+    if depth == 0:
+        return stack_text(sys._getframe())
+    if depth % 2:
+        return deep_stack(depth - 1)
+    return deep_stack(depth - 1)
+
+
+@pytest.mark.parametrize("depth", [0, 20, 200])
+def test_a_deep_stack_shows_where_the_users_code_is_and_where_it_waits(depth: int) -> None:
+    """DeepSpeed and compiled models call a collective from more than 12 frames below the user's code."""
+    whole = traceback.format_list(traceback.extract_stack())
+    text = deep_stack(depth)
+    assert text.startswith("".join(whole[:OUTER_FRAMES]))
+    assert text.endswith("in deep_stack\n    return stack_text(sys._getframe())\n")
+    frames, left_out = text.count('  File "'), re.findall(r"  \.\.\. (\d+) more \.\.\.\n", text)
+    assert frames + sum(map(int, left_out)) == len(whole) + depth + 1
+    assert frames <= OUTER_FRAMES + INNER_FRAMES and len(left_out) <= 1
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ from priorclip.training.ranks.preemption import HANG_EXIT_CODE
 
 logger = get_logger(__name__)
 
-STACK_FRAMES = 12
+OUTER_FRAMES, INNER_FRAMES = 12, 24  # parts of a longer stack that are shown
 STARTS = itertools.count()
 COLLECTIVES = ("torch/distributed/", "deepspeed/comm/")  # source folders of code that waits for other ranks
 
@@ -130,8 +130,7 @@ class Watchdog:
     def main_thread_state(self) -> tuple[Any, str, bool]:
         """Position of the main thread to compare, its stack to read, and whether the rank waits in a collective."""
         frames = sys._current_frames()
-        stack = traceback.extract_stack(frames[self.main_thread or 0])[-STACK_FRAMES:]
-        text = "".join(traceback.format_list(stack))
+        text = stack_text(frames[self.main_thread or 0])
         waits = any(name in line.filename for frame in frames.values() for line in traceback.extract_stack(frame)
                     for name in COLLECTIVES)  # fmt: skip
         return (self.steps, positions(frames[self.main_thread or 0])), text, waits
@@ -169,6 +168,15 @@ def hang_report(states: dict[int, dict[str, Any]], unreported: list[int], still_
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         lines.append(f"{shown} {'waits for other ranks' if waits else 'hangs'} at:\n{stack}")
     return "\n".join(lines)
+
+
+def stack_text(frame: FrameType) -> str:
+    """Stack of a thread, innermost call last. A long one loses its middle, so that the user's own code is seen too."""
+    stack = traceback.format_list(traceback.extract_stack(frame))
+    left_out = len(stack) - OUTER_FRAMES - INNER_FRAMES
+    if left_out > 0:
+        stack[OUTER_FRAMES:-INNER_FRAMES] = [f"  ... {left_out} more ...\n"]
+    return "".join(stack)
 
 
 def positions(frame: FrameType | None) -> list[tuple[int, int]]:
