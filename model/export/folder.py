@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -44,6 +44,7 @@ from priorclip.model.config import EncoderConfig, ModelConfig, SceneConfig, to_d
 from priorclip.model.encoders.bands import widen
 from priorclip.model.encoders.text import resolve
 from priorclip.model.encoders.vision import ImageEncoder, normalisation
+from priorclip.model.encoders.weight_file import check_readable, read_weight_file
 from priorclip.model.encoders.weights import adapt_to_backbone, load_exactly
 from priorclip.model.export.model_card import model_card
 from priorclip.model.export.start_from_clip import is_plain_clip, parts_beside_clip
@@ -138,6 +139,7 @@ def limit_size(weights: Path) -> Iterator[None]:
     The check comes before the values of a parameter are written, so a huge size in config.json takes no memory. Some
     parameters exist only while a model is built, such as a classifier that is removed: twice the size is allowed.
     """
+    check_readable(weights)
     try:
         with safe_open(weights, "pt") as file:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (no mapping)
@@ -168,10 +170,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no export folder: it has no {path.name}")
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    state = read_weight_file(path)
     if isinstance(model, PriorCLIP) and is_plain_clip(state):
         state |= parts_beside_clip(model, state, folder)
     bias = model.state_dict().get("logit_bias")
