@@ -25,6 +25,7 @@ COMPLETION = ["argcomplete>=3"]  # Tab completes `priorclip`
 CLIENTS = [
     *PEERS,
     "clip_benchmark>=1.6.2",
+    "datasets>=4",
     "pandas>=3",
     "sentence-transformers>=5",
     "wids>=0.1.11",

@@ -52,6 +52,7 @@ from priorclip.data_shards.format.place import COLUMNS, check_columns, check_pla
 from priorclip.data_shards.shards import ShardSet
 from priorclip.data_shards.stream.batch_fetcher import prefetch_samples
 from priorclip.data_shards.stream.evaluation_batches import READ_TOGETHER
+from priorclip.model.encoders.weight_file import check_readable
 from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reasons
 from priorclip.retrieval.gallery import Gallery, Skipped, open_gallery, refuse_too_many
@@ -152,6 +153,7 @@ class EmbeddingIndex:
     def _read(cls, folder: Path, data: Sequence[str]) -> EmbeddingIndex:
         require_index(folder)
         about = read_about(folder)
+        check_readable(folder / EMBEDDINGS)
         try:
             embeddings = load_file(folder / EMBEDDINGS)["embeddings"]
         except Exception as error:  # safetensors' own error is no subclass of ValueError
