@@ -133,7 +133,7 @@ def test_what_cannot_be_is_refused(
             assert "another command changes the index" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("remove", "--index", whole)
-    assert "say which images: by --image_keys, --bbox, --time or --scene" in capsys.readouterr().err
+    assert "say which images: by --image_keys, --shards, --bbox, --time or --scene" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
 
 
@@ -177,3 +177,21 @@ def test_packed_shards_are_known_by_tar_and_row(test_set: TestSet, tmp_path: Pat
         assert run("add", "--index", index, "--device", "cpu", "--data", shards) == 0
     places = [(each["shard"], each["sample"]) for each in entries(index)[2:]]
     assert len(places) == len(set(places)) > 2
+
+
+def test_shards_are_removed_by_name(test_set: TestSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By file name, path or pattern, together with other conditions; images of files belong to no shard."""
+    index = tmp_path / "index"
+    data = ["--model", test_set.export, "--device", "cpu", "--data", test_set.shards]
+    assert run("index", "--output", index, *data) == 0
+    assert run("add", "--index", index, "--device", "cpu", "--limit", "2", *of(test_set)) == 0
+    before = entries(index)
+    assert run("remove", "--index", index, "--shards", "nothing.tar") == 2
+    assert "no image of the index" in capsys.readouterr().err
+    assert run("remove", "--index", index, "--shards", "*-000001.tar", test_set.shards / "test-000002.tar") == 0
+    left = [each for each in before if not each.get("shard", "").endswith(("1.tar", "2.tar"))]
+    assert entries(index) == left
+    assert len(left) == 12
+    assert run("remove", "--index", index, "--shards", "*", "--image_keys", left[0]["key"]) == 0
+    assert entries(index) == left[1:]  # the same key of a file is still there
+    assert any(each["key"] == left[0]["key"] for each in left[1:])
