@@ -158,8 +158,8 @@ def draw(count: int, width: int, asked: int) -> tuple[Tensor, Tensor]:
 
     embeddings = torch.empty(count, width, dtype=torch.float16)
     for part in embeddings.split(DRAWN):
-        part.copy_(around(len(part), 0.7, images))
-    return embeddings, around(asked, 0.3, texts)
+        part.copy_(around(len(part), 1.0, images))
+    return embeddings, around(asked, 0.7, texts)
 
 
 if __name__ == "__main__":
