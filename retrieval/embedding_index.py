@@ -199,9 +199,12 @@ class EmbeddingIndex:
         """Returns ``key``, ``label`` and the place of an image. Raises IndexError, and ValueError for a bad line."""
         if not 0 <= row < len(self):
             raise IndexError(f"image {row} is outside the {len(self)} of {self.folder}")
+        return check_entry(self.line(row)[:MAX_LINE], f"{self.folder / IMAGES}, line {row + 1}")
+
+    def line(self, row: int) -> bytes:
+        """Returns what images.jsonl says of an image, as it is there."""
         start = int(self._ends[row - 1]) + 1 if row else 0
-        line = self._lines[start : min(int(self._ends[row]), start + MAX_LINE)]
-        return check_entry(line, f"{self.folder / IMAGES}, line {row + 1}")
+        return self._lines[start : int(self._ends[row])]
 
     def nearest(
         self, query: Tensor, k: int, rows: NDArray[np.int64] | None = None, exact: bool = False
@@ -402,17 +405,32 @@ def write_folder(
     embeddings: Tensor,
     entries: Iterable[dict[str, Any]],
     cells: Cells | None = None,
+    kept: tuple[EmbeddingIndex, NDArray[np.int64]] | None = None,
 ) -> None:
-    """Writes the files into a temporary folder, calls fsync, and renames the folder."""
+    """Writes the files into a temporary folder, calls fsync, and renames the folder.
+
+    Args:
+        output: the folder
+        about: index.json
+        embeddings: (N, d)
+        entries: of the images; with ``kept``, of the images after those
+        cells: the approximate part
+        kept: another index, and its rows that come first; their lines are copied and not read
+    """
     with folder_aside(output) as aside:
         write_about(aside, about, cells)
         save_file({"embeddings": embeddings.contiguous()}, aside / EMBEDDINGS)
         places = []
-        with open(aside / IMAGES, "w", encoding="utf-8") as handle:
+        with open(aside / IMAGES, "wb") as handle:
+            if kept is not None:
+                handle.writelines(kept[0].line(row) + b"\n" for row in kept[1].tolist())
             for entry in entries:
-                handle.write(json.dumps(entry) + "\n")
+                handle.write(json.dumps(entry).encode() + b"\n")
                 places.append(entry.get("place", {}))
         columns = PlaceColumns.of(places)
+        if kept is not None:
+            old = None if kept[0].columns is None else kept[0].columns.part(kept[1])
+            columns = PlaceColumns.joined([(old, len(kept[1])), (columns, len(places))])
         if columns is not None:
             columns.save(aside)
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +66,7 @@ def add_images(config: AddConfig) -> tuple[int, int]:
         }
         embeddings = torch.cat([index.embeddings, features])
         cells = None if index.cells is None else changed(index.cells.with_rows(features), embeddings)
-        write_folder(folder, about, embeddings, chain(entries_of(index), entries), cells)
+        write_folder(folder, about, embeddings, entries, cells, (index, np.arange(len(index))))
         return len(features), there
 
 
@@ -96,7 +95,7 @@ def remove_images(config: RemoveConfig) -> int:
         about = index.about | {"images": len(kept)}
         embeddings = index.embeddings[torch.from_numpy(kept)]
         cells = None if index.cells is None else changed(index.cells.without_rows(kept), embeddings)
-        write_folder(folder, about, embeddings, (index.entry(row) for row in kept.tolist()), cells)
+        write_folder(folder, about, embeddings, [], cells, (index, kept))
         return int(gone.sum())
 
 

@@ -9,14 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small_galleries import TestSet, export_model
 
 from priorclip.data_shards.__main__ import main as data_shards
-from priorclip.retrieval import EmbeddingIndex
+from priorclip.retrieval import EmbeddingIndex, embedding_index
 from priorclip.retrieval.__main__ import main
-from priorclip.retrieval.embedding_index import write_folder
+from priorclip.retrieval.embedding_index import check_entry, write_folder
+from priorclip.retrieval.places import PlaceColumns
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -195,3 +199,54 @@ def test_shards_are_removed_by_name(test_set: TestSet, tmp_path: Path, capsys: p
     assert run("remove", "--index", index, "--shards", "*", "--image_keys", left[0]["key"]) == 0
     assert entries(index) == left[1:]  # the same key of a file is still there
     assert any(each["key"] == left[0]["key"] for each in left[1:])
+
+
+def test_lines_are_read_once_when_images_are_added_and_copied_when_some_are_removed(
+    placed_index: Path, test_set: TestSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The places are those that the lines say, in an index of pictures, tiles and pictures."""
+    index = make(test_set, tmp_path / "index", "--limit", "3")
+    assert run("add", "--index", index, "--device", "cpu", "--data", placed_index.parent / "tiles") == 0
+    read: list[bytes] = []
+
+    def counting(line: bytes, source: str) -> dict:
+        read.append(line)
+        return check_entry(line, source)
+
+    monkeypatch.setattr(embedding_index, "check_entry", counting)
+    assert run("add", "--index", index, "--device", "cpu", *of(test_set)) == 0
+    assert len(read) == 15
+    read.clear()
+    assert run("remove", "--index", index, "--scene", "scene-000.tif") == 0
+    assert not read
+    columns = EmbeddingIndex.load(index).columns
+    expected = PlaceColumns.of([each.get("place", {}) for each in entries(index)])
+    assert columns is not None
+    assert expected is not None
+    assert columns.names == expected.names
+    assert sorted(columns.names) == ["fiji.tif", "lost.tif", "scene-001.tif"]
+    for name in ("bounds", "time", "scene"):
+        np.testing.assert_array_equal(getattr(columns, name), getattr(expected, name))
+        assert getattr(columns, name).dtype == getattr(expected, name).dtype
+
+
+@given(st.lists(st.lists(st.sampled_from(["", "a", "b", "c"]), max_size=5), max_size=4))
+def test_joined_places_are_those_of_all_images(parts: list[list[str]]) -> None:
+    places = [[{"scene": name, "acquired": "2024-06-02"} if name else {} for name in part] for part in parts]
+    joined = PlaceColumns.joined([(PlaceColumns.of(part), len(part)) for part in places])
+    expected = PlaceColumns.of([place for part in places for place in part])
+    if expected is None or joined is None:
+        assert joined is expected
+        return
+    assert joined.names == expected.names
+    for name in ("bounds", "time", "scene"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(expected, name))
+    rows = np.arange(len(expected.scene))[::2]
+    picked = [place for part in places for place in part][::2]
+    again = expected.part(rows)
+    want = PlaceColumns.of(picked)
+    found = PlaceColumns.joined([(again, len(rows))])
+    assert (found is None) == (want is None)
+    if found is not None and want is not None:
+        assert found.names == want.names
+        np.testing.assert_array_equal(found.scene, want.scene)
