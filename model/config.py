@@ -204,6 +204,7 @@ class ModelConfig:
         learn_logit_scale: false: the scale of the contrastive loss stays constant
         learn_attribution_scale: false: the scale of the attribution loss stays constant
         logit_bias_init: starting bias of the sigmoid loss; null: -10 with loss.kind sigmoid, else the model has none
+        uncertainty: each image and text also has variances, by a linear head; loss.kind probabilistic turns it on
         shared_scale: the attribution loss uses the scale of the contrastive loss, as in the authors' open domain code;
             attribution_scale_init and learn_attribution_scale then have no effect
     """
@@ -223,6 +224,7 @@ class ModelConfig:
     learn_attribution_scale: bool = True
     logit_bias_init: float | None = None
     shared_scale: bool = False
+    uncertainty: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("priorclip", "prioritr", "clip"):
@@ -328,13 +330,17 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str = "") -> T:
     return cls(**arguments)
 
 
+PairLoss = Literal["contrastive", "sigmoid", "probabilistic"]
+
+
 @dataclass
 class LossConfig:
     """The training loss: contrastive + lambda_cs * attribution, both over the global batch.
 
     Args:
         kind: the loss of image-text pairs. contrastive: symmetric cross-entropy, as in CLIP. sigmoid: SigLIP's pairwise
-            sigmoid loss, which learns a bias too; model.logit_scale_init 10 is SigLIP's start
+            sigmoid loss, which learns a bias too; model.logit_scale_init 10 is SigLIP's start. probabilistic: PCME++'s
+            loss of distributions, which learns variances and a bias too; model.logit_scale_init 5 is PCME++'s start
         contrastive: weight of the loss of pairs
         lambda_cs: weight of the cluster-based symmetric Attribution loss, which needs scene labels; 0 turns it off
         chunk: rows and columns of the similarity matrix in memory at a time; null: 4096 on a CPU, 8192 on a GPU
@@ -353,19 +359,19 @@ class LossConfig:
     chunk: int | None = None
     shared_captions: bool = True
     compat: Literal["paper", "released"] = "paper"
-    kind: Literal["contrastive", "sigmoid"] = "contrastive"
+    kind: PairLoss = "contrastive"
     equal_captions: Literal["negative", "ignored"] = "negative"
     hard_negatives: float = 0.0
 
     def __post_init__(self) -> None:
         if self.compat not in ("paper", "released"):
             raise ValueError(f"loss.compat must be paper or released, not '{self.compat}'")
-        if self.kind not in ("contrastive", "sigmoid"):
-            raise ValueError(f"loss.kind must be contrastive or sigmoid, not '{self.kind}'")
+        if self.kind not in ("contrastive", "sigmoid", "probabilistic"):
+            raise ValueError(f"loss.kind must be contrastive, sigmoid or probabilistic, not '{self.kind}'")
         if self.equal_captions not in ("negative", "ignored"):
             raise ValueError(f"loss.equal_captions must be negative or ignored, not '{self.equal_captions}'")
-        if self.kind == "sigmoid" and self.hard_negatives:
-            raise ValueError("loss.hard_negatives weighs negatives of the contrastive loss; loss.kind is sigmoid")
+        if self.kind != "contrastive" and self.hard_negatives:
+            raise ValueError(f"loss.hard_negatives weighs negatives of the contrastive loss; loss.kind is {self.kind}")
         for name in ("contrastive", "lambda_cs", "hard_negatives"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
@@ -379,10 +385,15 @@ class LossConfig:
 SIGLIP_BIAS = -10.0  # arXiv 2303.15343, section 3.2: a start at which most pairs are rightly taken for wrong ones
 
 
+PCME_BIAS = 5.0  # arXiv 2305.18171, appendix: with a scale of 5, a distance of 1 is neither right nor wrong
+
+
 def add_bias(model: ModelConfig, loss: LossConfig) -> None:
-    """Gives the model the bias of the sigmoid loss if it has none."""
-    if loss.kind == "sigmoid" and model.logit_bias_init is None:
-        model.logit_bias_init = SIGLIP_BIAS
+    """Gives the model what its loss learns beside the scale, if it has none: a bias, and variances."""
+    if loss.kind != "contrastive" and model.logit_bias_init is None:
+        model.logit_bias_init = SIGLIP_BIAS if loss.kind == "sigmoid" else PCME_BIAS
+    if loss.kind == "probabilistic":
+        model.uncertainty = True
 
 
 @dataclass

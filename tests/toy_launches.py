@@ -183,6 +183,8 @@ def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
         # The signal comes in the last step of an epoch, after which an evaluation is due, and in the last step of all.
         "at_epoch": (*STOPPABLE, "--kill_at", "5"),
         "at_end": (*STOPPABLE, "--kill_at", "11"),
+        # It comes in a step whose results no rank waits for.
+        "unseen": (*STOPPABLE, "--run.log_every", "100", "--kill_at", "8"),
         # It comes during the evaluation of the first epoch, and of the last, before the checkpoint.
         "amid": (*STOPPABLE, "--kill_in_evaluation", "6"),
         "amid_last": (*STOPPABLE, "--kill_in_evaluation", "12"),

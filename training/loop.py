@@ -51,9 +51,9 @@ def run_task(config: Any, run_config: RunConfig, prepare: Callable[[Rank], Task]
 def train(run: Run) -> dict[str, Any]:
     """Trains to the last step and returns the results.
 
-    If any rank gets SIGTERM or SIGUSR1, the process writes a checkpoint of the current step and ends with
-    REQUEUE_EXIT_CODE. If the signal arrives during an evaluation, the evaluation stops at its next batch; the resumed
-    run makes it up.
+    If any rank gets SIGTERM or SIGUSR1, the process writes a checkpoint of the current step, or of the next, and ends
+    with REQUEUE_EXIT_CODE. If the signal arrives during an evaluation, the evaluation stops at its next batch; the
+    resumed run makes it up.
 
     Raises:
         FloatingPointError: the loss is not finite, or was too often; the message names the step

@@ -45,6 +45,7 @@ from priorclip.training.progress import (
 )
 from priorclip.training.ranks.distributed import Rank, any_rank, leave_at_exit, mean_over_ranks, seed_step
 from priorclip.training.ranks.preemption import REQUEUE_EXIT_CODE, EvaluationInterrupted, StopSignal
+from priorclip.training.ranks.stop_vote import StopVote
 from priorclip.training.ranks.watchdog import Watchdog
 from priorclip.training.run_folder import accept_config, recorded_speed
 from priorclip.training.step import optimize
@@ -81,7 +82,7 @@ class Run:
                 config.engine.global_batch,
             )  # fmt: skip
         self.model_selection = ModelSelection(config, engine)
-        self.stop_signal = StopSignal()
+        self.stop_signal, self.stop_vote = StopSignal(), StopVote(rank.world_size, rank.device)
         self.bad_steps = BadSteps(config.bad_steps, self.folder, engine, rank, config.engine.precision)
         self.writer = Writer(engine, self.folder / "checkpoints", config.checkpoint, self.model_selection.averages)
         self.watchdog = Watchdog(rank, config.engine.hang_minutes)
@@ -207,8 +208,9 @@ class Run:
         return True
 
     def agree_on_stop(self) -> None:
-        """``is_stopping`` becomes True on all ranks if any rank was told to stop. A collective."""
-        self.is_stopping = any_rank(self.stop_signal.received, self.rank.device)
+        """``is_stopping`` becomes True on all ranks if any was told to stop, at most one step late. A collective."""
+        waits_anyway = self.is_recorded_step or self.is_checkpoint_step or self.is_evaluation_step
+        self.is_stopping = self.stop_vote.ask(self.stop_signal.received, at_once=waits_anyway)
 
     def record(self, parts: dict[str, torch.Tensor], epoch: int) -> None:
         """Writes the metrics of a recorded step, and moves the progress bar. A collective."""

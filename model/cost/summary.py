@@ -50,6 +50,7 @@ PARTS = {
     "logit_scale": "scales",
     "attribution_scale": "scales",
     "logit_bias": "scales",
+    "uncertainty": "heads",
 }
 
 

@@ -44,12 +44,13 @@ from priorclip.model.config import EncoderConfig, ModelConfig, SceneConfig, to_d
 from priorclip.model.encoders.bands import widen
 from priorclip.model.encoders.text import resolve
 from priorclip.model.encoders.vision import ImageEncoder, normalisation
-from priorclip.model.encoders.weights import adapt_to_backbone, load_exactly
+from priorclip.model.encoders.weights import State, adapt_to_backbone, load_exactly
 from priorclip.model.export.model_card import model_card
 from priorclip.model.export.start_from_clip import is_plain_clip, parts_beside_clip
 from priorclip.model.export_config import FORMAT, MAX_BYTES, MODEL_TYPE, read_export_config
 from priorclip.model.networks.priorclip import PriorCLIP
 from priorclip.model.networks.scene_classifier import SceneClassifier
+from priorclip.model.networks.uncertainty import VARIANCES
 from priorclip.model.without_memory import without_memory
 
 log = get_logger(__name__)
@@ -171,16 +172,28 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         raise ValueError(f"{path} is damaged: {error}") from error
     if isinstance(model, PriorCLIP) and is_plain_clip(state):
         state |= parts_beside_clip(model, state, folder)
-    bias = model.state_dict().get("logit_bias")
+    own = model.state_dict()
+    bias = own.get("logit_bias")
     if bias is not None and "logit_bias" not in state:
-        log.info("%s was not trained by the sigmoid loss and has no logit_bias: it starts at %.4g", folder, bias)
+        log.info("%s was not trained by a loss with a bias and has no logit_bias: it starts at %.4g", folder, bias)
         state["logit_bias"] = bias
+    state = with_own_variances(state, own)
     stored = read_export_config(Path(folder))
     for name, encoder in model.named_modules():
         if isinstance(encoder, ImageEncoder):
             state |= widen_colours(state, name, encoder, stored)
             state |= resample_positions(state, f"{name}.model.", encoder)
     load_exactly(model, state, str(path))
+
+
+def with_own_variances(state: State, own: State) -> State:
+    """The state with the model's own variance heads if the state has none that fit, and without heads it lacks."""
+    heads = {name: value for name, value in own.items() if name.startswith(VARIANCES)}
+    if all(name in state and state[name].shape == value.shape for name, value in heads.items()):
+        heads = {name: state[name] for name in heads}
+    elif any(name.startswith(VARIANCES) for name in state):
+        log.info("the heads of the variances start anew, because they read features of another width")
+    return {name: value for name, value in state.items() if not name.startswith(VARIANCES)} | heads
 
 
 def widen_colours(

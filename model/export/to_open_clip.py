@@ -30,6 +30,7 @@ from priorclip.model.convert.open_clip import text_rules, vision_rules
 from priorclip.model.convert.rules import Take, their_names, transposed
 from priorclip.model.encoders.weights import State
 from priorclip.model.export.folder import refuse_bands, write_json
+from priorclip.model.networks.uncertainty import means_only
 
 log = get_logger(__name__)
 
@@ -52,6 +53,7 @@ def export_open_clip(model: Any, folder: str | Path, source: str | Path) -> Path
         ValueError: open_clip has no model for a part, or cannot find the end of the tokenizer's texts
     """
     refuse_bands(model.config, "open_clip")
+    model = means_only(model)
     config = open_clip_config(model)
     words = read_text_ids(Path(source), model.config.text.config or {})
     config["model_cfg"]["text_cfg"] |= words.settings

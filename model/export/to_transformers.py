@@ -29,6 +29,7 @@ from priorclip.model.export import modelling_priorclip
 from priorclip.model.export.folder import preprocessor, refuse_bands, save_pretrained, write_json
 from priorclip.model.export.to_open_clip import read_text_ids
 from priorclip.model.export_config import AUTO_MAP
+from priorclip.model.networks.uncertainty import means_only
 from priorclip.model.without_memory import without_memory
 
 log = get_logger(__name__)
@@ -49,6 +50,7 @@ def export_transformers(model: Any, folder: str | Path, source: str | Path) -> s
         ValueError: the model has a part that the folder cannot hold
     """
     refuse_bands(model.config, "transformers")
+    model = means_only(model)
     source, folder = Path(source), Path(folder)
     config = clip_config(model, source)
     if config is None:

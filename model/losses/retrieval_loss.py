@@ -4,7 +4,7 @@
     loss, parts = RetrievalLoss(lambda_cs=1.0)(outputs, image_ids, labels)
     engine.backward(loss)           # mean over ranks of the gradients = gradient of one process with the whole batch
 
-The loss of pairs is the symmetric contrastive loss or SigLIP's pairwise sigmoid loss.
+The loss of pairs is the symmetric contrastive loss, SigLIP's pairwise sigmoid loss, or that of distributions.
 
 Source: PriorCLIP, arXiv 2405.10160, section III.
 """
@@ -17,10 +17,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from priorclip.model.config import PairLoss
 from priorclip.model.losses.attribution import UNLABELLED, AttributionLoss
 from priorclip.model.losses.contrastive import ContrastiveLoss
 from priorclip.model.losses.gather import rank
 from priorclip.model.losses.pairs import hash_tokens
+from priorclip.model.losses.probabilistic import ProbabilisticLoss
 from priorclip.model.losses.sigmoid import SigmoidLoss
 
 Parts = dict[str, Tensor]
@@ -35,7 +37,8 @@ class RetrievalLoss(nn.Module):
         chunk: see `ContrastiveLoss`, `SigmoidLoss` and `AttributionLoss`
         shared_captions: false: a caption is a positive of its own pair only, not of other pairs of the same image
         compat: see `AttributionLoss`
-        kind: the loss of pairs: contrastive, or sigmoid, whose model needs a logit_bias
+        kind: the loss of pairs: contrastive; sigmoid, whose model needs a logit_bias; or probabilistic, whose model
+            needs uncertainty too
         equal_captions: whether another image's pair with the same words is a negative, or ignored
         hard_negatives: see `ContrastiveLoss`
         classes: see `AttributionLoss`
@@ -48,7 +51,7 @@ class RetrievalLoss(nn.Module):
         chunk: int | None = None,
         shared_captions: bool = True,
         compat: Literal["paper", "released"] = "paper",
-        kind: Literal["contrastive", "sigmoid"] = "contrastive",
+        kind: PairLoss = "contrastive",
         equal_captions: Literal["negative", "ignored"] = "negative",
         hard_negatives: float = 0.0,
         classes: int | None = None,
@@ -58,7 +61,7 @@ class RetrievalLoss(nn.Module):
             raise ValueError(f"loss weights must not be negative: contrastive {contrastive}, lambda_cs {lambda_cs}")
         self.weight, self.lambda_cs, self.shared_captions = contrastive, lambda_cs, shared_captions
         self.ignores_equal_captions = equal_captions == "ignored"
-        self.contrastive = SigmoidLoss(chunk) if kind == "sigmoid" else ContrastiveLoss(chunk, hard_negatives)
+        self.contrastive = loss_of_pairs(kind, chunk, hard_negatives)
         self.attribution = AttributionLoss(chunk, compat, classes)
 
     def forward(
@@ -80,22 +83,24 @@ class RetrievalLoss(nn.Module):
         """
         image, text, scale, attribution_scale = features_of(outputs)
         # The scale of a loss that is off stays in the graph because ZeRO expects a gradient for every parameter.
-        contrastive = self.of_pairs(image, text, outputs, image_ids, input_ids) if self.weight > 0 else 0 * scale
+        contrastive = self.of_pairs(image, text, scale, outputs, image_ids, input_ids) if self.weight > 0 else 0 * scale
         if self.lambda_cs > 0:
             labels = torch.full_like(image_ids, UNLABELLED) if labels is None else labels
             attribution = self.attribution(image, text, attribution_scale, labels)
         else:
             attribution = 0 * attribution_scale
         loss = (self.weight or 1.0) * contrastive + (self.lambda_cs or 1.0) * attribution
-        bias = outputs.get("logit_bias")
-        if bias is not None:
-            loss = loss + 0 * bias
+        # So do the bias of the sigmoid loss and the heads of the variances, if a model has them and the loss does not.
+        for name in ("logit_bias", "image_uncertainty", "text_uncertainty"):
+            if (unread := outputs.get(name)) is not None:
+                loss = loss + 0 * unread.sum()
         return loss, {"contrastive": contrastive.detach(), "attribution": attribution.detach()}
 
     def of_pairs(
         self,
         image: Tensor,
         text: Tensor,
+        scale: Tensor,
         outputs: Mapping[str, Tensor | None],
         image_ids: Tensor,
         input_ids: Tensor | None,
@@ -106,13 +111,24 @@ class RetrievalLoss(nn.Module):
             if input_ids is None:
                 raise ValueError("equal_captions 'ignored' needs the input_ids of the captions")
             captions = hash_tokens(input_ids).to(image.device, non_blocking=True)
-        ids, scale = image_ids if self.shared_captions else pair_ids(image_ids), outputs["logit_scale"]
+        ids = image_ids if self.shared_captions else pair_ids(image_ids)
         if isinstance(self.contrastive, ContrastiveLoss):
             return self.contrastive(image, text, scale, ids, captions)  # type: ignore[no-any-return]
         bias = outputs.get("logit_bias")
         if bias is None:
             raise ValueError("the sigmoid loss needs a model with a bias: set model.logit_bias_init, -10 as in SigLIP")
+        if isinstance(self.contrastive, ProbabilisticLoss):
+            of_image, of_text = outputs.get("image_uncertainty"), outputs.get("text_uncertainty")
+            if of_image is None or of_text is None:
+                raise ValueError("the probabilistic loss needs a model with variances: set model.uncertainty true")
+            return self.contrastive.of_distributions(image, text, of_image, of_text, scale, bias, ids, captions)
         return self.contrastive(image, text, scale, bias, ids, captions)  # type: ignore[no-any-return]
+
+
+def loss_of_pairs(kind: PairLoss, chunk: int | None, hard_negatives: float) -> nn.Module:
+    if kind == "contrastive":
+        return ContrastiveLoss(chunk, hard_negatives)
+    return SigmoidLoss(chunk) if kind == "sigmoid" else ProbabilisticLoss(chunk)
 
 
 def pair_ids(image_ids: Tensor) -> Tensor:

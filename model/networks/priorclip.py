@@ -23,12 +23,13 @@ from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import ImageEncoder, is_plain_vit
 from priorclip.model.networks.instructed_vision import InstructedBackbone, InstructedViT
 from priorclip.model.networks.two_towers import (
+    Projected,
     TwoTowers,
     fill_resolved,
     log_scales,
-    normalise_features,
     start_bias,
     start_projection,
+    start_uncertainty,
 )
 
 
@@ -55,18 +56,21 @@ class PriorCLIP(TwoTowers):
         self.text_projection = nn.Linear(self.text.width, config.embed_dim, bias=False)
         self.logit_scale, self.attribution_scale = log_scales(config)
         self.logit_bias = start_bias(config)
+        self.uncertainty = start_uncertainty(config, self.visual.width, self.text.width)
         start_projection(self.image_projection, encoder.clip_projection)
         start_projection(self.text_projection, self.text.clip_projection)
         fill_resolved(self.config, self.text)
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> L2-normalised (B, d), at least float32."""
-        return normalise_features(self.image_projection(self.visual(images, self.prior(images))))
+    def project_image(self, images: Tensor) -> Projected:
+        """Images (B, 3, H, W) -> their feature (B, d), of any length, and what it was projected from."""
+        hidden = self.visual(images, self.prior(images))
+        return Projected(hidden, self.image_projection(hidden))
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token ids (B, T) -> L2-normalised (B, d), at least float32."""
+    def project_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Projected:
+        """Token ids (B, T) -> their feature (B, d), of any length, and what it was projected from."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return normalise_features(self.text_projection(self.text.pool(self.text(input_ids, mask), mask)))
+        hidden = self.text.pool(self.text(input_ids, mask), mask)
+        return Projected(hidden, self.text_projection(hidden))
 
     def belief_map(self, images: Tensor) -> Tensor:
         """Returns M, the belief of the instruction in each place of the image, (B, h, w), sums to 1."""

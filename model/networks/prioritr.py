@@ -39,11 +39,12 @@ from priorclip.model.networks.belief import affinity, belief_map, keep_top, toke
 from priorclip.model.networks.pae import PAE
 from priorclip.model.networks.rivals import build_rival
 from priorclip.model.networks.two_towers import (
+    Projected,
     TwoTowers,
     fill_resolved,
     log_scales,
-    normalise_features,
     start_bias,
+    start_uncertainty,
 )
 
 
@@ -70,6 +71,7 @@ class PriorITR(TwoTowers):
             self.text_head = nn.Linear(d, d)
         self.logit_scale, self.attribution_scale = log_scales(config)
         self.logit_bias = start_bias(config)
+        self.uncertainty = start_uncertainty(config, d, d)
         fill_resolved(self.config, self.text)
 
     @property
@@ -77,16 +79,18 @@ class PriorITR(TwoTowers):
         """As `TwoTowers.cuts_padding`; the Temporal-PAE must draw no dropout either."""
         return super().cuts_padding and not (self.has_cycles and draws_dropout(self.temporal))
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> L2-normalised (B, d), at least float32."""
+    def project_image(self, images: Tensor) -> Projected:
+        """Images (B, 3, H, W) -> their feature (B, d), of any length, which is also what uncertainty reads."""
         if not self.has_belief:
-            return normalise_features(self.vision_projection(self.vision.tokens(images).pooled))
+            feature = self.vision_projection(self.vision.tokens(images).pooled)
+            return Projected(feature, feature)
         visual, instruction = self.project(images)
         tokens = visual.tokens
         if self.config.belief.compat == "released":
             tokens = torch.cat([visual.pooled.unsqueeze(1), tokens], dim=1)
         read = self.read_spatial(tokens, instruction)
-        return normalise_features(visual.pooled + self.image_head(read))
+        feature = visual.pooled + self.image_head(read)
+        return Projected(feature, feature)
 
     def read_spatial(self, tokens: Tensor, instruction: Tensor) -> Tensor:
         """Projected tokens (B, L, d), instruction (B, d) -> the read-out of the local tokens, (B, d)."""
@@ -108,14 +112,14 @@ class PriorITR(TwoTowers):
         tokens, pooled = self.vision_projection(visual.tokens), self.vision_projection(visual.pooled)
         return VisualTokens(tokens, pooled, visual.grid), self.prior_projection(self.prior(images))
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Token ids (B, T) -> L2-normalised (B, d), at least float32."""
+    def project_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Projected:
+        """Token ids (B, T) -> their feature (B, d), of any length, which is also what uncertainty reads."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         tokens = self.text_projection(self.text(input_ids, mask))
-        if not self.has_cycles:
-            return normalise_features(self.text.pool(tokens, mask))
-        local = self.temporal(tokens, mask=mask)
-        return normalise_features(self.text.pool(tokens, mask) + self.text_head(local[:, 0]))
+        feature = self.text.pool(tokens, mask)
+        if self.has_cycles:
+            feature = feature + self.text_head(self.temporal(tokens, mask=mask)[:, 0])
+        return Projected(feature, feature)
 
     def belief_map(self, images: Tensor) -> Tensor:
         """Returns M over the grid of visual tokens, (B, h, w), sums to 1."""

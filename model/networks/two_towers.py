@@ -1,12 +1,13 @@
 """The common base of PriorCLIP, PriorITR and plain CLIP: two encoders into one space, and two learned scales.
 
-A subclass has ``config``, ``logit_scale``, ``attribution_scale``, ``encode_image`` and ``encode_text``. With a prior it
-also has ``belief_map``; without a prior ``has_belief`` is false.
+A subclass has ``config``, ``logit_scale``, ``attribution_scale``, ``project_image`` and ``project_text``. With a prior
+it also has ``belief_map``; without a prior ``has_belief`` is false.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,16 @@ from priorclip.model.encoders.text import TextEncoder
 from priorclip.model.encoders.vision import normalisation
 from priorclip.model.losses.logit_scale import clamped_exp, log_scale
 from priorclip.model.networks.rivals import ToldBelief
+from priorclip.model.networks.uncertainty import Uncertainty
 
 Outputs = dict[str, Tensor | None]
+
+
+class Projected(NamedTuple):
+    """Encoded images or texts: ``hidden`` (B, w) before the last projection, ``feature`` (B, d) after it."""
+
+    hidden: Tensor
+    feature: Tensor
 
 
 class TwoTowers(nn.Module):
@@ -32,6 +41,7 @@ class TwoTowers(nn.Module):
     logit_scale: nn.Parameter
     attribution_scale: nn.Parameter
     logit_bias: nn.Parameter | None
+    uncertainty: Uncertainty | None
 
     def forward(
         self,
@@ -52,7 +62,8 @@ class TwoTowers(nn.Module):
         Returns:
             image_features (B, d) or None, text_features (B, d) or None, logit_scale (), attribution_scale (). With
             ``shared_scale`` both scales are the same tensor, so that its gradient is that of both losses. A model with
-            a bias adds logit_bias (). With ``return_belief`` belief (B, h, w), which a plain CLIP does not have
+            a bias adds logit_bias (). A model with uncertainty adds image_uncertainty and text_uncertainty, (B,) or
+            None. With ``return_belief`` belief (B, h, w), which a plain CLIP does not have
         """
         # Before the images, so that a GPU has little to finish when the mask is read. Compiled code keeps its shapes.
         if input_ids is not None and attention_mask is not None and not is_compiling() and self.cuts_padding:
@@ -63,14 +74,19 @@ class TwoTowers(nn.Module):
         limit = math.log(self.config.logit_scale_max)
         scale = clamped_exp(self.logit_scale, limit)
         shared = self.config.shared_scale
+        image = None if images is None else self.project_image(images)
+        text = None if input_ids is None else self.project_text(input_ids, attention_mask)
         outputs: Outputs = {
-            "image_features": None if images is None else self.encode_image(images),
-            "text_features": None if input_ids is None else self.encode_text(input_ids, attention_mask),
+            "image_features": None if image is None else normalise_features(image.feature),
+            "text_features": None if text is None else normalise_features(text.feature),
             "logit_scale": scale,
             "attribution_scale": scale if shared else clamped_exp(self.attribution_scale, limit),
         }
         if self.logit_bias is not None:
             outputs["logit_bias"] = self.logit_bias.to(scale.dtype).reshape(())
+        if self.uncertainty is not None:
+            outputs["image_uncertainty"] = None if image is None else self.uncertainty.image(image.hidden)
+            outputs["text_uncertainty"] = None if text is None else self.uncertainty.text(text.hidden)
         if return_belief and self.has_belief and images is not None:
             outputs["belief"] = self.belief_map(images)
         if told is not None:
@@ -94,6 +110,10 @@ class TwoTowers(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) -> L2-normalised (B, d), at least float32."""
+        return normalise_features(self.project_image(images).feature)
+
+    def project_image(self, images: Tensor) -> Projected:
+        """Images (B, 3, H, W) -> their feature (B, d), of any length, and what it was projected from."""
         raise NotImplementedError
 
     def belief_map(self, images: Tensor) -> Tensor:
@@ -105,6 +125,10 @@ class TwoTowers(nn.Module):
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Token ids (B, T) -> L2-normalised (B, d), at least float32."""
+        return normalise_features(self.project_text(input_ids, attention_mask).feature)
+
+    def project_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Projected:
+        """Token ids (B, T) -> their feature (B, d), of any length, and what it was projected from."""
         raise NotImplementedError
 
 
@@ -123,6 +147,11 @@ def log_scales(config: ModelConfig) -> tuple[nn.Parameter, nn.Parameter]:
 def start_bias(config: ModelConfig) -> nn.Parameter | None:
     """Returns the bias of the sigmoid loss as a parameter (1,), or None if the model has none."""
     return None if config.logit_bias_init is None else nn.Parameter(torch.tensor([config.logit_bias_init]))
+
+
+def start_uncertainty(config: ModelConfig, image_width: int, text_width: int) -> Uncertainty | None:
+    """Returns the heads of the variances, or None if the model has none."""
+    return Uncertainty(image_width, text_width, config.embed_dim) if config.uncertainty else None
 
 
 def start_projection(projection: nn.Linear, pretrained: Tensor | None) -> None:

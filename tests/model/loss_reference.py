@@ -78,6 +78,39 @@ class PairLoss(torch.nn.Module):
         return weighted_contrastive(image, text, scale, key[:, 0], captions, self.loss.hard_negatives)
 
 
+class DistributionLoss(PairLoss):
+    """The loss of distributions: the square of the last feature is the sum of the variances."""
+
+    def forward(self, image: Tensor, text: Tensor, scale: Tensor, key: Tensor) -> Tensor:
+        captions = key[:, 1] if self.ignores else None
+        (image, of_image), (text, of_text) = halves(image), halves(text)
+        return self.loss.of_distributions(image, text, of_image, of_text, scale, scale / 2, key[:, 0], captions)
+
+    def slowly(self, image: Tensor, text: Tensor, scale: Tensor, key: Tensor) -> Tensor:
+        captions = key[:, 1] if self.ignores else None
+        return probabilistic(*halves(image), *halves(text), scale, scale / 2, key[:, 0], captions)
+
+
+def halves(features: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.nn.functional.normalize(features[:, :-1], dim=1), features[:, -1].square()
+
+
+def probabilistic(
+    image: Tensor, image_variance: Tensor, text: Tensor, text_variance: Tensor, scale: Tensor, bias: Tensor,
+    ids: Tensor, captions: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """PCME++'s matching loss, with the expected squared distance of samples of two normal distributions."""
+    total = image.new_zeros(())
+    for i in range(len(image)):
+        for j in range(len(text)):
+            distance = (image[i] - text[j]).square().sum() + image_variance[i] + text_variance[j]
+            kind = kind_of_pair(i, j, ids, captions)
+            logit = bias - scale * distance
+            if kind != "ignored":
+                total = total - torch.nn.functional.logsigmoid(logit if kind == "positive" else -logit)
+    return total / len(image)
+
+
 def attribution(image: Tensor, text: Tensor, scale: Tensor, labels: Tensor) -> Tensor:
     valid = [i for i in range(len(labels)) if labels[i] >= 0]
     classes = sorted({int(labels[i]) for i in valid})

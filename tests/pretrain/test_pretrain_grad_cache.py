@@ -143,6 +143,19 @@ def test_the_sigmoid_loss_has_the_gradient_of_the_whole_batch() -> None:
     assert not torch.allclose(first, second, rtol=1e-3)
 
 
+def test_the_loss_of_distributions_has_the_gradient_of_the_whole_batch() -> None:
+    """The variances of a micro batch are cached beside its features."""
+    batch = batches(1)[0]
+    loss = RetrievalObjective(LossConfig(lambda_cs=0.7, chunk=3, kind="probabilistic"), torch.device("cpu"))
+    whole, parts = (built(logit_bias_init=5.0, uncertainty=True).double() for _ in range(2))
+    loss.step(PlainEngine(whole), batch)[0].backward()
+    gets = [partial(micro_batch, batch, piece, 4, torch.device("cpu")) for piece in range(4)]
+    backward_cached(PlainEngine(parts), gets, batch, loss, lambda: None)
+    assert gradients(whole)["uncertainty.text.linear.weight"].abs().max() > 1e-6
+    for name, wanted in gradients(whole).items():
+        torch.testing.assert_close(gradients(parts)[name], wanted, rtol=1e-9, atol=1e-10, msg=name)
+
+
 def test_a_shared_scale_gets_the_gradient_of_both_losses() -> None:
     batch = batches(1)[0]
     whole, parts = built(shared_scale=True).double(), built(shared_scale=True).double()

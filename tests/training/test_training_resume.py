@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy_launches import (
     LIMIT_SECONDS,
@@ -68,7 +69,7 @@ KEEP_ONE = (*STOPPABLE, "--run.checkpoint.keep", "1")
 def resumed(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) -> dict[str, ToyRun]:
     """The same commands again, in run directories that were stopped or whose newest checkpoint was damaged."""
     parent = tmp_path_factory.mktemp("resumed")
-    for name in STOPS:
+    for name in (*STOPS, "unseen"):
         shutil.copytree(toys[name].folder, parent / name)
     for name, (damage, _) in DAMAGES.items():
         shutil.copytree(toys["whole"].folder, parent / name)
@@ -76,7 +77,7 @@ def resumed(toys: dict[str, ToyRun], tmp_path_factory: pytest.TempPathFactory) -
     # Only one checkpoint is kept. It is damaged, and the run stops again before it reaches that step.
     shutil.copytree(toys["whole"].folder, parent / "again")
     flip_a_bit(parent / "again" / "checkpoints" / "step_00000012")
-    options = dict.fromkeys((*STOPS, *DAMAGES), STOPPABLE)
+    options = dict.fromkeys((*STOPS, "unseen", *DAMAGES), STOPPABLE)
     return run_toys(parent, {**options, "again": (*KEEP_ONE, "--kill_at", "9")})
 
 
@@ -88,6 +89,16 @@ def test_stop_where_an_evaluation_was_due(toys: dict[str, ToyRun], resumed: dict
     assert max(steps) not in toys[name].records("eval/mse"), "the resumed run makes this evaluation"
     assert resumed[name].ended == 0
     assert_same(resumed[name], toys["whole"])
+
+
+def test_a_stop_in_a_step_without_records_comes_one_step_later(
+    toys: dict[str, ToyRun], resumed: dict[str, ToyRun]
+) -> None:
+    """The ranks read their vote after the next step, because the device carries it out beside that step."""
+    assert toys["unseen"].ended == REQUEUE_EXIT_CODE
+    assert f"resumed {resumed['unseen'].folder / 'checkpoints' / 'step_00000010'}: step 10" in resumed["unseen"].output
+    weights, expected = resumed["unseen"].weights(), toys["whole"].weights()
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("name", DAMAGES)

@@ -50,5 +50,5 @@ class StopSignal:
         del frame
         if not self.received:
             name = signal.Signals(number).name
-            logger.warning("%s: the run writes a checkpoint after this step, then it ends", name)
+            logger.warning("%s: the run writes a checkpoint after this step or the next, then it ends", name)
         self.received = True
