@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.cases import batch_of
-from benchmarks.gpu.timing import Step, repeated, with_peak
+from benchmarks.gpu.timing import WARM, Step, repeated, with_peak
 from benchmarks.rank_memory import synthetic_batch, synthetic_engine
 from priorclip.model import RetrievalObjective
 from priorclip.model.config import LossConfig
@@ -62,13 +62,18 @@ class EngineRun:
         compile_engine(self.engine, "default" if compiled else "off")
         self.objective = RetrievalObjective(LossConfig(), self.device, classes=CLASSES)
         self.cached = micro_batch is not None and micro_batch < batch
-        self.batch = synthetic_batch(config, batch, self.rank)
-        self.batch["labels"] = torch.randint(CLASSES, (batch,))
+        self.batch = self.draw(config, batch, micro_batch or batch)
         for name, value in self.batch.items():
             if not self.cached:
                 self.batch[name] = value.to(self.device)
             elif self.device.type == "cuda":
                 self.batch[name] = value.pin_memory()
+
+    def draw(self, config: Any, batch: int, distinct: int) -> dict[str, Any]:
+        """Returns a batch of random pairs. Pixels repeat after some, because drawing 5 GB of them takes a minute."""
+        drawn = synthetic_batch(config, distinct, self.rank)
+        whole = {name: value.repeat(batch // distinct, *[1] * (value.ndim - 1)) for name, value in drawn.items()}
+        return {**whole, "image_ids": torch.arange(batch), "labels": torch.randint(CLASSES, (batch,))}
 
     def step(self) -> None:
         losses = self.objective if self.cached else None
@@ -96,21 +101,22 @@ def measure_cached(case: dict[str, Any], settings: dict[str, Any]) -> dict[str, 
         raise ValueError(f"--micro_batch {micro_batch} does not divide --global_batches {batch}")
     few = max(1, settings["steps"] * micro_batch // batch)  # a step of a large batch takes long
     wanted = {"preset": case["preset"], "batch": batch, "micro_batch": micro_batch}
-    return measure_engine(settings, wanted, few, 1 if batch // micro_batch > 16 else settings["repeats"])
+    long = batch // micro_batch > 16
+    return measure_engine(settings, wanted, few, 1 if long else settings["repeats"], 1 if long else WARM)
 
 
 def measure_engine(
-    settings: dict[str, Any], wanted: dict[str, Any], count: int, repeats: int | None = None
+    settings: dict[str, Any], wanted: dict[str, Any], count: int, repeats: int | None = None, warm: int = WARM
 ) -> dict[str, Any]:
     """Returns the figures of one engine; ``wanted`` are the arguments of `EngineRun`."""
-    run, peak = start_engine(settings, **wanted)
+    run, peak = start_engine(settings, warm, **wanted)
     seconds = repeated({"ours": run.step}, count, repeats or settings["repeats"], run.device)["ours"]
     run.end()
     return {**wanted, "seconds": seconds, "images_per_second": wanted["batch"] / statistics.median(seconds),
             "peak_bytes": peak}  # fmt: skip
 
 
-def start_engine(settings: dict[str, Any], **wanted: Any) -> tuple[EngineRun, int]:
+def start_engine(settings: dict[str, Any], warm: int = WARM, **wanted: Any) -> tuple[EngineRun, int]:
     """Builds an engine and takes its first steps. Returns it and the most bytes of a step."""
     runs: list[EngineRun] = []
 
@@ -119,5 +125,5 @@ def start_engine(settings: dict[str, Any], **wanted: Any) -> tuple[EngineRun, in
         return runs[0].step
 
     device = start(EngineConfig(threads=settings.get("threads"), timeout_minutes=30)).device
-    _, peak = with_peak(device, build)
+    _, peak = with_peak(device, build, warm)
     return runs[0], peak

@@ -28,6 +28,7 @@ SCALE, SIGMOID_SCALE, SIGMOID_BIAS = 1 / 0.07, 10.0, -10.0  # where the models s
 NOISE = 3.0  # a similarity of 0.3 in a pair, as early in a training: neither is the loss 0 nor chance
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PEER = "open_clip's ClipLoss"
+PEER_IS = "contrastive"  # the same function, and in float64 without N x N logits, which would take 50 GB at 32,768
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -41,7 +42,7 @@ def measure_losses(case: dict[str, Any], settings: dict[str, Any]) -> dict[str, 
     for name, loss in losses.items():
         leaves = [each.to(DTYPES[settings["precision"]]).requires_grad_() for each in (image, text)]
         steps[name], peak = with_peak(device, backward_of(loss, leaves))
-        figures[name] = {"peak_bytes": peak, **errors(loss, image, text)}
+        figures[name] = {"peak_bytes": peak, **errors(loss, losses[PEER_IS if name == PEER else name], image, text)}
     seconds = repeated(steps, 1, settings["repeats"], device)
     for name, found in seconds.items():
         figures[name]["seconds"] = found
@@ -93,9 +94,9 @@ def backward_of(loss: Loss, leaves: list[Tensor]) -> Callable[[], Step]:
     return lambda: step
 
 
-def errors(loss: Loss, image: Tensor, text: Tensor) -> dict[str, dict[str, float]]:
-    """Returns the errors of features in each number format."""
-    right, gradient = with_gradient(loss, image, text, torch.float64)
+def errors(loss: Loss, reference: Loss, image: Tensor, text: Tensor) -> dict[str, dict[str, float]]:
+    """Returns the errors of features in each number format, against the reference in float64."""
+    right, gradient = with_gradient(reference, image, text, torch.float64)
     found = {}
     for name, dtype in DTYPES.items():
         value, rounded = with_gradient(loss, image, text, dtype)

@@ -125,7 +125,7 @@ def run_process(
             yielded += 1
             yield Outcome(cases[yielded - 1], **report)
             if yielded == len(cases) or report.get("failed"):
-                process.join(timeout=30)
+                process.join(timeout=10)
                 return
             current = cases[yielded]
     finally:

@@ -29,10 +29,11 @@ def settings_device(settings: Mapping[str, Any]) -> torch.device:
     return pick_device(settings["kind"])
 
 
-def with_peak(device: torch.device, build: Callable[[], Step]) -> tuple[Step, int]:
+def with_peak(device: torch.device, build: Callable[[], Step], warm: int = WARM) -> tuple[Step, int]:
     """Calls ``build``, takes some steps, and returns the step and the most bytes allocated during the last one.
 
     Bytes count from before the build, so that they include weights, gradients and the optimizer's states.
+    ``warm`` steps come before, on a CPU one.
     """
     gc.collect()
     if device.type == "cpu":
@@ -45,7 +46,7 @@ def with_peak(device: torch.device, build: Callable[[], Step]) -> tuple[Step, in
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
     step = build()
-    for _ in range(WARM):
+    for _ in range(warm):
         step()
     synchronise(device)
     torch.cuda.reset_peak_memory_stats(device)
