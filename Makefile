@@ -49,7 +49,7 @@ format: $(READY)
 # The site of docs/, with the reference made from the code: build/site/index.html.
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
-	@echo "read build/site/index.html, or see it change as you write: $(BIN)/mkdocs serve"
+	@echo "read build/site/index.html, or with a search, and as you write: $(BIN)/mkdocs serve"
 
 install: $(READY)
 	@cluster/system-packages packages.txt

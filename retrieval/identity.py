@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,19 @@ SETTINGS = ("*.json", "*.txt", "*.model")  # configuration, and the files of tok
 
 
 def model_hash(folder: Path) -> str:
-    """Returns the SHA-256 of an export folder's weights. Embeddings of other weights cannot be compared."""
-    return sha256_of(folder / "model.safetensors")
+    """Returns the SHA-256 of an export folder's weights. Embeddings of other weights cannot be compared.
+
+    A process reads a file once, unless it changes.
+    """
+    path = folder.resolve() / "model.safetensors"
+    state = path.stat()
+    return hash_of_state(path, state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def hash_of_state(path: Path, *state: int) -> str:
+    """Returns the SHA-256 of a file that has this state."""
+    return sha256_of(path)
 
 
 def model_digest(folder: Path, words: str) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 GATHERED = 1 << 18  # rows that a search in a part of an index copies at once: 256 MiB at 512 values each
+FEW = 4096  # chosen rows of which a float32 copy is faster
 FEWEST = 64  # rows that are computed again
 CHUNK = 1 << 14  # rows that are copied to float32 at once: 32 MiB at 512 values each
 HALF_ULP = 2.0**-11  # relative, of float16
@@ -36,8 +37,9 @@ def nearest_rows(embeddings: Tensor, query: Tensor, k: int) -> tuple[list[float]
     count = max(4 * k, FEWEST)
     while k and count * SHARE <= len(embeddings):
         values, rows = rough.topk(count)
-        exact = products(embeddings[rows], query)
-        if is_complete(values, exact, embeddings[rows], query, short, k):
+        kept = embeddings.index_select(0, rows)  # a tenth of the time of embeddings[rows]
+        exact = products(kept, query)
+        if is_complete(values, exact, kept, query, short, k):
             return best(exact, rows, k)
         count *= 4
     return all_rows(embeddings, query, k)
@@ -45,10 +47,11 @@ def nearest_rows(embeddings: Tensor, query: Tensor, k: int) -> tuple[list[float]
 
 def nearest_of(embeddings: Tensor, query: Tensor, k: int, rows: NDArray[np.int64]) -> tuple[list[float], list[int]]:
     """Returns as ``nearest_rows``, of these rows only, which are in ascending order. It copies GATHERED at a time."""
+    search = all_rows if len(rows) <= FEW else nearest_rows
     scores, found = torch.empty(0), torch.empty(0, dtype=torch.int64)
     for start in range(0, len(rows), GATHERED):
         part = torch.from_numpy(rows[start : start + GATHERED])
-        values, places = nearest_rows(embeddings[part], query, k)
+        values, places = search(embeddings.index_select(0, part), query.float(), min(k, len(part)))
         scores, found = torch.cat([scores, torch.tensor(values)]), torch.cat([found, part[places]])
     return best(scores, found, min(k, len(found))) if len(found) else ([], [])
 

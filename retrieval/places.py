@@ -59,6 +59,41 @@ class PlaceColumns:
             list(numbers),
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[tuple[PlaceColumns | None, int]]) -> PlaceColumns | None:
+        """Returns the columns of several parts one after the other: columns, or None, and the number of images.
+
+        They are those that ``of`` returns for all images together; None if no part has any.
+        """
+        known = [part for part, _ in parts if part is not None]
+        if not known:
+            return None
+        names = [name for part in known for name in part.names]
+        first = np.cumsum([0, *(len(part.names) for part in known)])
+        offsets = iter(first.tolist())
+        scene = np.concatenate(
+            [
+                np.full(count, -1) if part is None else np.where(part.scene < 0, -1, part.scene + next(offsets))
+                for part, count in parts
+            ]
+        )
+        numbers: dict[str, int] = {}
+        used, places = np.unique(scene[scene >= 0], return_index=True)  # and their first images
+        new = np.full(len(names) + 1, -1, np.int32)  # the last is for -1
+        for old in used[np.argsort(places)].tolist():
+            new[old] = numbers.setdefault(names[old], len(numbers))
+        unknown = [(np.full((count, 4), np.nan), np.full(count, np.nan)) for _, count in parts]
+        bounds = [either[0] if part is None else part.bounds for (part, _), either in zip(parts, unknown, strict=True)]
+        time = [either[1] if part is None else part.time for (part, _), either in zip(parts, unknown, strict=True)]
+        return cls(np.concatenate(bounds), np.concatenate(time), new[scene], list(numbers))
+
+    def part(self, rows: NDArray[np.int64]) -> PlaceColumns | None:
+        """Returns the columns of some rows; None if nothing is known of any of them."""
+        found = PlaceColumns(self.bounds[rows], self.time[rows], self.scene[rows], self.names)
+        if np.isnan(found.bounds).all() and np.isnan(found.time).all() and (found.scene < 0).all():
+            return None
+        return found
+
     def save(self, folder: Path) -> None:
         save_file({"bounds": self.bounds, "time": self.time, "scene": self.scene}, folder / PLACES)
         (folder / SCENES).write_text(json.dumps(self.names) + "\n", encoding="utf-8")

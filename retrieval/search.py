@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from priorclip.common.progress import counted
 from priorclip.data_shards.format.place import COLUMNS
 from priorclip.retrieval.embedding_index import EmbeddingIndex
 from priorclip.retrieval.encoder import Encoder
 from priorclip.retrieval.identity import model_hash
 from priorclip.retrieval.image_gate import ImageGate
 from priorclip.retrieval.places import Within
+
+TOGETHER = 32  # texts that the model encodes at once, before others may use it
 
 
 @dataclass(frozen=True)
@@ -62,35 +63,39 @@ class Searcher:
         self.gate = ImageGate()
         self._lock = threading.Lock()  # of the model; images are decoded and embeddings are compared outside of it
 
-    def by_text(self, text: str, k: int, within: Within | None = None) -> list[Hit]:
+    def by_text(self, text: str, k: int, within: Within | None = None, exact: bool = False) -> list[Hit]:
         """Returns the k images most similar to a text, within the limits.
 
-        Raises ValueError for a blank text, and for limits if the index has no places.
+        ``exact`` compares all images, also if the index has an approximate part. Raises ValueError for a blank text,
+        and for limits if the index has no places.
         """
         with self._lock:
             query = self.encoder.text(text)
-        return self._hits(query, k, within)
+        return self._hits(query, k, within, exact)
 
-    def by_texts(self, texts: Sequence[str], k: int, within: Within | None = None) -> Iterator[list[Hit]]:
-        """Yields as ``by_text`` for each text. The model encodes many texts at a time. Raises as ``by_text``."""
-        with self._lock:
-            queries = self.encoder.embed_texts(texts)
+    def by_texts(
+        self, texts: Sequence[str], k: int, within: Within | None = None, exact: bool = False
+    ) -> Iterator[list[Hit]]:
+        """Yields as ``by_text`` for each text. The model encodes some texts at a time. Raises as ``by_text``."""
         rows = None if within is None else within.rows(self.index.columns)
-        for query in counted(queries, "queries", "query"):
-            yield self._hits_among(query, k, rows)
+        for start in range(0, len(texts), TOGETHER):
+            with self._lock:
+                queries = self.encoder.embed_texts(texts[start : start + TOGETHER])
+            for query in queries:
+                yield self._hits_among(query, k, rows, exact)
 
-    def by_image(self, data: bytes, k: int, within: Within | None = None) -> list[Hit]:
+    def by_image(self, data: bytes, k: int, within: Within | None = None, exact: bool = False) -> list[Hit]:
         """Returns the k images most similar to an encoded image. Raises BadSample if it cannot be read."""
         with self.gate.reading(lambda: data):
             pixels = self.encoder.decode(data)
         with self._lock:
             query = self.encoder.feature(pixels)
-        return self._hits(query, k, within)
+        return self._hits(query, k, within, exact)
 
-    def by_row(self, row: int, k: int, within: Within | None = None) -> list[Hit]:
+    def by_row(self, row: int, k: int, within: Within | None = None, exact: bool = False) -> list[Hit]:
         """Returns the k images most similar to an image of the index, itself included. Raises IndexError."""
         self.index.entry(row)
-        return self._hits(self.index.embeddings[row].float(), k, within)
+        return self._hits(self.index.embeddings[row].float(), k, within, exact)
 
     def belief(self, row: int, side: int) -> Image.Image:
         """Returns the belief map of an image of the index over its centred square. Raises IndexError."""
@@ -106,11 +111,11 @@ class Searcher:
         """
         return self.gate.reading(lambda: self.index.read_image(row))
 
-    def _hits(self, query: Tensor, k: int, within: Within | None) -> list[Hit]:
-        return self._hits_among(query, k, None if within is None else within.rows(self.index.columns))
+    def _hits(self, query: Tensor, k: int, within: Within | None, exact: bool) -> list[Hit]:
+        return self._hits_among(query, k, None if within is None else within.rows(self.index.columns), exact)
 
-    def _hits_among(self, query: Tensor, k: int, rows: NDArray[np.int64] | None) -> list[Hit]:
-        found = zip(*self.index.nearest(query, k, rows), strict=True)
+    def _hits_among(self, query: Tensor, k: int, rows: NDArray[np.int64] | None, exact: bool) -> list[Hit]:
+        found = zip(*self.index.nearest(query, k, rows, exact), strict=True)
         return [self._hit(rank, score, row) for rank, (score, row) in enumerate(found, 1)]
 
     def _hit(self, rank: int, score: float, row: int) -> Hit:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from html.parser import HTMLParser
@@ -18,10 +16,12 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 from house import ROOT
+from PIL import Image
 
 from demo.config import DemoConfig
 from priorclip.__main__ import COMMANDS
 from priorclip.pretrain.commands import PretrainConfig
+from tests.site_page import build, take_pictures
 
 PUBLIC = ("model", "data_shards", "retrieval")
 TABLE = re.compile(r"^\|[ :|-]+\|$", re.MULTILINE)
@@ -59,12 +59,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    # As the Makefile does: this program does not look for modules in the working directory.
-    words = [str(Path(sys.executable).with_name("mkdocs")), "build", "--strict", "--site-dir", str(folder)]
-    variables = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "WARNING" not in done.stderr
+    build(folder)
     return folder
 
 
@@ -167,6 +162,21 @@ def test_a_file_of_the_repository_is_on_the_site(site: Path, pages: dict[str, Pa
 def test_reading_the_site_asks_no_other_server(pages: dict[str, Page]) -> None:
     asked = {link for page in pages.values() for link in page.fetched if urlsplit(link).scheme not in ("", "data")}
     assert not asked
+
+
+def test_the_first_page_in_a_browser(site: Path, tmp_path: Path) -> None:
+    """In light and in dark colours, without errors and without a request to another server. CONTRIBUTING shows both."""
+    pictures = tmp_path / "first-page.png", tmp_path / "first-page-dark.png"
+    asked = take_pictures(site, pictures)
+    assert {urlsplit(address).hostname for address in asked if not address.startswith("data:")} == {"127.0.0.1"}
+    for taken in pictures:
+        new, stored = (Image.open(path).convert("L") for path in (taken, ROOT / "docs" / taken.name))
+        assert new.size == stored.size
+        for picture in (new, stored):
+            share = sum(picture.histogram()[128:]) / (picture.width * picture.height)
+            assert share < 0.2 if "dark" in taken.name else share > 0.7
+            low, high = picture.getextrema()
+            assert high - low > 150  # there is text
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda path: path.stem)

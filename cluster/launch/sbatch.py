@@ -57,9 +57,15 @@ def render_script(config: SbatchConfig, run: Sequence[str]) -> str:
     """Returns the batch script of ``run``."""
     path = Path(config.template) if config.template else TEMPLATES[config.launcher]
     try:
-        template = path.read_text()
+        template = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"--template {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--template {path} is no text in UTF-8: {error}") from error
+    if not template.startswith("#!"):
+        raise ValueError(f"--template {path} is no batch script: its first line must be #!/bin/bash")
+    if "{{command}}" not in template:
+        raise ValueError(f"--template {path} does not start the run: put {{{{command}}}} where it belongs")
     return fill_template(template, template_values(config, run), str(path))
 
 

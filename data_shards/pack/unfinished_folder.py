@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from priorclip.common.files import is_stale, temporary_paths, write_bytes
 from priorclip.common.output import get_logger
@@ -158,13 +159,22 @@ def load_finished(folder: Path, fingerprint: str) -> Manifest | None:
     return manifest if manifest and manifest.fingerprint == fingerprint else None
 
 
+def nothing_packed(bad: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the message if no record could be packed, with the reason of the first."""
+    if not bad:
+        return "there are no records to pack"
+    first = bad[0]
+    detail = f" ({str(first['detail']).strip()})" if first.get("detail") else ""
+    return f"none of {len(bad)} records could be packed; the first, {first['key']}: {first['reason']}{detail}"
+
+
 def join_records(folder: Path, names: Sequence[str], fingerprint: str, options: dict, selection: Selection) -> Manifest:
     progress = folder / PROGRESS
     contents = [read_shard_record(progress / f"{name}.json") for name in names]
     manifest = combine_contents(contents, fingerprint, options, selection.counts)
     bad = [row for content in contents for row in content.bad]
     if not manifest.samples:
-        raise ValueError(f"none of {len(bad)} records could be packed: {bad[0] if bad else 'there are no records'}")
+        raise ValueError(nothing_packed(bad))
     for name, rows in ((QUARANTINE, bad), (DUPLICATES, selection.duplicates), (EXCLUDED, selection.excluded)):
         if rows is not None:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

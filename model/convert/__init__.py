@@ -124,6 +124,8 @@ def write_tokenizer(config: ConvertConfig, converted: Converted, folder: Path) -
     try:
         tokenizer = open_tokenizer(name)
     except (OSError, ValueError) as error:
+        if Path(name).is_dir():
+            raise ValueError(f"{error}: name another by --tokenizer") from error
         raise OSError(
             f"the tokenizer '{name}' is no folder, and the hub does not give it: name another by --tokenizer ({error})"
         ) from error

@@ -8,20 +8,16 @@ Read by safetensors, by ``torch.load(weights_only=True)``, or as a TorchScript a
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from priorclip.common.safe_load import refuse_bomb
 from priorclip.common.untrusted_json import read_object
 from priorclip.model.convert.torchscript import is_torchscript, read_torchscript
+from priorclip.model.encoders.weight_file import read_weight_file
 from priorclip.model.encoders.weights import State
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "module")
@@ -59,14 +55,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         return read_folder(path)
     if not path.is_file():
         raise FileNotFoundError(f"--input {path}: no such file or folder")
-    if path.suffix == ".safetensors":
-        try:
-            return Checkpoint(str(path), unwrapped(load_file(path), path), open_clip_facts(path.parent))
-        except SafetensorError as error:
-            raise ValueError(f"--input {path} is damaged: {error}") from error
-    if is_torchscript(path):
+    if path.suffix != ".safetensors" and is_torchscript(path):
         return Checkpoint(str(path), unwrapped(read_torchscript(path), path), scripted=True)
-    loaded = load_weights_only(path)
+    try:
+        loaded = read_weight_file(path)
+    except ValueError as error:
+        raise ValueError(f"--input {error}") from error
     facts = loaded.get("config") if isinstance(loaded, Mapping) else None
     facts = dict(facts) if isinstance(facts, Mapping) else {}
     return Checkpoint(str(path), unwrapped(loaded, path), facts | open_clip_facts(path.parent))
@@ -93,21 +87,6 @@ def read_config(path: Path) -> dict[str, Any]:
         return read_object(path, MAX_BYTES)
     except FileNotFoundError:
         return {}
-
-
-def load_weights_only(path: Path) -> Any:
-    """Reads a file by torch.load(weights_only=True). Raises ValueError if it holds more than weights."""
-    refuse_bomb(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(
-            f"--input {path} holds more than weights, and reading it would execute its code. Save only its "
-            f"state_dict as .safetensors, on a machine where you trust the file. ({reason})"
-        ) from error
-    except (RuntimeError, EOFError, OSError, LookupError, TypeError, MemoryError) as error:
-        raise ValueError(f"--input {path} cannot be read by torch: {error}") from error
 
 
 def unwrapped(loaded: Any, path: Path) -> State:

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from priorclip.common.files import file_aside
+from priorclip.model.encoders.weight_file import read_weight_file
 
 # Vision encoder and prior get the same images, so their hashes are kept as long as the tensor lives.
 KNOWN_NAMES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -71,7 +72,7 @@ class FeatureCache:
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
             return False
-        self.outputs[name] = load_file(path)["output"]
+        self.outputs[name] = read_weight_file(path)["output"]
         return True
 
     def write(self, name: str) -> None:

@@ -13,13 +13,11 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from priorclip.common.packages import PACKAGE, package_folder
-from priorclip.common.safe_load import refuse_bomb
 from priorclip.model.config import EncoderConfig, SceneConfig
+from priorclip.model.encoders.weight_file import read_weight_file
 from priorclip.model.export_config import read_export_config
 
 State = dict[str, Tensor]
@@ -56,14 +54,11 @@ def read_state(path: Path) -> State:
 
     Raises:
         FileNotFoundError: no such file
-        ValueError: the file holds no state dict
+        ValueError: the file holds no state dict, is damaged, or reading it would execute code
     """
     if not path.is_file():
         raise FileNotFoundError(f"no weight file {path}")
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    refuse_bomb(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_weight_file(path)
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -118,7 +113,7 @@ def scene_backbone(source: str | None) -> EncoderConfig | None:
 def read_scene_folder(folder: Path, backbone: nn.Module) -> State:
     """Returns the backbone of an exported scene classifier, and its head if ``backbone`` has one."""
     prefix = "backbone.model."
-    state = load_file(folder / "model.safetensors")
+    state = read_state(folder / "model.safetensors")
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     head = (getattr(backbone, "pretrained_cfg", None) or {}).get("classifier")
     if getattr(backbone, "num_classes", 0) and isinstance(head, str):

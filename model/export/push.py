@@ -16,9 +16,12 @@ from pathlib import Path
 import yaml
 
 from priorclip.common.hub import ID, hide_bars_in_logs
+from priorclip.common.safe_tokenizer import open_tokenizer
 from priorclip.model.commands import ExportConfig, PushConfig
 from priorclip.model.config import SceneConfig
+from priorclip.model.export.folder import from_pretrained
 from priorclip.model.export.formats import write_format
+from priorclip.model.export.to_open_clip import TOKENIZER_FILES
 from priorclip.model.export_config import CODE, read_export_config
 
 SUFFIXES = (".json", ".txt", ".model", ".safetensors")
@@ -38,7 +41,7 @@ def push(config: PushConfig) -> str:
 
     Raises:
         OSError: the hub refuses; the message has its reason
-        ValueError: bad options, no token, or a public repository without ``public``
+        ValueError: bad options, no token, a damaged export, or a public repository without ``public``
     """
     found = ID.fullmatch(config.repo)
     if not found or found["revision"]:
@@ -48,6 +51,7 @@ def push(config: PushConfig) -> str:
         raise FileNotFoundError(
             f"--input {source} is no export folder: `python -m model export --input RUN` writes one"
         )
+    check_whole(source)
     if config.example is not None and not Path(config.example).is_file():
         raise FileNotFoundError(f"--example {config.example} is no file")
     with tempfile.TemporaryDirectory() as temporary:
@@ -56,6 +60,13 @@ def push(config: PushConfig) -> str:
             folder = Path(temporary) / "model"
             write_format(source, ExportConfig(str(source), str(folder), "transformers"))
         return upload(config, folder, complete_card(config, source, folder))
+
+
+def check_whole(source: Path) -> None:
+    """Raises OSError or ValueError, which name the file, for an export that nobody could load."""
+    from_pretrained(source)
+    if any((source / name).is_file() for name in TOKENIZER_FILES):
+        open_tokenizer(str(source))
 
 
 def upload(config: PushConfig, folder: Path, card: str) -> str:

@@ -2,9 +2,11 @@
 
     add_images(AddConfig(index="runs/index", data="shards/new"))         # (120 added, 3 there already)
     remove_images(RemoveConfig(index="runs/index", scene="T32/*"))       # 57 removed
+    make_approximate(ApproximateConfig(index="runs/index"))              # Cells, or None if they were removed
 
 An image is there already if the index names its place: its file, or its tar and row. Its key may occur twice, because
-two sets can use one name. Images keep their order, and new ones come last.
+two sets can use one name. Images keep their order, and new ones come last. The approximate part of an index gets the
+new images and loses the others, and its recall is measured again; after a growth by half it is made anew.
 
 The new index is written beside the old one, which it then replaces. A search or server that has the old one open goes
 on with it. One command at a time changes an index.
@@ -12,9 +14,9 @@ on with it. One command at a time changes an index.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,12 @@ import torch
 
 from priorclip.common.masking import masked
 from priorclip.common.progress import counted
-from priorclip.retrieval.commands import AddConfig, RemoveConfig
-from priorclip.retrieval.embedding_index import EmbeddingIndex, encode_entries, require_index, write_folder
+from priorclip.retrieval.commands import AddConfig, ApproximateConfig, RemoveConfig
+from priorclip.retrieval.embedding_index import EmbeddingIndex, encode_entries, require_index, write_cells, write_folder
 from priorclip.retrieval.encoder import Encoder
 from priorclip.retrieval.gallery import merge_skipped, open_gallery
+from priorclip.retrieval.indexing.cell_training import CAPTIONS, changed, evenly, make_cells, require_faiss
+from priorclip.retrieval.indexing.cells import Cells
 from priorclip.retrieval.indexing.index_lock import changing
 from priorclip.retrieval.places import Within
 from priorclip.retrieval.search import format_location, require_own_model
@@ -60,7 +64,9 @@ def add_images(config: AddConfig) -> tuple[int, int]:
             "data": names_of_data(index.about["data"], masked(config.data)),
             "skipped": merge_skipped(index.about.get("skipped", {}), skipped),
         }
-        write_folder(folder, about, torch.cat([index.embeddings, features]), chain(entries_of(index), entries))
+        embeddings = torch.cat([index.embeddings, features])
+        cells = None if index.cells is None else changed(index.cells.with_rows(features), embeddings)
+        write_folder(folder, about, embeddings, entries, cells, (index, np.arange(len(index))))
         return len(features), there
 
 
@@ -78,20 +84,59 @@ def remove_images(config: RemoveConfig) -> int:
         gone = np.ones(len(index), bool)
         if within is not None:
             gone = np.isin(np.arange(len(index)), within.rows(index.columns))
-        if config.image_keys:
+        if config.image_keys or config.shards:
             for row in np.flatnonzero(gone).tolist():
-                key = index.entry(row)["key"]
-                gone[row] = any(fnmatchcase(key, pattern) for pattern in config.image_keys)
+                gone[row] = is_meant(index.entry(row), config)
         if not gone.any():
             raise ValueError(f"no image of the index {folder} is meant: see its keys with `retrieval search`")
         if gone.all():
             raise ValueError(f"all {len(index)} images of the index {folder} are meant: remove the folder instead")
         kept = np.flatnonzero(~gone)
         about = index.about | {"images": len(kept)}
-        write_folder(
-            folder, about, index.embeddings[torch.from_numpy(kept)], (index.entry(row) for row in kept.tolist())
-        )
+        embeddings = index.embeddings[torch.from_numpy(kept)]
+        cells = None if index.cells is None else changed(index.cells.without_rows(kept), embeddings)
+        write_folder(folder, about, embeddings, [], cells, (index, kept))
         return int(gone.sum())
+
+
+def is_meant(entry: dict[str, Any], config: RemoveConfig) -> bool:
+    """Tells whether an image has one of the keys, and is from one of the shards, as far as these are given."""
+    shard = entry.get("shard", "")
+    names = (shard, shard.rpartition("/")[2])
+    is_key = any(fnmatchcase(entry["key"], pattern) for pattern in config.image_keys)
+    is_shard = bool(shard) and any(fnmatchcase(name, pattern) for name in names for pattern in config.shards)
+    return (is_key or not config.image_keys) and (is_shard or not config.shards)
+
+
+def make_approximate(config: ApproximateConfig, texts: list[str] | None = None) -> Cells | None:
+    """Makes the approximate part of an index anew from its embeddings, or removes it. A damaged one is replaced.
+
+    Args:
+        texts: measure the recall with these; None takes the texts of the part that is there, or noisy images
+
+    Raises:
+        BlockingIOError: another command changes the index
+        ValueError: faiss is missing, or the model of ``texts`` did not make the index
+    """
+    require_index(Path(config.index))
+    with changing(Path(config.index)) as folder:
+        index = EmbeddingIndex.load(folder, exact=True)
+        if config.remove:
+            write_cells(folder, index.about, None)
+            return None
+        require_faiss("an approximate index")
+        queries = None
+        if texts is not None:
+            encoder = Encoder.load(config.model or index.find_model(), config.device, config.precision)
+            require_own_model(index, encoder)
+            queries = encoder.embed_texts(evenly(texts))
+        elif index.about.get("approximate", {}).get("queries") == CAPTIONS:
+            with contextlib.suppress(ValueError):  # it is damaged, and so are its texts
+                old = EmbeddingIndex.load(folder).cells
+                queries = None if old is None else old.queries.float()
+        cells = make_cells(index.embeddings, queries, CAPTIONS, config.recall)
+        write_cells(folder, index.about, cells)
+        return cells
 
 
 def entries_of(index: EmbeddingIndex) -> Iterator[dict[str, Any]]:

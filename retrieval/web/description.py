@@ -25,8 +25,14 @@ HIT = {
     },
 }
 QUERY = {"type": "object", "description": "what was searched for: text, or image"}
-FOUND = {"type": "object", "required": ["query", "hits"],
-         "properties": {"query": QUERY, "hits": {"type": "array", "items": HIT}}}  # fmt: skip
+HITS = {"query": QUERY, "hits": {"type": "array", "items": HIT}}
+WAY = {
+    "search": {**TEXT, "enum": ["exact", "approximate"], "description": "whether all images were compared"},
+    "recall_at_10": {"type": "number", "description": "share of the ten best images that an approximate search finds"},
+}
+FOUND = {"type": "object", "required": ["query", "hits", "search"], "properties": {**HITS, **WAY}}
+ANSWERS = {"type": "array", "items": {"type": "object", "required": ["query", "hits"], "properties": HITS}}
+FOUND_MANY = {"type": "object", "required": ["answers", "search"], "properties": {"answers": ANSWERS, **WAY}}
 ERROR = {"type": "object", "required": ["error"], "properties": {"error": TEXT}}
 
 
@@ -42,8 +48,30 @@ SEARCHES = [
                             "the dateline"),
     parameter("time", TEXT, "only images acquired in 2024, 2024-06, 2024-06-30, or FROM/TO of these (UTC)"),
     parameter("scene", TEXT, "only images of this scene; * and ? stand for any characters"),
+    parameter("exact", {**TEXT, "enum": ["true", "false"]}, "true compares all images, also if the index has an "
+                                                            "approximate part"),
     parameter("format", {**TEXT, "enum": ["json", "geojson"]}, "json by default"),
 ]  # fmt: skip
+MANY: dict[str, Any] = {
+    "type": "object",
+    "required": ["queries"],
+    "additionalProperties": False,
+    "properties": {
+        "queries": {"type": "array", "minItems": 1, "maxItems": 256, "items": {**TEXT, "maxLength": 1000},
+                    "description": "texts to look for; the answers are in their order"},
+        "k": {"type": "integer", "minimum": 1, "default": 24, "description": "number of results of each, at most 200"},
+        "exact": {"type": "boolean", "default": False, "description": "compare all images"},
+        **{each["name"]: {"type": ["string", "null"], "description": each["description"]}
+           for each in SEARCHES if each["name"] in ("bbox", "time", "scene")},
+    },
+}  # fmt: skip
+MANY_TEXT = "The images most similar to each of many texts: JSON of at most 1 MiB, with its Content-Length."
+MANY_ERRORS = {
+    "408": "the body took too long",
+    "411": "a POST needs one Content-Length",
+    "413": "the body is too large",
+    "415": "the Content-Type is not application/json",
+}
 ROW = parameter("row", NUMBER, "row of the image in the index", "path")
 TILE = [parameter(name, NUMBER, text, "path") for name, text in (
     ("z", "zoom, 0 to 24"), ("x", "column from the west"), ("y", "row from the north"))]  # fmt: skip
@@ -69,8 +97,8 @@ ERRORS = {
     "404": "nothing has this address or row",
     "410": "the image cannot be read any more",
     "421": "the Host header names another server",
-    "501": "the method is neither GET nor HEAD",
-    "503": "too many connections are open",
+    "501": "the method is neither GET nor HEAD, nor POST to /search",
+    "503": "too many connections are open, or too many lists of queries wait",
 }
 
 
@@ -82,6 +110,10 @@ def description() -> dict[str, Any]:
     for path, (text, asked, content) in ROUTES.items():
         found: dict[str, Any] = {"200": {"description": "found", "content": content}}
         paths[path] = {"get": {"summary": text, "parameters": asked, "responses": {**found, **errors}}}
+    more = {code: {**errors["400"], "description": text} for code, text in MANY_ERRORS.items()}
+    many = {"200": {"description": "found", "content": {"application/json": {"schema": FOUND_MANY}}}, **errors, **more}
+    body = {"required": True, "content": {"application/json": {"schema": MANY}}}
+    paths["/search"]["post"] = {"summary": MANY_TEXT, "requestBody": body, "responses": many}
     return {"openapi": "3.1.0", "info": {"title": "Image search", "version": "1"}, "paths": paths}
 
 
@@ -92,11 +124,14 @@ def description_page() -> bytes:
         "<link rel=icon href=data:,>"
         "<style>:root{color-scheme:light dark}body{max-width:52rem;margin:2rem auto;padding:0 1rem;"
         "font:16px/1.5 system-ui,sans-serif}dt{font-family:monospace}</style><h1>Routes</h1>"
-        '<p>All routes answer GET and HEAD. For programs: <a href="/openapi.json">openapi.json</a>.'
+        '<p>All routes answer GET and HEAD. For programs: <a href="/openapi.json">openapi.json</a>.',
+        f"<h2><code>POST /search</code></h2><p>{html.escape(MANY_TEXT)} Answers application/json.<dl>",
+        *(f"<dt>{name}<dd>{html.escape(each['description'])}" for name, each in MANY["properties"].items()),
+        "</dl>",
     ]
     for path, (text, asked, content) in ROUTES.items():
         parts.append(f"<h2><code>{html.escape(path)}</code></h2><p>{html.escape(text)} Answers {', '.join(content)}.")
         rows = "".join(f"<dt>{each['name']}<dd>{html.escape(each['description'])}" for each in asked)
         parts.append(f"<dl>{rows}</dl>" if rows else "")
-    errors = "".join(f"<dt>{code}<dd>{html.escape(text)}" for code, text in ERRORS.items())
+    errors = "".join(f"<dt>{code}<dd>{html.escape(text)}" for code, text in sorted({**ERRORS, **MANY_ERRORS}.items()))
     return "".join([*parts, f"<h2>Errors</h2><dl>{errors}</dl>"]).encode()

@@ -2,8 +2,11 @@
 
     a name in Host: that is not ours     421: a page of another site reached us by a name of its own (DNS rebinding)
     a body, or headers that are broken   400, and the connection ends: their rest would be read as the next request
-    another method than GET and HEAD     501, and the connection ends
-    a head that takes too long           the connection ends after ``HEAD_SECONDS``, however it trickles
+    another method than GET and HEAD     501, and the connection ends; except POST to the paths in ``BODIES``
+    a POST that is no JSON               415, and the connection ends: a page of another site may send forms and text,
+                                         but no JSON, because the browser asks us first and gets 501
+    a POST of unknown or large size      411 or 413, and the connection ends
+    a head or a body that takes too long the connection ends after ``HEAD_SECONDS``, however it trickles
     a client that does not read          the connection ends after ``IDLE_SECONDS``
 
 Allowed names are addresses in digits, localhost, the name of this machine, the host that the server listens on, and
@@ -30,6 +33,8 @@ from priorclip.common.output import get_logger
 log = get_logger(__name__)
 
 METHODS = ("GET", "HEAD")
+BODIES = ("/search",)  # paths that take POST with a JSON body
+MOST_BODY = 1 << 20  # bytes
 IDLE_SECONDS = 30.0  # between two requests of a connection
 HEAD_SECONDS = 20.0  # for request line and headers, from their first byte
 LOGGED = 300  # bytes of a malformed request that the log shows
@@ -114,11 +119,15 @@ def check_request(scope: Scope, names: frozenset[str]) -> None:
     Raises:
         RefusedRequest: the request must not be answered
     """
-    if scope["method"] not in METHODS:
+    posts = scope["method"] == "POST"
+    if not is_answered(scope["method"], scope["path"]):
         raise RefusedRequest("this server only reads: it answers GET and HEAD", HTTPStatus.NOT_IMPLEMENTED)
     headers = [(name, value.decode("latin-1").strip()) for name, value in scope["headers"]]
+    if posts:
+        check_body(headers)
     lengths = [value for name, value in headers if name == b"content-length"]
-    if any(name == b"transfer-encoding" for name, _ in headers) or any(length != "0" for length in lengths):
+    has_body = any(name == b"transfer-encoding" for name, _ in headers) or any(length != "0" for length in lengths)
+    if has_body and not posts:
         raise RefusedRequest("a request with a body is not answered")
     places = [value for name, value in headers if name == b"host"]
     if len(places) != 1:
@@ -132,6 +141,29 @@ def check_request(scope: Scope, names: frozenset[str]) -> None:
             raise RefusedRequest("the address is malformed") from error
         check_host(parts.netloc, names)
         scope["path"] = unquote(parts.path)
+
+
+def is_answered(method: str, path: str) -> bool:
+    """Tells whether this server has an answer to such requests at all."""
+    return method in METHODS or (method == "POST" and path in BODIES)
+
+
+def check_body(headers: list[tuple[bytes, str]]) -> None:
+    """Checks the headers of a request with a body: JSON of a known length.
+
+    Raises:
+        RefusedRequest: it has another type, no length, or too many bytes
+    """
+    kinds = [value.partition(";")[0].strip().lower() for name, value in headers if name == b"content-type"]
+    if kinds != ["application/json"]:
+        raise RefusedRequest("a POST takes Content-Type: application/json", HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
+    lengths = [value for name, value in headers if name == b"content-length"]
+    if any(name == b"transfer-encoding" for name, _ in headers) or len(lengths) != 1:
+        raise RefusedRequest("a POST needs one Content-Length, and no Transfer-Encoding", HTTPStatus.LENGTH_REQUIRED)
+    if not re.fullmatch(r"\d{1,19}", lengths[0], re.ASCII):
+        raise RefusedRequest("the Content-Length is malformed")
+    if int(lengths[0]) > MOST_BODY:
+        raise RefusedRequest(f"a body has at most {MOST_BODY} bytes", HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 
 
 class GuardedProtocol(H11Protocol):
@@ -179,15 +211,16 @@ class GuardedProtocol(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """Refuses a malformed head or body, with the status of the method if that is not answered at all."""
         log.debug("%s sent a malformed request: %s", self.client, self._begun.decode("latin-1"))
-        method = self._begun.partition(b" ")[0].decode("latin-1")
+        method, _, rest = self._begun.decode("latin-1").partition(" ")
+        path = rest.partition(" ")[0]
         status = HTTPStatus.BAD_REQUEST
         if self.cycle is not None:
             if self.cycle.response_started and not self.cycle.response_complete:
                 self.transport.abort()
                 return
-            method = self.scope["method"]
+            method, path = self.scope["method"], self.scope["path"]
             self.cycle.disconnected = True  # its answer would be written after this one
-        if re.fullmatch("[A-Z]+", method) and method not in METHODS:
+        if re.fullmatch("[A-Z]+", method) and not is_answered(method, path):
             status = HTTPStatus.NOT_IMPLEMENTED
         body = b"" if method == "HEAD" else b'{"error": "the request is malformed"}'
         head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: application/json\r\n"

@@ -6,12 +6,13 @@
     GET /image/12?side=320          the centred square of image 12 as a JPEG; without side the whole image
     GET /belief/12?side=320         the square under the belief map, which shows where the scene prior looks
     GET /search?...&format=geojson  the hits as a GeoJSON FeatureCollection
+    POST /search                    {"queries": ["a river", "a road"], "k": 24}: {"answers": [{"query", "hits"}, ...]}
     GET /tile/14/8823/5650          the scenes of the index in this tile of a web map, as a PNG; 204 if it is empty
     GET /docs, /openapi.json        the description of all routes, for people and for programs
 
 The server only reads. A request names an image by its row and never by a path. guarded_requests.py says which requests
 it answers. One thread talks to all clients; others search, and others again read images, so that large images
-delay no search.
+delay no search. Requests with many queries have one thread for all of them, and ``MOST_WAITING`` places.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
@@ -39,10 +41,17 @@ from priorclip.common.output import get_logger
 from priorclip.common.safe_paths import UnsafePath
 from priorclip.data_shards.format.sample import BadSample
 from priorclip.retrieval.hit_formats import format_hits
-from priorclip.retrieval.search import Searcher
-from priorclip.retrieval.web.answers import BadRequest, answer_belief, answer_image, answer_search, find_hits
+from priorclip.retrieval.search import Hit, Searcher
+from priorclip.retrieval.web.answers import (
+    BadRequest,
+    answer_belief,
+    answer_image,
+    answer_search,
+    answer_searches,
+    find_hits,
+)
 from priorclip.retrieval.web.description import description, description_page
-from priorclip.retrieval.web.guarded_requests import IDLE_SECONDS, Guard, GuardedProtocol, allowed_names
+from priorclip.retrieval.web.guarded_requests import HEAD_SECONDS, IDLE_SECONDS, Guard, GuardedProtocol, allowed_names
 from priorclip.retrieval.web.scene_tiles import DEEPEST, SceneTiles
 
 log = get_logger(__name__)
@@ -50,6 +59,7 @@ log = get_logger(__name__)
 WAITING_CONNECTIONS = 1024  # that connect at the same moment; the kernel drops the others
 MOST_CONNECTIONS = 8192  # that are open at the same time; others get 503
 SEARCH_THREADS, IMAGE_THREADS = 4, 8
+MOST_WAITING = 16  # requests with many queries that are read, wait or are answered; others get 503
 POLICY = {
     "default-src": "'none'",
     "img-src": "'self' data:",
@@ -96,6 +106,8 @@ class SearchServer:
         self._warned = False
         self._searches = ThreadPoolExecutor(SEARCH_THREADS, "search")
         self._images = ThreadPoolExecutor(IMAGE_THREADS, "image")
+        self._many = ThreadPoolExecutor(1, "queries")
+        self._waiting = 0  # requests with many queries; only the thread that talks to the clients changes it
         self._ended = threading.Event()
         self._ended.set()
         config = uvicorn.Config(
@@ -150,6 +162,7 @@ class SearchServer:
         self.socket.close()
         self._searches.shutdown()
         self._images.shutdown()
+        self._many.shutdown()
 
     def warn_of_place(self, error: UnsafePath) -> None:
         """Logs the first image that the server may not read."""
@@ -163,7 +176,7 @@ class SearchServer:
 
         def search(query: dict[str, list[str]]) -> Answer:
             if query.get("format", ["json"])[0] == "geojson":
-                return GEOJSON, format_hits(find_hits(searcher, query)[1], "geojson").encode()
+                return GEOJSON, format_found(find_hits(searcher, query)).encode()
             return JSON, json.dumps(answer_search(searcher, query)).encode()
 
         def of_row(name: str) -> Route:
@@ -179,6 +192,21 @@ class SearchServer:
             query = words(request)
             return await self._reply(request, searches, lambda: search(query))
 
+        async def found_many(request: Request) -> Response:
+            if self._waiting >= MOST_WAITING:
+                answer = failure(HTTPStatus.SERVICE_UNAVAILABLE, "too many lists of queries wait: ask again later")
+                return closing(answer)  # the body is not read
+            self._waiting += 1
+            try:
+                async with asyncio.timeout(HEAD_SECONDS):
+                    body = await request.body()
+                many = partial(answer_searches, searcher, body)
+                return await self._reply(request, self._many, lambda: (JSON, json.dumps(many()).encode()))
+            except TimeoutError:
+                return closing(failure(HTTPStatus.REQUEST_TIMEOUT, "the body took too long"))
+            finally:
+                self._waiting -= 1
+
         async def tile(request: Request) -> Response:
             found = request.path_params["z"], request.path_params["x"], request.path_params["y"]
             if self.tiles is None or not all(re.fullmatch(r"\d{1,8}", each, re.ASCII) for each in found):
@@ -191,7 +219,8 @@ class SearchServer:
 
         return [
             Route("/", fixed(HTML, self.page)),
-            Route("/search", found),
+            Route("/search", found, methods=["GET"]),
+            Route("/search", found_many, methods=["POST"]),
             of_row("image"),
             of_row("belief"),
             Route("/tile/{z}/{x}/{y}", tile),
@@ -238,6 +267,18 @@ def response(status: HTTPStatus, kind: str, body: bytes, cached: bool = False) -
     status = status if body else HTTPStatus.NO_CONTENT
     kept = "private, max-age=3600" if cached else "no-store"
     return Response(body, status, {"Content-Type": kind, **HEADERS, "Cache-Control": kept})
+
+
+def closing(answer: Response) -> Response:
+    """Lets the connection end after an answer, because the rest of the request was not read."""
+    answer.headers["Connection"] = "close"
+    return answer
+
+
+def format_found(found: tuple[dict[str, Any], list[Hit], dict[str, Any]]) -> str:
+    """Returns what ``find_hits`` found as GeoJSON."""
+    _, hits, way = found
+    return format_hits(hits, "geojson", way)
 
 
 def failure(status: HTTPStatus, message: str) -> Response:

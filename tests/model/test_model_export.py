@@ -6,7 +6,9 @@ import math
 import pytest
 import torch
 from tiny_models import tiny
+from transformers import AutoTokenizer, CLIPImageProcessor, CLIPProcessor
 
+from priorclip.data_shards import train_tokenizer
 from priorclip.model.build import build_model
 from priorclip.model.config import EncoderConfig, SceneConfig
 from priorclip.model.convert.positions import resampled
@@ -86,6 +88,20 @@ def test_files_of_the_folder(folder):
     assert "stage_two.mean_recall | 42.12" in card
     assert json.loads((folder / "preprocessor_config.json").read_text())["crop_size"]["height"] == 64
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_limits_of_earlier_uses_of_a_tokenizer_are_left_out(made, tmp_path):
+    """A tokenizer remembers its last call, and a processor of transformers prefers that to model_max_length."""
+    long = "a river beside many planes " * 9
+    words = train_tokenizer([long], tmp_path / "words", 300, 9)
+    words([long], truncation=True, max_length=9, padding="max_length")
+    words.save_pretrained(str(tmp_path / "used"))
+    assert json.loads((tmp_path / "used" / "tokenizer.json").read_text())["truncation"]["max_length"] == 9
+    export = save_pretrained(made.state_dict(), made.config, tmp_path / "export", tmp_path / "used")
+    length = made.config.text.context_length
+    for source, wanted in ((tmp_path / "used", 9), (export, length)):
+        processor = CLIPProcessor(CLIPImageProcessor(), AutoTokenizer.from_pretrained(str(source)))
+        assert len(processor(text=[long], truncation=True)["input_ids"][0]) == wanted
 
 
 def test_no_path_of_this_machine_is_written(made, tmp_path):

@@ -188,6 +188,16 @@ def test_a_tokenizer_that_a_file_names_is_not_loaded(folder_of_open_clip, capsys
     assert "its own is not beside the weights: name it by --tokenizer" in capsys.readouterr().err
 
 
+def test_a_damaged_tokenizer_beside_the_weights_is_named(exported, tmp_path, capsys):
+    folder = shutil.copytree(exported[1], tmp_path / "out")
+    (folder / "tokenizer.json").write_text("{")
+    assert main(["convert", "--input", str(folder), "--output", str(tmp_path / "back")]) == 2
+    error = capsys.readouterr().err
+    assert f"the tokenizer '{folder}' cannot be loaded" in error
+    assert "name another by --tokenizer" in error
+    assert "hub" not in error
+
+
 def test_a_tokenizer_without_an_end_is_refused(own, tmp_path, capsys):
     """open_clip could not tell which state stands for the text."""
     folder = shutil.copytree(own[0], tmp_path / "export")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,6 +101,19 @@ def test_the_folder_for_transformers_has_its_file_of_code(export: Path, hub: Loc
     ours, theirs = load_file(export / "model.safetensors"), load(files["model.safetensors"])
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_damaged_export_is_not_published(
+    export: Path, hub: LocalHub, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = shutil.copytree(export, tmp_path / "damaged", ignore_dangling_symlinks=True)
+    (damaged / name).write_bytes((export / name).read_bytes()[:-100])
+    assert push(damaged) == 2
+    error = capsys.readouterr().err
+    assert str(damaged) in error
+    assert error.count("\n") == 1
+    assert hub.files == {}
 
 
 def test_a_public_repository_needs_the_option(export: Path, hub: LocalHub, capsys: pytest.CaptureFixture[str]) -> None:

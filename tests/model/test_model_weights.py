@@ -1,6 +1,7 @@
 """Weights of other libraries under our names: files of several formats, and the two packages with real weights."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tiny_models import BERT, CLIP_TEXT, tiny
 from transformers import BertConfig, BertForMaskedLM, CLIPConfig, CLIPModel, CLIPTextModelWithProjection
 
 from priorclip.common.packages import package_folder
+from priorclip.model.__main__ import main as model_command
 from priorclip.model.build import build_model
 from priorclip.model.config import EncoderConfig, TextConfig
 from priorclip.model.encoders.vision import ImageEncoder
@@ -67,6 +69,32 @@ def test_code_in_pickles_is_not_executed(tmp_path):
     with pytest.raises(Exception, match=r"weights_only|Weights only"):
         ImageEncoder(EncoderConfig(name="test_resnet", weights=str(tmp_path / "evil.pth")), pool=True)
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "it is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "it begins with 'version https://git-lfs.'"),
+        (b"<!DOCTYPE html>\n<html>Not Found</html>", "it begins with '<!DOCTYPE html>"),
+        (b"PK\x03\x04" + bytes(200), "it begins with 'PK"),
+        (bytes(range(255, 0, -1)), "it begins with"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_that_holds_no_weights_is_named(tmp_path, content, said, suffix, capsys):
+    """As a download leaves it that failed, or that git did not finish; for a training and for `model convert`."""
+    path = tmp_path / f"downloaded{suffix}"
+    path.write_bytes(content)
+    said = f"{path} is damaged" if suffix == ".safetensors" else said
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        ImageEncoder(EncoderConfig(name="test_resnet", weights=str(path)), pool=True)
+    assert str(path) in str(caught.value)
+    assert model_command(["convert", "--input", str(path), "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"model convert: error: --input {path} is ")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_text_weights_of_a_transformers_folder_with_a_head(tmp_path):

@@ -9,14 +9,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small_galleries import TestSet, export_model
 
 from priorclip.data_shards.__main__ import main as data_shards
-from priorclip.retrieval import EmbeddingIndex
+from priorclip.retrieval import EmbeddingIndex, embedding_index
 from priorclip.retrieval.__main__ import main
-from priorclip.retrieval.embedding_index import write_folder
+from priorclip.retrieval.embedding_index import check_entry, write_folder
+from priorclip.retrieval.places import PlaceColumns
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -133,7 +137,7 @@ def test_what_cannot_be_is_refused(
             assert "another command changes the index" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         run("remove", "--index", whole)
-    assert "say which images: by --image_keys, --bbox, --time or --scene" in capsys.readouterr().err
+    assert "say which images: by --image_keys, --shards, --bbox, --time or --scene" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
 
 
@@ -177,3 +181,72 @@ def test_packed_shards_are_known_by_tar_and_row(test_set: TestSet, tmp_path: Pat
         assert run("add", "--index", index, "--device", "cpu", "--data", shards) == 0
     places = [(each["shard"], each["sample"]) for each in entries(index)[2:]]
     assert len(places) == len(set(places)) > 2
+
+
+def test_shards_are_removed_by_name(test_set: TestSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By file name, path or pattern, together with other conditions; images of files belong to no shard."""
+    index = tmp_path / "index"
+    data = ["--model", test_set.export, "--device", "cpu", "--data", test_set.shards]
+    assert run("index", "--output", index, *data) == 0
+    assert run("add", "--index", index, "--device", "cpu", "--limit", "2", *of(test_set)) == 0
+    before = entries(index)
+    assert run("remove", "--index", index, "--shards", "nothing.tar") == 2
+    assert "no image of the index" in capsys.readouterr().err
+    assert run("remove", "--index", index, "--shards", "*-000001.tar", test_set.shards / "test-000002.tar") == 0
+    left = [each for each in before if not each.get("shard", "").endswith(("1.tar", "2.tar"))]
+    assert entries(index) == left
+    assert len(left) == 12
+    assert run("remove", "--index", index, "--shards", "*", "--image_keys", left[0]["key"]) == 0
+    assert entries(index) == left[1:]  # the same key of a file is still there
+    assert any(each["key"] == left[0]["key"] for each in left[1:])
+
+
+def test_lines_are_read_once_when_images_are_added_and_copied_when_some_are_removed(
+    placed_index: Path, test_set: TestSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The places are those that the lines say, in an index of pictures, tiles and pictures."""
+    index = make(test_set, tmp_path / "index", "--limit", "3")
+    assert run("add", "--index", index, "--device", "cpu", "--data", placed_index.parent / "tiles") == 0
+    read: list[bytes] = []
+
+    def counting(line: bytes, source: str) -> dict:
+        read.append(line)
+        return check_entry(line, source)
+
+    monkeypatch.setattr(embedding_index, "check_entry", counting)
+    assert run("add", "--index", index, "--device", "cpu", *of(test_set)) == 0
+    assert len(read) == 15
+    read.clear()
+    assert run("remove", "--index", index, "--scene", "scene-000.tif") == 0
+    assert not read
+    columns = EmbeddingIndex.load(index).columns
+    expected = PlaceColumns.of([each.get("place", {}) for each in entries(index)])
+    assert columns is not None
+    assert expected is not None
+    assert columns.names == expected.names
+    assert sorted(columns.names) == ["fiji.tif", "lost.tif", "scene-001.tif"]
+    for name in ("bounds", "time", "scene"):
+        np.testing.assert_array_equal(getattr(columns, name), getattr(expected, name))
+        assert getattr(columns, name).dtype == getattr(expected, name).dtype
+
+
+@given(st.lists(st.lists(st.sampled_from(["", "a", "b", "c"]), max_size=5), max_size=4))
+def test_joined_places_are_those_of_all_images(parts: list[list[str]]) -> None:
+    places = [[{"scene": name, "acquired": "2024-06-02"} if name else {} for name in part] for part in parts]
+    joined = PlaceColumns.joined([(PlaceColumns.of(part), len(part)) for part in places])
+    expected = PlaceColumns.of([place for part in places for place in part])
+    if expected is None or joined is None:
+        assert joined is expected
+        return
+    assert joined.names == expected.names
+    for name in ("bounds", "time", "scene"):
+        np.testing.assert_array_equal(getattr(joined, name), getattr(expected, name))
+    rows = np.arange(len(expected.scene))[::2]
+    picked = [place for part in places for place in part][::2]
+    again = expected.part(rows)
+    want = PlaceColumns.of(picked)
+    found = PlaceColumns.joined([(again, len(rows))])
+    assert (found is None) == (want is None)
+    if found is not None and want is not None:
+        assert found.names == want.names
+        np.testing.assert_array_equal(found.scene, want.scene)

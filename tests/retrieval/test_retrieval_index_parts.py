@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from small_galleries import TestSet
 
-from priorclip.common.files import file_aside
+from priorclip.common.files import file_aside, sha256_of
 from priorclip.data_shards.stream.evaluation_batches import ImageFetcher
-from priorclip.retrieval import EmbeddingIndex
+from priorclip.retrieval import EmbeddingIndex, identity
 from priorclip.retrieval.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,6 +139,27 @@ def test_parts_that_do_not_belong_to_the_index_are_encoded_again(
         assert content(output)["embeddings.safetensors"] == undisturbed["embeddings.safetensors"]
     reason = "is damaged" if change == "damage" else "is of another model, other options or other images"
     assert caplog.text.count(reason) == (1 if change == "damage" else 2)
+
+
+def test_the_weights_are_read_once_for_their_hash(
+    test_set: TestSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights in the same place that have changed are read again."""
+    export = shutil.copytree(test_set.export, tmp_path / "export")
+    words = words_of(test_set, tmp_path / "index")
+    words[words.index("--model") + 1] = str(export)
+    hashed: list[Path] = []
+
+    def counting(path: Path) -> str:
+        hashed.append(path)
+        return sha256_of(path)
+
+    monkeypatch.setattr(identity, "sha256_of", counting)
+    assert main([*words, "--limit", "4"]) == 0
+    assert hashed == [export / "model.safetensors"]
+    with file_aside(export / "model.safetensors") as aside:
+        aside.write_bytes(b"other")
+    assert identity.model_hash(export) == sha256_of(export / "model.safetensors")
 
 
 def test_keep_every_is_checked(test_set: TestSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
