@@ -94,18 +94,26 @@ def synthetic_batch(config: Any, size: int, rank: Rank) -> dict[str, Any]:
 
 def synthetic_run(preset: str, wanted: dict[str, Any], rank: Rank, folder: Path) -> tuple[Any, RetrievalObjective, Any]:
     """Returns engine, objective and batch of a preset with random weights."""
+    engine, config = synthetic_engine(preset, wanted, rank, folder)
+    return engine, RetrievalObjective(LossConfig(), rank.device), synthetic_batch(config, wanted["batch"], rank)
+
+
+def synthetic_engine(preset: str, wanted: dict[str, Any], rank: Rank, folder: Path) -> tuple[Any, Any]:
+    """Returns the engine of a preset with random weights, and the model's configuration."""
     config = load_preset(preset)
     config.vision.weights = config.prior.weights = config.text.weights = None
-    model = build_model(config).train()
+    with torch.device(rank.device):
+        model = build_model(config).train()
     model.set_grad_checkpointing(wanted.get("checkpointing", False))
     engine_config = EngineConfig(
         zero=with_buckets(wanted, rank, folder),
         precision=wanted.get("precision", "fp32"),
         global_batch=wanted["batch"] * rank.world_size,
+        micro_batch=wanted.get("micro_batch"),
     )
     run = RunConfig(dir=str(folder), engine=engine_config, optimizer=OptimizerConfig())
     engine = build_engine(model, parameter_groups(model, 0.1), run, total_steps=100, world_size=rank.world_size)
-    return engine, RetrievalObjective(LossConfig(), rank.device), synthetic_batch(model.config, wanted["batch"], rank)
+    return engine, model.config
 
 
 def measured(preset: str, wanted: dict[str, Any], rank: Rank, folder: Path) -> dict[str, Any]:

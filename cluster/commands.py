@@ -183,7 +183,7 @@ class PlanConfig:
         grad_checkpointing: null: only if it is needed
         precision: of parameters and activations
         throughput: measured images/s of one GPU, without checkpointing and gradient caching
-        bench: JSON of 'python -m model bench --format json', instead of throughput
+        bench: JSON of 'python -m benchmarks.gpu' or of 'python -m model bench --format json', instead of throughput
         mfu: assumed share of the peak FLOP/s, if throughput is not measured
         peak_tflops: peak of the GPU, if its name is not known
         pairs: pairs of an epoch; the default is RS5M
@@ -241,6 +241,7 @@ class SimulateConfig:
         preset: name in model/presets
         gpu: name of the GPU, for the peak that --mfu refers to
         images_per_second: measured on one GPU; null: from FLOPs, peak and MFU
+        bench: JSON of 'python -m benchmarks.gpu' or of 'python -m model bench --format json', instead of that
         mfu: assumed share of the peak FLOP/s, if images_per_second is not measured
         peak_tflops: peak of the GPU, if its name is not known
         precision: of parameters and gradients
@@ -260,6 +261,7 @@ class SimulateConfig:
     preset: str = "priorclip-b32"
     gpu: str = "A100"
     images_per_second: float | None = None
+    bench: str | None = None
     mfu: float = 0.35
     peak_tflops: float | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"

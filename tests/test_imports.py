@@ -46,7 +46,7 @@ def test_modules_have_one_name(package: str) -> None:
         for path in [
             *(ROOT / package).rglob("*.py"),
             *(ROOT / "tests").rglob("test_*.py"),
-            *ROOT.glob("benchmarks/*.py"),
+            *(ROOT / "benchmarks").rglob("*.py"),
         ]
         for name in modules_of(path.read_text())
         if name.split(".")[0] == package

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 from priorclip.cluster.commands import PlanConfig, SimulateConfig
 from priorclip.cluster.plan.memory import BYTES
@@ -30,13 +32,53 @@ def loss_flops(table: ModelTable, config: PlanConfig | SimulateConfig) -> float 
     return config.mfu * peak * 1e12 if peak else None
 
 
-def bench_rate(file: str, preset: str) -> float:
-    """Images a second of the preset, from the JSON that ``python -m model bench --format json`` printed."""
+def bench_rate(file: str, preset: str, precision: str) -> tuple[float, str]:
+    """Images a second of the preset on one GPU, and where they are from.
+
+    Args:
+        file: JSON that ``python -m model bench --format json`` printed, or that ``python -m benchmarks.gpu`` wrote. Of
+            the latter, the model that is not compiled counts if it was measured, because a run compiles only if
+            run.engine.compile says so
+        preset: name in model/presets
+        precision: of the plan
+
+    Raises:
+        ValueError: the file is neither, or it has no throughput of the preset in that precision
+    """
     try:
-        models = json.loads(Path(file).read_text())["models"]
-        return float(next(row for row in models if row["name"] == preset)["images_per_second"])
-    except (KeyError, TypeError, StopIteration, json.JSONDecodeError) as error:
-        raise ValueError(f"--bench {file}: no output of 'python -m model bench --format json' for {preset}") from error
+        values = json.loads(Path(file).read_text())
+        if values.get("benchmark") == "gpu":
+            return measured_rate(values, file, preset, precision)
+        rate = float(next(row for row in values["models"] if row["name"] == preset)["images_per_second"])
+    except (AttributeError, KeyError, TypeError, StopIteration, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"--bench {file}: no output of 'python -m model bench --format json' or 'python -m benchmarks.gpu' for"
+            f" {preset}"
+        ) from error
+    return checked_rate(rate, file), f"measured, {file}"
+
+
+def measured_rate(values: dict[str, Any], file: str, preset: str, precision: str) -> tuple[float, str]:
+    """The same of the JSON of ``benchmarks.gpu``."""
+    rows = values.get("models", [])
+    fits = [row for row in rows if (row["preset"], row["precision"]) == (preset, precision)]
+    if not fits:
+        found = ", ".join(sorted({f"{row['preset']} in {row['precision']}" for row in rows})) or "none"
+        raise ValueError(
+            f"--bench {file}: no throughput of {preset} in {precision}, only of: {found}. Measure it: python -m"
+            f" benchmarks.gpu --sections models --presets {preset} --precision {precision}"
+        )
+    row = min(fits, key=lambda each: each["mode"] != "eager")
+    device = values["machine"]["device"]
+    return checked_rate(float(row["images_per_second"]), file), (
+        f"measured, {file}: {device}, {row['precision']}, {row['mode']}, batch {row['batch']}"
+    )
+
+
+def checked_rate(rate: float, file: str) -> float:
+    if not 0 < rate < math.inf:
+        raise ValueError(f"--bench {file}: {rate} images/s cannot be")
+    return rate
 
 
 def loader_rate(config: PlanConfig) -> float | None:

@@ -50,7 +50,7 @@ def time_of_step(table: ModelTable, config: PlanConfig, choice: Choice) -> tuple
     flops = table.flops(setting.checkpointing, choice.grad_cache)
     slowdown = flops / table.flops(False, False)
     if config.bench is not None:
-        rate, source = bench_rate(config.bench, config.preset), f"measured, {config.bench}"
+        rate, source = bench_rate(config.bench, config.preset, config.precision)
     elif config.throughput is not None:
         rate, source = config.throughput, "given"
     else:

@@ -2,6 +2,7 @@
 
 python -m cluster simulate --preset priorclip-b32 --gpu H100 --zero 2 --output scaling.png
 python -m cluster simulate --images_per_second 900 --preset priorclip-b32      # measured, of one GPU
+python -m cluster simulate --bench runs/gpu/gpu.json --preset priorclip-b32    # the same, as benchmarks.gpu wrote it
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import json
 from dataclasses import asdict
 
 from priorclip.cluster.commands import SimulateConfig
-from priorclip.cluster.plan.gpu_rates import images_from_peak, loss_flops
+from priorclip.cluster.plan.gpu_rates import bench_rate, images_from_peak, loss_flops
 from priorclip.cluster.plan.memory import BYTES, PERSISTENT
-from priorclip.cluster.plan.model_table import load_table
+from priorclip.cluster.plan.model_table import ModelTable, load_table
 from priorclip.cluster.plan.network import Network
 from priorclip.cluster.plan.step_time import PARTS, StepTime, Work, step_time
 
@@ -20,7 +21,7 @@ from priorclip.cluster.plan.step_time import PARTS, StepTime, Work, step_time
 def simulate(config: SimulateConfig) -> str:
     """Returns weak- and strong-scaling curves as text or JSON, and writes the plot if --output is given."""
     table = load_table(config.preset, config.precision, config.table)
-    rate = config.images_per_second or images_from_peak(table, config)
+    rate = rate_of_a_gpu(table, config)
     work = Work(
         seconds_a_sample=1 / rate, trained=table.trained, frozen=table.frozen, width=table.width,
         loss_flops=loss_flops(table, config), bytes_a_parameter=BYTES[config.precision], zero=int(config.zero),
@@ -39,6 +40,13 @@ def simulate(config: SimulateConfig) -> str:
         f"weak scaling, {config.batch} pairs a GPU, ms a step\n\n{format_steps(weak)}\n\n"
         f"strong scaling, {config.global_batch:,} pairs a step, ms a step\n\n{format_steps(strong)}"
     )
+
+
+def rate_of_a_gpu(table: ModelTable, config: SimulateConfig) -> float:
+    """Images a second of one GPU: measured, given, or from FLOPs, peak and MFU."""
+    if config.bench is not None:
+        return bench_rate(config.bench, config.preset, config.precision)[0]
+    return config.images_per_second or images_from_peak(table, config)
 
 
 def weak_scaling(work: Work, network: Network, ranks: list[int], batch: float) -> list[StepTime]:

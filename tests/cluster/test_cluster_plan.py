@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from priorclip.cluster.__main__ import main
+from priorclip.cluster.plan.gpu_rates import bench_rate
 from priorclip.cluster.plan.memory import Setting, estimate_memory, largest_micro_batch
 from priorclip.cluster.plan.model_table import ModelTable, Point
 from priorclip.cluster.plan.network import Network
@@ -168,6 +169,48 @@ def test_plan_of_a_preset(table_file: Path, capsys: pytest.CaptureFixture[str]) 
     text = capsys.readouterr().out
     assert "run.engine: {zero: 2, precision: bf16, global_batch: 4096, micro_batch: null" in text
     assert f"{found['days']:.2f} days" in text
+
+
+def gpu_figures(path: Path, *rows: tuple[str, float]) -> str:
+    """JSON as `python -m benchmarks.gpu` writes it, with (mode, images/s) of the preset in bf16."""
+    models = [{"preset": "priorclip-tiny", "name": "priorclip-tiny", "mode": mode, "precision": "bf16", "batch": 512,
+               "images_per_second": rate} for mode, rate in rows]  # fmt: skip
+    path.write_text(json.dumps({"benchmark": "gpu", "machine": {"device": "NVIDIA H100"}, "models": models}))
+    return str(path)
+
+
+def test_plan_and_simulation_take_the_figures_of_a_gpu(
+    table_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = gpu_figures(tmp_path / "gpu.json", ("compiled", 2000.0), ("eager", 1000.0))
+    given = planned(capsys, table_file, "--gpus", "8x80GB", "--throughput", "1000")
+    found = planned(capsys, table_file, "--gpus", "8x80GB", "--bench", file)
+    assert found["step"] == given["step"], "the model that is not compiled counts, as in a run by default"
+    assert found["compute_from"] == f"measured, {file}: NVIDIA H100, bf16, eager, batch 512"
+    words = ["simulate", "--preset", "priorclip-tiny", "--table", str(table_file), "--json"]
+    compiled = gpu_figures(tmp_path / "compiled.json", ("compiled", 2000.0))
+    assert main([*words, "--bench", compiled]) == 0
+    assert json.loads(capsys.readouterr().out)["work"]["seconds_a_sample"] == 1 / 2000
+
+
+def test_figures_of_a_gpu_that_do_not_fit_are_named(
+    table_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = gpu_figures(tmp_path / "gpu.json", ("eager", 1000.0))
+    nothing, broken = gpu_figures(tmp_path / "empty.json"), gpu_figures(tmp_path / "broken.json", ("eager", -1.0))
+    other = tmp_path / "other.json"
+    other.write_text('{"benchmark": "gpu", "models": [{"preset": "priorclip-tiny"}]}')
+    words = ["plan", "--preset", "priorclip-tiny"]
+    table = ["--table", str(table_file)]
+    for options, message in (
+        ([*table, "--bench", nothing], "no throughput of priorclip-tiny in bf16, only of: none. Measure it: python -m"),
+        ([*table, "--bench", broken], "broken.json: -1.0 images/s cannot be"),
+        ([*table, "--bench", str(other)], "no output of 'python -m model bench --format json' or 'python -m benchm"),
+    ):
+        assert main([*words, *options]) == 2
+        assert message in capsys.readouterr().err
+    with pytest.raises(ValueError, match="of priorclip-tiny in fp16, only of: priorclip-tiny in bf16"):
+        bench_rate(file, "priorclip-tiny", "fp16")
 
 
 def test_plan_saves_memory_if_it_must(table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
