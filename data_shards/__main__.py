@@ -9,7 +9,7 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from priorclip.common.command_line import run_command
+from priorclip.common.command_line import print_error, run_command
 from priorclip.common.options import parse_command
 from priorclip.common.output import say, set_up_logging
 from priorclip.common.printable import one_line
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from priorclip.data_shards.pack.worker_pool import TaskShare, WorkerPool
     from priorclip.data_shards.sources import Record
 
+CURATE = "python -m retrieval curate --shards SHARDS --model EXPORT --output FOLDER"
 COMMANDS = {
     "pack": PackConfig,
     "synthetic": SyntheticConfig,
@@ -45,6 +46,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns its exit code: 0 success, 1 bad data, 2 an error, see common/command_line.py."""
     set_up_logging("%(levelname)s %(message)s")
+    if list(sys.argv[1:] if argv is None else argv)[:1] == ["curate"]:
+        print_error("data_shards", "curate scores pairs with a model, so it is a command of retrieval: " + CURATE)
+        return 2
     name, config = parse_command(
         COMMANDS,
         argv,

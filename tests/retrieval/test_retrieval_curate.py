@@ -15,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from priorclip.common.options import parse_command
 from priorclip.data_shards import ShardSet, train_tokenizer
+from priorclip.data_shards.__main__ import main as data_shards
 from priorclip.data_shards.commands import PackConfig
 from priorclip.data_shards.images.transforms import eval_transform
 from priorclip.data_shards.inspect.verify import verify_folder
@@ -25,7 +27,8 @@ from priorclip.data_shards.sources.record import Record, load
 from priorclip.data_shards.stream.batch_fetcher import tokenize
 from priorclip.model import build_model, load_preset, save_pretrained
 from priorclip.model.config import EncoderConfig
-from priorclip.retrieval.__main__ import main
+from priorclip.retrieval.__main__ import LISTS, join_list_values, main
+from priorclip.retrieval.commands import COMMANDS
 from priorclip.retrieval.curation import curate as curation
 from priorclip.retrieval.curation.semantic import semantic_duplicates
 from priorclip.retrieval.curation.text_rules import TextRules
@@ -231,3 +234,10 @@ def test_words_are_whole_and_languages_need_certainty() -> None:
     assert rules.judge("the LOGO, twice") == ("unwanted word", "logo")
     assert TextRules(languages=("en",)).judge("a dock") is None  # too short to be certain
     assert TextRules(max_words=3).judge("a dock with boats") == ("too many words", "4 words")
+
+
+def test_data_shards_says_whose_command_curate_is(capfd: pytest.CaptureFixture[str]) -> None:
+    assert data_shards(["curate", "--help"]) == 2
+    command = capfd.readouterr().err.strip().split("a command of retrieval: python -m retrieval ")[1]
+    name, config = parse_command(COMMANDS, join_list_values(command.split(), LISTS), prog="retrieval")
+    assert (name, config.shards, config.output) == ("curate", ["SHARDS"], "FOLDER")
