@@ -27,7 +27,7 @@ from priorclip.data_shards.sources.record import Record, load
 from priorclip.data_shards.stream.batch_fetcher import tokenize
 from priorclip.model import build_model, load_preset, save_pretrained
 from priorclip.model.config import EncoderConfig
-from priorclip.retrieval.__main__ import LISTS, join_list_values, main
+from priorclip.retrieval.__main__ import main
 from priorclip.retrieval.commands import COMMANDS
 from priorclip.retrieval.curation import curate as curation
 from priorclip.retrieval.curation.semantic import semantic_duplicates
@@ -239,5 +239,5 @@ def test_words_are_whole_and_languages_need_certainty() -> None:
 def test_data_shards_says_whose_command_curate_is(capfd: pytest.CaptureFixture[str]) -> None:
     assert data_shards(["curate", "--help"]) == 2
     command = capfd.readouterr().err.strip().split("a command of retrieval: python -m retrieval ")[1]
-    name, config = parse_command(COMMANDS, join_list_values(command.split(), LISTS), prog="retrieval")
-    assert (name, config.shards, config.output) == ("curate", ["SHARDS"], "FOLDER")
+    name, config = parse_command(COMMANDS, command.split(), prog="retrieval")
+    assert (name, config.shards, config.output) == ("curate", "SHARDS", "FOLDER")
