@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         "belief-truth",
         "curate",
         "index",
+        "approximate",
         "add",
         "remove",
         "search",

@@ -237,12 +237,12 @@ def test_compiled_models_come_last(folder: Path) -> None:
 
 def test_figures_go_into_their_place_of_a_page(tmp_path: Path, found: dict[str, Any]) -> None:
     page = tmp_path / "gpu.md"
-    page.write_text(f"# Title\n\nBefore.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n")
+    page.write_text(f"# Title\n\nBefore.\n\n{BEGIN}\nformer figures\n{END}\n\nAfter.\n")
     put_into_page(page, page_of(found))
     text = page.read_text()
     assert text.startswith(f"# Title\n\nBefore.\n\n{BEGIN}\n{NO_GPU}")
     assert text.endswith(f"{END}\n\nAfter.\n")
-    assert "old" not in text
+    assert "former figures" not in text
     put_into_page(page, page_of(found))
     assert page.read_text() == text
     page.write_text("# A page of something else\n")
