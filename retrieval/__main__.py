@@ -222,7 +222,7 @@ def run_search(config: SearchConfig) -> None:
     queries = read_queries(Path(config.queries)) if config.queries is not None else None
     searcher = open_searcher(config)
     if within is not None:
-        within.rows(searcher.index.columns)  # an index without places is no fault of the query
+        within.need(searcher.index.columns)  # an index without places is no fault of the query
     text, k = config.text or "", config.k
     way = searcher.index.way_of_search(limited=within is not None)
     if queries is not None:

@@ -141,13 +141,19 @@ class Within:
             return None
         return cls(None if bbox is None else parse_bbox(bbox), None if time is None else parse_time(time), scene)
 
-    def rows(self, columns: PlaceColumns | None) -> NDArray[np.int64]:
-        """Returns the rows of the images within the limits. Raises ValueError for an index without places."""
+    @staticmethod
+    def need(columns: PlaceColumns | None) -> PlaceColumns:
+        """Returns the columns. Raises ValueError for an index without places."""
         if columns is None:
             raise ValueError(
                 "this index has no places: make it from tiles of scenes (pack --source raster), or from a table with "
                 "places (pack --keep-columns lat,lon,time)"
             )
+        return columns
+
+    def rows(self, columns: PlaceColumns | None) -> NDArray[np.int64]:
+        """Returns the rows of the images within the limits. Raises ValueError for an index without places."""
+        columns = self.need(columns)
         kept = np.ones(len(columns.scene), bool)
         if self.bbox is not None:
             kept &= touches(columns.bounds, self.bbox)

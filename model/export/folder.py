@@ -307,8 +307,9 @@ def set_length(folder: Path, length: int) -> None:
             write_json(settings, {**made, "model_max_length": length})
 
 
-def forget_last_call(tokenizer: Any) -> None:
+def set_tokenizer_length(tokenizer: Any, length: int) -> None:
     """Does to a loaded tokenizer what `set_length` does to its files."""
+    tokenizer.model_max_length = length
     for name in LAST_LIMITS:
         tokenizer.init_kwargs.pop(name, None)
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:

@@ -29,7 +29,7 @@ from priorclip.model.convert.clip_tokenizer import CLIP_ENTRIES
 from priorclip.model.convert.open_clip import text_rules, vision_rules
 from priorclip.model.convert.rules import Take, their_names, transposed
 from priorclip.model.encoders.weights import State
-from priorclip.model.export.folder import forget_last_call, refuse_bands, write_json
+from priorclip.model.export.folder import refuse_bands, set_tokenizer_length, write_json
 from priorclip.model.networks.uncertainty import means_only
 
 log = get_logger(__name__)
@@ -63,8 +63,7 @@ def export_open_clip(model: Any, folder: str | Path, source: str | Path) -> Path
     folder = Path(folder)
     with folder_aside(folder) as aside:
         if words.tokenizer is not None:
-            words.tokenizer.model_max_length = length
-            forget_last_call(words.tokenizer)
+            set_tokenizer_length(words.tokenizer, length)
             words.tokenizer.save_pretrained(str(aside))
         write_json(aside / "open_clip_config.json", config)
         save_file(state, aside / "open_clip_model.safetensors", metadata={"format": "pt"})

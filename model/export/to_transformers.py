@@ -26,7 +26,7 @@ from priorclip.model.convert.rules import stacked, their_names
 from priorclip.model.convert.transformers_clip import rules
 from priorclip.model.encoders.weights import State
 from priorclip.model.export import modelling_priorclip
-from priorclip.model.export.folder import forget_last_call, preprocessor, refuse_bands, save_pretrained, write_json
+from priorclip.model.export.folder import preprocessor, refuse_bands, save_pretrained, set_tokenizer_length, write_json
 from priorclip.model.export.to_open_clip import read_text_ids
 from priorclip.model.export_config import AUTO_MAP
 from priorclip.model.networks.uncertainty import means_only
@@ -70,8 +70,7 @@ def export_transformers(model: Any, folder: str | Path, source: str | Path) -> s
 def read_tokenizer(model: Any, source: Path) -> Any:
     """Returns the tokenizer of the export folder, which cuts texts where the model's texts end."""
     tokenizer = open_tokenizer(str(source))
-    tokenizer.model_max_length = model.config.text.context_length
-    forget_last_call(tokenizer)
+    set_tokenizer_length(tokenizer, model.config.text.context_length)
     return tokenizer
 
 

@@ -22,7 +22,7 @@ from priorclip.model.losses.attribution import UNLABELLED, AttributionLoss
 from priorclip.model.losses.contrastive import ContrastiveLoss
 from priorclip.model.losses.gather import rank
 from priorclip.model.losses.pairs import hash_tokens
-from priorclip.model.losses.probabilistic import ProbabilisticLoss
+from priorclip.model.losses.probabilistic import as_products
 from priorclip.model.losses.sigmoid import SigmoidLoss
 
 Parts = dict[str, Tensor]
@@ -61,7 +61,8 @@ class RetrievalLoss(nn.Module):
             raise ValueError(f"loss weights must not be negative: contrastive {contrastive}, lambda_cs {lambda_cs}")
         self.weight, self.lambda_cs, self.shared_captions = contrastive, lambda_cs, shared_captions
         self.ignores_equal_captions = equal_captions == "ignored"
-        self.contrastive = loss_of_pairs(kind, chunk, hard_negatives)
+        self.has_variances = kind == "probabilistic"
+        self.contrastive = ContrastiveLoss(chunk, hard_negatives) if kind == "contrastive" else SigmoidLoss(chunk)
         self.attribution = AttributionLoss(chunk, compat, classes)
 
     def forward(
@@ -117,18 +118,12 @@ class RetrievalLoss(nn.Module):
         bias = outputs.get("logit_bias")
         if bias is None:
             raise ValueError("the sigmoid loss needs a model with a bias: set model.logit_bias_init, -10 as in SigLIP")
-        if isinstance(self.contrastive, ProbabilisticLoss):
+        if self.has_variances:
             of_image, of_text = outputs.get("image_uncertainty"), outputs.get("text_uncertainty")
             if of_image is None or of_text is None:
                 raise ValueError("the probabilistic loss needs a model with variances: set model.uncertainty true")
-            return self.contrastive.of_distributions(image, text, of_image, of_text, scale, bias, ids, captions)
+            image, text, scale, bias = as_products(image, text, of_image, of_text, scale, bias)
         return self.contrastive(image, text, scale, bias, ids, captions)  # type: ignore[no-any-return]
-
-
-def loss_of_pairs(kind: PairLoss, chunk: int | None, hard_negatives: float) -> nn.Module:
-    if kind == "contrastive":
-        return ContrastiveLoss(chunk, hard_negatives)
-    return SigmoidLoss(chunk) if kind == "sigmoid" else ProbabilisticLoss(chunk)
 
 
 def pair_ids(image_ids: Tensor) -> Tensor:

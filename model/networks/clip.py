@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
 from priorclip.model.config import ModelConfig
@@ -65,12 +64,6 @@ class PlainCLIP(TwoTowers):
         """Images (B, 3, H, W) -> their feature (B, d), of any length, and what it was projected from."""
         hidden = self.visual(images)
         return Projected(hidden, self.image_projection(hidden))
-
-    def project_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Projected:
-        """Token ids (B, T) -> their feature (B, d), of any length, and what it was projected from."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden = self.text.pool(self.text(input_ids, mask), mask)
-        return Projected(hidden, self.text_projection(hidden))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes activations in the backward pass: less memory, a third more time."""

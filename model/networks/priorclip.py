@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor, nn
 
 from priorclip.model.config import ModelConfig
@@ -65,12 +64,6 @@ class PriorCLIP(TwoTowers):
         """Images (B, 3, H, W) -> their feature (B, d), of any length, and what it was projected from."""
         hidden = self.visual(images, self.prior(images))
         return Projected(hidden, self.image_projection(hidden))
-
-    def project_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Projected:
-        """Token ids (B, T) -> their feature (B, d), of any length, and what it was projected from."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        hidden = self.text.pool(self.text(input_ids, mask), mask)
-        return Projected(hidden, self.text_projection(hidden))
 
     def belief_map(self, images: Tensor) -> Tensor:
         """Returns M, the belief of the instruction in each place of the image, (B, h, w), sums to 1."""

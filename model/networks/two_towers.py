@@ -1,7 +1,7 @@
 """The common base of PriorCLIP, PriorITR and plain CLIP: two encoders into one space, and two learned scales.
 
-A subclass has ``config``, ``logit_scale``, ``attribution_scale``, ``project_image`` and ``project_text``. With a prior
-it also has ``belief_map``; without a prior ``has_belief`` is false.
+A subclass has ``config``, ``text``, ``text_projection``, ``logit_scale``, ``attribution_scale`` and ``project_image``.
+With a prior it also has ``belief_map``; without a prior ``has_belief`` is false.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class TwoTowers(nn.Module):
 
     config: ModelConfig
     text: TextEncoder
+    text_projection: nn.Linear
     has_belief: bool = True
     logit_scale: nn.Parameter
     attribution_scale: nn.Parameter
@@ -129,7 +130,9 @@ class TwoTowers(nn.Module):
 
     def project_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Projected:
         """Token ids (B, T) -> their feature (B, d), of any length, and what it was projected from."""
-        raise NotImplementedError
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        hidden = self.text.pool(self.text(input_ids, mask), mask)
+        return Projected(hidden, self.text_projection(hidden))
 
 
 def log_scales(config: ModelConfig) -> tuple[nn.Parameter, nn.Parameter]:

@@ -3,7 +3,7 @@
     hidden (B, w) -> layer norm -> linear -> log of the variances (B, d) -> their sum u (B,)
 
 The mean of the distribution is the feature that retrieval compares. The sum of the variances is all that the
-probabilistic loss reads, because its distance is |mu_r - mu_c|^2 + u_r + u_c (`ProbabilisticLoss`).
+probabilistic loss reads, because its distance is |mu_r - mu_c|^2 + u_r + u_c (`as_products`).
 
 Source: PCME++, arXiv 2305.18171, section 3.1. There the variances have a whole layer of the encoder; here a linear one.
 """

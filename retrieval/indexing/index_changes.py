@@ -132,8 +132,7 @@ def make_approximate(config: ApproximateConfig, texts: list[str] | None = None) 
             queries = encoder.embed_texts(evenly(texts))
         elif index.about.get("approximate", {}).get("queries") == CAPTIONS:
             with contextlib.suppress(ValueError):  # it is damaged, and so are its texts
-                old = EmbeddingIndex.load(folder).cells
-                queries = None if old is None else old.queries.float()
+                queries = Cells.load(folder, index.about["approximate"], *index.embeddings.shape).queries.float()
         cells = make_cells(index.embeddings, queries, CAPTIONS, config.recall)
         write_cells(folder, index.about, cells)
         return cells

@@ -107,7 +107,7 @@ def parse_within(
     try:
         within = Within.parse(bbox, time, scene)
         if within is not None:
-            within.rows(searcher.index.columns)
+            within.need(searcher.index.columns)
     except ValueError as error:
         raise BadRequest(str(error)) from error
     return within

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from priorclip.model.losses.contrastive import ContrastiveLoss
+from priorclip.model.losses.probabilistic import as_products
 from priorclip.model.losses.sigmoid import SigmoidLoss
 
 
@@ -84,7 +85,7 @@ class DistributionLoss(PairLoss):
     def forward(self, image: Tensor, text: Tensor, scale: Tensor, key: Tensor) -> Tensor:
         captions = key[:, 1] if self.ignores else None
         (image, of_image), (text, of_text) = halves(image), halves(text)
-        return self.loss.of_distributions(image, text, of_image, of_text, scale, scale / 2, key[:, 0], captions)
+        return self.loss(*as_products(image, text, of_image, of_text, scale, scale / 2), key[:, 0], captions)
 
     def slowly(self, image: Tensor, text: Tensor, scale: Tensor, key: Tensor) -> Tensor:
         captions = key[:, 1] if self.ignores else None

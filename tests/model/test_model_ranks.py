@@ -19,7 +19,6 @@ from priorclip.model.losses import gather
 from priorclip.model.losses.attribution import AttributionLoss
 from priorclip.model.losses.contrastive import ContrastiveLoss
 from priorclip.model.losses.logit_scale import clamped_exp
-from priorclip.model.losses.probabilistic import ProbabilisticLoss
 from priorclip.model.losses.sigmoid import SigmoidLoss
 
 WIDTH = 6
@@ -71,7 +70,7 @@ def cases(world: int) -> dict[str, Case]:
             made[f"{name}, one image, equal captions {equal}"] = Case(pair(loss, equal), image, text, 0 * key)
         one = torch.stack([torch.arange(12), torch.full((12,), 5)], 1)  # without negatives if they are ignored
         made[f"hard, equal captions only, {equal}"] = Case(pair(ContrastiveLoss(5, 0.3), equal), image, text, one)
-        unsure = reference.DistributionLoss(ProbabilisticLoss(5), equal)
+        unsure = reference.DistributionLoss(SigmoidLoss(5), equal)
         made[f"distributions, equal captions {equal}"] = Case(unsure, image, text, key)
     half = {"scale": 100.0, "bound": 2e-3}
     for name, loss in (("sigmoid", SigmoidLoss()), ("hard", ContrastiveLoss(hard_negatives=0.3))):

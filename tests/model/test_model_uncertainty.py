@@ -13,8 +13,9 @@ from torch.nn.functional import normalize
 from priorclip.model.build import build_model
 from priorclip.model.config import LossConfig, ModelConfig, add_bias
 from priorclip.model.export.folder import from_pretrained, load_weights, save_pretrained
-from priorclip.model.losses.probabilistic import ProbabilisticLoss
+from priorclip.model.losses.probabilistic import as_products
 from priorclip.model.losses.retrieval_loss import RetrievalLoss
+from priorclip.model.losses.sigmoid import SigmoidLoss
 from priorclip.model.networks.uncertainty import START, means_only
 
 GENERATOR = torch.Generator().manual_seed(3)
@@ -31,7 +32,7 @@ def test_the_loss_equals_the_reference(chunk: int, knows_words: bool) -> None:
     leaves = [each.detach().requires_grad_() for each in (image, of_image, text, of_text, scale, bias)]
     captions = data["captions"] if knows_words else None
     mu, u, nu, v, s, b = leaves
-    found = ProbabilisticLoss(chunk).of_distributions(mu, nu, u, v, s, b, data["ids"], captions)
+    found = SigmoidLoss(chunk)(*as_products(mu, nu, u, v, s, b), data["ids"], captions)
     expected = reference.probabilistic(*leaves, data["ids"], captions)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
     for mine, theirs, leaf in zip(
@@ -51,7 +52,7 @@ def test_the_distance_is_that_of_samples() -> None:
     one = torch.ones(1, dtype=torch.float64)
     u, v = sigma.square().sum().view(1), tau.square().sum().view(1)
     # One pair, which is right: the loss is -log sigmoid(-distance).
-    loss = ProbabilisticLoss().of_distributions(mu[None], nu[None], u, v, one[0], 0 * one[0], torch.arange(1))
+    loss = SigmoidLoss()(*as_products(mu[None], nu[None], u, v, one[0], 0 * one[0]), torch.arange(1))
     distance = torch.log(torch.expm1(loss))
     assert distance.item() == pytest.approx(samples.item(), rel=0.01)
 
@@ -66,10 +67,8 @@ def test_a_caption_of_many_images_becomes_unsure() -> None:
     optimizer = torch.optim.Adam([image, text, logs], lr=0.1)
     for _ in range(600):
         nothing = torch.zeros(16)
-        loss = ProbabilisticLoss().of_distributions(
-            normalize(image, dim=1), normalize(text, dim=1)[captions], nothing, logs.exp()[captions], scale, bias,
-            torch.arange(16),
-        )  # fmt: skip
+        unit = normalize(image, dim=1), normalize(text, dim=1)[captions]
+        loss = SigmoidLoss()(*as_products(*unit, nothing, logs.exp()[captions], scale, bias), torch.arange(16))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
